@@ -1,0 +1,97 @@
+"""The errors a user can meet. Every room raises one of these at its edge.
+
+Each carries a sentence that names the field and the fix, an HTTP ``status`` and a stable
+``code`` so that a gateway can translate it without knowing the room it came from.
+"""
+
+from __future__ import annotations
+
+
+class StatepoolError(Exception):
+    """Base of all errors raised on purpose."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        """Name of the offending field, if there is one."""
+
+
+class InvalidRequest(StatepoolError):
+    """A field of a request is missing, of the wrong type or out of range."""
+
+    status = 400
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt does not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(StatepoolError):
+    """The API key is missing or wrong."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(StatepoolError):
+    """The named model, session, response or file does not exist."""
+
+    status = 404
+    code = "not_found"
+
+
+class PayloadTooLarge(StatepoolError):
+    """The request body is larger than the server accepts."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class Overloaded(StatepoolError):
+    """The queue is full; retry after ``retry_after`` seconds."""
+
+    status = 429
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(StatepoolError):
+    """The server is loading, draining, or lost a worker it needs."""
+
+    status = 503
+    code = "unavailable"
+
+
+class InvalidCheckpoint(StatepoolError):
+    """Model files are missing, truncated, or do not fit their config."""
+
+    code = "invalid_checkpoint"
+
+
+class InvalidConfig(StatepoolError):
+    """A setting is unknown, of the wrong type, or impossible on this machine."""
+
+    code = "invalid_config"
+
+
+class OutOfBlocks(StatepoolError):
+    """The KV pool cannot hold the request even when it is alone."""
+
+    status = 400
+    code = "kv_pool_too_small"
+
+
+class Corruption(StatepoolError):
+    """Stored bytes fail their checksum; nothing of them was used."""
+
+    code = "corruption"
