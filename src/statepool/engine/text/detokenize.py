@@ -1,0 +1,43 @@
+"""Incremental decoding: text as soon as its bytes are complete, and never a byte lost."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+from statepool.engine.text.tokenizer import Tokenizer
+
+
+class Detokenizer:
+    """Turns a stream of ids into text.
+
+    The concatenation of all returned strings equals ``tokenizer.decode`` of all ids. Bytes that
+    may still become a code point are held back (at most three).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, at_start: bool = True) -> None:
+        """``at_start=False`` keeps the leading space of sentencepiece models, for text that continues a text."""
+        self._tokenizer = tokenizer
+        self._skip = tokenizer.special_ids if skip_special else frozenset[int]()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._drop_space = at_start and tokenizer.drops_first_space
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that ``ids`` complete; ids beyond the vocabulary have no text."""
+        data = b"".join(self._tokenizer.token_bytes(i) for i in ids if i not in self._skip)
+        return self._first(self._decoder.decode(data))
+
+    def finish(self) -> str:
+        """What is held back: U+FFFD for an unfinished code point, else nothing."""
+        return self._first(self._decoder.decode(b"", final=True))
+
+    @property
+    def pending(self) -> bytes:
+        """The bytes held back; a moved request replays its ids instead of carrying them."""
+        return self._decoder.getstate()[0]
+
+    def _first(self, text: str) -> str:
+        if text and self._drop_space:
+            self._drop_space = False
+            return text.removeprefix(" ")
+        return text
