@@ -1,0 +1,46 @@
+// The Python module. Each family registers itself in one bind_ function beside its kernels.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "isa.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+
+void bind_vector(nb::module_& m);
+void bind_linear(nb::module_& m) __attribute__((weak));
+void bind_attention(nb::module_& m) __attribute__((weak));
+void bind_layer(nb::module_& m) __attribute__((weak));
+void bind_sample(nb::module_& m) __attribute__((weak));
+void bind_kv(nb::module_& m) __attribute__((weak));
+
+NB_MODULE(_kernels, m) {
+  m.doc() = "Kernels over bytes: no policy, the GIL released, the same bits on every instruction set.";
+
+  m.def(
+      "isa", [] { return std::string(statepool::isa_name(statepool::active_isa())); },
+      "Instruction set in use: generic, avx2 or avx512. All give the same bits.");
+  m.def(
+      "best_isa", [] { return std::string(statepool::isa_name(statepool::best_isa())); },
+      "Best instruction set of this machine.");
+  m.def(
+      "set_isa",
+      [](const std::string& name) {
+        if (!statepool::set_isa(name.c_str()))
+          throw std::invalid_argument("isa: '" + name + "' is unknown or this machine lacks it");
+      },
+      nb::arg("name"), "Use another instruction set from now on. Raises ValueError if the machine lacks it.");
+  m.def("set_threads", &statepool::set_threads, nb::arg("count"), nb::call_guard<nb::gil_scoped_release>(),
+        "Threads that take part in a kernel, the caller included (1..256).");
+  m.def("threads", &statepool::threads, "Threads that take part in a kernel.");
+
+  bind_vector(m);
+  if (bind_linear) bind_linear(m);
+  if (bind_attention) bind_attention(m);
+  if (bind_layer) bind_layer(m);
+  if (bind_sample) bind_sample(m);
+  if (bind_kv) bind_kv(m);
+}

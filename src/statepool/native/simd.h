@@ -1,0 +1,70 @@
+// F16: sixteen float lanes, the one vector type of every float kernel, with the same bits on every instruction set.
+//
+// Include only from *_kernels.cpp (compiled once per set into namespace STATEPOOL_NS). Such a file must not instantiate
+// inline functions of the standard library (containers, algorithms): the linker keeps one copy for the whole module and
+// could keep the one that needs wider instructions than the machine has. <cmath>, <cstdint>, <cstring> are safe here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(STATEPOOL_ISA_avx512) && defined(STATEPOOL_SIMDE)
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#elif defined(STATEPOOL_ISA_avx512) || defined(STATEPOOL_ISA_avx2)
+#include <immintrin.h>
+#endif
+
+#define STATEPOOL_INLINE inline __attribute__((always_inline))
+
+namespace statepool::STATEPOOL_NS {
+
+#if defined(STATEPOOL_ISA_avx512)
+#include "simd_avx512.inc"
+#elif defined(STATEPOOL_ISA_avx2)
+#include "simd_avx2.inc"
+#else
+#include "simd_generic.inc"
+#endif
+
+STATEPOOL_INLINE F16 zero() { return set1(0.0f); }
+STATEPOOL_INLINE F16 neg(F16 a) { return xor_bits(a, 0x80000000u); }
+STATEPOOL_INLINE F16 abs(F16 a) { return and_bits(a, 0x7fffffffu); }
+
+// Sum and maximum over the lanes by the fixed tree 16 -> 8 -> 4 -> 2 -> 1 (lane i with lane i + width/2).
+STATEPOOL_INLINE float tree_sum(F16 a) {
+  float v[16];
+  store(v, a);
+  for (int width = 8; width > 0; width >>= 1)
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  return v[0];
+}
+STATEPOOL_INLINE float tree_max(F16 a) {
+  float v[16];
+  store(v, a);
+  for (int width = 8; width > 0; width >>= 1)
+    for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
+  return v[0];
+}
+
+// e^x to about 2 ulp; 0 below -87.3, held at e^88 above 88, NaN stays NaN. Every softmax, silu and logsumexp uses it.
+STATEPOOL_INLINE F16 exp16(F16 x) {
+  const F16 low = set1(-87.3f), high = set1(88.0f), magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer
+  const F16 c = max(low, min(high, x));  // this operand order lets a NaN through
+  const F16 t = fma(c, set1(1.44269504088896341f), magic);
+  const F16 n = sub(t, magic);
+  F16 r = fma(n, set1(-0.693359375f), c);
+  r = fma(n, set1(2.12194440e-4f), r);
+  // Minimax on [-ln2/2, ln2/2] with the two lowest coefficients held at 1: relative error of the whole below 8e-8.
+  F16 p = set1(0x1.6a23d0p-10f);
+  p = fma(p, r, set1(0x1.123a20p-7f));
+  p = fma(p, r, set1(0x1.5558f2p-5f));
+  p = fma(p, r, set1(0x1.555492p-3f));
+  p = fma(p, r, set1(0x1.fffffcp-2f));
+  p = fma(p, r, set1(1.0f));
+  p = fma(p, r, set1(1.0f));
+  return zero_below(mul(p, exponent(t)), x, low);
+}
+
+}  // namespace statepool::STATEPOOL_NS
