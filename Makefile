@@ -1,0 +1,55 @@
+# Two commands matter: `make serve` and `make test`. Both prepare everything they need.
+PYTHON ?= python3
+MODEL ?= tiny
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+BIN := .venv/bin
+# One thread per test process, and never the network: see docs/architecture.md, "Tests".
+QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-quick setup native check format bench e2e clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
+
+serve:  ## Serve the bundled model (MODEL=path, HOST, PORT, ARGS="--quant int4") and print the URL of the chat page
+	@$(PYTHON) scripts/setup.py --torch optional
+	@$(BIN)/statepool serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+
+test: setup  ## Run the whole test suite (ARGS="-k name")
+	@$(QUIET) $(BIN)/python -m pytest tests $(ARGS)
+
+test-quick: setup  ## The suite without its slow tests
+	@$(QUIET) $(BIN)/python -m pytest tests -m "not slow and not e2e" $(ARGS)
+
+setup:  ## Make .venv with all packages, the right torch and the native kernels
+	@$(PYTHON) scripts/setup.py
+
+native:  ## Compile the native kernels again after an edit
+	@$(PYTHON) scripts/setup.py --native-only
+
+check: setup  ## Lint, format, types, floors, size budget
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/budget.py
+
+format: setup  ## Let ruff format the tree and apply its safe fixes
+	@$(BIN)/ruff check --fix --exit-zero .
+	@$(BIN)/ruff format .
+
+bench: setup  ## Compare with peers and write docs/benchmarks.md (ARGS="engine")
+	@$(BIN)/python -m bench $(ARGS)
+
+e2e: setup  ## Whole journeys: real server, outside clients, a browser
+	@$(PYTHON) scripts/setup.py --extra e2e
+	@sh scripts/browser.sh
+	@$(QUIET) $(BIN)/python -m pytest tests/e2e $(ARGS)
+
+clean:  ## Remove builds and caches, keep .venv
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -f src/statepool/native/*.so
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

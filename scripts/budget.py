@@ -1,0 +1,76 @@
+"""Hold the size budget: no file above 500 lines, the engine with its kernels and server within 6000 lines of code.
+
+Prints each breach and exits 1 if there is one. Lines of code are lines that hold more than a comment or a
+docstring; a file's 500 lines count everything, since that is what a reader scrolls through.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE_LINES = 500
+ENGINE_LINES = 6000
+ENGINE_ROOMS = ("engine", "kv")
+COUNTED = {".py", ".cpp", ".h", ".js", ".css", ".html"}
+
+
+def tracked() -> list[Path]:
+    """Files git knows or would add, that count against the budget."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    paths = [ROOT / name for name in listing.stdout.splitlines()]
+    return [path for path in paths if path.suffix in COUNTED and path.is_file()]
+
+
+def code_lines(path: Path) -> int:
+    """Lines of `path` with code on them; docstrings and comments are free."""
+    if path.suffix != ".py":
+        text = (line.strip() for line in path.read_text().splitlines())
+        return sum(1 for line in text if line and not line.startswith(("//", "/*", "*")))
+    lines: set[int] = set()
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+    previous = tokenize.NEWLINE
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            docstring = token.type == tokenize.STRING and previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.NL)
+            if token.type not in skip and not docstring and token.type != tokenize.ENDMARKER:
+                lines.update(range(token.start[0], token.end[0] + 1))
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                previous = token.type if token.type != tokenize.DEDENT else tokenize.NEWLINE
+            if token.type == tokenize.ENCODING:
+                previous = tokenize.NEWLINE
+    return len(lines)
+
+
+def breaches() -> list[str]:
+    """One sentence for each rule that does not hold."""
+    found = []
+    for path in tracked():
+        count = len(path.read_text().splitlines())
+        if count > FILE_LINES:
+            found.append(f"{path.relative_to(ROOT)} has {count} lines; split it (at most {FILE_LINES})")
+    total = engine_total()
+    if total > ENGINE_LINES:
+        found.append(f"{', '.join(ENGINE_ROOMS)} hold {total} lines of code; at most {ENGINE_LINES}")
+    return found
+
+
+def engine_total() -> int:
+    """Lines of code in the engine's rooms, kernels included."""
+    rooms = [ROOT / "src" / "statepool" / room for room in ENGINE_ROOMS]
+    return sum(code_lines(path) for path in tracked() if any(room in path.parents for room in rooms))
+
+
+if __name__ == "__main__":
+    found = breaches()
+    print("\n".join(found) or f"size budget holds: engine rooms {engine_total()} of {ENGINE_LINES} lines")
+    sys.exit(bool(found))
