@@ -1,0 +1,297 @@
+"""The gateway's side of the engine process: start it, stream from it, notice its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import zmq
+import zmq.asyncio
+
+from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError, Unavailable
+from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
+from statepool.engine.request import Output, Request
+from statepool.serve.messages import (
+    ENGINE_FACTORY,
+    Abort,
+    Accepted,
+    Call,
+    Fatal,
+    FromEngine,
+    Outputs,
+    Pulse,
+    Ready,
+    Refused,
+    Reply,
+    Start,
+    Stop,
+    Submit,
+    ToEngine,
+    from_engine,
+    to_engine,
+)
+
+_Inbox: TypeAlias = "asyncio.Queue[Accepted | Refused | Output | None]"
+
+_GONE = "the engine process ended unexpectedly; restart the server"
+
+
+class AsyncEngine:
+    """An engine in a child process, as an asynchronous object.
+
+    Every waiting caller gets ``Unavailable`` when the process dies. Not safe to share between event loops.
+    """
+
+    def __init__(self, max_in_flight: int = 1024) -> None:
+        """``max_in_flight`` sequences are accepted at once; more raise ``Overloaded``."""
+        self.stats = EngineStats()
+        """Counters as of the last pulse: at most a fraction of a second old while the engine works."""
+        self.failure: str | None = None
+        """Why the engine is gone, once it is."""
+        self.on_queue_seconds: Callable[[float], None] | None = None
+        """Called with each wait from submission to the first output."""
+        self._max_in_flight = max_in_flight
+        self._streams: dict[str, _Inbox] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = count()
+        self._info: asyncio.Future[ModelInfo] | None = None
+        self._folder: Path | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(
+        self, config: EngineConfig, *, factory: str = ENGINE_FACTORY, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Spawn the process and tell it what to build; ``wait_ready`` waits for the result."""
+        self._info = asyncio.get_running_loop().create_future()
+        self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
+        endpoint = f"ipc://{self._folder / 'engine'}"
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self._socket.setsockopt(option, 0)
+        self._socket.bind(endpoint)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "statepool.serve.engine_process",
+            endpoint,
+            env={**os.environ, **(environment or {})},
+        )
+        await self._send(Start(config, factory))
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        return self._process.pid
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences accepted and not finished."""
+        return len(self._streams)
+
+    async def wait_ready(self) -> ModelInfo:
+        """What is being served, once it is loaded.
+
+        Raises:
+            StatepoolError: the engine could not be built, with its own reason.
+        """
+        assert self._info is not None, "start() comes first"
+        return await asyncio.shield(self._info)
+
+    async def submit(self, request: Request) -> OutputStream:
+        """Queue a request; returns its outputs, the last one with a finish reason.
+
+        Closing the stream before its end takes the request out of the batch before the next step.
+
+        Raises:
+            InvalidRequest: the engine refuses the request.
+            Overloaded: too many sequences are in flight.
+            Unavailable: the engine is gone.
+        """
+        if self.failure is not None:
+            raise self.gone()
+        if len(self._streams) >= self._max_in_flight:
+            raise Overloaded(f"{len(self._streams)} sequences are in flight; try again later")
+        if request.id in self._streams:
+            raise InvalidRequest(f"request id {request.id!r} is in use", param="request_id")
+        inbox = self._streams[request.id] = asyncio.Queue()
+        try:
+            await self._send(Submit(request))
+            first = await inbox.get()
+        except BaseException:
+            await self.leave(request.id)
+            raise
+        if isinstance(first, Accepted):
+            return OutputStream(self, request.id, inbox)
+        del self._streams[request.id]
+        raise first.problem.error() if isinstance(first, Refused) else self.gone()
+
+    async def stream(self, request: Request) -> AsyncIterator[Output]:
+        """``submit`` and iterate in one."""
+        outputs = await self.submit(request)
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """Run one of ``commands.Commands`` between two steps.
+
+        Raises:
+            StatepoolError: what the method raised.
+            Unavailable: the engine is gone.
+        """
+        if self.failure is not None:
+            raise self.gone()
+        number = next(self._numbers)
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._send(Call(number, method, arguments))
+            return await reply
+        finally:
+            del self._replies[number]
+
+    async def abort_all(self) -> None:
+        """End every stream with the finish reason ``abort``."""
+        for name, inbox in list(self._streams.items()):
+            await self._send(Abort(name))
+            inbox.put_nowait(Output(name, finish_reason="abort"))
+
+    async def close(self) -> None:
+        """Stop the process and free what it used. Safe to call twice."""
+        if self._folder is None:
+            return
+        folder, self._folder = self._folder, None
+        if self._process.returncode is None:
+            with contextlib.suppress(zmq.ZMQError):
+                await self._send(Stop())
+            try:
+                await asyncio.wait_for(self._process.wait(), 5)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail(Unavailable("the server is shutting down"))
+        self._socket.close(0)
+        self._context.term()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def leave(self, name: str) -> None:
+        """Take a request out of the batch before the next step; nothing happens if it is not in it."""
+        if self._streams.pop(name, None) is not None and self.failure is None:
+            await self._send(Abort(name))
+
+    def finished(self, name: str) -> None:
+        """Forget a request that reached its end."""
+        self._streams.pop(name, None)
+
+    def gone(self) -> StatepoolError:
+        """The error for whoever needs the engine after its end."""
+        return Unavailable(self.failure or _GONE)
+
+    async def _send(self, message: ToEngine) -> None:
+        # A PAIR socket without a high-water mark never blocks on a peer that still exists or will come.
+        await self._socket.send(to_engine.encode(message))
+
+    async def _listen(self) -> None:
+        while True:
+            self._take(from_engine.decode(await self._socket.recv()))
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Outputs(outputs=outputs):
+                for output in outputs:
+                    inbox = self._streams.get(output.id)
+                    if inbox is not None:
+                        inbox.put_nowait(output)
+            case Accepted(id=name) | Refused(id=name):
+                inbox = self._streams.get(name)
+                if inbox is not None:
+                    inbox.put_nowait(message)
+            case Reply(id=number, value=value, problem=problem):
+                reply = self._replies.get(number)
+                if reply is not None and not reply.done():
+                    if problem is None:
+                        reply.set_result(value)
+                    else:
+                        reply.set_exception(problem.error())
+            case Pulse(stats=stats, queue_seconds=waits):
+                self.stats = stats
+                for wait in waits if self.on_queue_seconds is not None else ():
+                    self.on_queue_seconds(wait)  # type: ignore[misc]
+            case Ready(info=info):
+                if self._info is not None and not self._info.done():
+                    self._info.set_result(info)
+            case Fatal(problem=problem):
+                self._fail(problem.error())
+
+    async def _watch(self) -> None:
+        await self._process.wait()
+        # Its last words may still be in the socket: let _listen have them.
+        await asyncio.sleep(0.1)
+        self._fail(Unavailable(_GONE))
+
+    def _fail(self, error: StatepoolError) -> None:
+        if self._info is not None and not self._info.done():
+            self._info.set_exception(error)
+            # Nobody may be waiting for it.
+            self._info.exception()
+        if self.failure is None:
+            self.failure = error.message if isinstance(error, Unavailable) else f"the engine stopped: {error.message}"
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(self.gone())
+        for inbox in self._streams.values():
+            inbox.put_nowait(None)
+
+
+class OutputStream:
+    """Outputs of one request in order. Iterate to the end, or ``aclose``; both free the request."""
+
+    def __init__(self, engine: AsyncEngine, name: str, inbox: _Inbox) -> None:
+        self._engine = engine
+        self._name = name
+        self._inbox = inbox
+        self._ended = False
+
+    def __aiter__(self) -> OutputStream:
+        return self
+
+    async def __anext__(self) -> Output:
+        """The next output.
+
+        Raises:
+            Unavailable: the engine died.
+            StatepoolError: the engine gave the request up.
+        """
+        if self._ended:
+            raise StopAsyncIteration
+        item = await self._inbox.get()
+        if not isinstance(item, Output):
+            self._end()
+            raise self._engine.gone()
+        if item.finish_reason is not None:
+            self._end()
+        if item.error is not None:
+            raise StatepoolError(item.error)
+        return item
+
+    async def aclose(self) -> None:
+        """Leave the batch, unless the end was reached."""
+        if not self._ended:
+            self._ended = True
+            await self._engine.leave(self._name)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._engine.finished(self._name)

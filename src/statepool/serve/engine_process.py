@@ -1,0 +1,200 @@
+"""The engine's own process: a step loop that listens for commands between steps.
+
+Started by ``engine_client`` as ``python -m statepool.serve.engine_process ENDPOINT``. It leaves when told
+to stop, when its parent is gone, or when a step fails; it ignores the signals of a terminal,
+since the gateway drains first and then tells it to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import zmq
+
+from statepool.core.errors import StatepoolError, Unavailable
+from statepool.serve.commands import Commands
+from statepool.serve.messages import (
+    Abort,
+    Accepted,
+    Call,
+    Fatal,
+    FromEngine,
+    Outputs,
+    Problem,
+    Pulse,
+    Ready,
+    Refused,
+    Reply,
+    Start,
+    Stop,
+    Submit,
+    ToEngine,
+    from_engine,
+    to_engine,
+)
+
+log = logging.getLogger("statepool.engine")
+
+_IDLE_POLL_MS = 500
+_PULSE_SECONDS = 0.25
+
+
+class EngineLoop:
+    """One engine and its command socket. ``run`` returns when the process should exit."""
+
+    def __init__(
+        self,
+        engine: Any,
+        receive: Callable[[int], ToEngine | None],
+        send: Callable[[FromEngine], None],
+        alive: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Drive ``engine``.
+
+        Args:
+            engine: anything with the methods of ``statepool.engine.engine.Engine``.
+            receive: next command, waiting at most so many milliseconds (0 = not at all).
+            send: hands a message to the gateway.
+            alive: whether the gateway still exists.
+            clock: seconds, monotonic.
+        """
+        self._engine = engine
+        self._receive = receive
+        self._send = send
+        self._alive = alive
+        self._clock = clock
+        self._commands = Commands(engine)
+        self._submitted: dict[str, float] = {}
+        self._queue_seconds: list[float] = []
+        self._last_pulse = 0.0
+        self._resting = False
+
+    def run(self) -> None:
+        """Serve until Stop arrives or the gateway is gone."""
+        while self._listen():
+            if self._working():
+                self._step()
+                self._pulse()
+            elif not self._resting:
+                self._pulse(force=True)
+                self._resting = True
+
+    def _working(self) -> bool:
+        return bool(self._engine.has_work) and not self._commands.paused
+
+    def _listen(self) -> bool:
+        """Take every waiting command; sleep for the first one when there is nothing to compute."""
+        wait = 0 if self._working() or not self._resting else _IDLE_POLL_MS
+        while True:
+            command = self._receive(wait)
+            if command is None:
+                return wait == 0 or self._alive()
+            if isinstance(command, Stop):
+                return False
+            self._obey(command)
+            self._resting = False
+            wait = 0
+
+    def _obey(self, command: ToEngine) -> None:
+        match command:
+            case Submit(request=request):
+                try:
+                    self._engine.submit(request)
+                except StatepoolError as error:
+                    self._send(Refused(request.id, Problem.of(error)))
+                else:
+                    self._submitted[request.id] = self._clock()
+                    self._send(Accepted(request.id))
+            case Abort(id=name):
+                self._submitted.pop(name, None)
+                self._engine.abort(name)
+            case Call(id=number, method=method, arguments=arguments):
+                try:
+                    value = self._commands.run(method, arguments)
+                except StatepoolError as error:
+                    self._send(Reply(number, problem=Problem.of(error)))
+                else:
+                    self._send(Reply(number, value))
+            case _:
+                raise Unavailable(f"the engine process cannot obey {type(command).__name__} now")
+
+    def _step(self) -> None:
+        outputs = self._engine.step()
+        if not outputs:
+            return
+        now = self._clock()
+        for output in outputs:
+            since = self._submitted.pop(output.id, None)
+            if since is not None:
+                self._queue_seconds.append(now - since)
+        self._send(Outputs(list(outputs)))
+
+    def _pulse(self, force: bool = False) -> None:
+        now = self._clock()
+        if force or now - self._last_pulse >= _PULSE_SECONDS:
+            self._last_pulse = now
+            self._send(Pulse(self._engine.stats(), self._queue_seconds))
+            self._queue_seconds = []
+
+
+def build(factory: str, config: Any) -> Any:
+    """The engine that ``module:name`` makes of ``config``."""
+    module, _, name = factory.partition(":")
+    return getattr(import_module(module), name)(config)
+
+
+def main(endpoint: str) -> int:
+    """Connect to the gateway at ``endpoint``, build the engine it asks for, and serve it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(endpoint)
+
+    def receive(wait: int) -> ToEngine | None:
+        if not socket.poll(wait):
+            return None
+        return to_engine.decode(socket.recv())
+
+    def send(message: FromEngine) -> None:
+        socket.send(from_engine.encode(message))
+
+    def alive() -> bool:
+        return os.getppid() == parent
+
+    try:
+        start = receive(30_000)
+        if not isinstance(start, Start):
+            return 1
+        try:
+            engine = build(start.factory, start.config)
+            send(Ready(engine.info))
+            EngineLoop(engine, receive, send, alive).run()
+        except StatepoolError as error:
+            send(Fatal(Problem.of(error)))
+            return 2
+        except Exception as error:
+            log.exception("the engine failed")
+            send(Fatal(Problem.of(error)))
+            return 1
+        return 0
+    finally:
+        socket.close()
+        context.term()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(main(sys.argv[1]))

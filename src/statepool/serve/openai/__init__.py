@@ -1,0 +1,1 @@
+"""The OpenAI dialect: schemas, and pure translations between them and engine requests."""
