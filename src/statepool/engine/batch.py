@@ -1,0 +1,53 @@
+"""The arrays of one step: what the model needs to know of a batch, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.kv.layout import BLOCK_SIZE
+
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """``T`` tokens of ``R`` sequences, sequence by sequence.
+
+    Attributes:
+        tokens, positions: int32 ``[T]``.
+        slots: int64 ``[T]``, where each token's KV goes: ``block * 16 + offset``.
+        block_tables: int32 ``[R][most blocks]``, padded with 0.
+        query_start: int32 ``[R + 1]``, the rows of each sequence.
+        context_len: int32 ``[R]``, tokens in the cache after this step.
+    """
+
+    tokens: I32
+    positions: I32
+    slots: npt.NDArray[np.int64]
+    block_tables: I32
+    query_start: I32
+    context_len: I32
+
+    @classmethod
+    def build(cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> Batch:
+        """From (tokens to compute, position of the first, blocks) of each sequence."""
+        counts = [len(tokens) for tokens, _, _ in parts]
+        start = np.zeros(len(parts) + 1, np.int32)
+        np.cumsum(counts, out=start[1:])
+        total = int(start[-1])
+        tokens, positions = np.empty(total, np.int32), np.empty(total, np.int32)
+        slots = np.empty(total, np.int64)
+        tables = np.zeros((len(parts), max((len(blocks) for _, _, blocks in parts), default=0)), np.int32)
+        for r, (ids, first, blocks) in enumerate(parts):
+            rows = slice(start[r], start[r + 1])
+            tokens[rows] = ids
+            tables[r, : len(blocks)] = blocks
+            position = np.arange(first, first + len(ids), dtype=np.int32)
+            positions[rows] = position
+            slots[rows] = tables[r, position // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + position % BLOCK_SIZE
+        context = np.array([first + len(ids) for ids, first, _ in parts], np.int32)
+        return cls(tokens, positions, slots, tables, start, context)

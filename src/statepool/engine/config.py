@@ -1,0 +1,106 @@
+"""Settings of one engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from statepool.core.errors import InvalidConfig
+
+Quant = Literal["int8", "int4", "bf16", "fp32"]
+QUANTS: tuple[Quant, ...] = ("int8", "int4", "bf16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How to run one model.
+
+    Args:
+        model: directory of a checkpoint in Hugging Face layout, or ``"tiny"`` for the bundled one.
+        quant: arithmetic of the linear layers; see docs/engine.md. Keys and values are stored in
+            bf16, except for ``fp32``.
+        kv_bytes: size of the KV pool in bytes; rounded down to whole blocks.
+        max_batched_tokens: most tokens computed in one step.
+        max_seqs: most sequences in one step.
+        max_model_len: longest prompt plus output; ``None`` takes the model's own limit.
+        threads: threads of the native kernels; ``None`` takes all cores.
+        speculate: ``"ngram"`` drafts from the sequence's own text. Never changes a result.
+        max_draft: most draft tokens per sequence and step.
+        max_waiting: requests in the queue before ``Overloaded``.
+        backend: ``"native"`` (C++), ``"torch"`` (reference; CPU or GPU) or ``"auto"``.
+    """
+
+    model: str = "tiny"
+    quant: Quant = "int8"
+    kv_bytes: int = 1 << 30
+    max_batched_tokens: int = 512
+    max_seqs: int = 16
+    max_model_len: int | None = None
+    threads: int | None = None
+    speculate: Literal["off", "ngram"] = "off"
+    max_draft: int = 8
+    max_waiting: int = 1024
+    backend: Literal["auto", "native", "torch"] = "auto"
+    served_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quant not in QUANTS:
+            raise InvalidConfig(f"quant must be one of {', '.join(QUANTS)}, got {self.quant!r}", param="quant")
+        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if self.max_batched_tokens < self.max_seqs:
+            raise InvalidConfig(
+                f"max_batched_tokens ({self.max_batched_tokens}) must not be below max_seqs ({self.max_seqs})",
+                param="max_batched_tokens",
+            )
+        for name in ("max_model_len", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is being served."""
+
+    id: str
+    path: str
+    family: str
+    fingerprint: str
+    quant: str
+    backend: str
+    max_model_len: int
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    parameters: int
+    eos_ids: tuple[int, ...]
+    kv_token_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since start and gauges of now. Tokens, blocks and bytes, never seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_free: int = 0
+    kv_blocks_cached: int = 0
+    sessions: int = 0
+    session_bytes_parked: int = 0
+    steps: int = 0
+    forward_tokens: int = 0
+    """Tokens fed to the model: prompt misses + generated + drafts + recomputed."""
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    aborted: int = 0
+    paused: bool = False
+    weight_version: str = "0"

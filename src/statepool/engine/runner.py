@@ -1,0 +1,162 @@
+"""Runs the decoder over a batch: three native calls a layer, the middle one a replaceable backend."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.engine.attention import Backend
+from statepool.engine.attention.full import FullAttention
+from statepool.engine.batch import Batch
+from statepool.engine.config import Quant
+from statepool.engine.loader import Checkpoint, widen
+from statepool.engine.models.decoder import DecoderConfig
+from statepool.engine.rope import rope_tables
+from statepool.native import kernels
+
+F32 = npt.NDArray[np.float32]
+
+HEAD_ROWS = 64
+"""Most rows of logits made at once: bounds memory, not results."""
+
+
+class Runner(Protocol):
+    """A model with its weights, on some device."""
+
+    def forward(self, batch: Batch) -> F32:
+        """Hidden states float32 ``[T][hidden]`` after the last layer; writes the batch's KV."""
+        ...
+
+    def logits(self, hidden: F32) -> F32:
+        """Final norm and head: float32 ``[rows][vocab]``."""
+        ...
+
+    def normed(self, hidden: F32) -> F32:
+        """Final norm only."""
+        ...
+
+    def load(self, changed: set[str] | None = None) -> None:
+        """(Re)read weights from the checkpoint; ``changed`` limits it to the layers that hold these tensors."""
+        ...
+
+    def read_blocks(self, blocks: list[int]) -> npt.NDArray[Any]:
+        """A copy of whole blocks ``[n, *block_shape]``, in the layout's bytes."""
+        ...
+
+    def write_blocks(self, blocks: list[int], data: npt.NDArray[Any]) -> None:
+        """Overwrite whole blocks."""
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one block onto another."""
+        ...
+
+
+class NativeRunner:
+    """The CPU path: NumPy arrays and the native module, no torch.
+
+    Args:
+        decoder: shape of the model.
+        checkpoint: its weights; kept open for weight updates.
+        quant: arithmetic of the linear layers.
+        storage: the KV pool's array, see ``KVLayout.allocate``.
+        max_len: positions to prepare rotary tables for.
+    """
+
+    def __init__(
+        self, decoder: DecoderConfig, checkpoint: Checkpoint, quant: Quant, storage: npt.NDArray[Any], max_len: int
+    ) -> None:
+        self.decoder = decoder
+        self._checkpoint = checkpoint
+        self._quant = quant
+        self.storage = storage
+        self._cos, self._sin = rope_tables(decoder.rope, decoder.head_dim, max_len)
+        self._layers: list[Any] = [None] * decoder.layers
+        self._embedding: npt.NDArray[Any]
+        self._norm: F32
+        self._head: Any
+        self.backends: list[Backend] = [FullAttention(storage, decoder.head_dim)] * decoder.layers
+        self.load()
+
+    def load(self, changed: set[str] | None = None) -> None:
+        """See ``Runner.load``."""
+        for i in range(self.decoder.layers):
+            if changed is None or any(name.startswith(f"model.layers.{i}.") for name in changed):
+                self._layers[i] = self._layer(f"model.layers.{i}")
+        if changed is not None and all(name.startswith("model.layers.") for name in changed):
+            return
+        self._norm = self._vector("model.norm.weight")
+        self._embedding = self._checkpoint.tensor("model.embed_tokens.weight")
+        head = self._embedding if self.decoder.tied else self._checkpoint.tensor("lm_head.weight")
+        self._head = self._linear([head], None, "int8" if self._quant == "int4" else self._quant)
+
+    def _layer(self, at: str) -> Any:
+        d, tensor = self.decoder, self._checkpoint.tensor
+
+        def linear(names: list[str], biased: bool) -> Any:
+            weights = [tensor(f"{at}.{name}.weight") for name in names]
+            bias = np.concatenate([self._vector(f"{at}.{name}.bias") for name in names]) if biased else None
+            return self._linear(weights, bias, self._quant)
+
+        return kernels.DecoderLayer(
+            qkv=linear([f"self_attn.{x}_proj" for x in "qkv"], d.qkv_bias),
+            o=linear(["self_attn.o_proj"], d.o_bias),
+            gate_up=linear(["mlp.gate_proj", "mlp.up_proj"], d.mlp_bias),
+            down=linear(["mlp.down_proj"], d.mlp_bias),
+            input_norm=self._vector(f"{at}.input_layernorm.weight"),
+            post_norm=self._vector(f"{at}.post_attention_layernorm.weight"),
+            q_norm=self._vector(f"{at}.self_attn.q_norm.weight") if d.qk_norm else None,
+            k_norm=self._vector(f"{at}.self_attn.k_norm.weight") if d.qk_norm else None,
+            eps=d.eps,
+            heads=d.heads,
+            kv_heads=d.kv_heads,
+            head_dim=d.head_dim,
+        )
+
+    def _linear(self, weights: list[npt.NDArray[Any]], bias: F32 | None, mode: Quant) -> Any:
+        if len({weight.dtype for weight in weights}) > 1:
+            weights = [widen(weight) for weight in weights]
+        weight = weights[0] if len(weights) == 1 else np.concatenate(weights)
+        return kernels.Linear(weight, mode, bias)
+
+    def _vector(self, name: str) -> F32:
+        return widen(self._checkpoint.tensor(name))
+
+    def forward(self, batch: Batch) -> F32:
+        """See ``Runner.forward``."""
+        d, rows = self.decoder, batch.tokens.size
+        x = np.empty((rows, d.hidden_size), np.float32)
+        query = np.empty((rows, d.heads * d.head_dim), np.float32)
+        mixed = np.empty_like(query)
+        kernels.embed(self._embedding, batch.tokens, x)
+        for i, (layer, backend) in enumerate(zip(self._layers, self.backends, strict=True)):
+            layer.before_attention(x, self._cos, self._sin, batch.positions, batch.slots, self.storage, i, query)
+            backend.attend(i, query, batch, mixed)
+            layer.after_attention(x, mixed)
+        return x
+
+    def logits(self, hidden: F32) -> F32:
+        """See ``Runner.logits``."""
+        out = np.empty((hidden.shape[0], self.decoder.vocab_size), np.float32)
+        kernels.head(hidden, self._norm, self.decoder.eps, self._head, out)
+        return out
+
+    def normed(self, hidden: F32) -> F32:
+        """See ``Runner.normed``."""
+        out = np.empty_like(hidden)
+        kernels.rms_norm(hidden, self._norm, self.decoder.eps, out)
+        return out
+
+    def read_blocks(self, blocks: list[int]) -> npt.NDArray[Any]:
+        """See ``Runner.read_blocks``."""
+        return self.storage[blocks]
+
+    def write_blocks(self, blocks: list[int], data: npt.NDArray[Any]) -> None:
+        """See ``Runner.write_blocks``."""
+        self.storage[blocks] = data
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See ``Runner.copy_block``."""
+        self.storage[target] = self.storage[source]

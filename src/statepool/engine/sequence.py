@@ -1,0 +1,157 @@
+"""One request inside the engine: its tokens, its blocks, and what turns tokens into text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.engine.request import FinishReason, Output, Request, TokenLogprob, Usage
+from statepool.engine.sampler import Sampled, Sampler
+from statepool.engine.speculate import NgramDrafter
+from statepool.engine.text.detokenize import Detokenizer
+from statepool.engine.text.stop import StopMatcher
+from statepool.kv import BlockTable
+
+if TYPE_CHECKING:
+    from statepool.engine.text.grammar import Grammar
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Mutable state of one request. Only the engine's thread touches it.
+
+    ``tokens`` is prompt plus accepted output; the KV of the first ``computed`` of them is in the blocks.
+    """
+
+    request: Request
+    arrival: int
+    root: bytes
+    """Root of this sequence's block keys: fingerprint, layout and salt."""
+    limit: int
+    """Most tokens, prompt included."""
+    sampler: Sampler
+    detokenizer: Detokenizer
+    stop: StopMatcher
+    eos: frozenset[int]
+    grammar: Grammar | None = None
+    drafter: NgramDrafter | None = None
+    tokens: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+    fresh: int = 0
+    """Tokens chosen in the step under way."""
+    computed: int = 0
+    furthest: int = 0
+    """Most tokens ever computed; computing below it again is waste and counted."""
+    table: BlockTable = field(default_factory=BlockTable)
+    keys: list[bytes] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
+    embedding: npt.NDArray[np.float64] | None = None
+    """Running sum of final hidden states, for requests that want that and no token."""
+    running: bool = False
+    stale: bool = False
+    """Part of its KV was computed under older weights, so none of it may be shared."""
+    started: bool = False
+    """Some output has been handed out."""
+    admitted: bool = False
+    """It ran before; what it finds cached now it had computed itself."""
+    cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    finish: FinishReason | None = None
+    stop_reason: int | str | None = None
+    _tokens: list[int] = field(default_factory=list)
+    _text: list[str] = field(default_factory=list)
+    _sampled: list[Sampled] = field(default_factory=list)
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the output so far."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def total(self) -> int:
+        """Tokens to be in the cache before the next token can be chosen, drafts included."""
+        return len(self.tokens) + len(self.drafts)
+
+    @property
+    def scoring(self) -> bool:
+        """Whether every prompt position's logits are needed, so that no prefix may be skipped."""
+        if self.embedding is not None:
+            return self.computed < self.prompt_len
+        return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len
+
+    def first_row(self) -> int:
+        """First position whose logits are needed."""
+        return 0 if self.scoring else len(self.tokens) - 1
+
+    def mask(self) -> npt.NDArray[np.uint32] | None:
+        """Grammar bitmask for the next token."""
+        return None if self.grammar is None else self.grammar.mask(self.limit - len(self.tokens))
+
+    def append(self, sampled: Sampled) -> None:
+        """Make a sampled token part of the sequence and find out whether it ends it."""
+        token, params = sampled.token, self.request.params
+        self.tokens.append(token)
+        self.sampler.accept(token)
+        self._tokens.append(token)
+        self._sampled.append(sampled)
+        ends = token in params.stop_token_ids or (token in self.eos and not params.ignore_eos)
+        if ends and self.generated >= params.min_tokens:
+            self.finish = "stop"
+            self.stop_reason = token if token in params.stop_token_ids else None
+            return
+        if self.grammar is not None:
+            self.grammar.accept(token)
+        emitted, matched = self.stop.push(self.detokenizer.push([token]))
+        self._text.append(emitted)
+        if matched is not None and self.generated >= params.min_tokens:
+            self.finish, self.stop_reason = "stop", matched
+        elif self.grammar is not None and self.grammar.done:
+            self.finish = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish = "length"
+
+    def output(self) -> Output | None:
+        """What came since the last call, or None."""
+        if not self._tokens and self.finish is None:
+            return None
+        params = self.request.params
+        if self.finish is not None and self.stop.matched is None:
+            # No stop string cut the text: what was held back belongs to it.
+            emitted, _ = self.stop.push(self.detokenizer.finish())
+            self._text += [emitted, self.stop.finish()]
+        out = Output(
+            id=self.request.id,
+            tokens=tuple(self._tokens),
+            text="".join(self._text),
+            logprobs=tuple(TokenLogprob(s.token, s.logprob, s.top) for s in self._sampled)
+            if params.logprobs is not None
+            else (),
+            sampled_logprobs=tuple(s.sampled_logprob for s in self._sampled) if params.logprobs is not None else (),
+            prompt_logprobs=tuple(self.prompt_logprobs)
+            if params.prompt_logprobs is not None and not self.started
+            else None,
+            finish_reason=self.finish,
+            stop_reason=self.stop_reason,
+            usage=self.usage() if self.finish is not None else None,
+            seed=self.sampler.seed if self.finish is not None else None,
+        )
+        self.started = True
+        self.discard()
+        return out
+
+    def discard(self) -> None:
+        """Forget what ``output`` would return: it was handed out before this sequence moved here."""
+        self._tokens, self._text, self._sampled = [], [], []
+
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return Usage(self.prompt_len, self.generated, self.cached_tokens, self.draft_tokens, self.accepted_tokens)

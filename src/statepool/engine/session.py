@@ -1,0 +1,160 @@
+"""Sessions: the KV of a conversation, kept by name between requests.
+
+A session is resident (it holds blocks of the pool) or parked (its bytes lie outside the pool, which then
+serves others). Whoever continues it gets every computed token back, parked or not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from statepool.core.errors import NotFound, OutOfBlocks
+from statepool.engine.runner import Runner
+from statepool.kv import BlockPool
+from statepool.kv.layout import BLOCK_SIZE
+
+
+@dataclass(slots=True)
+class Session:
+    """Tokens whose KV is kept, and where it is. ``parked`` is ``[blocks, *block_shape]`` or None."""
+
+    tokens: tuple[int, ...]
+    root: bytes
+    blocks: list[int]
+    parked: npt.NDArray[Any] | None = None
+
+
+class SessionStore:
+    """All sessions of one engine, least recently used first."""
+
+    def __init__(self, pool: BlockPool, runner: Runner) -> None:
+        self._pool = pool
+        self._runner = runner
+        self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def parked_bytes(self) -> int:
+        """Bytes of all parked sessions."""
+        return sum(s.parked.nbytes for s in self._sessions.values() if s.parked is not None)
+
+    def names(self, salt: str) -> list[str]:
+        """Sessions of one tenant."""
+        return [name for owner, name in self._sessions if owner == salt]
+
+    def get(self, salt: str, name: str) -> Session:
+        """A session by name.
+
+        Raises:
+            NotFound: this tenant has no session of that name.
+        """
+        session = self._sessions.get((salt, name))
+        if session is None:
+            raise NotFound(f"session {name!r} does not exist", param="session")
+        return session
+
+    def keep(self, salt: str, name: str, tokens: Sequence[int], root: bytes, blocks: list[int]) -> None:
+        """Store a finished sequence under ``name``; its hold on ``blocks`` passes to the session."""
+        if (salt, name) in self._sessions:
+            self.drop(salt, name)
+        used = -(-len(tokens) // BLOCK_SIZE)
+        self._pool.release(blocks[used:])
+        self._sessions[salt, name] = Session(tuple(tokens), root, blocks[:used])
+
+    def peek(self, salt: str, name: str, prompt: Sequence[int], root: bytes) -> tuple[int, int, int] | None:
+        """What ``claim`` would give: (tokens, blocks, free blocks it would use up), or None."""
+        session = self._sessions.get((salt, name))
+        if session is None or session.root != root:
+            return None
+        common = _common(session.tokens, prompt)
+        kept = -(-common // BLOCK_SIZE)
+        stored = 0 if session.parked is None else len(session.parked)
+        return common, kept, stored + 1
+
+    def claim(self, salt: str, name: str, prompt: Sequence[int], root: bytes) -> tuple[list[int], int]:
+        """Take a session's blocks for a prompt that continues it: (blocks, tokens they hold).
+
+        The session is gone until the sequence ends and is kept again. A last block that others
+        also use is copied, since the sequence will write behind its tokens.
+
+        Raises:
+            OutOfBlocks: the pool is too full now; the session is unharmed.
+        """
+        session = self._sessions.get((salt, name))
+        if session is None or session.root != root:
+            return [], 0
+        common = _common(session.tokens, prompt)
+        if session.parked is not None:
+            self._unpark(session)
+        blocks = session.blocks
+        keep = -(-common // BLOCK_SIZE)
+        if common % BLOCK_SIZE and (
+            self._pool.references(blocks[keep - 1]) > 1 or self._pool.is_published(blocks[keep - 1])
+        ):
+            copy = self._pool.take(1)[0]
+            self._runner.copy_block(blocks[keep - 1], copy)
+            self._pool.release([blocks[keep - 1]])
+            blocks[keep - 1] = copy
+        self._pool.release(blocks[keep:])
+        del self._sessions[salt, name]
+        return blocks[:keep], common
+
+    def fork(self, salt: str, name: str, new: str) -> None:
+        """Let ``new`` start where ``name`` is. Blocks are shared until one of them writes."""
+        session = self.get(salt, name)
+        if (salt, new) in self._sessions:
+            self.drop(salt, new)
+        self._pool.hold(session.blocks)
+        self._sessions[salt, new] = Session(session.tokens, session.root, list(session.blocks), session.parked)
+
+    def drop(self, salt: str, name: str) -> None:
+        """Forget a session and free its blocks."""
+        session = self.get(salt, name)
+        self._pool.release(session.blocks)
+        del self._sessions[salt, name]
+
+    def park(self, salt: str, name: str) -> None:
+        """Move a session's bytes out of the pool."""
+        self._park(self.get(salt, name))
+
+    def park_oldest(self) -> bool:
+        """Park the least recently used resident session; False if there is none."""
+        for session in self._sessions.values():
+            if session.parked is None and session.blocks:
+                self._park(session)
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Drop every session (their KV belongs to older weights)."""
+        for salt, name in list(self._sessions):
+            self.drop(salt, name)
+
+    def _park(self, session: Session) -> None:
+        if session.parked is None:
+            session.parked = self._runner.read_blocks(session.blocks)
+            self._pool.release(session.blocks)
+            session.blocks = []
+
+    def _unpark(self, session: Session) -> None:
+        assert session.parked is not None
+        needed = len(session.parked)
+        if needed > self._pool.free:
+            raise OutOfBlocks(f"resuming the session needs {needed} KV blocks, {self._pool.free} are free")
+        session.blocks = self._pool.take(needed)
+        self._runner.write_blocks(session.blocks, session.parked)
+        session.parked = None
+
+
+def _common(kept: Sequence[int], prompt: Sequence[int]) -> int:
+    for i, (ours, theirs) in enumerate(zip(kept, prompt, strict=False)):
+        if ours != theirs:
+            return i
+    return min(len(kept), len(prompt))
