@@ -1,0 +1,66 @@
+"""What the machine could do at best, measured in the same run as the rows it judges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.checkpoint import CACHE, Shape
+
+_SOURCE = Path(__file__).with_name("probe.c")
+_BYTES_PER_WEIGHT = {"int8": 1.0, "int4": 0.5 + 4 / 64, "bf16": 2.0, "fp32": 4.0}
+_MACS_PER_CYCLE = {
+    # Two 16-lane multiply-adds of 16-bit pairs a cycle; one 64-lane dot product of bytes a cycle.
+    "int8": {"avx2": 32, "avx512": 64, "generic": 16},
+    "float": {"avx2": 16, "avx512": 16, "generic": 8},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Clock under load, read bandwidth with all threads."""
+
+    gigahertz: float
+    read_gbs: float
+    threads: int
+
+    def decode_seconds(self, shape: Shape, quant: str, batch: int, context: int) -> float:
+        """Least time of one decode step: all weights and all keys and values are read once."""
+        head = "int8" if quant == "int4" else quant
+        weights = shape.block_parameters * _BYTES_PER_WEIGHT[quant] + shape.head_parameters * _BYTES_PER_WEIGHT[head]
+        return (weights + batch * shape.kv_bytes(context)) / (self.read_gbs * 1e9)
+
+    def prefill_seconds(self, shape: Shape, quant: str, batch: int, context: int, isa: str) -> float:
+        """Least time of a prompt: the multiply-adds of all layers, the head once a sequence, causal attention."""
+        kind = "int8" if quant in ("int8", "int4") else "float"
+        rate = self.gigahertz * 1e9 * self.threads
+        linear = batch * (context * shape.block_parameters + shape.head_parameters)
+        attention = batch * shape.layers * shape.heads * shape.head_dim * context * (context + 1)
+        per_cycle = _MACS_PER_CYCLE[kind][_family(isa)], _MACS_PER_CYCLE["float"][_family(isa)]
+        return linear / (rate * per_cycle[0]) + attention / (rate * per_cycle[1])
+
+
+def _family(isa: str) -> str:
+    return next((name for name in ("avx512", "avx2") if isa.startswith(name)), "generic")
+
+
+def probe(threads: int) -> Bounds:
+    """Build (once) and run the probe.
+
+    Raises:
+        FileNotFoundError: no C compiler.
+        subprocess.CalledProcessError: the probe does not build or run.
+    """
+    binary = CACHE / "probe"
+    if not binary.exists() or binary.stat().st_mtime < _SOURCE.stat().st_mtime:
+        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            raise FileNotFoundError("no C compiler: install gcc or clang")
+        CACHE.mkdir(exist_ok=True)
+        flags = ["-O3", "-march=native", "-pthread", "-o", str(binary)]
+        subprocess.run([compiler, str(_SOURCE), *flags], check=True)
+    answer = json.loads(subprocess.run([str(binary), str(threads)], check=True, capture_output=True, text=True).stdout)
+    return Bounds(answer["gigahertz"], answer["read_gbs"], threads)

@@ -1,0 +1,1 @@
+"""Installation of the engines this project is measured against."""

