@@ -1,0 +1,313 @@
+"""The command line: one tree of commands, each a thin shell over a room.
+
+Rooms are imported inside the commands, so that ``statepool --help`` starts in a few hundredths of a second. What a user
+can repair is one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from statepool.engine.config import EngineConfig
+    from statepool.engine.engine import Engine
+    from statepool.engine.request import SamplingParams
+
+__all__ = ["main", "parser"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["--version"]:
+        from statepool import __version__
+
+        print(__version__)
+        return 0
+    if arguments[:1] == ["train"]:
+        return _train(arguments[1:])
+    if arguments[:1] == ["bench"]:
+        return _bench(arguments[1:])
+    options = parser().parse_args(arguments)
+    from statepool.core.errors import StatepoolError
+
+    try:
+        status: int = options.run(options)
+    except StatepoolError as error:
+        print(f"statepool {options.command}: {error.message}", file=sys.stderr)
+        return 2
+    except FileNotFoundError as error:
+        print(f"statepool {options.command}: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing at exit either
+        return 0
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command tree."""
+    tree = argparse.ArgumentParser(prog="statepool", description="Run and train LLM agents on shared state.")
+    tree.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        found.set_defaults(run=run)
+        return found
+
+    serve = command("serve", "serve a model over the OpenAI and Anthropic APIs", _serve)
+    _add_engine(serve)
+    group = serve.add_argument_group("server")
+    group.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    group.add_argument("--port", help="port to listen on (default 8000)")
+    group.add_argument("--api-key", help="key every request must carry (default none)")
+    group.add_argument("--served-name", help="name of the model in the API")
+    group.add_argument("--tool-format", help="tool-call format (default: the one the chat template speaks)")
+    group.add_argument("--drain-seconds", help="time for running requests after SIGTERM (default 30)")
+    group.add_argument("--vllm-metric-names", action="store_const", const=True, help="also export vLLM's metric names")
+    group.add_argument("--no-chat-page", action="store_true", help="serve no page at /")
+
+    chat = command("chat", "talk to a model in the terminal", _chat)
+    _add_engine(chat)
+    _add_sampling(chat, max_tokens=512)
+    chat.add_argument(
+        "--url", help="talk to a running server, such as http://127.0.0.1:8000, instead of loading a model"
+    )
+    chat.add_argument("--api-key", help="key for --url")
+    chat.add_argument("--system", help="system message")
+
+    generate = command(
+        "generate", "complete a file of prompts; a second run goes on where the first stopped", _generate
+    )
+    _add_engine(generate)
+    _add_sampling(generate, max_tokens=256)
+    generate.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="JSONL with prompt or messages")
+    generate.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL the results are appended to")
+
+    score = command("score", "log-probabilities of a text, the same bits generation reports", _score)
+    _add_engine(score)
+    _add_text(score)
+
+    tokenize = command("tokenize", "token ids of a text", _tokenize)
+    tokenize.add_argument("model", nargs="?", default="tiny", help="folder, hub id or tiny")
+    _add_text(tokenize)
+
+    doctor = command("doctor", "what this machine has, what will be used and why, what is missing", _doctor)
+    doctor.add_argument("model", nargs="?", default="tiny", help="folder, hub id or tiny")
+    doctor.add_argument("--json", action="store_true", help="print plain values")
+
+    commands.add_parser("bench", add_help=False, help="compare with other engines (in a checkout)")
+    commands.add_parser("train", add_help=False, help="train models (statepool train --help)")
+    return tree
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    """Flags named after the fields of ``EngineConfig``; values are checked where they are used."""
+    command.add_argument(
+        "model", nargs="?", help="folder in the Hugging Face layout, hub id, or tiny (the bundled model)"
+    )
+    group = command.add_argument_group("engine", "Each can also stand in --config or in STATEPOOL_NAME.")
+    group.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML or TOML")
+    group.add_argument("--quant", help="int8 (default), int4, bf16 or fp32")
+    group.add_argument("--kv-bytes", metavar="SIZE", help="size of the KV pool, such as 2GiB (default 1GiB)")
+    group.add_argument("--max-batched-tokens", metavar="N", help="most tokens in one step (default 512)")
+    group.add_argument("--max-seqs", metavar="N", help="most sequences in one step (default 16)")
+    group.add_argument("--max-model-len", metavar="N", help="longest prompt plus output (default: the model's)")
+    group.add_argument("--threads", metavar="N", help="threads of the kernels (default: all cores)")
+    group.add_argument("--speculate", help="off (default) or ngram; never changes a result")
+    group.add_argument("--backend", help="auto (default), native or torch")
+
+
+def _add_sampling(command: argparse.ArgumentParser, max_tokens: int) -> None:
+    group = command.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default {max_tokens}")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    group.add_argument("--top-k", type=int, default=0, metavar="K")
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+
+
+def _add_text(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text", help="the text (default: standard input)")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _settings(options: argparse.Namespace, configs: list[type]) -> Any:
+    from statepool.core.config import Settings
+
+    settings = Settings(configs, ignore=["engine"])
+    if options.config is not None:
+        settings.read_file(options.config)
+    settings.read_environment(os.environ)
+    settings.read_flags(vars(options))
+    return settings
+
+
+def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    from statepool.engine.config import EngineConfig
+
+    config: EngineConfig = _settings(options, [EngineConfig]).build(EngineConfig)
+    return config
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    from statepool.engine.engine import Engine
+
+    return Engine(_engine_config(options))
+
+
+def _sampling(options: argparse.Namespace) -> SamplingParams:
+    from statepool.engine.request import SamplingParams
+
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    return SamplingParams(**{name: getattr(options, name) for name in names})
+
+
+def _text(options: argparse.Namespace) -> str:
+    text: str = sys.stdin.read() if options.text is None else options.text
+    return text
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from statepool.engine.config import EngineConfig
+    from statepool.serve.config import ServeConfig
+    from statepool.serve.server import serve
+
+    settings = _settings(options, [EngineConfig, ServeConfig])
+    page = Path(__file__).parent / "dashboard" / "chat"
+    fixed: dict[str, Any] = {"engine": settings.build(EngineConfig)}
+    if settings.source("chat_page") is None:
+        fixed["chat_page"] = page if page.is_dir() and not options.no_chat_page else None
+    return serve(settings.build(ServeConfig, **fixed)) or 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from statepool.terminal import Chat, LocalModel, Model, RemoteModel
+
+    console = Console(highlight=False)
+    params = _sampling(options)
+    model: Model
+    if options.url:
+        model = RemoteModel(options.url, params, options.model, options.api_key)
+    else:
+        model = LocalModel(_engine(options), params)
+    chat = Chat(
+        model,
+        read=lambda: console.input("[bold cyan]> [/]"),
+        write=lambda text: console.out(text, end="", highlight=False),
+        note=lambda text: console.print(text, style="dim", markup=False),
+    )
+    if options.system:
+        chat.messages.append({"role": "system", "content": options.system})
+    chat.run()
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from statepool import batch
+
+    prompts = list(batch.read_prompts(options.prompts))
+    done = batch.finished_ids(options.out)
+    left = [prompt for prompt in prompts if prompt.id not in done]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("generate", total=len(prompts), completed=len(prompts) - len(left))
+
+        def show(now: batch.Progress) -> None:
+            done = len(prompts) - len(left) + now.finished + now.refused
+            bar.update(task, completed=done, description=f"{now.tokens} tokens")
+
+        result = batch.run(_engine(options), left, options.out, _sampling(options), show) if left else None
+    skipped = len(prompts) - len(left)
+    finished, refused = (result.finished, result.refused) if result else (0, 0)
+    print(f"{finished} completed, {skipped} were there already, {refused} refused: {options.out}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    import json
+    import math
+
+    engine = _engine(options)
+    ids = engine.tokenizer.encode(_text(options), add_special=True, allow_special=True)
+    logprobs = [float(value) for value in engine.score(ids)]
+    total = math.fsum(logprobs)
+    perplexity = math.exp(-total / len(logprobs)) if logprobs else math.nan
+    if options.json:
+        print(json.dumps({"tokens": ids, "logprobs": [None, *logprobs], "total": total, "perplexity": perplexity}))
+        return 0
+    for token, logprob in zip(ids[1:], logprobs, strict=True):
+        print(f"{logprob:12.6f}  {token:>7}  {engine.tokenizer.token_text(token)!r}")
+    print(f"{len(logprobs)} tokens, total {total:.6f}, perplexity {perplexity:.4f}")
+    return 0
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    import json
+
+    from statepool.engine.hub import resolve
+    from statepool.engine.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(resolve(options.model))
+    ids = tokenizer.encode(_text(options), allow_special=True)
+    if options.json:
+        print(json.dumps({"tokens": ids, "count": len(ids), "texts": [tokenizer.token_text(token) for token in ids]}))
+    else:
+        print(" ".join(map(str, ids)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import json
+
+    from statepool.doctor import examine
+
+    report = examine(options.model)
+    if options.json:
+        print(json.dumps(report.values, indent=2))
+    else:
+        width = max(len(finding.topic) for finding in report.findings)
+        marks = {"ok": "ok", "note": "--", "missing": "!!"}
+        for finding in report.findings:
+            print(f"{marks[finding.state]}  {finding.topic:<{width}}  {finding.found}")
+            if finding.remedy:
+                print(f"    {'':<{width}}  to change that: {finding.remedy}")
+    return 1 if any(finding.state == "missing" for finding in report.findings) else 0
+
+
+def _train(arguments: list[str]) -> int:
+    from importlib import import_module
+
+    try:
+        app = import_module("statepool.train.cli").app
+    except ModuleNotFoundError as error:
+        print(f"statepool train: needs {error.name}; pip install 'statepool[train]'", file=sys.stderr)
+        return 2
+    app(args=arguments, prog_name="statepool train")
+    return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    import subprocess
+
+    root = Path(__file__).parents[2]
+    if not (root / "bench" / "__main__.py").is_file():
+        print("statepool bench: the benchmarks live in the source tree; run it in a checkout", file=sys.stderr)
+        return 2
+    return subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=root, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
