@@ -9,7 +9,7 @@ BIN := .venv/bin
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick setup native check format bench e2e clean
+.PHONY: help serve test test-quick setup native check format bench bench-setup e2e clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ format: setup  ## Let ruff format the tree and apply its safe fixes
 
 bench: setup  ## Compare with peers and write docs/benchmarks.md (ARGS="engine")
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-setup: setup  ## Install the engines that benchmarks compare with, each in a venv of its own (ARGS="openvino vllm")
+	@$(BIN)/python -m bench.peers.setup $(ARGS)
 
 e2e: setup  ## Whole journeys: real server, outside clients, a browser
 	@$(PYTHON) scripts/setup.py --extra e2e
