@@ -1,0 +1,144 @@
+"""How to end a constrained text soon: a search for a short ending that the grammar itself confirms.
+
+Every ending returned here was accepted by the matcher byte by byte, followed by the end token, so
+whoever holds one can always finish. Being short is a matter of search effort, being valid is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llguidance import LLMatcher
+
+from statepool.engine.text.spelling import Spelling
+
+MAX_ENDING = 20_000
+"""Longest ending searched for, in bytes."""
+
+_BEAM_WIDTH = 16
+_SAME_MASK = 2
+_LONG_RUN = 5
+_WHITE = frozenset(b" \n\r\t")
+_AFTER_VALUE = frozenset(b",:]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Complete values and members (``"key":value``) of a schema, as JSON bytes, to try in this order."""
+
+    values: tuple[bytes, ...] = (b"0", b'""', b"[]", b"{}", b"null", b"true")
+    members: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonPosition:
+    """Where in a JSON text we are: ``string`` holds what was typed since the opening quote, or None outside."""
+
+    string: bytes | None = None
+    escaped: bool = False
+
+    def after(self, data: bytes) -> JsonPosition:
+        """The position once ``data`` follows."""
+        string, escaped = self.string, self.escaped
+        for byte in data:
+            if string is None:
+                string = b"" if byte == 0x22 else None
+            elif escaped:
+                string, escaped = string + bytes([byte]), False
+            elif byte == 0x22:
+                string = None
+            else:
+                string, escaped = string + bytes([byte]), byte == 0x5C
+        return JsonPosition(string, escaped)
+
+
+def shortest(
+    matcher: LLMatcher,
+    spelling: Spelling,
+    done: Callable[[LLMatcher, frozenset[int]], bool] | None = None,
+    limit: int = MAX_ENDING,
+) -> bytes | None:
+    """A short byte string after which ``done`` holds (default: the grammar accepts), or None.
+
+    A breadth-first search by bytes that keeps few states per layer; exact for grammars whose
+    states show in the set of bytes they allow next.
+    """
+    layer: list[tuple[bytes, LLMatcher, frozenset[int]]] = [(b"", matcher, spelling.allowed_bytes(matcher))]
+    for _ in range(limit):
+        following: list[tuple[bytes, LLMatcher, frozenset[int]]] = []
+        seen: dict[frozenset[int], int] = {}
+        for path, state, allowed in layer:
+            if state.is_accepting() if done is None else done(state, allowed):
+                return path
+            for byte in _representatives(allowed):
+                child = state.deep_copy()
+                if not child.consume_token(spelling.single[byte]):
+                    continue
+                onward = spelling.allowed_bytes(child)
+                count = seen.get(onward, 0)
+                if count < _SAME_MASK and len(following) < _BEAM_WIDTH:
+                    seen[onward] = count + 1
+                    following.append((path + bytes([byte]), child, onward))
+        if not following:
+            return None
+        layer = following
+    return None
+
+
+def json_ending(matcher: LLMatcher, spelling: Spelling, position: JsonPosition, pieces: Pieces) -> bytes | None:
+    """A short ending of a JSON text from ``position``, or None if none was found.
+
+    Closes what is open, fills in what is required from ``pieces``, and searches by bytes only inside
+    strings and numbers that no piece fits. ``matcher`` is left as it was.
+    """
+    state = matcher.deep_copy()
+    path = bytearray()
+    while len(path) < MAX_ENDING:
+        if state.is_accepting():
+            return bytes(path)
+        step = bytes(state.compute_ff_bytes()) or _step(state, spelling, position, pieces)
+        if not step or not state.consume_tokens(spelling.bytewise(step)):
+            return None
+        position = position.after(step)
+        path += step
+    return None
+
+
+def _step(state: LLMatcher, spelling: Spelling, position: JsonPosition, pieces: Pieces) -> bytes | None:
+    allowed = spelling.allowed_bytes(state)
+    if position.string is not None:
+        if 0x22 in allowed:
+            return b'"'
+        typed = b'"' + position.string
+        for piece in (*pieces.members, *pieces.values):
+            if piece.startswith(typed) and len(piece) > len(typed):
+                rest = piece[len(typed) :]
+                if rest[0] in allowed and spelling.fits(state, rest):
+                    return rest
+        return shortest(state, spelling, lambda _, onward: 0x22 in onward)
+    allowed -= _WHITE
+    for byte in b"}],:":
+        if byte in allowed:
+            return bytes([byte])
+    for piece in (*pieces.members, *pieces.values):
+        if piece[0] in allowed and spelling.fits(state, piece):
+            return piece
+    return shortest(state, spelling, lambda at, onward: at.is_accepting() or bool(onward & _AFTER_VALUE))
+
+
+def _representatives(allowed: frozenset[int]) -> Sequence[int]:
+    """Bytes to try: the ends of long runs (letters, digits), all of short ones; printable before others."""
+    chosen: list[int] = []
+    run: list[int] = []
+    for byte in [*sorted(allowed), -2]:
+        if run and (byte != run[-1] + 1 or _kind(byte) != _kind(run[-1])):
+            chosen += run if len(run) < _LONG_RUN else [run[0], run[-1]]
+            run = []
+        run.append(byte)
+    return sorted(chosen, key=lambda byte: (not 0x21 <= byte < 0x7F, byte))
+
+
+def _kind(byte: int) -> int:
+    character = chr(byte) if byte >= 0 else ""
+    return 1 if character.isdigit() else 2 if "a" <= character <= "z" else 3 if "A" <= character <= "Z" else 4
