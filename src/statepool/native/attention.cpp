@@ -1,0 +1,305 @@
+// Cuts attention into work items (rows of one request x one KV head, and segments where items are few) for the pool.
+#include "attention.h"
+
+#include <nanobind/stl/optional.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "arrays.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace statepool {
+namespace {
+
+constexpr int64_t kTileVectors = 24;  // query vectors of one item: enough to amortise a page, few enough for the cache
+constexpr int64_t kItemsPerThread = 4;
+
+struct Tile {
+  int64_t row, rows;      // of the whole call
+  int64_t position;       // of the first row
+  int64_t segments;       // from `first_segment` on, that its last row sees
+  const int32_t* blocks;  // the request's table
+};
+
+struct Call {
+  const float* q;
+  int64_t rows, heads, kv_heads, head_dim;
+  KvPool pool;
+  int64_t layer;
+  float scale;
+  int64_t first_segment;  // segments before it are not read
+  int64_t max_segments;   // segments of the longest row
+  std::vector<Tile>& tiles;  // of the calling thread: kept between calls
+  int64_t group() const { return heads / kv_heads; }
+};
+
+struct Scratch {
+  Buffer<float> memory;
+  float *q, *scores, *widened, *m, *l, *acc, *m2, *l2, *acc2;
+
+  void reserve(int64_t vectors, int64_t head_dim) {
+    const int64_t wide = vectors * head_dim, page = kPage * head_dim;
+    memory.reserve(static_cast<size_t>(3 * wide + 2 * page + vectors * (kPage + 4)));
+    float* at = memory.data();
+    const auto take = [&at](int64_t n) {
+      float* p = at;
+      at += n;
+      return p;
+    };
+    q = take(wide), acc = take(wide), acc2 = take(wide), widened = take(2 * page), scores = take(vectors * kPage);
+    m = take(vectors), l = take(vectors), m2 = take(vectors), l2 = take(vectors);
+  }
+};
+
+Scratch& scratch_of_thread() {
+  static thread_local Scratch scratch;
+  return scratch;
+}
+
+// Positions, lengths and block numbers are checked here: a wrong table would read foreign memory.
+Call prepare(const Array<const float, 3>& q, const PoolArray& pool_array, int64_t layer,
+             const Array<const int32_t, 2>& tables, const Array<const int32_t, 1>& query_start,
+             const Array<const int32_t, 1>& context_len, float scale, int64_t first_segment, int64_t segments) {
+  static thread_local std::vector<Tile> tiles;
+  tiles.clear();
+  Call call{q.data(), static_cast<int64_t>(q.shape(0)), static_cast<int64_t>(q.shape(1)), 0,
+            static_cast<int64_t>(q.shape(2)), KvPool(pool_array), layer, scale, first_segment, 0, tiles};
+  call.kv_heads = call.pool.kv_heads;
+  const int64_t requests = static_cast<int64_t>(context_len.shape(0)), width = static_cast<int64_t>(tables.shape(1));
+  require(call.pool.head_dim() == call.head_dim, "q: head_dim differs from the pool's");
+  require(call.kv_heads > 0 && call.heads % call.kv_heads == 0, "q: heads must be a multiple of the pool's kv_heads");
+  require(layer >= 0 && layer < call.pool.layers, "layer: out of range");
+  require(first_segment >= 0, "first: must not be negative");
+  require(static_cast<int64_t>(tables.shape(0)) == requests, "block_tables: one row per request");
+  require(static_cast<int64_t>(query_start.shape(0)) == requests + 1, "query_start: must have one item more than context_len");
+  require(query_start.data()[0] == 0 && query_start.data()[requests] == call.rows, "query_start: must go from 0 to the rows of q");
+  const int64_t tile_rows = std::max<int64_t>(1, kTileVectors / call.group());
+  for (int64_t r = 0; r < requests; ++r) {
+    const int64_t begin = query_start.data()[r], end = query_start.data()[r + 1], context = context_len.data()[r];
+    require(begin <= end, "query_start: must not decrease");
+    require(end - begin <= context, "context_len: must count the rows of this call too");
+    const int64_t pages = (context + kPage - 1) / kPage;
+    require(pages <= width, "block_tables: too few blocks for context_len");
+    const int32_t* blocks = tables.data() + r * width;
+    const int64_t from = std::min(pages, first_segment * kSegmentPages);
+    const int64_t to = segments < 0 ? pages : std::min(pages, (first_segment + segments) * kSegmentPages);
+    for (int64_t i = from; i < to && begin < end; ++i)
+      require(blocks[i] >= 0 && blocks[i] < call.pool.blocks, "block_tables: block number out of range");
+    for (int64_t row = begin; row < end; row += tile_rows) {
+      const int64_t rows = std::min(tile_rows, end - row), position = context - (end - row);
+      int64_t seen = (position + rows + kSegment - 1) / kSegment - first_segment;
+      if (segments >= 0) seen = std::min(seen, segments);
+      call.tiles.push_back({row, rows, position, std::max<int64_t>(seen, 0), blocks});
+      call.max_segments = std::max(call.max_segments, seen);
+    }
+  }
+  return call;
+}
+
+// Query vectors of an item side by side: [rows][group][head_dim].
+void pack_queries(const Call& call, const Tile& tile, int64_t head, float* out) {
+  const int64_t one = call.group() * call.head_dim;
+  for (int64_t i = 0; i < tile.rows; ++i)
+    std::copy_n(call.q + (tile.row + i) * call.heads * call.head_dim + head * one, one, out + i * one);
+}
+
+void run_segment(const Call& call, const Tile& tile, int64_t head, int64_t segment, Scratch& scratch, float* m, float* l,
+                 float* acc) {
+  const int64_t start = (call.first_segment + segment) * kSegment;
+  const int64_t pages = (tile.position + tile.rows - start + kPage - 1) / kPage;
+  SegmentJob job;
+  job.q = scratch.q;
+  job.vectors = static_cast<int>(tile.rows * call.group());
+  job.group = static_cast<int>(call.group());
+  job.head_dim = static_cast<int>(call.head_dim);
+  job.first_position = tile.position - start;
+  job.pages = static_cast<int>(std::clamp<int64_t>(pages, 0, kSegmentPages));
+  job.blocks = tile.blocks + start / kPage;
+  job.keys = call.pool.base(call.layer, 0, head);
+  job.values = call.pool.base(call.layer, 1, head);
+  job.block_stride = call.pool.block_stride();
+  job.scale = call.scale;
+  job.scores = scratch.scores;
+  job.widened = scratch.widened;
+  job.m = m;
+  job.l = l;
+  job.acc = acc;
+  (call.pool.bf16 ? attention_kernels().segment_bf16 : attention_kernels().segment_float)(job);
+}
+
+void write(const Call& call, const Tile& tile, int64_t head, const float* m, const float* l, const float* acc, float* out,
+           float* lse) {
+  const int64_t group = call.group();
+  for (int64_t v = 0; v < tile.rows * group; ++v) {
+    const int64_t at = (tile.row + v / group) * call.heads + head * group + v % group;
+    attention_kernels().finish(acc + v * call.head_dim, l[v], out + at * call.head_dim, static_cast<int>(call.head_dim));
+    if (lse) lse[at] = static_cast<float>(static_cast<double>(m[v]) + std::log(static_cast<double>(l[v])));
+  }
+}
+
+// One item per tile and head: segments one after the other, folded as they come.
+void run_whole(const Call& call, float* out, float* lse) {
+  const int64_t items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
+  parallel_for(items, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
+      const int64_t head = item % call.kv_heads, vectors = tile.rows * call.group();
+      Scratch& s = scratch_of_thread();
+      s.reserve(vectors, call.head_dim);
+      pack_queries(call, tile, head, s.q);
+      run_segment(call, tile, head, 0, s, s.m, s.l, s.acc);
+      for (int64_t segment = 1; segment < tile.segments; ++segment) {
+        run_segment(call, tile, head, segment, s, s.m2, s.l2, s.acc2);
+        attention_kernels().fold(s.m, s.l, s.acc, s.m2, s.l2, s.acc2, static_cast<int>(vectors),
+                                 static_cast<int>(call.head_dim));
+      }
+      write(call, tile, head, s.m, s.l, s.acc, out, lse);
+    }
+  });
+}
+
+// One item per tile, head and segment, for a few long rows on many threads; then the same folds in the same order.
+void run_split(const Call& call, float* out, float* lse) {
+  const int64_t segments = call.max_segments, items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
+  int64_t widest = 0;
+  for (const Tile& tile : call.tiles) widest = std::max(widest, tile.rows * call.group());
+  const int64_t part = widest * (call.head_dim + 2);
+  static thread_local Buffer<float> parts_buffer;
+  parts_buffer.reserve(static_cast<size_t>(items * segments * part));
+  float* parts = parts_buffer.data();
+  parallel_for(items * segments, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t item = i / segments, segment = i % segments, head = item % call.kv_heads;
+      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
+      if (segment >= tile.segments) continue;
+      Scratch& s = scratch_of_thread();
+      s.reserve(widest, call.head_dim);
+      pack_queries(call, tile, head, s.q);
+      float* p = parts + i * part;
+      run_segment(call, tile, head, segment, s, p, p + widest, p + 2 * widest);
+    }
+  });
+  parallel_for(items, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
+      float* p = parts + item * segments * part;
+      for (int64_t segment = 1; segment < tile.segments; ++segment) {
+        const float* next = p + segment * part;
+        attention_kernels().fold(p, p + widest, p + 2 * widest, next, next + widest, next + 2 * widest,
+                                 static_cast<int>(tile.rows * call.group()), static_cast<int>(call.head_dim));
+      }
+      write(call, tile, item % call.kv_heads, p, p + widest, p + 2 * widest, out, lse);
+    }
+  });
+}
+
+void attention(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<const int32_t, 2> block_tables,
+               Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, float scale,
+               Array<float, 2> out, std::optional<Array<float, 2>> lse) {
+  const Call call = prepare(q, pool, layer, block_tables, query_start, context_len, scale, 0, -1);
+  require(static_cast<int64_t>(out.shape(0)) == call.rows &&
+              static_cast<int64_t>(out.shape(1)) == call.heads * call.head_dim,
+          "out: must be [T, heads * head_dim]");
+  require(!lse || (static_cast<int64_t>(lse->shape(0)) == call.rows &&
+                   static_cast<int64_t>(lse->shape(1)) == call.heads),
+          "lse: must be [T, heads]");
+  float* lse_data = lse ? lse->data() : nullptr;
+  const int64_t items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
+  const int workers = threads();
+  if (workers > 1 && call.max_segments > 1 && items < kItemsPerThread * workers) {
+    run_split(call, out.data(), lse_data);
+  } else {
+    run_whole(call, out.data(), lse_data);
+  }
+}
+
+void attention_segments(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<const int32_t, 2> block_tables,
+                        Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, float scale,
+                        int64_t first, Array<float, 3> m, Array<float, 3> l, Array<float, 4> acc) {
+  const int64_t segments = static_cast<int64_t>(m.shape(2));
+  const Call call = prepare(q, pool, layer, block_tables, query_start, context_len, scale, first, segments);
+  const auto fits = [&](const auto& a) {
+    return static_cast<int64_t>(a.shape(0)) == call.rows && static_cast<int64_t>(a.shape(1)) == call.heads &&
+           static_cast<int64_t>(a.shape(2)) == segments;
+  };
+  require(fits(m), "m: must be [T, heads, segments]");
+  require(fits(l), "l: must be [T, heads, segments]");
+  require(fits(acc) && static_cast<int64_t>(acc.shape(3)) == call.head_dim, "acc: must be [T, heads, segments, head_dim]");
+  const int64_t items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
+  parallel_for(items * segments, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t item = i / segments, segment = i % segments, head = item % call.kv_heads, group = call.group();
+      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
+      Scratch& s = scratch_of_thread();
+      s.reserve(tile.rows * group, call.head_dim);
+      pack_queries(call, tile, head, s.q);
+      if (segment < tile.segments) run_segment(call, tile, head, segment, s, s.m, s.l, s.acc);
+      for (int64_t v = 0; v < tile.rows * group; ++v) {
+        const int64_t at = ((tile.row + v / group) * call.heads + head * group + v % group) * segments + segment;
+        const bool seen = segment < tile.segments;
+        m.data()[at] = seen ? s.m[v] : -std::numeric_limits<float>::infinity();
+        l.data()[at] = seen ? s.l[v] : 0.0f;
+        if (seen) {
+          std::copy_n(s.acc + v * call.head_dim, call.head_dim, acc.data() + at * call.head_dim);
+        } else {
+          std::fill_n(acc.data() + at * call.head_dim, call.head_dim, 0.0f);
+        }
+      }
+    }
+  });
+}
+
+void merge_segments(Array<const float, 3> m, Array<const float, 3> l, Array<const float, 4> acc, Array<float, 2> out,
+                    std::optional<Array<float, 2>> lse) {
+  const int64_t rows = static_cast<int64_t>(m.shape(0)), heads = static_cast<int64_t>(m.shape(1));
+  const int64_t segments = static_cast<int64_t>(m.shape(2)), head_dim = static_cast<int64_t>(acc.shape(3));
+  require(segments > 0, "m: needs at least one segment");
+  require(head_dim > 0 && head_dim % 16 == 0, "acc: head_dim must be a multiple of 16");
+  for (size_t axis = 0; axis < 3; ++axis)
+    require(l.shape(axis) == m.shape(axis) && acc.shape(axis) == m.shape(axis), "l, acc: must have the shape of m");
+  require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == heads * head_dim,
+          "out: must be [T, heads * head_dim]");
+  require(!lse || (static_cast<int64_t>(lse->shape(0)) == rows && static_cast<int64_t>(lse->shape(1)) == heads),
+          "lse: must be [T, heads]");
+  parallel_for(rows * heads, 8, [&](int64_t begin, int64_t end) {
+    Scratch& s = scratch_of_thread();
+    s.reserve(1, head_dim);
+    for (int64_t v = begin; v < end; ++v) {
+      const float *ms = m.data() + v * segments, *ls = l.data() + v * segments;
+      const float* sums = acc.data() + v * segments * head_dim;
+      *s.m = ms[0];
+      *s.l = ls[0];
+      std::copy_n(sums, head_dim, s.acc);
+      for (int64_t i = 1; i < segments; ++i)
+        attention_kernels().fold(s.m, s.l, s.acc, ms + i, ls + i, sums + i * head_dim, 1, static_cast<int>(head_dim));
+      attention_kernels().finish(s.acc, *s.l, out.data() + v * head_dim, static_cast<int>(head_dim));
+      if (lse) lse->data()[v] = static_cast<float>(static_cast<double>(*s.m) + std::log(static_cast<double>(*s.l)));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace statepool
+
+void bind_attention(nb::module_& m) {
+  using namespace statepool;
+  m.def("attention", &attention, "q"_a.noconvert(), "pool"_a.noconvert(), "layer"_a, "block_tables"_a.noconvert(),
+        "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a, "out"_a.noconvert(),
+        "lse"_a.noconvert() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Causal attention of q [T, heads, hd] over the paged pool into out [T, heads * hd]; lse [T, heads].");
+  m.def("attention_segments", &attention_segments, "q"_a.noconvert(), "pool"_a.noconvert(), "layer"_a,
+        "block_tables"_a.noconvert(), "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a, "first"_a,
+        "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
+        "Un-normalised attention per segment of 1024 tokens, segments first .. first + m.shape[2].");
+  m.def("merge_segments", &merge_segments, "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(),
+        "out"_a.noconvert(), "lse"_a.noconvert() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+        "Folds the segments of attention_segments in order: the bits of one attention call.");
+}
