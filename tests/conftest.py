@@ -1,0 +1,21 @@
+"""What every test runs under: one thread, no network, hypothesis without deadlines."""
+
+import os
+from pathlib import Path
+
+# The environment must be set before numpy or torch load their thread pools.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for _name in [
+    name for name in os.environ if name.startswith("STATEPOOL_") and name not in ("STATEPOOL_ISA", "STATEPOOL_NATIVE")
+]:
+    del os.environ[_name]  # a user's settings must not change what is tested
+
+# Processes that tests start see this tree, whatever is installed.
+_paths = [str(Path(__file__).parents[1] / "src"), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+settings.register_profile("statepool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("statepool")

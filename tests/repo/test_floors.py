@@ -1,0 +1,40 @@
+"""The floors of docs/architecture.md hold, and the tool that says so would notice a breach."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LINT = Path(sys.executable).with_name("lint-imports")
+
+
+def lint(folder):
+    # importlinter takes its configuration and the package from the working directory
+    return subprocess.run(
+        [LINT, "--no-cache", "--config", "pyproject.toml"],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder / "src"), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_contracts_hold(root):
+    done = lint(root)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_breach_is_found(root, tmp_path):
+    shutil.copytree(
+        root / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.so", "*.safetensors", "__pycache__")
+    )
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    assert lint(tmp_path).returncode == 0
+    keys = tmp_path / "src" / "statepool" / "kv" / "keys.py"
+    keys.write_text(keys.read_text() + "\nfrom statepool.engine import request\n")
+    core = tmp_path / "src" / "statepool" / "core" / "errors.py"
+    core.write_text(core.read_text() + "\nimport torch\n")
+    done = lint(tmp_path)
+    assert done.returncode == 1
+    assert "statepool.kv is not allowed to import statepool.engine" in done.stdout
+    assert "statepool.core is not allowed to import torch" in done.stdout

@@ -1,0 +1,61 @@
+"""README and the docs name only commands that exist."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = re.compile(r"^(?:\$ )?((?:make|statepool)\b[^\n#|]*)", re.MULTILINE)
+
+
+def commands(text):
+    """Command lines inside fenced shell blocks."""
+    for block in re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL):
+        for found in COMMAND.findall(block):
+            yield found.strip().rstrip("\\").split()
+
+
+@pytest.fixture(scope="module")
+def documented(root):
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+    return [(page.name, line) for page in pages if page.exists() for line in commands(page.read_text())]
+
+
+def test_readme_shows_the_two_commands(root):
+    lines = [" ".join(line) for line in commands((root / "README.md").read_text())]
+    assert "make serve" in lines
+    assert "make test" in lines
+
+
+def test_make_targets_exist(root, documented):
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (root / "Makefile").read_text(), re.MULTILINE))
+    named = {(page, line[1]) for page, line in documented if line[0] == "make" and "=" not in line[1]}
+    assert {(page, target) for page, target in named if target not in targets} == set()
+
+
+def test_cli_commands_and_their_flags_exist(documented):
+    used = {}
+    for _, line in documented:
+        if line[0] == "statepool" and len(line) > 1 and not line[1].startswith("-"):
+            used.setdefault(line[1], set()).update(re.findall(r"(--[a-z][a-z-]*)", " ".join(line[2:])))
+    assert {"serve", "chat", "generate", "doctor"} <= set(used)
+    for command, flags in used.items():
+        if command in ("train", "bench"):
+            continue  # their flags are their own trees
+        done = subprocess.run(
+            [sys.executable, "-m", "statepool.cli", command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert flags <= set(re.findall(r"--[a-z][a-z-]*", done.stdout)), command
+
+
+def test_links_between_pages_lead_somewhere(root):
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_ci_script_is_valid_shell(root):
+    for path in (root / ".ci" / "run", root / "scripts" / "browser.sh"):
+        subprocess.run(["bash", "-n", path], check=True)
+        assert path.stat().st_mode & 0o111, f"{path.name} must be executable"
