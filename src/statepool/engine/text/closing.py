@@ -6,8 +6,9 @@ whoever holds one can always finish. Being short is a matter of search effort, b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llguidance import LLMatcher
 
@@ -20,6 +21,7 @@ _BEAM_WIDTH = 16
 _SAME_MASK = 2
 _LONG_RUN = 5
 _WHITE = frozenset(b" \n\r\t")
+_NUMERIC = frozenset(b"0123456789+-.eE")
 _AFTER_VALUE = frozenset(b",:]}")
 
 
@@ -37,20 +39,23 @@ class JsonPosition:
 
     string: bytes | None = None
     escaped: bool = False
+    number: bool = False
+    """Whether a number is being written."""
 
     def after(self, data: bytes) -> JsonPosition:
         """The position once ``data`` follows."""
-        string, escaped = self.string, self.escaped
+        string, escaped, last = self.string, self.escaped, 0x30 if self.number else 0
         for byte in data:
             if string is None:
                 string = b"" if byte == 0x22 else None
+                last = byte
             elif escaped:
                 string, escaped = string + bytes([byte]), False
             elif byte == 0x22:
                 string = None
             else:
                 string, escaped = string + bytes([byte]), byte == 0x5C
-        return JsonPosition(string, escaped)
+        return JsonPosition(string, escaped, string is None and last in _NUMERIC)
 
 
 def shortest(
@@ -121,13 +126,14 @@ def _step(state: LLMatcher, spelling: Spelling, position: JsonPosition, pieces: 
     for byte in b"}],:":
         if byte in allowed:
             return bytes([byte])
-    for piece in (*pieces.members, *pieces.values):
+    for piece in () if position.number else (*pieces.members, *pieces.values):
         if piece[0] in allowed and spelling.fits(state, piece):
             return piece
     return shortest(state, spelling, lambda at, onward: at.is_accepting() or bool(onward & _AFTER_VALUE))
 
 
-def _representatives(allowed: frozenset[int]) -> Sequence[int]:
+@lru_cache(maxsize=1024)
+def _representatives(allowed: frozenset[int]) -> tuple[int, ...]:
     """Bytes to try: the ends of long runs (letters, digits), all of short ones; printable before others."""
     chosen: list[int] = []
     run: list[int] = []
@@ -136,7 +142,7 @@ def _representatives(allowed: frozenset[int]) -> Sequence[int]:
             chosen += run if len(run) < _LONG_RUN else [run[0], run[-1]]
             run = []
         run.append(byte)
-    return sorted(chosen, key=lambda byte: (not 0x21 <= byte < 0x7F, byte))
+    return tuple(sorted(chosen, key=lambda byte: (not 0x21 <= byte < 0x7F, byte)))
 
 
 def _kind(byte: int) -> int:

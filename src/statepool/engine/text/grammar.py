@@ -19,7 +19,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.engine.request import GrammarSpec
 from statepool.engine.text.closing import JsonPosition, Pieces, json_ending, shortest
 from statepool.engine.text.minimal import MinimalDocuments
-from statepool.engine.text.spelling import Spelling
+from statepool.engine.text.spelling import Ending, Spelling
 from statepool.engine.text.tokenizer import Tokenizer
 
 FIELD = "response_format"
@@ -38,7 +38,7 @@ class _Compiled:
 
     matcher: LLMatcher
     pieces: Pieces | None
-    ending: bytes
+    ending: Ending
 
 
 class GrammarCompiler:
@@ -116,19 +116,20 @@ class GrammarCompiler:
             raise InvalidRequest(f"{FIELD} is not supported or cannot be satisfied: {reason}", param=FIELD)
         return matcher
 
-    def _confirm(self, matcher: LLMatcher, ending: bytes | None) -> bytes:
+    def _confirm(self, matcher: LLMatcher, ending: bytes | None) -> Ending:
         if ending is None or not self.spelling.ends(matcher, ending):
             raise InvalidRequest(f"{FIELD}: no text that satisfies it was found", param=FIELD)
-        if self.spelling.costs(ending)[0] < 0:
+        found = Ending(ending)
+        if found.tokens(self.spelling) < 0:
             raise InvalidRequest(f"{FIELD} needs bytes the tokenizer cannot write", param=FIELD)
-        return ending
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
     """What ``rollback`` restores."""
 
-    ending: bytes
+    ending: Ending
     position: JsonPosition
     done: bool
 
@@ -146,7 +147,7 @@ class Grammar:
     If ``remaining >= min_close()`` holds at the start, it holds after every step.
     """
 
-    def __init__(self, matcher: LLMatcher, spelling: Spelling, pieces: Pieces | None, ending: bytes) -> None:
+    def __init__(self, matcher: LLMatcher, spelling: Spelling, pieces: Pieces | None, ending: Ending) -> None:
         """Use ``GrammarCompiler.compile``. ``ending`` must end the text from the matcher's state."""
         self._matcher = matcher
         self._spelling = spelling
@@ -156,20 +157,17 @@ class Grammar:
         self._history: list[_Step] = []
         self._refused: list[int] = []
         self._remaining: int | None = None
-        self._cost: int | None = None
         self.done = False
         """Nothing can follow: the text is complete, or the end token was accepted."""
 
     @property
     def accepting(self) -> bool:
         """Whether the text may end here; it may also go on unless ``done``."""
-        return self.done or not self._ending
+        return self.done or not self._ending.data
 
     def min_close(self) -> int:
         """Tokens the known ending takes from here, without an end token; 0 when ``accepting``."""
-        if self._cost is None:
-            self._cost = self._spelling.costs(self._ending)[0]
-        return self._cost
+        return 0 if self.done else self._ending.tokens(self._spelling)
 
     def mask(self, remaining: int) -> np.ndarray | None:
         """Tokens that may come next: uint32 ``[(V+31)//32]``, bit ``i & 31`` of word ``i >> 5``; None when ``done``.
@@ -181,11 +179,11 @@ class Grammar:
         if self.done:
             return None
         self._remaining = remaining
-        if len(self._ending) + 1 >= remaining and self.min_close() + 1 >= remaining:
+        if len(self._ending.data) + 1 >= remaining and self.min_close() + 1 >= remaining:
             return self._spelling.mask_of(self._way_out(remaining))
-        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32)
+        mask = self._spelling.mask(self._matcher)
         if self._refused:
-            mask = mask & ~self._spelling.mask_of(self._refused)
+            mask &= ~self._spelling.mask_of(self._refused)
             if not mask.any():
                 return self._spelling.mask_of(self._way_out(remaining))
         return mask
@@ -202,7 +200,7 @@ class Grammar:
             return False
         self._matcher.consume_token(token)
         if token in self._spelling.eos_ids:
-            self._advance(before, b"", self._position, done=True)
+            self._advance(before, Ending(b""), self._position, done=True)
             return True
         data = self._spelling.tokens[token]
         position = self._position if self._pieces is None else self._position.after(data)
@@ -233,7 +231,7 @@ class Grammar:
         """Tokens that must come next, in the tokenizer's own spelling; may be empty. Not yet accepted."""
         return [] if self.done else list(self._matcher.compute_ff_tokens())
 
-    def _advance(self, before: _Step, ending: bytes, position: JsonPosition, done: bool) -> None:
+    def _advance(self, before: _Step, ending: Ending, position: JsonPosition, done: bool) -> None:
         self._history.append(before)
         self._ending, self._position, self.done = ending, position, done
         self._forget()
@@ -241,33 +239,35 @@ class Grammar:
     def _forget(self) -> None:
         self._refused = []
         self._remaining = None
-        self._cost = None
 
     def _way_out(self, remaining: int) -> list[int]:
-        if not self._ending:
+        if not self._ending.data:
             return list(self._spelling.eos_ids)
         return self._spelling.on_path(self._ending, max(remaining, self.min_close()))
 
-    def _ending_after(self, data: bytes, position: JsonPosition, budget: int | None) -> bytes | None:
+    def _ending_after(self, data: bytes, position: JsonPosition, budget: int | None) -> Ending | None:
         """An ending from the matcher's state, after ``data``, that takes at most ``budget`` tokens."""
         tracked = self._track(data)
-        if tracked is not None and (budget is None or len(tracked) + 1 < budget):
+        if tracked is not None and (
+            budget is None or len(tracked.data) + 1 < budget or 0 <= tracked.tokens(self._spelling) < budget - 1
+        ):
             return tracked
         found = self._search(position)
-        if found is not None and not self._spelling.ends(self._matcher, found):
-            found = None
-        known = [ending for ending in (tracked, found) if ending is not None]
-        costs = {ending: self._spelling.costs(ending)[0] for ending in known}
-        fitting = [e for e in known if costs[e] >= 0 and (budget is None or costs[e] <= budget)]
-        return min(fitting, key=lambda ending: costs[ending], default=None)
+        known = [tracked] if tracked is not None else []
+        if found is not None and self._spelling.ends(self._matcher, found):
+            known.append(Ending(found))
+        costs = [ending.tokens(self._spelling) for ending in known]
+        fitting = [i for i, cost in enumerate(costs) if cost >= 0 and (budget is None or cost <= budget)]
+        return known[min(fitting, key=lambda i: costs[i])] if fitting else None
 
-    def _track(self, data: bytes) -> bytes | None:
+    def _track(self, data: bytes) -> Ending | None:
         """The old ending or what is left of it, if it still ends the text."""
-        if self._ending.startswith(data):
-            return self._ending[len(data) :]
-        for skip in range(min(_SUFFIXES, len(self._ending)) + 1):
-            if self._spelling.ends(self._matcher, self._ending[skip:]):
-                return self._ending[skip:]
+        ending = self._ending
+        if ending.data.startswith(data):
+            return ending.after(len(data))
+        for skip in range(min(_SUFFIXES, len(ending.data)) + 1):
+            if self._spelling.ends(self._matcher, ending.data[skip:]):
+                return ending.after(skip)
         return None
 
     def _search(self, position: JsonPosition) -> bytes | None:
@@ -275,7 +275,7 @@ class Grammar:
             found = json_ending(self._matcher, self._spelling, position, self._pieces)
             if found is not None:
                 return found
-        return shortest(self._matcher, self._spelling, limit=max(64, 4 * len(self._ending)))
+        return shortest(self._matcher, self._spelling, limit=max(64, 4 * len(self._ending.data)))
 
 
 def _read_schema(body: str) -> Any:

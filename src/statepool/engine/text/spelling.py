@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
@@ -38,16 +40,23 @@ class Spelling:
         for i, data in enumerate(self.tokens):
             if data and i not in silent:
                 self.ids.setdefault(data, i)
-        self._longest = max(map(len, self.ids), default=0)
+        self._beginnings = {data[:end] for data in self.ids for end in range(1, len(data) + 1)}
         self.single = {data[0]: i for data, i in self.ids.items() if len(data) == 1}
         """Byte -> the token that is this byte alone."""
         self._bits = [(byte, i >> 3, 1 << (i & 7)) for byte, i in sorted(self.single.items())]
         self._sets: dict[bytes, frozenset[int]] = {}
+        self._own_bytes = (tokenizer.vocab_size + 31) // 32 * 4
         self.backend = LLTokenizer(
             TokenizerWrapper(_Vocabulary(tokenizer, self.tokens, sorted(silent), self.eos_ids[0])),
-            n_vocab=size,
+            n_vocab=tokenizer.vocab_size,
             eos_token=list(self.eos_ids),
         )
+
+    def mask(self, matcher: LLMatcher) -> np.ndarray:
+        """The tokens the grammar allows next; a fresh uint32 ``[words]``, zero in the padding."""
+        mask = np.zeros(self.words, dtype=np.uint32)
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._own_bytes)
+        return mask
 
     def allowed_bytes(self, matcher: LLMatcher) -> frozenset[int]:
         """The bytes that may come next, as far as single-byte tokens exist for them."""
@@ -83,8 +92,8 @@ class Spelling:
         """For each start, the fewest tokens that spell ``data[start:]``; ``-1`` where none do. One longer than data."""
         best = [-1] * len(data) + [0]
         for start in range(len(data) - 1, -1, -1):
-            for end in range(start + 1, min(len(data), start + self._longest) + 1):
-                if best[end] >= 0 and (best[start] < 0 or best[end] + 1 < best[start]) and data[start:end] in self.ids:
+            for end in self._ends(data, start):
+                if best[end] >= 0 and (best[start] < 0 or best[end] + 1 < best[start]):
                     best[start] = best[end] + 1
         return best
 
@@ -95,18 +104,25 @@ class Spelling:
             return None
         tokens, start = [], 0
         while start < len(data):
-            for end in range(min(len(data), start + self._longest), start, -1):
-                if best[end] == best[start] - 1 and data[start:end] in self.ids:
-                    tokens.append(self.ids[data[start:end]])
-                    start = end
-                    break
+            end = next(end for end in self._ends(data, start) if best[end] == best[start] - 1)
+            tokens.append(self.ids[data[start:end]])
+            start = end
         return tokens
 
-    def on_path(self, data: bytes, budget: int) -> list[int]:
-        """Every token that begins ``data`` such that the rest can be spelled with ``budget - 1`` more."""
-        best = self.costs(data)
-        ends = range(1, min(len(data), self._longest) + 1)
-        return [self.ids[data[:end]] for end in ends if data[:end] in self.ids and 0 <= best[end] <= budget - 1]
+    def _ends(self, data: bytes, start: int) -> Iterator[int]:
+        """Where tokens that begin at ``start`` end."""
+        for end in range(start + 1, len(data) + 1):
+            part = data[start:end]
+            if part in self.ids:
+                yield end
+            if part not in self._beginnings:
+                return
+
+    def on_path(self, ending: Ending, budget: int) -> list[int]:
+        """Every token that begins ``ending`` such that the rest can be spelled with ``budget - 1`` more."""
+        costs = ending.costs(self)
+        ends = self._ends(ending.data, 0)
+        return [self.ids[ending.data[:end]] for end in ends if 0 <= costs[end] <= budget - 1]
 
     def mask_of(self, tokens: list[int]) -> np.ndarray:
         """A mask that allows exactly ``tokens``; uint32 ``[words]``."""
@@ -114,6 +130,30 @@ class Spelling:
         for token in tokens:
             mask[token >> 5] |= np.uint32(1 << (token & 31))
         return mask
+
+
+class Ending:
+    """Bytes that end a text, with the number of tokens they take worked out when asked for."""
+
+    __slots__ = ("_costs", "data")
+
+    def __init__(self, data: bytes, costs: list[int] | None = None) -> None:
+        self.data = data
+        self._costs = costs
+
+    def costs(self, spelling: Spelling) -> list[int]:
+        """``spelling.costs`` of the bytes."""
+        if self._costs is None:
+            self._costs = spelling.costs(self.data)
+        return self._costs
+
+    def tokens(self, spelling: Spelling) -> int:
+        """The fewest tokens that spell it."""
+        return self.costs(spelling)[0]
+
+    def after(self, count: int) -> Ending:
+        """What is left once ``count`` bytes are written."""
+        return Ending(self.data[count:], None if self._costs is None else self._costs[count:])
 
 
 class _Vocabulary:
