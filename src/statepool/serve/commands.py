@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidRequest, Unavailable
 from statepool.serve.weights import read_tensors
 
 
@@ -17,17 +17,15 @@ class Commands:
     def __init__(self, engine: Any) -> None:
         """``engine`` has the methods of ``statepool.engine.engine.Engine``."""
         self._engine = engine
-        self.paused = False
-        """While true, no step is taken; requests stay where they are."""
         self._table: dict[str, Callable[..., Any]] = {
             "stats": engine.stats,
             "score": self._score,
             "embed": self._embed,
-            "pause": self._pause,
-            "resume": self._resume,
+            "pause": engine.pause,
+            "resume": engine.resume,
             "update_weights": self._update_weights,
             "reset_prefix_cache": engine.reset_prefix_cache,
-            "sessions": self._sessions,
+            "session_names": self._session_names,
             "drop_session": self._drop_session,
             "fork_session": self._fork_session,
             "park_session": self._park_session,
@@ -48,31 +46,28 @@ class Commands:
         return entry(**arguments)
 
     def _score(self, tokens: list[int]) -> np.ndarray:
+        self._check_running()
         return np.asarray(self._engine.score(tokens), dtype=np.float32)
 
     def _embed(self, tokens: list[int]) -> np.ndarray:
+        self._check_running()
         return np.asarray(self._engine.embed(tokens), dtype=np.float32)
 
-    def _pause(self) -> None:
-        self._engine.pause()
-        self.paused = True
-
-    def _resume(self) -> None:
-        self._engine.resume()
-        self.paused = False
+    def _check_running(self) -> None:
+        if self._engine.stats().paused:
+            raise Unavailable("the engine is paused; POST /resume first")
 
     def _update_weights(self, path: str, version: str) -> None:
-        tensors = read_tensors(path)
-        self._engine.update_weights(tensors, version)
+        self._engine.update_weights(read_tensors(path), version)
 
-    def _sessions(self, salt: str = "") -> list[str]:
-        return list(self._engine.sessions(salt))
+    def _session_names(self, salt: str = "") -> list[str]:
+        return list(self._engine.sessions.names(salt))
 
     def _drop_session(self, name: str, salt: str = "") -> None:
-        self._engine.drop_session(name, salt)
+        self._engine.sessions.drop(salt, name)
 
     def _fork_session(self, name: str, new: str, salt: str = "") -> None:
-        self._engine.fork_session(name, new, salt)
+        self._engine.sessions.fork(salt, name, new)
 
     def _park_session(self, name: str, salt: str = "") -> None:
-        self._engine.park_session(name, salt)
+        self._engine.sessions.park(salt, name)

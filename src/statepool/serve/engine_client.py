@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -60,6 +61,7 @@ class AsyncEngine:
         """Called with each wait from submission to the first output."""
         self._max_in_flight = max_in_flight
         self._streams: dict[str, _Inbox] = {}
+        self._left = asyncio.Event()
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._numbers = count()
         self._info: asyncio.Future[ModelInfo] | None = None
@@ -107,38 +109,37 @@ class AsyncEngine:
         assert self._info is not None, "start() comes first"
         return await asyncio.shield(self._info)
 
-    async def submit(self, request: Request) -> OutputStream:
-        """Queue a request; returns its outputs, the last one with a finish reason.
+    async def submit(self, *requests: Request) -> OutputStream:
+        """Queue requests; returns their outputs as they come, the last of each with a finish reason.
 
-        Closing the stream before its end takes the request out of the batch before the next step.
+        Closing the stream before its end takes the requests out of the batch before the next step.
 
         Raises:
-            InvalidRequest: the engine refuses the request.
+            InvalidRequest: the engine refuses one of the requests; then none of them runs.
             Overloaded: too many sequences are in flight.
             Unavailable: the engine is gone.
         """
         if self.failure is not None:
             raise self.gone()
-        if len(self._streams) >= self._max_in_flight:
+        if len(self._streams) + len(requests) > self._max_in_flight:
             raise Overloaded(f"{len(self._streams)} sequences are in flight; try again later")
-        if request.id in self._streams:
-            raise InvalidRequest(f"request id {request.id!r} is in use", param="request_id")
-        inbox = self._streams[request.id] = asyncio.Queue()
+        for request in requests:
+            if request.id in self._streams:
+                raise InvalidRequest(f"request id {request.id!r} is in use", param="request_id")
+        stream = OutputStream(self, [request.id for request in requests])
         try:
-            await self._send(Submit(request))
-            first = await inbox.get()
+            for request in requests:
+                self._streams[request.id] = stream.inbox
+                await self._send(Submit(request))
+            await stream.accepted()
         except BaseException:
-            await self.leave(request.id)
+            await stream.aclose()
             raise
-        if isinstance(first, Accepted):
-            return OutputStream(self, request.id, inbox)
-        del self._streams[request.id]
-        raise first.problem.error() if isinstance(first, Refused) else self.gone()
+        return stream
 
     async def stream(self, request: Request) -> AsyncIterator[Output]:
-        """``submit`` and iterate in one."""
-        outputs = await self.submit(request)
-        async with contextlib.aclosing(outputs):
+        """``submit`` one request and iterate."""
+        async with contextlib.aclosing(await self.submit(request)) as outputs:
             async for output in outputs:
                 yield output
 
@@ -158,6 +159,12 @@ class AsyncEngine:
             return await reply
         finally:
             del self._replies[number]
+
+    async def idle(self) -> None:
+        """Wait until no sequence is in flight."""
+        while self._streams:
+            self._left.clear()
+            await self._left.wait()
 
     async def abort_all(self) -> None:
         """End every stream with the finish reason ``abort``."""
@@ -188,12 +195,15 @@ class AsyncEngine:
 
     async def leave(self, name: str) -> None:
         """Take a request out of the batch before the next step; nothing happens if it is not in it."""
-        if self._streams.pop(name, None) is not None and self.failure is None:
+        known = self._streams.pop(name, None) is not None
+        self._left.set()
+        if known and self.failure is None:
             await self._send(Abort(name))
 
     def finished(self, name: str) -> None:
         """Forget a request that reached its end."""
         self._streams.pop(name, None)
+        self._left.set()
 
     def gone(self) -> StatepoolError:
         """The error for whoever needs the engine after its end."""
@@ -256,13 +266,33 @@ class AsyncEngine:
 
 
 class OutputStream:
-    """Outputs of one request in order. Iterate to the end, or ``aclose``; both free the request."""
+    """Outputs of some requests in order. Iterate to the end, or ``aclose``; both free the requests."""
 
-    def __init__(self, engine: AsyncEngine, name: str, inbox: _Inbox) -> None:
+    def __init__(self, engine: AsyncEngine, names: list[str]) -> None:
         self._engine = engine
-        self._name = name
-        self._inbox = inbox
-        self._ended = False
+        self._running = dict.fromkeys(names)
+        self._early: deque[Output] = deque()
+        self.inbox: _Inbox = asyncio.Queue()
+        """Where the engine's messages about these requests arrive; ``None`` means the engine is gone."""
+
+    async def accepted(self) -> None:
+        """Wait until the engine took every request.
+
+        Raises:
+            InvalidRequest: it refused one.
+            Unavailable: it died.
+        """
+        waiting = len(self._running)
+        while waiting:
+            match await self.inbox.get():
+                case Accepted():
+                    waiting -= 1
+                case Output() as output:
+                    self._early.append(output)
+                case Refused(problem=problem):
+                    raise problem.error()
+                case None:
+                    raise self._engine.gone()
 
     def __aiter__(self) -> OutputStream:
         return self
@@ -272,26 +302,24 @@ class OutputStream:
 
         Raises:
             Unavailable: the engine died.
-            StatepoolError: the engine gave the request up.
+            StatepoolError: the engine gave a request up.
         """
-        if self._ended:
+        if not self._running:
             raise StopAsyncIteration
-        item = await self._inbox.get()
+        item = self._early.popleft() if self._early else await self.inbox.get()
         if not isinstance(item, Output):
-            self._end()
+            await self.aclose()
             raise self._engine.gone()
         if item.finish_reason is not None:
-            self._end()
+            self._engine.finished(item.id)
+            self._running.pop(item.id, None)
         if item.error is not None:
+            await self.aclose()
             raise StatepoolError(item.error)
         return item
 
     async def aclose(self) -> None:
-        """Leave the batch, unless the end was reached."""
-        if not self._ended:
-            self._ended = True
-            await self._engine.leave(self._name)
-
-    def _end(self) -> None:
-        self._ended = True
-        self._engine.finished(self._name)
+        """Take what still runs out of the batch."""
+        names, self._running = list(self._running), {}
+        for name in names:
+            await self._engine.leave(name)

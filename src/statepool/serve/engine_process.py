@@ -80,19 +80,16 @@ class EngineLoop:
     def run(self) -> None:
         """Serve until Stop arrives or the gateway is gone."""
         while self._listen():
-            if self._working():
+            if self._engine.has_work:
                 self._step()
                 self._pulse()
             elif not self._resting:
                 self._pulse(force=True)
                 self._resting = True
 
-    def _working(self) -> bool:
-        return bool(self._engine.has_work) and not self._commands.paused
-
     def _listen(self) -> bool:
         """Take every waiting command; sleep for the first one when there is nothing to compute."""
-        wait = 0 if self._working() or not self._resting else _IDLE_POLL_MS
+        wait = 0 if self._engine.has_work or not self._resting else _IDLE_POLL_MS
         while True:
             command = self._receive(wait)
             if command is None:
@@ -128,14 +125,17 @@ class EngineLoop:
 
     def _step(self) -> None:
         outputs = self._engine.step()
-        if not outputs:
+        self._note_admissions()
+        if outputs:
+            self._send(Outputs(list(outputs)))
+
+    def _note_admissions(self) -> None:
+        """Requests start in order of arrival (priorities aside): whoever is beyond the queue's length has started."""
+        if not self._submitted:
             return
-        now = self._clock()
-        for output in outputs:
-            since = self._submitted.pop(output.id, None)
-            if since is not None:
-                self._queue_seconds.append(now - since)
-        self._send(Outputs(list(outputs)))
+        waiting, now = self._engine.stats().waiting, self._clock()
+        for name in list(self._submitted)[: max(len(self._submitted) - waiting, 0)]:
+            self._queue_seconds.append(now - self._submitted.pop(name))
 
     def _pulse(self, force: bool = False) -> None:
         now = self._clock()

@@ -1,0 +1,171 @@
+"""Runs one server: engine process first, then the HTTP stack, then requests until a signal says to stop.
+
+The engine loads while the HTTP stack is still being imported, so the imports of the latter are inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from statepool.core.errors import InvalidConfig, StatepoolError
+from statepool.serve.config import ServeConfig
+from statepool.serve.engine_client import AsyncEngine
+from statepool.serve.messages import ENGINE_FACTORY
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from statepool.serve.state import GatewayState
+
+log = logging.getLogger("statepool.serve")
+
+_LAST_BYTES_SECONDS = 3
+
+
+def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit status.
+
+    The first signal stops admission and lets running requests finish for ``drain_seconds``; a second one
+    ends them.
+
+    Raises:
+        InvalidConfig: the address cannot be listened on.
+        StatepoolError: the engine could not be built.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return asyncio.run(_serve(config, factory))
+
+
+async def _serve(config: ServeConfig, factory: str) -> int:
+    listener = _listen(config)
+    engine = AsyncEngine(config.max_in_flight)
+    try:
+        await engine.start(config.engine, factory=factory)
+        ready = asyncio.create_task(engine.wait_ready())
+        import uvicorn
+
+        from statepool.serve.gateway import build_app
+        from statepool.serve.metrics import QUEUE, ServerMetrics
+        from statepool.serve.response_store import ResponseStore
+        from statepool.serve.state import GatewayState
+
+        state = GatewayState(
+            config, engine, ServerMetrics(config.vllm_metric_names), ResponseStore(config.stored_responses)
+        )
+        engine.on_queue_seconds = lambda seconds: state.metrics.observe(QUEUE, seconds)
+        app = build_app(state)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+                server_header=False,
+                h11_max_incomplete_event_size=64 << 10,
+            )
+        )
+        # The signals are ours: uvicorn would close connections before their streams have ended.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await _load(state, ready)
+            _announce(config, listener, state)
+            with _signals(state, server):
+                await serving
+        finally:
+            server.should_exit = True
+            await asyncio.gather(serving, return_exceptions=True)
+    finally:
+        listener.close()
+        await engine.close()
+    return 0
+
+
+async def _load(state: GatewayState, ready: asyncio.Task[object]) -> None:
+    """Wait for the engine, reading the tokenizer in the meantime where that is possible."""
+    from statepool.engine.text.template import ChatTemplate
+    from statepool.engine.text.tokenizer import Tokenizer
+    from statepool.serve.served_model import ServedModel
+
+    await ready
+    info = await state.engine.wait_ready()
+    state.model = ServedModel(
+        info=info,
+        tokenizer=Tokenizer.load(info.path),
+        template=ChatTemplate.load(info.path),
+        created=int(state.wall_clock()),
+        tool_format=state.config.tool_format,
+    )
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise InvalidConfig(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --host or --port",
+            param="port",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _announce(config: ServeConfig, listener: socket.socket, state: GatewayState) -> None:
+    assert state.model is not None, "announced before the model was there"
+    host, port = listener.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    lines = [f"serving {state.model.id} ({state.model.info.quant})", f"  API   http://{name}:{port}/v1"]
+    if config.chat_page is not None:
+        lines.append(f"  chat  http://{name}:{port}/")
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _signals(state: GatewayState, server: uvicorn.Server) -> Iterator[None]:
+    """Drain on the first SIGINT or SIGTERM, leave at once on the second."""
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[None]] = []
+
+    def on_signal() -> None:
+        if state.draining:
+            server.should_exit = server.force_exit = True
+            return
+        state.draining = True
+        tasks.append(asyncio.create_task(_drain(state, server)))
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        for task in tasks:
+            task.cancel()
+
+
+async def _drain(state: GatewayState, server: uvicorn.Server) -> None:
+    log.info("shutting down: %d sequences may finish for %g s", state.engine.in_flight, state.config.drain_seconds)
+    try:
+        await asyncio.wait_for(state.engine.idle(), state.config.drain_seconds)
+    except TimeoutError:
+        log.warning("ending %d sequences that did not finish in time", state.engine.in_flight)
+        await state.engine.abort_all()
+    except StatepoolError as error:
+        log.warning("nothing to wait for: %s", error.message)
+    server.should_exit = True

@@ -1,0 +1,62 @@
+"""``/tokenize`` and ``/detokenize``: the tokenizer as a service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from statepool.core.errors import InvalidRequest
+from statepool.serve.openai.chat import message_dict, tool_dict
+from statepool.serve.openai.completion_schema import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+)
+from statepool.serve.routing import new_router
+from statepool.serve.served_model import ServedModel
+from statepool.serve.state import State
+from statepool.serve.transport import json_response, translate
+
+router = new_router()
+
+
+def tokens_of(body: TokenizeRequest, model: ServedModel) -> list[int]:
+    """Ids of a text, or of messages in the model's prompt form.
+
+    Raises:
+        InvalidRequest: neither or both of prompt and messages are given.
+        NotFound: the model is not served here.
+    """
+    model.check_name(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("give either prompt or messages", param="prompt")
+    if body.prompt is not None:
+        return model.encode(body.prompt, add_special=body.add_special_tokens)
+    messages = [message_dict(message) for message in body.messages or ()]
+    tools = [tool_dict(tool) for tool in body.tools or ()]
+    return model.encode_messages(messages, tools, body.add_generation_prompt)
+
+
+@router.post("/tokenize", response_model=TokenizeAnswer, tags=["tokens"])
+async def tokenize(body: TokenizeRequest, request: HttpRequest, state: State) -> Response:
+    """Token ids of a text or of messages."""
+    model = state.ready_model()
+    tokens = await translate(request, lambda: tokens_of(body, model))
+    answer: dict[str, Any] = {"count": len(tokens), "max_model_len": model.info.max_model_len, "tokens": tokens}
+    if body.return_token_strs:
+        answer["token_strs"] = [model.tokenizer.token_text(token) for token in tokens]
+    return json_response(answer)
+
+
+@router.post("/detokenize", response_model=DetokenizeAnswer, tags=["tokens"])
+async def detokenize(body: DetokenizeRequest, request: HttpRequest, state: State) -> Response:
+    """Text of token ids."""
+    model = state.ready_model()
+    model.check_name(body.model)
+    model.check_ids(body.tokens, "tokens")
+    skip = body.skip_special_tokens
+    text = await translate(request, lambda: model.tokenizer.decode(body.tokens, skip_special=skip))
+    return json_response({"prompt": text})
