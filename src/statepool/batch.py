@@ -165,15 +165,25 @@ def _request(engine: Engine, template: ChatTemplate, prompt: Prompt, defaults: S
 
 def _params(given: dict[str, Any], defaults: SamplingParams) -> SamplingParams:
     values = dict(given)
-    for name in ("stop", "stop_token_ids"):
-        if name in values:
-            value = values[name]
-            values[name] = (value,) if isinstance(value, str | int) else tuple(value or ())
-    if "logit_bias" in values:
-        values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
-    if isinstance(values.get("grammar"), dict):
-        values["grammar"] = GrammarSpec(**values["grammar"])
+    if "stop" in values:
+        values["stop"] = tuple(_list("stop", values["stop"], str))
+    if "stop_token_ids" in values:
+        values["stop_token_ids"] = tuple(_list("stop_token_ids", values["stop_token_ids"], int))
+    try:
+        if "logit_bias" in values:
+            values["logit_bias"] = {int(token): float(bias) for token, bias in dict(values["logit_bias"]).items()}
+        if "grammar" in values:
+            values["grammar"] = GrammarSpec(**values["grammar"])
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"logit_bias or grammar has the wrong shape: {error}") from None
     return replace(defaults, **values)
+
+
+def _list(name: str, value: Any, kind: type) -> list[Any]:
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, kind) for entry in entries):
+        raise InvalidRequest(f"{name} must be one or a list of {kind.__name__}, got {value!r}", param=name)
+    return entries
 
 
 def _result(name: str, outputs: list[Output]) -> dict[str, Any]:
