@@ -11,7 +11,7 @@
 namespace nb = nanobind;
 
 void bind_vector(nb::module_& m);
-void bind_linear(nb::module_& m) __attribute__((weak));
+void bind_linear(nb::module_& m);
 void bind_attention(nb::module_& m) __attribute__((weak));
 void bind_layer(nb::module_& m) __attribute__((weak));
 void bind_sample(nb::module_& m) __attribute__((weak));
@@ -38,7 +38,7 @@ NB_MODULE(_kernels, m) {
   m.def("threads", &statepool::threads, "Threads that take part in a kernel.");
 
   bind_vector(m);
-  if (bind_linear) bind_linear(m);
+  bind_linear(m);
   if (bind_attention) bind_attention(m);
   if (bind_layer) bind_layer(m);
   if (bind_sample) bind_sample(m);

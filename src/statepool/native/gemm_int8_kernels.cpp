@@ -1,0 +1,204 @@
+// int8 weights x int8 activations, exact in int32.
+//
+// Weights are stored as Wq + 128 (unsigned), so sum (Wq+128) x = sum Wq x + 128 sum x: the second part is subtracted at
+// the end. That lets VPDPBUSD take the activations as its signed operand straight from memory, and AVX2 split a weight
+// byte pair into 16-bit words with one AND and one shift. VPMADDUBSW on bytes is not used: it saturates.
+#include "gemm_finish.h"
+
+namespace statepool::STATEPOOL_NS {
+namespace {
+
+STATEPOOL_INLINE void finish_rows(const GemmJob& job, int64_t row, int rows, int64_t strip, int32_t* sums) {
+  const F16 weight_scales = load(job.weight_scales + strip * 16);
+  for (int r = 0; r < rows; ++r) {
+    int32_t* lanes = sums + r * 16;
+    const uint32_t offset = 128u * static_cast<uint32_t>(job.x_sums[row + r]);
+    for (int i = 0; i < 16; ++i) lanes[i] = static_cast<int32_t>(static_cast<uint32_t>(lanes[i]) - offset);
+    finish(job, row + r, strip, mul(mul(from_int(lanes), weight_scales), set1(job.x_scales[row + r])));
+  }
+}
+
+#if defined(STATEPOOL_ISA_avx512)
+
+STATEPOOL_INLINE __m512i broadcast4(const int8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
+// Chains independent accumulators per output hide the latency of VPDPBUSD when there are few rows.
+template <int Rows, int Strips, int Chains>
+STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
+  __m512i acc[Chains][Rows][Strips];
+  for (int c = 0; c < Chains; ++c)
+    for (int r = 0; r < Rows; ++r)
+      for (int s = 0; s < Strips; ++s) acc[c][r][s] = _mm512_setzero_si512();
+  const uint8_t* w = job.packed + strip * job.strip_bytes;
+  const int8_t* x = job.x8 + row * job.k;
+  const int64_t k = job.k, strip_bytes = job.strip_bytes;
+  for (int64_t q = 0; q < k / 4; q += Chains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < Chains; ++c) {
+      __m512i weights[Strips];
+#pragma GCC unroll 4
+      for (int s = 0; s < Strips; ++s) weights[s] = _mm512_loadu_si512(w + s * strip_bytes + (q + c) * 64);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const __m512i values = broadcast4(x + r * k + (q + c) * 4);
+#pragma GCC unroll 4
+        for (int s = 0; s < Strips; ++s) acc[c][r][s] = _mm512_dpbusd_epi32(acc[c][r][s], weights[s], values);
+      }
+    }
+  }
+  for (int s = 0; s < Strips; ++s) {
+    int32_t sums[Rows * 16];
+    for (int r = 0; r < Rows; ++r) {
+      __m512i sum = acc[0][r][s];
+      for (int c = 1; c < Chains; ++c) sum = _mm512_add_epi32(sum, acc[c][r][s]);
+      _mm512_storeu_si512(sums + r * 16, sum);
+    }
+    finish_rows(job, row, Rows, strip + s, sums);
+  }
+}
+
+template <int Rows, int Strips, int Chains>
+STATEPOOL_INLINE void pass(const GemmJob& job, int64_t row, int64_t strip, int64_t last) {
+  for (; strip + Strips <= last; strip += Strips) tile<Rows, Strips, Chains>(job, row, strip);
+  if (Strips > 1)
+    for (; strip < last; ++strip) tile<Rows, 1, Chains>(job, row, strip);
+}
+
+void run(const GemmJob& job, int64_t first, int64_t last) {
+  // Two strips (32 outputs) stay in L1/L2 while all rows pass over them.
+  for (int64_t begin = first; begin < last; begin += 2) {
+    const int64_t end = begin + 2 < last ? begin + 2 : last;
+    int64_t row = 0;
+    for (; row + 12 <= job.rows; row += 12) pass<12, 2, 1>(job, row, begin, end);
+    for (; row + 8 <= job.rows; row += 8) pass<8, 1, 1>(job, row, begin, end);
+    switch (job.rows - row) {
+      case 1: pass<1, 1, 4>(job, row, begin, end); break;
+      case 2: pass<2, 1, 4>(job, row, begin, end); break;
+      case 3: pass<3, 1, 2>(job, row, begin, end); break;
+      case 4: pass<4, 1, 2>(job, row, begin, end); break;
+      case 5: pass<5, 1, 1>(job, row, begin, end); break;
+      case 6: pass<6, 1, 1>(job, row, begin, end); break;
+      case 7: pass<7, 1, 1>(job, row, begin, end); break;
+      default: break;
+    }
+  }
+}
+
+#elif defined(STATEPOOL_ISA_avx2)
+
+STATEPOOL_INLINE __m256i broadcast2(const int16_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, 4);
+  return _mm256_set1_epi32(word);
+}
+STATEPOOL_INLINE __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+template <int Rows>
+STATEPOOL_INLINE void multiply(__m256i (*acc)[2], const int16_t* x, int64_t k, __m256i low, __m256i high) {
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+    const __m256i values = broadcast2(x + r * k);
+    acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(values, low));
+    acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(values, high));
+  }
+}
+
+// Widened: the strip's weights come as 16-bit words from `panel` (see widen) instead of bytes.
+template <int Rows, bool Widened>
+STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const uint8_t* panel) {
+  __m256i acc[Rows][2];
+  for (int r = 0; r < Rows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+  const uint8_t* w = Widened ? panel : job.packed + strip * job.strip_bytes;
+  const int64_t k = job.k;
+  const int16_t* x = job.x16 + row * k;
+  const __m256i even = _mm256_set1_epi16(0xff);
+  for (int64_t q = 0; q < k / 4; ++q, x += 4) {
+    if (Widened) {
+      multiply<Rows>(acc, x, k, load256(w), load256(w + 32));
+      multiply<Rows>(acc, x + 2, k, load256(w + 64), load256(w + 96));
+      w += 128;
+    } else {
+      const __m256i a = load256(w), b = load256(w + 32);
+      multiply<Rows>(acc, x, k, _mm256_and_si256(a, even), _mm256_and_si256(b, even));
+      multiply<Rows>(acc, x + 2, k, _mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+      w += 64;
+    }
+  }
+  int32_t sums[Rows * 16];
+  for (int r = 0; r < Rows; ++r) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * 16), acc[r][0]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * 16 + 8), acc[r][1]);
+  }
+  finish_rows(job, row, Rows, strip, sums);
+}
+
+void widen(const uint8_t* w, int64_t k, uint8_t* panel) {
+  const __m256i even = _mm256_set1_epi16(0xff);
+  for (int64_t q = 0; q < k / 4; ++q, w += 64, panel += 128) {
+    const __m256i a = load256(w), b = load256(w + 32);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(panel), _mm256_and_si256(a, even));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(panel + 32), _mm256_and_si256(b, even));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(panel + 64), _mm256_srli_epi16(a, 8));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(panel + 96), _mm256_srli_epi16(b, 8));
+  }
+}
+
+template <bool Widened>
+void rows_of_strip(const GemmJob& job, int64_t row, int64_t last_row, int64_t strip, const uint8_t* panel) {
+  if (Widened)
+    for (; row + 6 <= last_row; row += 6) tile<6, true>(job, row, strip, panel);
+  for (; row + 4 <= last_row; row += 4) tile<4, Widened>(job, row, strip, panel);
+  switch (last_row - row) {
+    case 1: tile<1, Widened>(job, row, strip, panel); break;
+    case 2: tile<2, Widened>(job, row, strip, panel); break;
+    case 3: tile<3, Widened>(job, row, strip, panel); break;
+    default: break;
+  }
+}
+
+void run(const GemmJob& job, int64_t first, int64_t last) {
+  if (job.rows <= 8) {
+    for (int64_t strip = first; strip < last; ++strip) rows_of_strip<false>(job, 0, job.rows, strip, nullptr);
+    return;
+  }
+  uint8_t* panel = static_cast<uint8_t*>(job.scratch(job.k * 32));
+  // The widened panel of a strip is made once per block of rows small enough to stay in L2 beside it.
+  int64_t block = (256 * 1024) / (job.k * 2) / 6 * 6;
+  if (block < 24) block = 24;
+  for (int64_t row = 0; row < job.rows; row += block) {
+    const int64_t last_row = row + block < job.rows ? row + block : job.rows;
+    for (int64_t strip = first; strip < last; ++strip) {
+      widen(job.packed + strip * job.strip_bytes, job.k, panel);
+      rows_of_strip<true>(job, row, last_row, strip, panel);
+    }
+  }
+}
+
+#else
+
+void run(const GemmJob& job, int64_t first, int64_t last) {
+  for (int64_t strip = first; strip < last; ++strip) {
+    const uint8_t* w = job.packed + strip * job.strip_bytes;
+    for (int64_t row = 0; row < job.rows; ++row) {
+      const int8_t* x = job.x8 + row * job.k;
+      int32_t sums[16] = {};
+      for (int64_t q = 0; q < job.k / 4; ++q)
+        for (int i = 0; i < 16; ++i)
+          for (int j = 0; j < 4; ++j) sums[i] += static_cast<int32_t>(w[q * 64 + i * 4 + j]) * x[q * 4 + j];
+      finish_rows(job, row, 1, strip, sums);
+    }
+  }
+}
+
+#endif
+
+}  // namespace
+
+extern const GemmKernel gemm_int8;
+const GemmKernel gemm_int8 = {&run};
+
+}  // namespace statepool::STATEPOOL_NS
