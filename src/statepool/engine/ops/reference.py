@@ -59,7 +59,8 @@ def rms_norm(x: Array, w: Array, eps: float, out: Array) -> None:
 def _norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     eps32 = torch.tensor(eps, dtype=x.dtype, device=x.device)
     mean = lane_sum_of_squares(x) / x.shape[-1]
-    inverse = 1.0 / torch.sqrt(mean + eps32)
+    # torch's float32 sqrt is not correctly rounded on every CPU; rounding the float64 root is.
+    inverse = 1.0 / torch.sqrt((mean + eps32).double()).to(x.dtype)
     return (x * inverse[..., None]) * w
 
 
