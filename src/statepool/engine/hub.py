@@ -23,7 +23,7 @@ def resolve(model: str) -> Path:
         return path
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise InvalidCheckpoint(
             f"{model!r} is no directory, and hub ids need the huggingface_hub package", param="model"

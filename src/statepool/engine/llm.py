@@ -35,7 +35,9 @@ class Completion:
     def of(cls, outputs: Sequence[Output]) -> Completion:
         """Join the outputs of one request."""
         last = outputs[-1]
-        assert last.finish_reason is not None and last.usage is not None and last.seed is not None
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        assert last.seed is not None
         return cls(
             text="".join(o.text for o in outputs),
             tokens=tuple(t for o in outputs for t in o.tokens),

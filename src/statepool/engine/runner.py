@@ -14,7 +14,6 @@ from statepool.engine.config import Quant
 from statepool.engine.loader import Checkpoint, widen
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.rope import rope_tables
-from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
 
@@ -54,10 +53,11 @@ class Runner(Protocol):
         ...
 
 
-class NativeRunner:
-    """The CPU path: NumPy arrays and the native module, no torch.
+class DecoderRunner:
+    """The CPU path, on NumPy arrays.
 
     Args:
+        ops: ``statepool.native.kernels``, or its torch twin ``statepool.engine.ops``; same signatures, same bits.
         decoder: shape of the model.
         checkpoint: its weights; kept open for weight updates.
         quant: arithmetic of the linear layers.
@@ -66,8 +66,15 @@ class NativeRunner:
     """
 
     def __init__(
-        self, decoder: DecoderConfig, checkpoint: Checkpoint, quant: Quant, storage: npt.NDArray[Any], max_len: int
+        self,
+        ops: Any,
+        decoder: DecoderConfig,
+        checkpoint: Checkpoint,
+        quant: Quant,
+        storage: npt.NDArray[Any],
+        max_len: int,
     ) -> None:
+        self._ops = ops
         self.decoder = decoder
         self._checkpoint = checkpoint
         self._quant = quant
@@ -77,7 +84,7 @@ class NativeRunner:
         self._embedding: npt.NDArray[Any]
         self._norm: F32
         self._head: Any
-        self.backends: list[Backend] = [FullAttention(storage, decoder.head_dim)] * decoder.layers
+        self.backends: list[Backend] = [FullAttention(ops, storage, decoder.head_dim)] * decoder.layers
         self.load()
 
     def load(self, changed: set[str] | None = None) -> None:
@@ -100,7 +107,7 @@ class NativeRunner:
             bias = np.concatenate([self._vector(f"{at}.{name}.bias") for name in names]) if biased else None
             return self._linear(weights, bias, self._quant)
 
-        return kernels.DecoderLayer(
+        return self._ops.DecoderLayer(
             qkv=linear([f"self_attn.{x}_proj" for x in "qkv"], d.qkv_bias),
             o=linear(["self_attn.o_proj"], d.o_bias),
             gate_up=linear(["mlp.gate_proj", "mlp.up_proj"], d.mlp_bias),
@@ -119,7 +126,7 @@ class NativeRunner:
         if len({weight.dtype for weight in weights}) > 1:
             weights = [widen(weight) for weight in weights]
         weight = weights[0] if len(weights) == 1 else np.concatenate(weights)
-        return kernels.Linear(weight, mode, bias)
+        return self._ops.Linear(weight, mode, bias)
 
     def _vector(self, name: str) -> F32:
         return widen(self._checkpoint.tensor(name))
@@ -130,7 +137,7 @@ class NativeRunner:
         x = np.empty((rows, d.hidden_size), np.float32)
         query = np.empty((rows, d.heads * d.head_dim), np.float32)
         mixed = np.empty_like(query)
-        kernels.embed(self._embedding, batch.tokens, x)
+        self._ops.embed(self._embedding, batch.tokens, x)
         for i, (layer, backend) in enumerate(zip(self._layers, self.backends, strict=True)):
             layer.before_attention(x, self._cos, self._sin, batch.positions, batch.slots, self.storage, i, query)
             backend.attend(i, query, batch, mixed)
@@ -140,13 +147,13 @@ class NativeRunner:
     def logits(self, hidden: F32) -> F32:
         """See ``Runner.logits``."""
         out = np.empty((hidden.shape[0], self.decoder.vocab_size), np.float32)
-        kernels.head(hidden, self._norm, self.decoder.eps, self._head, out)
+        self._ops.head(hidden, self._norm, self.decoder.eps, self._head, out)
         return out
 
     def normed(self, hidden: F32) -> F32:
         """See ``Runner.normed``."""
         out = np.empty_like(hidden)
-        kernels.rms_norm(hidden, self._norm, self.decoder.eps, out)
+        self._ops.rms_norm(hidden, self._norm, self.decoder.eps, out)
         return out
 
     def read_blocks(self, blocks: list[int]) -> npt.NDArray[Any]:

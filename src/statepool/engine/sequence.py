@@ -50,7 +50,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
     embedding: npt.NDArray[np.float64] | None = None
     """Running sum of final hidden states, for requests that want that and no token."""
-    running: bool = False
+    resumes: bool = False
+    """Its KV will come from its session, not from the prefix index."""
     stale: bool = False
     """Part of its KV was computed under older weights, so none of it may be shared."""
     started: bool = False
@@ -87,6 +88,12 @@ class Sequence:
         if self.embedding is not None:
             return self.computed < self.prompt_len
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len
+
+    def slice(self, start: int, stop: int) -> list[int]:
+        """Tokens ``start`` to ``stop``, drafts included."""
+        if stop <= len(self.tokens):
+            return self.tokens[start:stop]
+        return (self.tokens[start:] + self.drafts)[: stop - start]
 
     def first_row(self) -> int:
         """First position whose logits are needed."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from statepool.core.errors import NotFound, OutOfBlocks
+from statepool.core.errors import NotFound
 from statepool.engine.runner import Runner
 from statepool.kv import BlockPool
 from statepool.kv.layout import BLOCK_SIZE
@@ -74,37 +74,34 @@ class SessionStore:
         if session is None or session.root != root:
             return None
         common = _common(session.tokens, prompt)
+        if common == 0:
+            return None
         kept = -(-common // BLOCK_SIZE)
-        stored = 0 if session.parked is None else len(session.parked)
-        return common, kept, stored + 1
+        return common, kept, kept if session.parked is not None else int(self._must_copy(session, common))
 
-    def claim(self, salt: str, name: str, prompt: Sequence[int], root: bytes) -> tuple[list[int], int]:
+    def claim(self, salt: str, name: str, prompt: Sequence[int]) -> tuple[list[int], int]:
         """Take a session's blocks for a prompt that continues it: (blocks, tokens they hold).
 
         The session is gone until the sequence ends and is kept again. A last block that others
-        also use is copied, since the sequence will write behind its tokens.
-
-        Raises:
-            OutOfBlocks: the pool is too full now; the session is unharmed.
+        also use is copied, since the sequence will write behind its tokens. ``peek`` says beforehand
+        how many free blocks this needs.
         """
-        session = self._sessions.get((salt, name))
-        if session is None or session.root != root:
-            return [], 0
+        session = self.get(salt, name)
         common = _common(session.tokens, prompt)
+        kept = -(-common // BLOCK_SIZE)
         if session.parked is not None:
-            self._unpark(session)
-        blocks = session.blocks
-        keep = -(-common // BLOCK_SIZE)
-        if common % BLOCK_SIZE and (
-            self._pool.references(blocks[keep - 1]) > 1 or self._pool.is_published(blocks[keep - 1])
-        ):
-            copy = self._pool.take(1)[0]
-            self._runner.copy_block(blocks[keep - 1], copy)
-            self._pool.release([blocks[keep - 1]])
-            blocks[keep - 1] = copy
-        self._pool.release(blocks[keep:])
+            blocks = self._pool.take(kept)
+            self._runner.write_blocks(blocks, session.parked[:kept])
+        else:
+            blocks = session.blocks
+            if self._must_copy(session, common):
+                copy = self._pool.take(1)[0]
+                self._runner.copy_block(blocks[kept - 1], copy)
+                self._pool.release([blocks[kept - 1]])
+                blocks[kept - 1] = copy
+            self._pool.release(blocks[kept:])
         del self._sessions[salt, name]
-        return blocks[:keep], common
+        return blocks[:kept], common
 
     def fork(self, salt: str, name: str, new: str) -> None:
         """Let ``new`` start where ``name`` is. Blocks are shared until one of them writes."""
@@ -143,14 +140,12 @@ class SessionStore:
             self._pool.release(session.blocks)
             session.blocks = []
 
-    def _unpark(self, session: Session) -> None:
-        assert session.parked is not None
-        needed = len(session.parked)
-        if needed > self._pool.free:
-            raise OutOfBlocks(f"resuming the session needs {needed} KV blocks, {self._pool.free} are free")
-        session.blocks = self._pool.take(needed)
-        self._runner.write_blocks(session.blocks, session.parked)
-        session.parked = None
+    def _must_copy(self, session: Session, common: int) -> bool:
+        """Whether the block behind ``common`` tokens will be written although others may read it."""
+        if session.parked is not None or common % BLOCK_SIZE == 0:
+            return False
+        last = session.blocks[common // BLOCK_SIZE]
+        return self._pool.references(last) > 1 or self._pool.is_published(last)
 
 
 def _common(kept: Sequence[int], prompt: Sequence[int]) -> int:

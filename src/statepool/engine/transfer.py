@@ -24,7 +24,7 @@ _SUM = 16
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """An unpacked request: ``output`` are the tokens generated so far; ``blocks`` hold the KV of ``computed`` tokens."""
+    """An unpacked request: ``output`` = tokens generated so far; ``blocks`` hold the KV of ``computed`` tokens."""
 
     request: Request
     seed: int

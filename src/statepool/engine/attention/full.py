@@ -1,4 +1,4 @@
-"""Exact attention over the paged pool, by the native kernel."""
+"""Exact attention over the paged pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool.engine.batch import Batch
-from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
 
@@ -18,14 +17,15 @@ class FullAttention:
 
     name = "full"
 
-    def __init__(self, storage: npt.NDArray[Any], head_dim: int) -> None:
+    def __init__(self, ops: Any, storage: npt.NDArray[Any], head_dim: int) -> None:
+        self._ops = ops
         self._storage = storage
         self._head_dim = head_dim
         self._scale = head_dim**-0.5
 
     def attend(self, layer: int, query: F32, batch: Batch, out: F32) -> None:
         """See ``Backend.attend``."""
-        kernels.attention(
+        self._ops.attention(
             query.reshape(query.shape[0], -1, self._head_dim),
             self._storage,
             layer,

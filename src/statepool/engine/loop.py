@@ -1,0 +1,299 @@
+"""The step loop: snapshot, plan, run, read. Everything that happens to a sequence between submit and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.engine.batch import Batch
+from statepool.engine.config import EngineConfig
+from statepool.engine.request import Output
+from statepool.engine.runner import HEAD_ROWS, Runner
+from statepool.engine.sampler import token_logprob
+from statepool.engine.scheduler import Plan, SequenceView, Snapshot, schedule
+from statepool.engine.sequence import Sequence
+from statepool.engine.session import SessionStore
+from statepool.kv import BlockPool, BlockTable, block_keys
+from statepool.kv.layout import BLOCK_SIZE
+
+F32 = npt.NDArray[np.float32]
+
+COUNTERS = (
+    "steps",
+    "forward_tokens",
+    "prompt_tokens",
+    "generated_tokens",
+    "prefix_query_tokens",
+    "prefix_hit_tokens",
+    "preemptions",
+    "recomputed_tokens",
+    "draft_tokens",
+    "accepted_tokens",
+    "aborted",
+)
+
+
+class StepLoop:
+    """Waiting and running sequences over one pool and one runner.
+
+    Args:
+        root: gives the root of a sequence's block keys from its salt, under the weights of now.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: BlockPool,
+        runner: Runner,
+        sessions: SessionStore,
+        root: Callable[[str], bytes],
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.runner = runner
+        self.sessions = sessions
+        self._root = root
+        self.running: dict[str, Sequence] = {}
+        self.waiting: dict[str, Sequence] = {}
+        self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """The sequence of a request, running or waiting."""
+        return self.running.get(request_id) or self.waiting.get(request_id)
+
+    def remove(self, request_id: str) -> bool:
+        """Take a sequence out and free its blocks; False if it is not here."""
+        sequence = self.running.pop(request_id, None) or self.waiting.pop(request_id, None)
+        if sequence is None:
+            return False
+        self._release(sequence)
+        return True
+
+    def step(self) -> list[Output]:
+        """Run one batch; returns what each of its sequences gained."""
+        plan = self._plan()
+        for request_id in plan.preempt:
+            self._preempt(self.running[request_id])
+        # Cached blocks are held before a session may evict some to come back.
+        for request_id in sorted(plan.admit, key=lambda name: self.waiting[name].resumes):
+            self._admit(self.waiting[request_id])
+        return self._execute([(self.running[name], tokens) for name, tokens in plan.work])
+
+    def reweigh(self) -> None:
+        """The weights changed: running sequences become private, waiting ones start under the new keys."""
+        for sequence in self.running.values():
+            sequence.stale = True
+        for sequence in self.waiting.values():
+            self._release(sequence)
+            sequence.root, sequence.keys = self._root(sequence.request.salt), []
+
+    def _plan(self) -> Plan:
+        while True:
+            plan = schedule(self._snapshot())
+            # Idle sessions leave the pool before any running request does.
+            if plan.starved and self.sessions.park_oldest():
+                continue
+            idle = [s for s in self.waiting.values() if s.table.blocks]
+            if plan.work or not idle:
+                return plan
+            self._release(idle[-1])  # imported KV that stands in everybody's way is computed again later
+
+    def _snapshot(self) -> Snapshot:
+        running = []
+        pending: set[bytes] = set()
+        for sequence in self.running.values():
+            self._draft(sequence)
+            if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
+                pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])
+            blocks = sequence.table.blocks
+            running.append(
+                SequenceView(
+                    sequence.request.id,
+                    sequence.request.priority,
+                    sequence.arrival,
+                    sequence.total,
+                    sequence.computed,
+                    len(blocks),
+                    freeable=sum(self.pool.references(block) == 1 for block in blocks),
+                )
+            )
+        waiting = []
+        claimed: set[tuple[str, str]] = set()
+        seats = self.config.max_seqs - len(self.running)
+        for sequence in sorted(self.waiting.values(), key=lambda s: (s.request.priority, s.arrival)):
+            if seats <= 0:
+                break
+            view = self._waiting_view(sequence, pending, claimed)
+            waiting.append(view)
+            seats -= not view.blocked
+        return Snapshot(running, waiting, self.pool.free, self.config.max_batched_tokens, self.config.max_seqs)
+
+    def _waiting_view(self, sequence: Sequence, pending: set[bytes], claimed: set[tuple[str, str]]) -> SequenceView:
+        request = sequence.request
+        tokens = blocks = free = 0
+        blocked = False
+        owner = (request.salt, request.session or "")
+        sequence.resumes = False
+        if sequence.table.blocks:  # imported with its KV
+            tokens, blocks = sequence.computed, len(sequence.table.blocks)
+        elif not sequence.scoring:
+            kept = None
+            if request.session is not None and owner not in claimed:
+                kept = self.sessions.peek(*owner, sequence.tokens, sequence.root)
+            if kept is not None:
+                claimed.add(owner)
+                sequence.resumes = True
+                tokens, blocks, free = kept
+            else:
+                keys = self._keys(sequence)
+                found = self.pool.match(keys, sequence.tokens)
+                tokens, blocks = len(found) * BLOCK_SIZE, len(found)
+                free = sum(self.pool.references(block) == 0 for block in found)
+                blocked = len(found) < len(keys) and keys[len(found)] in pending
+                pending.update(keys[len(found) :])
+        return SequenceView(
+            request.id,
+            request.priority,
+            sequence.arrival,
+            sequence.total,
+            hit_tokens=min(tokens, len(sequence.tokens) - 1),
+            hit_blocks=blocks,
+            hit_free=free,
+            blocked=blocked,
+        )
+
+    def _admit(self, sequence: Sequence) -> None:
+        request = sequence.request
+        del self.waiting[request.id]
+        self.running[request.id] = sequence
+        if sequence.table.blocks or sequence.scoring:
+            return
+        if sequence.resumes:
+            blocks, found = self.sessions.claim(request.salt, request.session or "", sequence.tokens)
+        else:
+            blocks = self.pool.match(self._keys(sequence), sequence.tokens)
+            self.pool.hold(blocks)
+            found = len(blocks) * BLOCK_SIZE
+        # The last token is always computed: its logits are wanted. Its KV is rewritten with the same bits.
+        sequence.computed = min(found, len(sequence.tokens) - 1)
+        sequence.table = BlockTable(blocks)
+        if not sequence.admitted:
+            sequence.cached_tokens = sequence.computed
+            self.count["prefix_query_tokens"] += sequence.prompt_len
+            self.count["prefix_hit_tokens"] += sequence.computed
+        sequence.admitted = True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        del self.running[sequence.request.id]
+        self._release(sequence)
+        sequence.drafts = []
+        if sequence.stale:
+            sequence.stale, sequence.keys, sequence.root = False, [], self._root(sequence.request.salt)
+        if sequence.scoring:
+            sequence.prompt_logprobs = [None]
+        if sequence.embedding is not None:
+            sequence.embedding[:] = 0
+        self.waiting[sequence.request.id] = sequence
+        self.count["preemptions"] += 1
+
+    def _draft(self, sequence: Sequence) -> None:
+        sequence.drafts = []
+        if sequence.drafter is not None and sequence.computed == len(sequence.tokens) - 1:
+            room = sequence.limit - len(sequence.tokens) - 1
+            sequence.drafts = sequence.drafter.draft(sequence.tokens)[: max(room, 0)]
+
+    def _execute(self, work: list[tuple[Sequence, int]]) -> list[Output]:
+        parts = []
+        for sequence, count in work:
+            end = sequence.computed + count
+            sequence.table.blocks += self.pool.take(sequence.table.missing(end))
+            sequence.drafts = sequence.drafts[: max(end - len(sequence.tokens), 0)]
+            parts.append((sequence.slice(sequence.computed, end), sequence.computed, sequence.table.blocks))
+            self.count["recomputed_tokens"] += max(min(end, sequence.furthest) - sequence.computed, 0)
+            sequence.furthest = max(sequence.furthest, end)
+        batch = Batch.build(parts)
+        hidden = self.runner.forward(batch)
+        self.count["steps"] += 1
+        self.count["forward_tokens"] += int(batch.tokens.size)
+        rows: list[tuple[int, Sequence, int]] = []
+        for (sequence, count), start in zip(work, batch.query_start.tolist(), strict=False):
+            if sequence.embedding is not None:
+                for row in self.runner.normed(hidden[start : start + count]):
+                    sequence.embedding += row
+                continue
+            first, last = max(sequence.first_row(), sequence.computed), sequence.computed + count
+            if sequence.limit == sequence.prompt_len:  # max_tokens = 0: nothing follows the last token
+                last = min(last, sequence.prompt_len - 1)
+            rows += [(start + p - sequence.computed, sequence, p) for p in range(first, last)]
+        for at in range(0, len(rows), HEAD_ROWS):
+            group = rows[at : at + HEAD_ROWS]
+            logits = self.runner.logits(hidden[[row for row, _, _ in group]])
+            for line, (_, sequence, position) in zip(logits, group, strict=True):
+                _read(sequence, position, line)
+        return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
+
+    def _advance(self, sequence: Sequence, count: int) -> Output | None:
+        """Book a step: how far the KV is valid now, what became shareable, whether it is over."""
+        if sequence.drafts and sequence.drafter is not None:
+            held = max(sequence.fresh - 1, 0)
+            sequence.draft_tokens += len(sequence.drafts)
+            sequence.accepted_tokens += held
+            self.count["draft_tokens"] += len(sequence.drafts)
+            self.count["accepted_tokens"] += held
+            sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
+        # The KV of the last chosen token, and of drafts that did not hold, is not there yet.
+        sequence.computed = min(sequence.computed + count, len(sequence.tokens) - (sequence.fresh > 0))
+        self.count["generated_tokens"] += sequence.fresh
+        sequence.drafts, sequence.fresh = [], 0
+        self._publish(sequence)
+        if sequence.finish is None and sequence.limit == sequence.prompt_len == sequence.computed:
+            sequence.finish = "length"
+        output = sequence.output()
+        if sequence.finish is not None:
+            self._end(sequence)
+        return output
+
+    def _end(self, sequence: Sequence) -> None:
+        request = sequence.request
+        self.count["prompt_tokens"] += sequence.prompt_len
+        del self.running[request.id]
+        if request.session is not None and not sequence.stale:
+            kept = sequence.tokens[: sequence.computed]
+            self.sessions.keep(request.salt, request.session, kept, sequence.root, sequence.table.blocks)
+        else:
+            self._release(sequence)
+
+    def _publish(self, sequence: Sequence) -> None:
+        table, full = sequence.table, sequence.computed // BLOCK_SIZE
+        if sequence.stale or table.published >= full:
+            return
+        keys = self._keys(sequence)
+        for i in range(table.published, full):
+            self.pool.publish(table.blocks[i], keys[i], sequence.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
+        table.published = full
+
+    def _keys(self, sequence: Sequence) -> list[bytes]:
+        sequence.keys = block_keys(sequence.tokens, BLOCK_SIZE, sequence.root, sequence.keys)
+        return sequence.keys
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.table.blocks)
+        sequence.table = BlockTable()
+        sequence.computed = 0
+
+
+def _read(sequence: Sequence, position: int, logits: F32) -> None:
+    """Use the logits at ``position``: score the prompt's next token, or choose the output's."""
+    if position < sequence.prompt_len - 1:
+        k = sequence.request.params.prompt_logprobs or 0
+        sequence.prompt_logprobs.append(token_logprob(logits, sequence.tokens[position + 1], k))
+        return
+    if sequence.finish is not None or position != len(sequence.tokens) - 1:
+        return
+    if sequence.fresh and sequence.drafts[sequence.fresh - 1] != sequence.tokens[-1]:
+        return  # this row was computed behind a draft that did not hold
+    sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())
+    sequence.fresh += 1
+    sequence.append(sampled)
