@@ -1,0 +1,142 @@
+"""A small trainable Qwen3: RMSNorm, rotary GQA with normed queries and keys, SwiGLU, tied head.
+
+Parameter names are those of `Qwen3ForCausalLM`, so that `state_dict()` is a checkpoint any reader of that form loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    rope_theta: float = 100_000.0
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+
+
+class Attention(nn.Module):
+    """Causal self-attention over grouped heads."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        queries = shape.num_attention_heads * shape.head_dim
+        keys = shape.num_key_value_heads * shape.head_dim
+        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(shape.head_dim, eps=shape.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Mix [batch, time, hidden] over time."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """The gated feed-forward part."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each position by itself."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each normed before and added after."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.mlp = MLP(shape)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Return x with both parts added."""
+        x = x + self.self_attn(self.input_layernorm(x), rotary)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Trunk(nn.Module):
+    """Embedding, layers and the last norm (`model.` in checkpoint names)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+        self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+
+
+class Qwen3(nn.Module):
+    """The language model. The head is the embedding."""
+
+    def __init__(self, shape: Shape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Trunk(shape)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(parameter)  # tokens pass unblurred until attention has something to say
+            elif parameter.ndim == 2:
+                scale = 0.02 if "embed" in name else 0.6 * shape.hidden_size**-0.5
+                nn.init.normal_(parameter, std=scale, generator=generator)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Return the normed last hidden states [batch, time, hidden] of token ids [batch, time]."""
+        x = self.model.embed_tokens(ids)
+        rotary = rotary_table(ids.shape[1], self.shape.head_dim, self.shape.rope_theta)
+        for layer in self.model.layers:
+            x = layer(x, rotary)
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states."""
+        return F.linear(hidden, self.model.embed_tokens.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the logits [batch, time, vocab] of token ids [batch, time]."""
+        return self.logits(self.hidden(ids))
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [length, head_dim] of the rotary angles, both halves alike."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency).repeat(1, 2)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn heads [..., time, head_dim] by their position's angles."""
+    half = x.shape[-1] // 2
+    return x * rotary[0] + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * rotary[1]
