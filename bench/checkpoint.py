@@ -77,7 +77,7 @@ def checkpoint(name: str, seed: int = 0) -> Path:
     if not (folder / "model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
         _write_configs(folder, shape)
-        _write_tokenizer(folder, shape.vocab)
+        write_tokenizer(folder, shape.vocab)
         _write_weights(folder / "model.safetensors", shape, seed)
     return folder
 
@@ -159,7 +159,7 @@ def _write_configs(folder: Path, shape: Shape) -> None:
     _dump(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": [end], "do_sample": False})
 
 
-def _write_tokenizer(folder: Path, vocab: int) -> None:
+def write_tokenizer(folder: Path, vocab: int) -> None:
     """A byte-level tokenizer that covers every id: 256 bytes, filler words, the special tokens last."""
     words = sorted(pre_tokenizers.ByteLevel.alphabet())
     words += [f"w{number}" for number in range(vocab - len(words) - len(SPECIAL))]

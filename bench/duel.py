@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,17 +31,20 @@ class Parked:
 
     def park(self) -> None:
         """Stop every thread of the group."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def wake(self) -> None:
         """Let the group go on."""
-        os.killpg(self.process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End the group at once."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
 
 
 class Worker(Parked):
@@ -70,7 +74,10 @@ class Worker(Parked):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.wake()
         self.kill()
-        self._log.close()
+        for pipe in (self.process.stdin, self.process.stdout, self._log):
+            with suppress(BrokenPipeError):
+                if pipe is not None:
+                    pipe.close()
 
     def load(self, **options: Any) -> None:
         """Load a model and park."""
