@@ -5,7 +5,6 @@ small that requests are preempted, speculation, a move to another engine, a rest
 log-probabilities must equal those of the request alone in a fresh engine, bit for bit.
 """
 
-import os
 import random
 import struct
 
@@ -14,7 +13,7 @@ import pytest
 
 from statepool.engine.request import Request, SamplingParams
 
-CASES = int(os.environ.get("STATEPOOL_DETERMINISM_CASES", "24"))
+CASES = 200
 DISTURBANCES = ["batch", "chunks", "prefix", "preempt", "speculate", "migrate", "session", "siblings"]
 
 

@@ -27,7 +27,10 @@ def draw_string(rng: random.Random) -> dict[str, Any]:
         low = rng.randrange(0, 6)
         return {"type": "string", "minLength": low, "maxLength": low + rng.randrange(0, 5)}
     if kind == 3:
-        return {"type": "string", "pattern": rng.choice(["^[A-Z]{2}-\\d{3}$", "^(ab|c)+$", "^x[0-9]*y$", "^[a-f0-9]{8}$"])}
+        return {
+            "type": "string",
+            "pattern": rng.choice(["^[A-Z]{2}-\\d{3}$", "^(ab|c)+$", "^x[0-9]*y$", "^[a-f0-9]{8}$"]),
+        }
     return {"type": "string", "format": rng.choice(["date", "uuid", "ipv4", "time"])}
 
 
