@@ -30,16 +30,18 @@ setup:  ## Make .venv with all packages, the right torch and the native kernels
 native:  ## Compile the native kernels again after an edit
 	@$(PYTHON) scripts/setup.py --native-only
 
-check: setup  ## Lint, format, types, floors, size budget
+check: setup  ## Format, lint, types, floors, size budget, module map
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/budget.py
+	@$(BIN)/python scripts/module_map.py --check
 
-format: setup  ## Let ruff format the tree and apply its safe fixes
+format: setup  ## Format, apply safe fixes, renew the map of modules
 	@$(BIN)/ruff check --fix --exit-zero .
 	@$(BIN)/ruff format .
+	@$(BIN)/python scripts/module_map.py
 
 bench: setup  ## Compare with peers and write docs/benchmarks.md (ARGS="engine")
 	@$(BIN)/python -m bench $(ARGS)
