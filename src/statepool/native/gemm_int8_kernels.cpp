@@ -99,11 +99,15 @@ STATEPOOL_INLINE __m256i load256(const void* p) { return _mm256_loadu_si256(stat
 
 template <int Rows>
 STATEPOOL_INLINE void multiply(__m256i (*acc)[2], const int16_t* x, int64_t k, __m256i low, __m256i high) {
+  // The empty asm statements pin registers: without them the compiler reads the weights again for every row and
+  // reorders the adds until half the accumulators live on the stack.
+  __asm__("" : "+x"(low), "+x"(high));
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
     const __m256i values = broadcast2(x + r * k);
     acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(values, low));
     acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(values, high));
+    __asm__("" : "+x"(acc[r][0]), "+x"(acc[r][1]));
   }
 }
 
