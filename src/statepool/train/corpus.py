@@ -106,8 +106,8 @@ class Corpus:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.vocab = tokenizer.get_vocab_size()
-        self.end = tokenizer.token_to_id("<|endoftext|>")
-        self.first = tokenizer.token_to_id("</think>") + 1
+        self.end = SPECIAL.index("<|endoftext|>")
+        self.first = len(SPECIAL + TAGS)
 
     def encode(self, parts: Segments) -> tuple[list[int], list[bool]]:
         """Return token ids and what to learn of them."""

@@ -6,8 +6,8 @@ import copy
 from random import Random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from statepool.tasks.synthetic import FAMILIES
 from statepool.train.corpus import Corpus, segments
@@ -32,7 +32,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply rounded activations by rounded weights."""
-        return F.linear(rounded(x), self.weight)
+        return functional.linear(rounded(x), self.weight)
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Int8Qwen3(Qwen3):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return logits of rounded states and a rounded head."""
-        return F.linear(rounded(hidden), rounded(self.model.embed_tokens.weight))
+        return functional.linear(rounded(hidden), rounded(self.model.embed_tokens.weight))
 
 
 @torch.inference_mode()
@@ -77,7 +77,7 @@ def score(model: Qwen3, corpus: Corpus, family: str, size: int, count: int, seed
         logits = model.logits(model.hidden(torch.tensor([ids[: start + len(answer) - 1]]))[0, start - 1 :])
         wanted = torch.tensor(answer)
         right += bool((logits.argmax(-1) == wanted).all())
-        loss += F.cross_entropy(logits, wanted, reduction="sum").item()
+        loss += functional.cross_entropy(logits, wanted, reduction="sum").item()
         tokens += len(answer)
         longest = max(longest, start + len(answer))
     return right / count, loss / tokens, longest

@@ -49,7 +49,7 @@ def config(shape: Shape, ids: dict[str, int]) -> dict[str, Any]:
 def export(model: Qwen3, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config, weights in bf16, tokenizer with chat template, and generation defaults to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL + TAGS}
+    ids = {token: number for number, token in enumerate(SPECIAL + TAGS)}
     weights = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

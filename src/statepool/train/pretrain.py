@@ -6,16 +6,15 @@ The whole run is a function of the recipe: weights from its seed, data from (see
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
 from statepool.train.corpus import Corpus, Stage, sample_text
 from statepool.train.muon import Muon
@@ -25,8 +24,9 @@ from statepool.train.torch_model import Qwen3, Shape
 STAGES = (
     Stage(128, 16, 400, {"copy_few": 1, "restate": 3, "facts": 2, "echo": 1.5, "sums": 1.5}),
     Stage(256, 8, 600, {"copy": 0.5, "restate": 2, "facts": 3, "chains": 2.5, "echo": 1, "sums": 2}),
-    Stage(512, 4, 500, {"copy": 0.3, "restate": 1, "facts": 3, "chains": 2.5, "echo": 1, "sums": 2, "calls": 4}),
-    Stage(1024, 2, 700, {"restate": 0.5, "facts": 3, "chains": 2, "echo": 1, "sums": 2, "calls": 3}),
+    Stage(256, 8, 500, {"copy_few": 0.5, "restate": 4, "facts": 4, "chains": 2, "echo": 1.5, "sums": 1}),
+    Stage(512, 4, 900, {"copy": 0.3, "restate": 1.5, "facts": 3, "chains": 2, "echo": 1, "sums": 1.5, "calls": 4}),
+    Stage(1024, 2, 1400, {"restate": 1, "facts": 3, "chains": 2, "echo": 1, "sums": 1.5, "calls": 3}),
 )
 """The curriculum: copying makes the heads that find, short contexts make them fast, long ones make them precise."""
 
@@ -109,7 +109,7 @@ class Run:
         }
         fresh = self.out / "checkpoint.new"
         torch.save(state, fresh)
-        os.replace(fresh, self.out / "checkpoint.pt")
+        fresh.replace(self.out / "checkpoint.pt")
         (self.out / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
 
     def advance(self) -> float:
@@ -133,7 +133,7 @@ def masked_loss(model: Qwen3, ids: Tensor, learn: Tensor) -> Tensor:
     """Return the mean cross entropy of the tokens to learn, each predicted from those before it."""
     wanted = learn[:, 1:]
     hidden = model.hidden(ids[:, :-1])[wanted]
-    return F.cross_entropy(model.logits(hidden), ids[:, 1:][wanted])
+    return functional.cross_entropy(model.logits(hidden), ids[:, 1:][wanted])
 
 
 def pretrain(
@@ -150,7 +150,7 @@ def pretrain(
     last = min(recipe.steps, steps if steps is not None else recipe.steps)
     began, losses = time.monotonic(), []
     before = run.seconds
-    with open(out / "curve.jsonl", "a" if resume else "w") as curve:
+    with (out / "curve.jsonl").open("a" if resume else "w") as curve:
         while run.step < last and (minutes is None or time.monotonic() - began < 60 * minutes):
             losses.append(run.advance())
             run.seconds = before + time.monotonic() - began

@@ -31,19 +31,14 @@ def tool(name: str, description: str, argument: str, meaning: str) -> Tool:
 
 def calculator(rng: Random) -> Tool:
     """Describe a calculator."""
-    return tool(
-        rng.choice(("calculator", "calculator", "calc")), "Evaluate an expression.", "expression", "For example 1 + 2"
-    )
+    name = rng.choice(("calculator", "calculator", "calc"))
+    return tool(name, "Evaluate an expression.", "expression", "For example 1 + 2")
 
 
 def lookup(rng: Random) -> Tool:
     """Describe a look-up of facts."""
-    return tool(
-        rng.choice(("lookup", "lookup", "search")),
-        "Look up a fact.",
-        rng.choice(("key", "key", "query")),
-        "What to look up",
-    )
+    name, argument = rng.choice(("lookup", "lookup", "search")), rng.choice(("key", "key", "query"))
+    return tool(name, "Look up a fact.", argument, "What to look up")
 
 
 def python(rng: Random) -> Tool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from random import Random
 
 from statepool.tasks.base import Message, Problem, Verdict
@@ -31,7 +32,7 @@ def draw(rng: Random, size: int, turns: int) -> Episode:
     if turns == 0:
         count = int(count * rng.uniform(0.5, 1.0))
     drawn = chains(rng, max(3, count))
-    lines = [f"Let {a} = {b}." for chain in drawn for a, b in zip(chain, chain[1:], strict=False)]
+    lines = [f"Let {a} = {b}." for chain in drawn for a, b in pairwise(chain)]
     rng.shuffle(lines)
     messages: list[Message] = []
     values = []

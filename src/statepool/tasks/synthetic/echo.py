@@ -64,7 +64,7 @@ def repeated(rng: Random, size: int) -> tuple[str, str]:
 def draw(rng: Random, size: int, turns: int) -> Episode:
     """Draw a mixture of repeating, counting and small talk."""
     messages: list[Message] = []
-    values = []
+    values: list[tuple[str, ...]] = []
     if rng.random() < 0.1:
         messages.append({"role": "system", "content": "You are a helpful assistant."})
     room = size

@@ -45,7 +45,7 @@ def draw(rng: Random, size: int, turns: int) -> Episode:
     longest = max(2, min(DIGITS, size // 50))
     thinking = rng.random() < 0.8
     messages: list[Message] = []
-    values = []
+    values: list[tuple[str, ...]] = []
     spent = 0
     while (len(values) < turns) if turns else (not values or spent < size - 150):
         first = rng.randint(1, longest)
