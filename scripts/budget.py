@@ -1,4 +1,4 @@
-"""Hold the size budget: no file above 500 lines, the Python of the engine and its kernels within 4500 lines of code each.
+"""Hold the size budget: no file above 500 lines, the Python of the engine and its kernels within 4500 lines each.
 
 Prints each breach and exits 1 if there is one. Lines of code are lines that hold more than a comment or a
 docstring; a file's 500 lines count everything, since that is what a reader scrolls through.
