@@ -46,13 +46,15 @@ ROPES: dict[str, dict[str, Any]] = {
 def models(draw: st.DrawFn, family: str) -> dict[str, Any]:
     """Keyword arguments of a transformers config."""
     kv_heads = draw(st.sampled_from([1, 2, 3]))
+    heads = kv_heads * draw(st.sampled_from([1, 2, 4, 7]))
     shape = {
         "vocab_size": draw(st.sampled_from([272, 331])),
-        "hidden_size": draw(st.sampled_from([64, 96, 128])),
+        # A multiple of the heads, as Llama's config demands even when head_dim is given.
+        "hidden_size": heads * (draw(st.integers(48, 160)) // heads),
         "intermediate_size": draw(st.sampled_from([80, 128, 176])),
         "num_hidden_layers": draw(st.sampled_from([1, 2, 3])),
         "num_key_value_heads": kv_heads,
-        "num_attention_heads": kv_heads * draw(st.sampled_from([1, 2, 4, 7])),
+        "num_attention_heads": heads,
         "head_dim": draw(st.sampled_from([16, 32, 64])),
         "max_position_embeddings": 256,
         "rms_norm_eps": draw(st.sampled_from([1e-5, 1e-6])),

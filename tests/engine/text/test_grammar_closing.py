@@ -103,7 +103,8 @@ def draw_recursive(rng: random.Random) -> dict[str, Any]:
         leaf = {"type": "object", "properties": {"op": {"const": "lit"}, "value": payload}, "required": ["op", "value"]}
         leaf["additionalProperties"] = False
         node = {"anyOf": [branch, leaf]}
-    node.setdefault("additionalProperties", False) if "anyOf" not in node else None
+    if "anyOf" not in node:
+        node["additionalProperties"] = False
     return {"$defs": {"node": node}, **me}
 
 
