@@ -1,0 +1,1 @@
+"""What all rooms share: errors, settings, metrics, and the framing of messages between processes."""

@@ -19,7 +19,7 @@ if os.environ.get("STATEPOOL_NATIVE", "1") == "0":
     reason = "switched off by STATEPOOL_NATIVE=0"
 else:
     try:
-        from . import _kernels
+        from . import _kernels  # type: ignore[attr-defined]  # compiled: no source for mypy to find
 
         kernels = _kernels
     except ImportError as error:
