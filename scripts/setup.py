@@ -70,7 +70,7 @@ def make_venv() -> None:
                 "this Python has no ensurepip, so it cannot create .venv. On Debian or Ubuntu: "
                 "apt-get install python3-venv (or install uv), then run again."
             ) from None
-        run([uv, "venv", "--seed", "--python", sys.executable, *options, VENV], "uv venv")
+        run([uv, "venv", "--seed", "--allow-existing", "--python", sys.executable, *options, VENV], "uv venv")
         return
     run([sys.executable, "-m", "venv", *options, VENV], "python -m venv")
 

@@ -184,7 +184,7 @@ def _serve(options: argparse.Namespace) -> int:
     page = Path(__file__).parent / "dashboard" / "chat"
     fixed: dict[str, Any] = {"engine": settings.build(EngineConfig)}
     if settings.source("chat_page") is None:
-        fixed["chat_page"] = page if page.is_dir() and not options.no_chat_page else None
+        fixed["chat_page"] = page if (page / "index.html").is_file() and not options.no_chat_page else None
     return serve(settings.build(ServeConfig, **fixed)) or 0
 
 
