@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -87,8 +88,9 @@ class AsyncEngine:
             endpoint,
             env={**os.environ, **(environment or {})},
         )
-        await self._send(Start(config, factory))
+        self._ended = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+        await self._send(Start(config, factory))
 
     @property
     def pid(self) -> int:
@@ -160,6 +162,11 @@ class AsyncEngine:
         finally:
             del self._replies[number]
 
+    async def refresh_stats(self) -> EngineStats:
+        """Counters of this moment, also left in ``stats``."""
+        self.stats = msgspec.convert(await self.call("stats"), EngineStats)
+        return self.stats
+
     async def idle(self) -> None:
         """Wait until no sequence is in flight."""
         while self._streams:
@@ -178,8 +185,7 @@ class AsyncEngine:
             return
         folder, self._folder = self._folder, None
         if self._process.returncode is None:
-            with contextlib.suppress(zmq.ZMQError):
-                await self._send(Stop())
+            await self._send(Stop())
             try:
                 await asyncio.wait_for(self._process.wait(), 5)
             except TimeoutError:
@@ -210,8 +216,16 @@ class AsyncEngine:
         return Unavailable(self.failure or _GONE)
 
     async def _send(self, message: ToEngine) -> None:
-        # A PAIR socket without a high-water mark never blocks on a peer that still exists or will come.
-        await self._socket.send(to_engine.encode(message))
+        """Hand over a message; if the process is gone, drop it: whoever waits for an answer is told by ``_fail``."""
+        data = to_engine.encode(message)
+        try:
+            await self._socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            # Not connected yet, or no longer: only the end of the process tells which.
+            sending = asyncio.ensure_future(self._socket.send(data))
+            await asyncio.wait({sending, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                sending.cancel()
 
     async def _listen(self) -> None:
         while True:
@@ -247,6 +261,7 @@ class AsyncEngine:
 
     async def _watch(self) -> None:
         await self._process.wait()
+        self._ended.set_result(None)
         # Its last words may still be in the socket: let _listen have them.
         await asyncio.sleep(0.1)
         self._fail(Unavailable(_GONE))

@@ -57,7 +57,7 @@ async def metrics(state: State) -> Response:
     stats = state.engine.stats
     if state.engine.failure is None and state.model is not None:
         try:
-            stats = await state.engine.call("stats")
+            stats = await state.engine.refresh_stats()
         except Unavailable as error:
             log.warning("metrics are as of the last pulse: %s", error.message)
     return Response(state.metrics.export(stats), media_type=_METRICS_TYPE)

@@ -8,9 +8,11 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from statepool.core.errors import StatepoolError
 from statepool.serve.anthropic_schema import AnthropicError
 from statepool.serve.openai.schema import ErrorBody
 
@@ -56,7 +58,13 @@ class StrictJsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: HttpRequest) -> Response:
-            return await handler(StrictJsonRequest(request.scope, request.receive))
+            try:
+                return await handler(StrictJsonRequest(request.scope, request.receive))
+            except HTTPException as error:
+                # The framework hides what went wrong while the body was read.
+                if isinstance(error.__cause__, StatepoolError):
+                    raise error.__cause__ from None
+                raise
 
         return strict
 

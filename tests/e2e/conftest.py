@@ -1,0 +1,165 @@
+"""A real server process over a random model that is always there, and one over the bundled model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+SOURCE = Path(__file__).parents[2] / "src"
+CHAT_PAGE = SOURCE / "statepool" / "dashboard" / "chat"
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHAPE = {
+    "model_type": "qwen3",
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "eos_token_id": 257,
+}
+
+
+def write_checkpoint(path: Path, seed: int = 0) -> Path:
+    """A random Qwen3-shaped model with a byte-level tokenizer and a chat template, as a user would have it on disk."""
+    from safetensors.numpy import save_file
+
+    from statepool.engine.models import parse_config
+
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(SHAPE))
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in parse_config(SHAPE).tensors():
+        value = rng.standard_normal(shape, np.float32)
+        tensors[name] = 1 + 0.1 * value if "norm" in name else 0.08 * value
+    save_file(tensors, path / "model.safetensors")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
+    return path
+
+
+class Server:
+    """A running ``statepool.serve`` process."""
+
+    def __init__(self, process: subprocess.Popen, url: str, seconds: float) -> None:
+        self.process = process
+        self.url = url
+        self.start_seconds = seconds
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        found = re.search(rf"^statepool_{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+        assert found, f"{name} is not among the metrics"
+        return float(found[1])
+
+    def children(self) -> list[int]:
+        """Process ids of the engine."""
+        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in task.read_text().split()]
+
+    def wait_until(self, holds, seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, "the condition did not come true"
+            time.sleep(0.02)
+
+    def all_free(self) -> bool:
+        """No sequence is in the engine, and every KV block can be taken."""
+        busy = self.metric("requests_running") + self.metric("requests_waiting")
+        return busy == 0 and self.metric("kv_blocks_free") == self.metric("kv_blocks_total")
+
+
+@contextmanager
+def running(model: Path | str, **settings):
+    """Start a server over ``model``; stop it in the end. Settings are fields of ServeConfig or EngineConfig."""
+    engine = {"model": str(model), "threads": 1, "kv_bytes": 8 << 20, **settings.pop("engine", {})}
+    settings = {"port": 0, "chat_page": str(CHAT_PAGE), **settings}
+    program = (
+        "import sys, json; from pathlib import Path\n"
+        "from statepool.engine.config import EngineConfig; from statepool.serve.config import ServeConfig\n"
+        "from statepool.serve.server import serve\n"
+        "engine, settings = map(json.loads, sys.argv[1:])\n"
+        "settings['chat_page'] = Path(settings['chat_page'])\n"
+        "sys.exit(serve(ServeConfig(engine=EngineConfig(**engine), **settings)))"
+    )
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program, json.dumps(engine), json.dumps(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )
+    url = None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        found = re.search(r"API\s+(http://\S+)/v1", line)
+        if found:
+            url = found[1]
+            break
+    if url is None:
+        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{process.stderr.read()}")
+    server = Server(process, url, time.monotonic() - begin)
+    try:
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise
+        else:
+            process.communicate()
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """Folder of a random model named ``random``."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture(scope="session")
+def shared_server(random_model):
+    """One server for all tests that leave it as they found it."""
+    with running(random_model) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server):
+    """The shared server, checked afterwards: alive, nothing running, no block lost."""
+    yield shared_server
+    assert shared_server.process.poll() is None, "the server died"
+    shared_server.wait_until(shared_server.all_free)

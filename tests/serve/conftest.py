@@ -1,0 +1,108 @@
+"""A gateway in this process over the echo engine in a child process, and a tokenizer folder for both."""
+
+import json
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from statepool.engine.config import EngineConfig, ModelInfo
+from statepool.engine.text.template import ChatTemplate
+from statepool.engine.text.tokenizer import Tokenizer as TextTokenizer
+from statepool.serve.config import ServeConfig
+from statepool.serve.engine_client import AsyncEngine
+from statepool.serve.served_model import ServedModel
+
+HERE = Path(__file__).parent
+TEMPLATE = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def echo_model(tmp_path_factory):
+    """Folder ``echo`` with a byte-level tokenizer and a chat template, and no weights."""
+    path = tmp_path_factory.mktemp("models") / "echo"
+    path.mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken("<|im_start|>"), AddedToken("<|im_end|>")]
+    tokenizer.add_special_tokens([*special, *(AddedToken(f"<|unused{i}|>") for i in range(50))])
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def served(echo_model):
+    """The echo model as translations see it; context of 1024 tokens."""
+    tokenizer = TextTokenizer.load(echo_model)
+    info = ModelInfo(
+        id="echo",
+        path=str(echo_model),
+        family="echo",
+        fingerprint="echo",
+        quant="fp32",
+        backend="echo",
+        max_model_len=1024,
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=4,
+        layers=1,
+        parameters=0,
+        eos_ids=tokenizer.eos_ids,
+        kv_token_bytes=1,
+    )
+    return ServedModel(info, tokenizer, ChatTemplate.load(echo_model), created=1)
+
+
+def echo_environment():
+    """Environment in which a child process finds the echo engine."""
+    return {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture(scope="session")
+def start_engine(echo_model):
+    """An async context manager: a started AsyncEngine over the echo engine, or another factory."""
+
+    @asynccontextmanager
+    async def start(factory="echo_engine:EchoEngine", max_in_flight=64):
+        engine = AsyncEngine(max_in_flight)
+        await engine.start(EngineConfig(model=str(echo_model)), factory=factory, environment=echo_environment())
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_gateway(start_engine, served):
+    """An async context manager: an HTTP client of a gateway over the echo engine, and its state."""
+    from statepool.serve.gateway import build_app
+    from statepool.serve.metrics import ServerMetrics
+    from statepool.serve.response_store import ResponseStore
+    from statepool.serve.state import GatewayState
+
+    @asynccontextmanager
+    async def start(max_in_flight=64, **settings):
+        async with start_engine(max_in_flight=max_in_flight) as engine:
+            await engine.wait_ready()
+            config = ServeConfig(**settings)
+            metrics = ServerMetrics(config.vllm_metric_names)
+            state = GatewayState(config, engine, metrics, ResponseStore(config.stored_responses), model=served)
+            transport = httpx.ASGITransport(build_app(state), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
+                yield client, state
+
+    return start
