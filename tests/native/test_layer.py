@@ -34,11 +34,21 @@ class Case:
     """Random weights, rows, positions and slots of one layer."""
 
     def __init__(
-        self, seed: int, mode: str, rows: int, head_dim: int, kv_heads: int, group: int, normed: bool, biased: bool
+        self,
+        seed: int,
+        mode: str,
+        rows: int,
+        head_dim: int,
+        kv_heads: int,
+        group: int,
+        normed: bool,
+        biased: bool,
+        hidden: int = 64,
+        inter: int = 80,
     ) -> None:
         rng = np.random.default_rng(seed)
         normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-        self.hidden, self.inter, self.head_dim, self.kv_heads = 64, 80, head_dim, kv_heads
+        self.hidden, self.inter, self.head_dim, self.kv_heads = hidden, inter, head_dim, kv_heads
         self.heads = kv_heads * group
         qkv, wide = (self.heads + 2 * kv_heads) * head_dim, self.heads * head_dim
         self.weights = {
@@ -101,6 +111,8 @@ cases = st.builds(
     st.integers(1, 3),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([63, 64, 138]),
+    st.sampled_from([80, 77]),
 )
 
 

@@ -8,7 +8,7 @@
 namespace statepool {
 
 struct NormRopeKernels {
-  // y = (x * (1 / sqrt(mean(x^2) + eps))) * w; n a multiple of 16; y may be x.
+  // y = (x * (1 / sqrt(mean(x^2) + eps))) * w; any n; y may be x.
   void (*rms_norm)(const float* x, const float* w, int64_t n, float eps, float* y);
   // Half-split rotation of one head; cos and sin hold head_dim / 2 floats; y may be x.
   void (*rope)(const float* x, const float* cos, const float* sin, int64_t head_dim, float* y);

@@ -4,12 +4,25 @@
 namespace statepool::STATEPOOL_NS {
 namespace {
 
+// The last lanes of a row, filled up with zeros.
+STATEPOOL_INLINE F16 tail(const float* x, int64_t n) {
+  float lanes[16] = {};
+  std::memcpy(lanes, x, static_cast<size_t>(n) * sizeof(float));
+  return load(lanes);
+}
+
 void rms_norm(const float* x, const float* w, int64_t n, float eps, float* y) {
+  const int64_t whole = n / 16 * 16;
   F16 squares = zero();
-  for (int64_t i = 0; i < n; i += 16) squares = fma(load(x + i), load(x + i), squares);
+  for (int64_t i = 0; i < whole; i += 16) squares = fma(load(x + i), load(x + i), squares);
+  if (whole < n) {
+    const F16 rest = tail(x + whole, n - whole);
+    squares = fma(rest, rest, squares);
+  }
   const float mean = tree_sum(squares) / static_cast<float>(n);
-  const F16 inverse = set1(1.0f / std::sqrt(mean + eps));
-  for (int64_t i = 0; i < n; i += 16) store(y + i, mul(mul(load(x + i), inverse), load(w + i)));
+  const float inverse = 1.0f / std::sqrt(mean + eps);
+  for (int64_t i = 0; i < whole; i += 16) store(y + i, mul(mul(load(x + i), set1(inverse)), load(w + i)));
+  for (int64_t i = whole; i < n; ++i) y[i] = x[i] * inverse * w[i];
 }
 
 // Element by element: the lanes play no part in the result, so heads narrower than two vectors need no second path.
@@ -53,12 +66,9 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* y) {
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) store(y + i, silu_mul16(load(gate + i), load(up + i)));
   if (i < n) {
-    float g[16] = {}, u[16] = {};
-    const size_t rest = static_cast<size_t>(n - i) * sizeof(float);
-    std::memcpy(g, gate + i, rest);
-    std::memcpy(u, up + i, rest);
-    store(g, silu_mul16(load(g), load(u)));
-    std::memcpy(y + i, g, rest);
+    float rest[16];
+    store(rest, silu_mul16(tail(gate + i, n - i), tail(up + i, n - i)));
+    std::memcpy(y + i, rest, static_cast<size_t>(n - i) * sizeof(float));
   }
 }
 

@@ -79,8 +79,8 @@ def tree_sum(x: Tensor) -> Tensor:
 
 
 def lane_sum_of_squares(x: Tensor) -> Tensor:
-    """Sum of squares over the last axis (a multiple of 16): 16 lane accumulators, ascending, then the tree."""
-    columns = x.unflatten(-1, (-1, LANES))
+    """Sum of squares over the last axis: 16 lane accumulators, ascending, then the tree."""
+    columns = torch.nn.functional.pad(x, (0, -x.shape[-1] % LANES)).unflatten(-1, (-1, LANES))
     total = torch.zeros_like(columns[..., 0, :])
     for i in range(columns.shape[-2]):
         total = fma(columns[..., i, :], columns[..., i, :], total)

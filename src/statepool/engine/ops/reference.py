@@ -52,7 +52,7 @@ def pages(pool: Array) -> Tensor:
 
 
 def rms_norm(x: Array, w: Array, eps: float, out: Array) -> None:
-    """out = x / sqrt(mean(x²) + eps) * w over the last axis (a multiple of 16)."""
+    """out = x / sqrt(mean(x²) + eps) * w over the last axis."""
     tensor(out).copy_(_norm(tensor(x), tensor(w), eps))
 
 
