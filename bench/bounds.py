@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoint import CACHE, Shape
+from bench.duel import favour
 
 _SOURCE = Path(__file__).with_name("probe.c")
 _BYTES_PER_WEIGHT = {"int8": 1.0, "int4": 0.5 + 4 / 64, "bf16": 2.0, "fp32": 4.0}
@@ -52,7 +53,7 @@ def probe(threads: int) -> Bounds:
 
     Raises:
         FileNotFoundError: no C compiler.
-        subprocess.CalledProcessError: the probe does not build or run.
+        subprocess.CalledProcessError: the probe does not build.
     """
     binary = CACHE / "probe"
     if not binary.exists() or binary.stat().st_mtime < _SOURCE.stat().st_mtime:
@@ -62,5 +63,7 @@ def probe(threads: int) -> Bounds:
         CACHE.mkdir(exist_ok=True)
         flags = ["-O3", "-march=native", "-pthread", "-o", str(binary)]
         subprocess.run([compiler, str(_SOURCE), *flags], check=True)
-    answer = json.loads(subprocess.run([str(binary), str(threads)], check=True, capture_output=True, text=True).stdout)
+    with subprocess.Popen([str(binary), str(threads)], stdout=subprocess.PIPE, start_new_session=True) as process:
+        favour(process.pid)
+        answer = json.loads(process.communicate()[0])
     return Bounds(answer["gigahertz"], answer["read_gbs"], threads)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.checkpoint import CACHE, checkpoint
-from bench.duel import ROOT, Parked, WorkerError
+from bench.duel import ROOT, Parked, WorkerError, favour
 from bench.engine.client import Served, burst, stream
 from bench.peers.setup import python_of
 from bench.row import Row
@@ -63,6 +63,7 @@ def start(command: Sequence[str], model: str, env: dict[str, str], log: Path) ->
             start_new_session=True,
             cwd=ROOT,
         )
+    favour(process.pid)
     server = Server(process, port, model, 0.0)
     prompt = prompts(1, _PROMPT, 0)[0]
     while time.perf_counter() - started < _PATIENCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Case:
     batch: int
     context: int
     tokens: int = 32
+    pairs: int = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ MATCHES = (
             Case("E2", "decode, batch 8, int8", 1.4, "decode", 8, 64),
             Case("E4a", "prefill, 1 × 512, int8", 1.1, "prefill", 1, 512, 1),
             Case("E4b", "prefill, 8 × 64, int8", 1.1, "prefill", 8, 64, 1),
-            Case("E5", "decode, batch 1 at 3840 context, int8", 1.8, "decode", 1, 3840),
+            Case("E5", "decode, batch 1 at 3840 context, int8", 1.8, "decode", 1, 3840, pairs=3),
         ),
     ),
     Match(
@@ -163,11 +165,14 @@ def _measure(
     tokens = 8 if quick and case.kind == "decode" else case.tokens
     spec = {"kind": case.kind, "batch": case.batch, "context": case.context, "tokens": tokens}
     watch = LoadWatch()
-    result = duel(ours, peer, spec, pairs=2 if quick else 5)
+    # Each case has prompts of its own: no engine may find one case's KV in its cache in another.
+    result = duel(ours, peer, spec, pairs=2 if quick else case.pairs, seed=zlib.crc32(case.id.encode()))
     row.load = watch.stop()
     row.value, row.peer_value = result.ratio, result.theirs
     row.own = f"{result.ours:.4g} tok/s"
     shape = SHAPES[match.shape]
+    if match.shape == "small":
+        return  # its weights stay in the last-level cache: memory bandwidth bounds nothing
     if case.kind == "decode":
         least = bounds.decode_seconds(shape, match.ours, case.batch, case.context + tokens // 2)
         row.limit = least / (case.batch / result.ours)

@@ -49,8 +49,11 @@ class Ours:
             name = str(next(self._numbers))
             waiting.add(name)
             self.engine.submit(Request(id=name, prompt=tuple(prompt), params=params))
+        hit = self.engine.stats().prefix_hit_tokens
         while waiting:
             waiting -= {output.id for output in self.engine.step() if output.tokens}
+        if self.engine.stats().prefix_hit_tokens > hit:
+            raise RuntimeError("a prompt was found in the prefix cache: this would not time its prefill")
         if kind == "prefill":
             seconds, made = time.perf_counter() - started, batch * context
             while self.engine.has_work:
