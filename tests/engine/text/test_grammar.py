@@ -121,7 +121,7 @@ def test_unreadable_grammars_are_refused(compiler: GrammarCompiler, spec: Gramma
         ({"anyOf": [PERSON, {"type": "null"}]}, b"null"),
         ({"type": "integer", "multipleOf": 7, "minimum": 10}, b"14"),
         ({"type": "array", "minItems": 2, "items": {"enum": ["long", "b"]}}, b'["b","b"]'),
-        ({"type": "string", "pattern": "^[A-Z]{2}-[0-9]$"}, 9),
+        ({"type": "string", "pattern": "^[A-Z]{2}-[0-9]$"}, 6),
         ({"type": "string", "minLength": 300}, 302),
         ({"type": "array", "prefixItems": [{"type": "integer"}, {"const": "x"}], "minItems": 2}, b'[0,"x"]'),
         ({"allOf": [PERSON, {"required": ["tags"]}]}, b'{"name":"","age":0,"tags":[]}'),
@@ -141,7 +141,7 @@ def test_shortest_documents(compiler: GrammarCompiler, value: Any, document: byt
         assert len(text) == document
 
 
-@pytest.mark.parametrize("pattern", ["(ab|c){2}x", "[0-9]{3}", "the quick|brown", "a(b|cd)*e", "é+", "(quick )?fox"])
+@pytest.mark.parametrize("pattern", ["(ab|c){2}x", "[0-9]{2}x", "the quick|brown", "a(b|cd)*e", "é+", "(quick )?fox"])
 def test_least_tokens_equal_an_exhaustive_search(
     compiler: GrammarCompiler, byte_level: Tokenizer, pattern: str
 ) -> None:

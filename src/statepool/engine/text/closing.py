@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from statepool.engine.text.spelling import Spelling
+MAX_ENDING = 4096
+"""Longest ending searched for, in bytes, unless a longer one is known to be needed."""
 
-MAX_ENDING = 20_000
-"""Longest ending searched for, in bytes."""
-
-_BEAM_WIDTH = 16
-_SAME_MASK = 2
+_END = 256
+_BEAM_WIDTH = 32
+_SAME_MASK = 4
 _LONG_RUN = 5
 _WHITE = frozenset(b" \n\r\t")
 _NUMERIC = frozenset(b"0123456789+-.eE")
@@ -58,29 +57,48 @@ class JsonPosition:
         return JsonPosition(string, escaped, string is None and last in _NUMERIC)
 
 
+@lru_cache(maxsize=1)
+def byte_backend() -> LLTokenizer:
+    """A vocabulary of the 256 bytes and an end token: searches do not depend on the model's vocabulary."""
+    return LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=_END + 1, eos_token=_END)
+
+
+def fits(matcher: LLMatcher, data: bytes) -> bool:
+    """Whether ``data`` may come next in a matcher over ``byte_backend``."""
+    return bool(matcher.validate_tokens(list(data)) == len(data))
+
+
+def ends(matcher: LLMatcher, data: bytes) -> bool:
+    """Whether the text may end after ``data``."""
+    return bool(matcher.validate_tokens([*data, _END]) == len(data) + 1)
+
+
 def shortest(
-    matcher: LLMatcher,
-    spelling: Spelling,
-    done: Callable[[LLMatcher, frozenset[int]], bool] | None = None,
-    limit: int = MAX_ENDING,
+    matcher: LLMatcher, done: Callable[[LLMatcher, frozenset[int]], bool] | None = None, limit: int = MAX_ENDING
 ) -> bytes | None:
     """A short byte string after which ``done`` holds (default: the grammar accepts), or None.
 
     A breadth-first search by bytes that keeps few states per layer; exact for grammars whose
     states show in the set of bytes they allow next.
     """
-    layer: list[tuple[bytes, LLMatcher, frozenset[int]]] = [(b"", matcher, spelling.allowed_bytes(matcher))]
+
+    def reached(state: LLMatcher, allowed: frozenset[int]) -> bool:
+        return state.is_accepting() if done is None else done(state, allowed)
+
+    layer: list[tuple[bytes, LLMatcher, frozenset[int]]] = [(b"", matcher, _allowed(matcher))]
+    if reached(matcher, layer[0][2]):
+        return b""
     for _ in range(limit):
         following: list[tuple[bytes, LLMatcher, frozenset[int]]] = []
         seen: dict[frozenset[int], int] = {}
         for path, state, allowed in layer:
-            if state.is_accepting() if done is None else done(state, allowed):
-                return path
             for byte in _representatives(allowed):
                 child = state.deep_copy()
-                if not child.consume_token(spelling.single[byte]):
+                if not child.consume_token(byte):
                     continue
-                onward = spelling.allowed_bytes(child)
+                onward = _allowed(child)
+                if reached(child, onward):
+                    return path + bytes([byte])
                 count = seen.get(onward, 0)
                 if count < _SAME_MASK and len(following) < _BEAM_WIDTH:
                     seen[onward] = count + 1
@@ -91,55 +109,86 @@ def shortest(
     return None
 
 
-def json_ending(matcher: LLMatcher, spelling: Spelling, position: JsonPosition, pieces: Pieces) -> bytes | None:
+def json_ending(matcher: LLMatcher, position: JsonPosition, pieces: Pieces, limit: int = MAX_ENDING) -> bytes | None:
     """A short ending of a JSON text from ``position``, or None if none was found.
 
     Closes what is open, fills in what is required from ``pieces``, and searches by bytes only inside
-    strings and numbers that no piece fits. ``matcher`` is left as it was.
+    strings and numbers that no piece fits. ``matcher`` is over ``byte_backend`` and left as it was.
     """
     state = matcher.deep_copy()
     path = bytearray()
-    while len(path) < MAX_ENDING:
+    while len(path) < limit:
         if state.is_accepting():
             return bytes(path)
-        step = bytes(state.compute_ff_bytes()) or _step(state, spelling, position, pieces)
-        if not step or not state.consume_tokens(spelling.bytewise(step)):
+        step = bytes(state.compute_ff_bytes()) or _step(state, position, pieces)
+        if not step or not state.consume_tokens(list(step)):
             return None
         position = position.after(step)
         path += step
     return None
 
 
-def _step(state: LLMatcher, spelling: Spelling, position: JsonPosition, pieces: Pieces) -> bytes | None:
-    allowed = spelling.allowed_bytes(state)
+def _step(state: LLMatcher, position: JsonPosition, pieces: Pieces) -> bytes | None:
+    allowed = _allowed(state)
     if position.string is not None:
         if 0x22 in allowed:
             return b'"'
         typed = b'"' + position.string
         for piece in (*pieces.members, *pieces.values):
-            if piece.startswith(typed) and len(piece) > len(typed):
-                rest = piece[len(typed) :]
-                if rest[0] in allowed and spelling.fits(state, rest):
-                    return rest
-        return shortest(state, spelling, lambda _, onward: 0x22 in onward)
+            if piece.startswith(typed) and len(piece) > len(typed) and fits(state, piece[len(typed) :]):
+                return piece[len(typed) :]
+        return _filler(state) or shortest(state, lambda _, onward: 0x22 in onward)
     allowed -= _WHITE
     for byte in b"}],:":
         if byte in allowed:
             return bytes([byte])
     for piece in () if position.number else (*pieces.members, *pieces.values):
-        if piece[0] in allowed and spelling.fits(state, piece):
+        if piece[0] in allowed and fits(state, piece):
             return piece
-    return shortest(state, spelling, lambda at, onward: at.is_accepting() or bool(onward & _AFTER_VALUE))
+    return shortest(state, lambda at, onward: at.is_accepting() or bool(onward & _AFTER_VALUE))
+
+
+def _filler(state: LLMatcher) -> bytes | None:
+    """One letter repeated until the string may end, for strings that only have to be long."""
+    most = state.validate_tokens([0x61] * MAX_ENDING)
+    if not fits(state, b"a" * most + b'"'):
+        return None
+    least = 0
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if fits(state, b"a" * middle + b'"') else (middle + 1, most)
+    return b"a" * least
+
+
+def _allowed(matcher: LLMatcher) -> frozenset[int]:
+    return _members(matcher.compute_bitmask())
+
+
+@lru_cache(maxsize=4096)
+def _members(mask: bytes) -> frozenset[int]:
+    return frozenset(byte for byte in range(256) if mask[byte >> 3] >> (byte & 7) & 1)
+
+
+class _Bytes:
+    """What llguidance asks of a tokenizer, for the vocabulary of bytes."""
+
+    eos_token_id = _END
+    bos_token_id = None
+    tokens = (*(bytes([byte]) for byte in range(256)), b"<end>")
+    special_token_ids = (_END,)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
 
 
 @lru_cache(maxsize=1024)
 def _representatives(allowed: frozenset[int]) -> tuple[int, ...]:
-    """Bytes to try: the ends of long runs (letters, digits), all of short ones; printable before others."""
+    """Bytes to try: the ends of long runs, all of short ones and all digits; printable before others."""
     chosen: list[int] = []
     run: list[int] = []
     for byte in [*sorted(allowed), -2]:
         if run and (byte != run[-1] + 1 or _kind(byte) != _kind(run[-1])):
-            chosen += run if len(run) < _LONG_RUN else [run[0], run[-1]]
+            chosen += run if len(run) < _LONG_RUN or _kind(run[0]) == 1 else [run[0], run[-1]]
             run = []
         run.append(byte)
     return tuple(sorted(chosen, key=lambda byte: (not 0x21 <= byte < 0x7F, byte)))

@@ -13,30 +13,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.request import GrammarSpec
-from statepool.engine.text.closing import JsonPosition, Pieces, json_ending, shortest
+from statepool.engine.text.closing import MAX_ENDING, JsonPosition, Pieces, byte_backend, ends, json_ending, shortest
 from statepool.engine.text.minimal import MinimalDocuments
 from statepool.engine.text.spelling import Ending, Spelling
 from statepool.engine.text.tokenizer import Tokenizer
 
 FIELD = "response_format"
-MAX_BODY = 1 << 20
+MAX_BODY = 1 << 18
 """Longest grammar accepted, in characters."""
 
 _ONE_SPACE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]"}
 _NO_SPACE = {"whitespace_flexible": False}
 _CACHED = 64
 _SUFFIXES = 8
+_BLIND = 256
+"""Longest document looked for without the help of the schema, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     """What all requests with one spec share. ``pieces`` is None for grammars that are not JSON."""
 
-    matcher: LLMatcher
+    tokens: LLMatcher
+    by_byte: LLMatcher
     pieces: Pieces | None
     ending: Ending
 
@@ -66,7 +69,7 @@ class GrammarCompiler:
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(spec)
-        return Grammar(found.matcher.deep_copy(), self.spelling, found.pieces, found.ending)
+        return Grammar(found, self.spelling)
 
     def check(self, spec: GrammarSpec, max_tokens: int) -> int:
         """The fewest tokens a text of ``spec`` was found to need.
@@ -89,40 +92,31 @@ class GrammarCompiler:
             return self._compile_schema(_read_schema(spec.body))
         if spec.kind == "json_object":
             return self._compile_schema({"type": "object"})
-        if spec.kind == "regex":
-            matcher = self._matcher(LLMatcher.grammar_from_regex(spec.body))
-        else:
-            matcher = self._matcher(LLMatcher.grammar_from_lark(spec.body))
-        ending = shortest(matcher, self.spelling)
-        return _Compiled(matcher, None, self._confirm(matcher, ending))
+        read = LLMatcher.grammar_from_regex if spec.kind == "regex" else LLMatcher.grammar_from_lark
+        grammar = read(spec.body)
+        by_byte = _matcher(byte_backend(), grammar)
+        return self._confirmed(grammar, by_byte, None, shortest(by_byte))
 
     def _compile_schema(self, schema: Any) -> _Compiled:
-        matcher = self._matcher(_schema_grammar(schema, _ONE_SPACE))
-        documents = MinimalDocuments(schema, self._shortest_leaf)
+        _refuse_counts_of_names(schema)
+        grammar = _schema_grammar(schema, _ONE_SPACE)
+        by_byte = _matcher(byte_backend(), grammar)
+        documents = MinimalDocuments(schema, _shortest_leaf)
         pieces = documents.pieces()
         ending = documents.root
-        if ending is None or not self.spelling.ends(matcher, ending):
-            ending = json_ending(matcher, self.spelling, JsonPosition(), pieces) or shortest(matcher, self.spelling)
-        return _Compiled(matcher, pieces, self._confirm(matcher, ending))
+        if ending is None or not ends(by_byte, ending):
+            ending = json_ending(by_byte, JsonPosition(), pieces, _BLIND) or shortest(by_byte, limit=_BLIND)
+        return self._confirmed(grammar, by_byte, pieces, ending)
 
-    def _shortest_leaf(self, schema: Any) -> bytes | None:
-        matcher = LLMatcher(self.spelling.backend, _schema_grammar(schema, _NO_SPACE))
-        return None if matcher.is_error() else shortest(matcher, self.spelling)
-
-    def _matcher(self, grammar: str) -> LLMatcher:
-        matcher = LLMatcher(self.spelling.backend, grammar, log_level=0)
-        if matcher.is_error():
-            reason = matcher.get_error().strip().split("\n")[0][:300]
-            raise InvalidRequest(f"{FIELD} is not supported or cannot be satisfied: {reason}", param=FIELD)
-        return matcher
-
-    def _confirm(self, matcher: LLMatcher, ending: bytes | None) -> Ending:
-        if ending is None or not self.spelling.ends(matcher, ending):
-            raise InvalidRequest(f"{FIELD}: no text that satisfies it was found", param=FIELD)
-        found = Ending(ending)
-        if found.tokens(self.spelling) < 0:
+    def _confirmed(self, grammar: str, by_byte: LLMatcher, pieces: Pieces | None, data: bytes | None) -> _Compiled:
+        if data is None or not ends(by_byte, data):
+            raise InvalidRequest(
+                f"{FIELD}: no text that satisfies it was found; look for a rule that needs itself", param=FIELD
+            )
+        ending = Ending(data)
+        if ending.tokens(self.spelling) < 0:
             raise InvalidRequest(f"{FIELD} needs bytes the tokenizer cannot write", param=FIELD)
-        return found
+        return _Compiled(_matcher(self.spelling.backend, grammar), by_byte, pieces, ending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +126,8 @@ class _Step:
     ending: Ending
     position: JsonPosition
     done: bool
+    written: int
+    """Bytes of the token that followed."""
 
 
 class Grammar:
@@ -147,12 +143,13 @@ class Grammar:
     If ``remaining >= min_close()`` holds at the start, it holds after every step.
     """
 
-    def __init__(self, matcher: LLMatcher, spelling: Spelling, pieces: Pieces | None, ending: Ending) -> None:
-        """Use ``GrammarCompiler.compile``. ``ending`` must end the text from the matcher's state."""
-        self._matcher = matcher
+    def __init__(self, compiled: _Compiled, spelling: Spelling) -> None:
+        """Use ``GrammarCompiler.compile``."""
+        self._matcher = compiled.tokens.deep_copy()
+        self._by_byte = compiled.by_byte.deep_copy()
         self._spelling = spelling
-        self._pieces = pieces
-        self._ending = ending
+        self._pieces = compiled.pieces
+        self._ending = compiled.ending
         self._position = JsonPosition()
         self._history: list[_Step] = []
         self._refused: list[int] = []
@@ -166,7 +163,10 @@ class Grammar:
         return self.done or not self._ending.data
 
     def min_close(self) -> int:
-        """Tokens the known ending takes from here, without an end token; 0 when ``accepting``."""
+        """Tokens the known ending takes from here, without an end token; 0 when ``accepting``.
+
+        At the start this is the shortest text in bytes, spelled with the fewest tokens.
+        """
         return 0 if self.done else self._ending.tokens(self._spelling)
 
     def mask(self, remaining: int) -> np.ndarray | None:
@@ -195,21 +195,22 @@ class Grammar:
         when tokens are replayed without masks, so that the state comes out the same.
         """
         remaining = self._remaining if remaining is None else remaining
-        before = _Step(self._ending, self._position, self.done)
         if self.done or self._matcher.validate_tokens([token]) != 1:
             return False
         self._matcher.consume_token(token)
         if token in self._spelling.eos_ids:
-            self._advance(before, Ending(b""), self._position, done=True)
+            self._advance(b"", Ending(b""), self._position, done=True)
             return True
         data = self._spelling.tokens[token]
         position = self._position if self._pieces is None else self._position.after(data)
+        self._by_byte.consume_tokens(list(data))
         ending = self._ending_after(data, position, None if remaining is None else remaining - 1)
         if ending is None:
             self._matcher.rollback(1)
+            self._by_byte.rollback(len(data))
             self._refused.append(token)
             return False
-        self._advance(before, ending, position, done=self._matcher.is_stopped())
+        self._advance(data, ending, position, done=self._matcher.is_stopped())
         return True
 
     def rollback(self, count: int) -> None:
@@ -222,6 +223,7 @@ class Grammar:
             raise ValueError(f"cannot take back {count} of {len(self._history)} tokens")
         if count:
             self._matcher.rollback(count)
+            self._by_byte.rollback(sum(step.written for step in self._history[-count:]))
             step = self._history[-count]
             del self._history[-count:]
             self._ending, self._position, self.done = step.ending, step.position, step.done
@@ -231,8 +233,8 @@ class Grammar:
         """Tokens that must come next, in the tokenizer's own spelling; may be empty. Not yet accepted."""
         return [] if self.done else list(self._matcher.compute_ff_tokens())
 
-    def _advance(self, before: _Step, ending: Ending, position: JsonPosition, done: bool) -> None:
-        self._history.append(before)
+    def _advance(self, data: bytes, ending: Ending, position: JsonPosition, done: bool) -> None:
+        self._history.append(_Step(self._ending, self._position, self.done, len(data)))
         self._ending, self._position, self.done = ending, position, done
         self._forget()
 
@@ -254,7 +256,7 @@ class Grammar:
             return tracked
         found = self._search(position)
         known = [tracked] if tracked is not None else []
-        if found is not None and self._spelling.ends(self._matcher, found):
+        if found is not None and ends(self._by_byte, found):
             known.append(Ending(found))
         costs = [ending.tokens(self._spelling) for ending in known]
         fitting = [i for i, cost in enumerate(costs) if cost >= 0 and (budget is None or cost <= budget)]
@@ -263,19 +265,22 @@ class Grammar:
     def _track(self, data: bytes) -> Ending | None:
         """The old ending or what is left of it, if it still ends the text."""
         ending = self._ending
+        if self._by_byte.is_accepting():
+            return Ending(b"")
         if ending.data.startswith(data):
             return ending.after(len(data))
         for skip in range(min(_SUFFIXES, len(ending.data)) + 1):
-            if self._spelling.ends(self._matcher, ending.data[skip:]):
+            if ends(self._by_byte, ending.data[skip:]):
                 return ending.after(skip)
         return None
 
     def _search(self, position: JsonPosition) -> bytes | None:
         if self._pieces is not None:
-            found = json_ending(self._matcher, self._spelling, position, self._pieces)
+            limit = MAX_ENDING + 2 * len(self._ending.data)
+            found = json_ending(self._by_byte, position, self._pieces, limit)
             if found is not None:
                 return found
-        return shortest(self._matcher, self._spelling, limit=max(64, 4 * len(self._ending.data)))
+        return shortest(self._by_byte, limit=64 + 2 * len(self._ending.data))
 
 
 def _read_schema(body: str) -> Any:
@@ -283,7 +288,9 @@ def _read_schema(body: str) -> Any:
         schema = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{FIELD}: the schema is not JSON ({error})", param=FIELD) from error
-    if not isinstance(schema, dict | bool):
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
         raise InvalidRequest(f"{FIELD}: a schema must be an object", param=FIELD)
     return schema
 
@@ -291,3 +298,33 @@ def _read_schema(body: str) -> Any:
 def _schema_grammar(schema: Any, options: dict[str, Any]) -> str:
     text = json.dumps(schema, ensure_ascii=False)
     return str(LLMatcher.grammar_from_json_schema(text, overrides=options))  # type: ignore[arg-type]
+
+
+def _matcher(backend: LLTokenizer, grammar: str) -> LLMatcher:
+    matcher = LLMatcher(backend, grammar, log_level=0)
+    if matcher.is_error():
+        reason = " ".join(matcher.get_error().split())[:300]
+        raise InvalidRequest(f"{FIELD} is not supported or cannot be satisfied: {reason}", param=FIELD)
+    return matcher
+
+
+def _shortest_leaf(schema: Any) -> bytes | None:
+    matcher = LLMatcher(byte_backend(), _schema_grammar(schema, _NO_SPACE), log_level=0)
+    return None if matcher.is_error() else shortest(matcher)
+
+
+def _refuse_counts_of_names(node: Any) -> None:
+    """A grammar cannot tell that a name was written before, so it cannot count different names."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if isinstance(current, list):
+            stack.extend(current)
+        elif isinstance(current, dict):
+            stack.extend(current.values())
+            least, names = current.get("minProperties"), current.get("required")
+            known = len(set(map(str, names))) if isinstance(names, list) else 0
+            if isinstance(least, int) and least > max(1, known):
+                raise InvalidRequest(
+                    f"{FIELD}: minProperties {least} is not supported; name them in required", param=FIELD
+                )

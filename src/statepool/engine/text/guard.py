@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from statepool.engine.text.tokenizer import Tokenizer
@@ -100,8 +101,13 @@ def _plain_spans(tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _spellings(tokenizer: Tokenizer, ids: frozenset[int]) -> re.Pattern[str] | None:
+    return _pattern(frozenset(tokenizer.added[i].content for i in ids if tokenizer.added[i].content))
+
+
+@lru_cache(maxsize=8)
+def _pattern(spellings: frozenset[str]) -> re.Pattern[str] | None:
     """Matches any control token, or at the end of a string the beginning of one."""
-    contents = sorted((tokenizer.added[i].content for i in ids if tokenizer.added[i].content), key=len, reverse=True)
+    contents = sorted(spellings, key=len, reverse=True)
     if not contents:
         return None
     beginnings = {content[:length] for content in contents for length in range(1, len(content))}

@@ -118,6 +118,9 @@ class MinimalDocuments:
         words = {key: value for key, value in node.items() if key not in _NOTES and key != "type"}
         if kind in _PLAIN and not words:
             return _PLAIN[kind]
+        if kind == "string" and words.keys() <= {"minLength", "maxLength"}:
+            least = words.get("minLength", 0)
+            return b'"' + b"a" * least + b'"' if isinstance(least, int) else None
         key = json.dumps([kind, words], sort_keys=True, default=str)
         if key not in self._leaves:
             self._leaves[key] = self._leaf({**words, "type": kind})

@@ -35,19 +35,17 @@ class Spelling:
         self.eos_ids = tuple(i for i in tokenizer.eos_ids if i < tokenizer.vocab_size)
         self.tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
         self.ids: dict[bytes, int] = {}
-        """Byte string -> its smallest token id."""
+        """Byte string -> the one token that may write it."""
         silent = tokenizer.control_ids | set(self.eos_ids)
-        for i, data in enumerate(self.tokens):
-            if data and i not in silent:
-                self.ids.setdefault(data, i)
+        # Sentencepiece vocabularies begin with 256 byte tokens that many pieces repeat: the piece, which comes
+        # later, is what a model writes. llguidance 1.9.1 gives wrong masks for repeated tokens, so the others go.
+        self.ids.update((data, i) for i, data in enumerate(self.tokens) if data and i not in silent)
+        written = set(self.ids.values())
+        distinct = [data if i in written or i in silent else b"" for i, data in enumerate(self.tokens)]
         self._beginnings = {data[:end] for data in self.ids for end in range(1, len(data) + 1)}
-        self.single = {data[0]: i for data, i in self.ids.items() if len(data) == 1}
-        """Byte -> the token that is this byte alone."""
-        self._bits = [(byte, i >> 3, 1 << (i & 7)) for byte, i in sorted(self.single.items())]
-        self._sets: dict[bytes, frozenset[int]] = {}
         self._own_bytes = (tokenizer.vocab_size + 31) // 32 * 4
         self.backend = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(tokenizer, self.tokens, sorted(silent), self.eos_ids[0])),
+            TokenizerWrapper(_Vocabulary(tokenizer, distinct, sorted(silent), self.eos_ids[0])),
             n_vocab=tokenizer.vocab_size,
             eos_token=list(self.eos_ids),
         )
@@ -57,36 +55,6 @@ class Spelling:
         mask = np.zeros(self.words, dtype=np.uint32)
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._own_bytes)
         return mask
-
-    def allowed_bytes(self, matcher: LLMatcher) -> frozenset[int]:
-        """The bytes that may come next, as far as single-byte tokens exist for them."""
-        mask = matcher.compute_bitmask()
-        found = self._sets.get(mask)
-        if found is None:
-            found = frozenset(byte for byte, index, bit in self._bits if mask[index] & bit)
-            if len(self._sets) > 4096:
-                self._sets.clear()
-            self._sets[mask] = found
-        return found
-
-    def bytewise(self, data: bytes) -> list[int]:
-        """Some spelling of ``data``: single bytes where they exist, else the shortest. Empty if there is none."""
-        try:
-            return [self.single[byte] for byte in data]
-        except KeyError:
-            return self.spell(data) or []
-
-    def fits(self, matcher: LLMatcher, data: bytes) -> bool:
-        """Whether ``data`` may come next."""
-        tokens = self.bytewise(data)
-        return bool(tokens) and matcher.validate_tokens(tokens) == len(tokens)
-
-    def ends(self, matcher: LLMatcher, data: bytes) -> bool:
-        """Whether the text may end after ``data``."""
-        tokens = self.bytewise(data)
-        if len(tokens) < bool(data):
-            return False
-        return bool(matcher.validate_tokens([*tokens, self.eos_ids[0]]) == len(tokens) + 1)
 
     def costs(self, data: bytes) -> list[int]:
         """For each start, the fewest tokens that spell ``data[start:]``; ``-1`` where none do. One longer than data."""
