@@ -88,7 +88,13 @@ def lane_sum_of_squares(x: Tensor) -> Tensor:
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values ``[T,K]`` and scales ``[T]`` of float32 rows: amax / 127 per row, round half to even."""
+    """int8 values ``[T,K]`` and scales ``[T]`` of float32 rows: amax / 127 per row, round half to even.
+
+    A row of zeros (or so small that 127 / amax overflows) has scale 0, a row with a NaN or infinity scale NaN.
+    """
     amax = x.abs().amax(-1)
-    inverse = torch.where(amax > 0, 127.0 / amax, torch.zeros_like(amax))
-    return torch.round(x * inverse[:, None]).to(torch.int8), amax / 127.0
+    inverse = 127.0 / amax
+    usable = torch.isfinite(amax) & torch.isfinite(inverse)
+    scales = torch.where(usable, amax / 127.0, torch.where(torch.isfinite(amax), 0.0, torch.nan))
+    values = torch.where(usable[:, None], torch.round(x * inverse[:, None]), 0.0)
+    return values.to(torch.int8), scales
