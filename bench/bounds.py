@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.checkpoint import CACHE, Shape
-from bench.duel import favour
+from bench.machine import favour
 
 _SOURCE = Path(__file__).with_name("probe.c")
 _BYTES_PER_WEIGHT = {"int8": 1.0, "int4": 0.5 + 4 / 64, "bf16": 2.0, "fp32": 4.0}

@@ -15,18 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bench.machine import favour
+
 WORKERS = Path(__file__).with_name("workers")
 ROOT = WORKERS.parent.parent
 
 
 class WorkerError(Exception):
     """An engine could not load or run; the text says why."""
-
-
-def favour(process: int) -> None:
-    """Let a session go before all others where we may: strangers then cost both sides of a duel little."""
-    with suppress(OSError):
-        Path(f"/proc/{process}/autogroup").write_text("-20")
 
 
 class Parked:

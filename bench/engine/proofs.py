@@ -21,31 +21,100 @@ from bench.row import Row
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """One claim, the tests that prove it, and the recorded property that is its value.
+    """One claim and the tests that prove it.
 
-    ``how`` combines the values of several tests; with no property, the value counts passed tests.
+    ``count`` says what the value is: the largest or the summed property ``record`` of the tests, the number of tests
+    that ``passed``, or the number that ``failed``.
     """
 
     id: str
     what: str
+    unit: str
+    better: Literal["higher", "lower"]
     target: float
+    count: Literal["max", "sum", "passed", "failed"]
     tests: tuple[str, ...]
     record: str = ""
-    how: Literal["max", "sum"] = "sum"
-    unit: str = "tests"
-    better: Literal["higher", "lower"] = "higher"
 
 
+_ENGINE = "tests/engine"
 PROOFS = (
     Proof(
         "P1",
-        "fp32 logits against transformers: largest relative L2 over the drawn matrix",
-        1e-5,
-        ("tests/engine/test_parity_hf.py",),
-        "rel_l2",
-        "max",
+        "fp32 logits against transformers: largest relative L2 of any position, models drawn",
         "rel. L2",
         "lower",
+        1e-5,
+        "max",
+        (f"{_ENGINE}/test_parity_hf.py",),
+        "rel_l2",
+    ),
+    Proof(
+        "D1",
+        "bit-equal results alone, batched, chunked, cached, preempted, drafted, moved: drawn cases",
+        "cases",
+        "higher",
+        200,
+        "passed",
+        (f"{_ENGINE}/test_determinism.py::test_same_bits_whatever_happens",),
+    ),
+    Proof(
+        "D2",
+        "score() equals the log-probabilities of generation, every bit",
+        "failures",
+        "lower",
+        0,
+        "failed",
+        (f"{_ENGINE}/test_determinism.py::test_score_equals_generation",),
+    ),
+    Proof(
+        "K1",
+        "prefix hits equal an independent simulator, no block leaks",
+        "failures",
+        "lower",
+        0,
+        "failed",
+        (
+            f"{_ENGINE}/test_prefix_cache.py",
+            f"{_ENGINE}/test_engine.py::test_no_block_leaks_whatever_is_submitted_and_aborted",
+        ),
+    ),
+    Proof(
+        "S1",
+        "drawn JSON schemas, four budgets each from the shortest possible: closed, parsed, valid",
+        "schemas",
+        "higher",
+        500,
+        "sum",
+        (f"{_ENGINE}/text/test_grammar_closing.py::test_five_hundred_schemas_close",),
+        "schemas",
+    ),
+    Proof(
+        "S2",
+        "speculation changes no token; sampled tokens follow the model (chi-square)",
+        "failures",
+        "lower",
+        0,
+        "failed",
+        (f"{_ENGINE}/test_speculate.py",),
+    ),
+    Proof(
+        "A1",
+        "openai and anthropic clients unmodified; schemathesis over the whole schema",
+        "failures",
+        "lower",
+        0,
+        "failed",
+        ("tests/e2e/test_clients.py", "tests/e2e/test_schema.py"),
+    ),
+    Proof(
+        "A2",
+        "64 streaming clients, half leave at random: no leak, steady latency and memory",
+        "failures",
+        "lower",
+        0,
+        "failed",
+        ("tests/e2e/test_load.py",),
     ),
 )
 
@@ -74,24 +143,23 @@ def _prove(proof: Proof) -> Row:
             row.note = f"pytest ended with {ran.returncode}: {ran.stdout.strip()[-200:]}"
             return row
         cases = list(ET.parse(report).getroot().iter("testcase"))
+    if not cases:
+        row.note = f"no test was run: {ran.stdout.strip()[-200:]}"
+        return row
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case.find("skipped") is not None]
-    row.own = f"{len(cases) - len(failed) - len(skipped)} of {len(cases)} tests pass"
+    passed = len(cases) - len(failed) - len(skipped)
+    row.own = f"{passed} of {len(cases)} tests pass"
     if failed:
         row.note = "failed: " + ", ".join(str(case.get("name")) for case in failed[:5])
-        row.value = None if proof.record else float(len(cases) - len(failed) - len(skipped))
-        return row
-    row.value = _value(proof, cases, len(cases) - len(skipped))
+    if proof.count in ("passed", "failed"):
+        row.value = float(passed if proof.count == "passed" else len(failed))
+    elif not failed:
+        row.value = _recorded(proof, cases)
     return row
 
 
-def _value(proof: Proof, cases: Sequence[ET.Element], passed: int) -> float | None:
-    if not proof.record:
-        return float(passed)
-    found = [
-        float(entry.get("value", "nan"))
-        for case in cases
-        for entry in case.iter("property")
-        if entry.get("name") == proof.record
-    ]
-    return (max(found) if proof.how == "max" else sum(found)) if found else None
+def _recorded(proof: Proof, cases: Sequence[ET.Element]) -> float | None:
+    entries = [entry for case in cases for entry in case.iter("property") if entry.get("name") == proof.record]
+    found = [float(entry.get("value", "nan")) for entry in entries]
+    return (max(found) if proof.count == "max" else sum(found)) if found else None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.checkpoint import CACHE, checkpoint
-from bench.duel import ROOT, Parked, WorkerError, favour
+from bench.duel import ROOT, Parked, WorkerError
 from bench.engine.client import Served, burst, stream
 from bench.peers.setup import python_of
 from bench.row import Row
@@ -63,7 +63,7 @@ def start(command: Sequence[str], model: str, env: dict[str, str], log: Path) ->
             start_new_session=True,
             cwd=ROOT,
         )
-    favour(process.pid)
+    machine.favour(process.pid)
     server = Server(process, port, model, 0.0)
     prompt = prompts(1, _PROMPT, 0)[0]
     while time.perf_counter() - started < _PATIENCE:
@@ -82,7 +82,7 @@ def start(command: Sequence[str], model: str, env: dict[str, str], log: Path) ->
 
 
 def _ours(model: Path) -> Server:
-    command = [sys.executable, "-m", "statepool", "serve", str(model), "--port", "{port}"]
+    command = [sys.executable, "-m", "statepool.cli", "serve", str(model), "--port", "{port}"]
     return start(command, model.name, {"PYTHONPATH": str(ROOT / "src")}, CACHE / "logs" / "serve-ours.log")
 
 
@@ -151,7 +151,7 @@ def _command_start(row: Row) -> None:
     for _ in range(5):
         started = time.perf_counter()
         env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        subprocess.run([sys.executable, "-m", "statepool", "--help"], check=True, capture_output=True, env=env)
+        subprocess.run([sys.executable, "-m", "statepool.cli", "--help"], check=True, capture_output=True, env=env)
         times.append(time.perf_counter() - started)
     row.value = statistics.median(times)
 
