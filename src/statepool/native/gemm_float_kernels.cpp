@@ -17,19 +17,22 @@ struct Fp32 {
 template <class W, int Rows, int Strips>
 STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   F16 acc[Rows][Strips];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
     for (int s = 0; s < Strips; ++s) acc[r][s] = zero();
   const float* x = job.x + row * job.k;
   const uint8_t* w = job.packed + strip * job.strip_bytes;
   const int64_t k_count = job.k, strip_bytes = job.strip_bytes;
   for (int64_t k = 0; k < k_count; ++k) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int s = 0; s < Strips; ++s) {
       const F16 weights = W::weights(w + s * strip_bytes + k * W::kBytes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) acc[r][s] = fma(set1(x[r * k_count + k]), weights, acc[r][s]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
     for (int s = 0; s < Strips; ++s) finish(job, row + r, strip + s, acc[r][s]);
 }

@@ -7,6 +7,9 @@
 namespace statepool::STATEPOOL_NS {
 namespace {
 
+// Bytes that a stream of weights is prefetched ahead: one core's own prefetcher stops short of the memory's speed.
+constexpr int64_t kAhead = 4096;
+
 constexpr int64_t kGroupBytes = 32 + 512;
 
 #if defined(STATEPOOL_ISA_avx512)
@@ -20,6 +23,7 @@ STATEPOOL_INLINE __m512i broadcast4(const int8_t* p) {
 template <int Rows>
 STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   F16 acc[Rows];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) acc[r] = zero();
   const uint8_t* group = job.packed + strip * job.strip_bytes;
   const int64_t k = job.k, groups = k / 64;
@@ -28,22 +32,25 @@ STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   const __m512i nibble = _mm512_set1_epi8(15);
   for (int64_t g = 0; g < groups; ++g, group += kGroupBytes, x += 64) {
     __m512i low[Rows], high[Rows];  // two chains: the first and the second four columns of each block
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       low[r] = _mm512_set1_epi32(-8 * x_sums[r * groups + g]);
       high[r] = _mm512_setzero_si512();
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int b = 0; b < 8; ++b) {
       const __m512i bytes = _mm512_loadu_si512(group + 32 + b * 64);
+      _mm_prefetch(reinterpret_cast<const char*>(group + b * 64 + kAhead), _MM_HINT_T0);
       const __m512i first = _mm512_and_si512(bytes, nibble);
       const __m512i second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         low[r] = _mm512_dpbusd_epi32(low[r], first, broadcast4(x + r * k + b * 8));
         high[r] = _mm512_dpbusd_epi32(high[r], second, broadcast4(x + r * k + b * 8 + 4));
       }
     }
     const F16 scale = load_bf16(reinterpret_cast<const uint16_t*>(group));
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const F16 sum = {_mm512_cvtepi32_ps(_mm512_add_epi32(low[r], high[r]))};
       acc[r] = fma(scale, sum, acc[r]);
@@ -63,10 +70,25 @@ STATEPOOL_INLINE __m256i broadcast4(const int8_t* p) {
 }
 STATEPOOL_INLINE __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
+// 16-bit sums of pairs of products. Eight of them add up to at most 8 * 2 * 15 * 127 = 30480: nothing can saturate.
+template <int Rows>
+STATEPOOL_INLINE void multiply(__m256i (*part)[2], const int8_t* x, int64_t k, __m256i low, __m256i high) {
+  // The empty asm statements pin registers, as in the int8 kernel.
+  __asm__("" : "+x"(low), "+x"(high));
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    const __m256i values = broadcast4(x + r * k);
+    part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(low, values));
+    part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(high, values));
+    __asm__("" : "+x"(part[r][0]), "+x"(part[r][1]));
+  }
+}
+
 template <int Rows>
 STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
-  F16 acc[Rows];
-  for (int r = 0; r < Rows; ++r) acc[r] = zero();
+  __m256 acc[Rows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
   const uint8_t* group = job.packed + strip * job.strip_bytes;
   const int64_t k = job.k, groups = k / 64;
   const int8_t* x = job.x8 + row * k;
@@ -74,41 +96,36 @@ STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   for (int64_t g = 0; g < groups; ++g, group += kGroupBytes, x += 64) {
     __m256i sums[Rows][2];
-    for (int r = 0; r < Rows; ++r) sums[r][0] = sums[r][1] = _mm256_set1_epi32(-8 * x_sums[r * groups + g]);
-#pragma GCC unroll 2
+#pragma GCC unroll 16
     for (int half = 0; half < 2; ++half) {
-      // 16-bit sums of 8 products pairs: 8 * 2 * 15 * 127 = 30480, so VPMADDUBSW and the adds cannot saturate.
       __m256i part[Rows][2];
-#pragma GCC unroll 4
-      for (int b = 0; b < 4; ++b) {
-        const uint8_t* bytes = group + 32 + (half * 4 + b) * 64;
-        const __m256i a = load256(bytes), c = load256(bytes + 32);
-        const __m256i a_first = _mm256_and_si256(a, nibble), c_first = _mm256_and_si256(c, nibble);
-        const __m256i a_second = _mm256_and_si256(_mm256_srli_epi16(a, 4), nibble);
-        const __m256i c_second = _mm256_and_si256(_mm256_srli_epi16(c, 4), nibble);
-#pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-          const int8_t* values = x + r * k + (half * 4 + b) * 8;
-          const __m256i first = broadcast4(values), second = broadcast4(values + 4);
-          const __m256i a_pair = _mm256_maddubs_epi16(a_first, first), c_pair = _mm256_maddubs_epi16(c_first, first);
-          part[r][0] = b == 0 ? a_pair : _mm256_add_epi16(part[r][0], a_pair);
-          part[r][1] = b == 0 ? c_pair : _mm256_add_epi16(part[r][1], c_pair);
-          part[r][0] = _mm256_add_epi16(part[r][0], _mm256_maddubs_epi16(a_second, second));
-          part[r][1] = _mm256_add_epi16(part[r][1], _mm256_maddubs_epi16(c_second, second));
-        }
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) part[r][0] = part[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+      for (int b = half * 4; b < half * 4 + 4; ++b) {
+        const __m256i low = load256(group + 32 + b * 64), high = load256(group + 64 + b * 64);
+        _mm_prefetch(reinterpret_cast<const char*>(group + b * 64 + kAhead), _MM_HINT_T0);
+        multiply<Rows>(part, x + b * 8, k, _mm256_and_si256(low, nibble), _mm256_and_si256(high, nibble));
+        multiply<Rows>(part, x + b * 8 + 4, k, _mm256_and_si256(_mm256_srli_epi16(low, 4), nibble),
+                       _mm256_and_si256(_mm256_srli_epi16(high, 4), nibble));
       }
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
-        sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(part[r][0], ones));
-        sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(part[r][1], ones));
+        const __m256i offset = _mm256_set1_epi32(-8 * x_sums[r * groups + g]);
+        sums[r][0] = _mm256_add_epi32(half ? sums[r][0] : offset, _mm256_madd_epi16(part[r][0], ones));
+        sums[r][1] = _mm256_add_epi32(half ? sums[r][1] : offset, _mm256_madd_epi16(part[r][1], ones));
       }
     }
     const F16 scale = load_bf16(reinterpret_cast<const uint16_t*>(group));
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-      const F16 sum = {_mm256_cvtepi32_ps(sums[r][0]), _mm256_cvtepi32_ps(sums[r][1])};
-      acc[r] = fma(scale, sum, acc[r]);
+      acc[r][0] = _mm256_fmadd_ps(scale.lo, _mm256_cvtepi32_ps(sums[r][0]), acc[r][0]);
+      acc[r][1] = _mm256_fmadd_ps(scale.hi, _mm256_cvtepi32_ps(sums[r][1]), acc[r][1]);
     }
   }
-  for (int r = 0; r < Rows; ++r) finish(job, row + r, strip, mul(acc[r], set1(job.x_scales[row + r])));
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+    finish(job, row + r, strip, mul(F16{acc[r][0], acc[r][1]}, set1(job.x_scales[row + r])));
 }
 
 constexpr int kRows = 4;
@@ -125,6 +142,7 @@ void tile(const GemmJob& job, int64_t row, int64_t strip) {
   for (int64_t g = 0; g < groups; ++g, group += kGroupBytes, x += 64) {
     int32_t sums[16];
     for (int i = 0; i < 16; ++i) sums[i] = -8 * job.x_group_sums[row * groups + g];
+#pragma GCC unroll 16
     for (int b = 0; b < 8; ++b)
       for (int i = 0; i < 16; ++i)
         for (int j = 0; j < 4; ++j) {

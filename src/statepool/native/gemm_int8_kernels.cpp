@@ -8,6 +8,9 @@
 namespace statepool::STATEPOOL_NS {
 namespace {
 
+// Bytes that a stream of weights is prefetched ahead: one core's own prefetcher stops short of the memory's speed.
+constexpr int64_t kAhead = 4096;
+
 STATEPOOL_INLINE void finish_rows(const GemmJob& job, int64_t row, int rows, int64_t strip, int32_t* sums) {
   const F16 weight_scales = load(job.weight_scales + strip * 16);
   for (int r = 0; r < rows; ++r) {
@@ -30,30 +33,37 @@ STATEPOOL_INLINE __m512i broadcast4(const int8_t* p) {
 template <int Rows, int Strips, int Chains>
 STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   __m512i acc[Chains][Rows][Strips];
+#pragma GCC unroll 16
   for (int c = 0; c < Chains; ++c)
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 16
       for (int s = 0; s < Strips; ++s) acc[c][r][s] = _mm512_setzero_si512();
   const uint8_t* w = job.packed + strip * job.strip_bytes;
   const int8_t* x = job.x8 + row * job.k;
   const int64_t k = job.k, strip_bytes = job.strip_bytes;
   for (int64_t q = 0; q < k / 4; q += Chains) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int c = 0; c < Chains; ++c) {
       __m512i weights[Strips];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int s = 0; s < Strips; ++s) weights[s] = _mm512_loadu_si512(w + s * strip_bytes + (q + c) * 64);
-#pragma GCC unroll 8
+      if (Strips == 1) _mm_prefetch(reinterpret_cast<const char*>(w + (q + c) * 64 + kAhead), _MM_HINT_T0);
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
         const __m512i values = broadcast4(x + r * k + (q + c) * 4);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
         for (int s = 0; s < Strips; ++s) acc[c][r][s] = _mm512_dpbusd_epi32(acc[c][r][s], weights[s], values);
       }
     }
   }
+#pragma GCC unroll 16
   for (int s = 0; s < Strips; ++s) {
     int32_t sums[Rows * 16];
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       __m512i sum = acc[0][r][s];
+#pragma GCC unroll 16
       for (int c = 1; c < Chains; ++c) sum = _mm512_add_epi32(sum, acc[c][r][s]);
       _mm512_storeu_si512(sums + r * 16, sum);
     }
@@ -102,7 +112,7 @@ STATEPOOL_INLINE void multiply(__m256i (*acc)[2], const int16_t* x, int64_t k, _
   // The empty asm statements pin registers: without them the compiler reads the weights again for every row and
   // reorders the adds until half the accumulators live on the stack.
   __asm__("" : "+x"(low), "+x"(high));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     const __m256i values = broadcast2(x + r * k);
     acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(values, low));
@@ -115,6 +125,7 @@ STATEPOOL_INLINE void multiply(__m256i (*acc)[2], const int16_t* x, int64_t k, _
 template <int Rows, bool Widened>
 STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const uint8_t* panel) {
   __m256i acc[Rows][2];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
   const uint8_t* w = Widened ? panel : job.packed + strip * job.strip_bytes;
   const int64_t k = job.k;
@@ -127,12 +138,14 @@ STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const
       w += 128;
     } else {
       const __m256i a = load256(w), b = load256(w + 32);
+      _mm_prefetch(reinterpret_cast<const char*>(w + kAhead), _MM_HINT_T0);
       multiply<Rows>(acc, x, k, _mm256_and_si256(a, even), _mm256_and_si256(b, even));
       multiply<Rows>(acc, x + 2, k, _mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
       w += 64;
     }
   }
   int32_t sums[Rows * 16];
+#pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * 16), acc[r][0]);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * 16 + 8), acc[r][1]);
