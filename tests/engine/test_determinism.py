@@ -141,3 +141,13 @@ def test_embedding_does_not_depend_on_chunks(make_engine):
     whole = make_engine().embed(tokens)
     assert make_engine(max_batched_tokens=7, max_seqs=2).embed(tokens).tobytes() == whole.tobytes()
     assert np.linalg.norm(whole) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4", "bf16", "fp32"])
+def test_the_torch_twin_gives_the_same_bits(quant, make_engine):
+    params = SamplingParams(max_tokens=6, seed=3, logprobs=2, prompt_logprobs=0, ignore_eos=True)
+    request = Request("target", tuple(range(60, 80)), params)
+    native, twin = (
+        make_engine(quant=quant, backend=name).generate([request])["target"] for name in ("native", "torch")
+    )
+    assert bits(twin) == bits(native)

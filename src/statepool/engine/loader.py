@@ -74,7 +74,8 @@ class Checkpoint:
         if size < 8:
             raise InvalidCheckpoint(f"{file.name} is truncated: {size} bytes")
         with file.open("rb") as stream:
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            # Private, not read-only: torch refuses views it may not write. Nothing writes.
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         length = int.from_bytes(data[:8], "little")
         if length > min(_MAX_HEADER, size - 8):
             raise InvalidCheckpoint(f"{file.name} is truncated or not a safetensors file (header of {length} bytes)")

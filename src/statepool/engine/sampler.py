@@ -100,12 +100,7 @@ class Sampler:
                 row, self._counts, seen, p.presence_penalty, p.frequency_penalty, p.repetition_penalty
             )
         token, _, drawn = _ops.sample(row, p.temperature, p.top_k, p.top_p, p.min_p, u)
-        return Sampled(token, logprob_of(logits, token), drawn, top)
-
-
-def logprob_of(row: F32, token: int) -> float:
-    """Raw log-probability of ``token``: the bits ``sample`` would report for it."""
-    return float(_ops.logprob_of(row, token)) if kernels else float(row[token]) - sampling.log_partition(row)
+        return Sampled(token, _ops.logprob_of(logits, token), drawn, top)
 
 
 def token_logprob(row: F32, token: int, k: int) -> TokenLogprob:
@@ -114,7 +109,7 @@ def token_logprob(row: F32, token: int, k: int) -> TokenLogprob:
     if k:
         ids, values = _ops.top_logprobs(row, k)
         top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprob(token, logprob_of(row, token), top)
+    return TokenLogprob(token, _ops.logprob_of(row, token), top)
 
 
 def _only(mask: npt.NDArray[np.uint32], ids: npt.NDArray[np.int64]) -> bool:
