@@ -135,7 +135,7 @@ def _prove(proof: Proof) -> Row:
         return row
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        options = ["-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--junitxml={report}"]
         env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "pytest", *proof.tests, *options]
         ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
