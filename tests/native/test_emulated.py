@@ -1,0 +1,44 @@
+"""The AVX-512 kernels on a machine that lacks AVX-512: a build against SIMDe runs the same tests of bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from statepool.native import kernels
+
+ROOT = Path(__file__).parents[2]
+HEADER = Path("/usr/include/simde/x86/avx512.h")
+
+
+@pytest.mark.slow
+def test_emulated_avx512_gives_the_same_bits(tmp_path: Path) -> None:
+    if kernels is None:
+        pytest.skip("needs the native module")
+    if kernels.best_isa() == "avx512":
+        pytest.skip("this machine runs the AVX-512 kernels in every other test")
+    if not HEADER.exists() or not shutil.which("cmake"):
+        pytest.skip("needs cmake and the SIMDe headers (Debian: libsimde-dev)")
+    build = Path(os.environ.get("STATEPOOL_SIMDE_BUILD", tmp_path / "build"))
+    configure = ["cmake", "-S", ROOT, "-B", build, "-DSTATEPOOL_SIMDE=ON", f"-DPython_EXECUTABLE={sys.executable}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", build, "-j", "2"], check=True, capture_output=True)
+    package = tmp_path / "src" / "statepool"
+    shutil.copytree(ROOT / "src" / "statepool", package, ignore=shutil.ignore_patterns("*.so", "bundled"))
+    shutil.copy(next(build.glob("_kernels*.so")), package / "native")
+    tests = [Path(__file__).parent / name for name in ("test_linear.py", "test_lanes.py", "test_attention.py")]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--noconftest"]
+        + [str(test) for test in tests if test.exists()],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
