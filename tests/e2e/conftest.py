@@ -73,9 +73,17 @@ class Server:
         self.process = process
         self.url = url
         self.start_seconds = seconds
+        self.http = httpx.Client(base_url=url, timeout=60)
 
     def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
+        return self.metrics([name])[0]
+
+    def metrics(self, names: list[str]) -> list[float]:
+        text = self.http.get("/metrics").text
+        return [self._value(text, name) for name in names]
+
+    @staticmethod
+    def _value(text: str, name: str) -> float:
         found = re.search(rf"^statepool_{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
         assert found, f"{name} is not among the metrics"
         return float(found[1])
@@ -93,8 +101,9 @@ class Server:
 
     def all_free(self) -> bool:
         """No sequence is in the engine, and every KV block can be taken."""
-        busy = self.metric("requests_running") + self.metric("requests_waiting")
-        return busy == 0 and self.metric("kv_blocks_free") == self.metric("kv_blocks_total")
+        names = ["requests_running", "requests_waiting", "kv_blocks_free", "kv_blocks_total"]
+        running, waiting, free, total = self.metrics(names)
+        return running + waiting == 0 and free == total
 
 
 @contextmanager
@@ -132,6 +141,7 @@ def running(model: Path | str, **settings):
     try:
         yield server
     finally:
+        server.http.close()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:

@@ -135,7 +135,7 @@ class MessageJob:
         self._model = model
         self._id = call_id
         self._prompt_tokens = len(prompt)
-        self._turn = Turn(conversation.reader(model))
+        self._turn = Turn(conversation.reader(model, prompt))
         self._blocks = 0
         self._open: str | None = None
         self.requests = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.request import GrammarSpec
-from statepool.serve.reading import AnyCallReader, NamedCallReader, PlainReader, Reader
+from statepool.engine.text.router import Router
+from statepool.serve.reading import AnyCallReader, NamedCallReader, PlainReader, Reader, RoutedReader
 from statepool.serve.served_model import ServedModel
 
 AUTO, NONE, REQUIRED = "auto", "none", "required"
@@ -77,15 +79,16 @@ class Conversation:
         calls = [_call_schema(tool["function"]) for tool in self.tools]
         return GrammarSpec("json_schema", json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls}))
 
-    def reader(self, model: ServedModel) -> Reader:
-        """A fresh reader for one answer."""
+    def reader(self, model: ServedModel, prompt: Sequence[int]) -> Reader:
+        """A fresh reader for one answer to ``prompt``."""
         if self.named_tool is not None:
             return NamedCallReader(self.named_tool)
         if self.tool_choice == REQUIRED:
             return AnyCallReader()
         if self.answer_grammar is not None:
             return PlainReader()
-        return PlainReader()
+        parser = model.tool_parser(self.offered) if self.offered else None
+        return RoutedReader(Router(parser, model.reasons, model.opens_thinking(prompt)))
 
 
 def _parameters(function: dict[str, Any]) -> dict[str, Any]:

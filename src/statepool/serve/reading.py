@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import uuid4
 
+from statepool.engine.text.router import Routed, Router
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -69,6 +71,33 @@ class PlainReader:
     def finish(self) -> list[Piece]:
         """Nothing is ever held back."""
         return []
+
+
+class RoutedReader:
+    """What the model's own markup says: reasoning, content, tool calls."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._calls = 0
+
+    def push(self, text: str) -> list[Piece]:
+        """What ``text`` completes."""
+        return self._pieces(self._router.push(text)) if text else []
+
+    def finish(self) -> list[Piece]:
+        """What the router held back."""
+        return self._pieces(self._router.finish())
+
+    def _pieces(self, routed: Routed) -> list[Piece]:
+        pieces: list[Piece] = []
+        if routed.reasoning:
+            pieces.append(Reasoning(routed.reasoning))
+        if routed.content:
+            pieces.append(Content(routed.content))
+        for call in routed.calls:
+            pieces += [CallStart(self._calls, new_call_id(), call.name), CallArguments(self._calls, call.arguments)]
+            self._calls += 1
+        return pieces
 
 
 class NamedCallReader:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from statepool.core.errors import ContextLengthExceeded, InvalidRequest, NotFound
+from statepool.core.errors import ContextLengthExceeded, InvalidConfig, InvalidRequest, NotFound
 from statepool.engine.config import ModelInfo
 from statepool.engine.text.template import ChatTemplate
 from statepool.engine.text.tokenizer import Tokenizer
+from statepool.engine.text.tools import PARSERS, ToolParser, pick
 
 _MOST_CHARS_PER_TOKEN = 256
 """No tokenizer in use has longer tokens; a text with more characters than this per position cannot fit."""
+
+_THINK = "<think>"
+_THINK_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,29 @@ class ServedModel:
     def id(self) -> str:
         """The name clients use."""
         return self.info.id
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model writes ``<think>`` blocks."""
+        return _THINK in (self.template.source or "")
+
+    def opens_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether ``prompt`` ends inside an opened ``<think>`` block."""
+        if not self.reasons:
+            return False
+        end = self.tokenizer.decode(list(prompt[-_THINK_TOKENS:]), skip_special=False)
+        return end.rstrip().endswith(_THINK)
+
+    def tool_parser(self, tools: Sequence[Mapping[str, Any]]) -> ToolParser:
+        """A fresh parser of the model's tool-call format.
+
+        Raises:
+            InvalidConfig: the server was told a format that does not exist.
+        """
+        name = self.tool_format or pick(self.template.source)
+        if name not in PARSERS:
+            raise InvalidConfig(f"tool_format must be one of {', '.join(PARSERS)}, got {name!r}", param="tool_format")
+        return PARSERS[name](tools)
 
     def check_name(self, name: str | None) -> None:
         """Refuse a model name that is not served.

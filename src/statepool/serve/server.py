@@ -104,6 +104,7 @@ async def _load(state: GatewayState, ready: asyncio.Task[object]) -> None:
         created=int(state.wall_clock()),
         tool_format=state.config.tool_format,
     )
+    state.model.tool_parser([])
 
 
 def _listen(config: ServeConfig) -> socket.socket:

@@ -130,7 +130,7 @@ class ChatJob:
             )
             for index in range(body.n or 1)
         ]
-        self._turns = {request.id: Turn(conversation.reader(model)) for request in self.requests}
+        self._turns = {request.id: Turn(conversation.reader(model, self._prompt)) for request in self.requests}
         self._usage_asked = body.stream_options is not None and body.stream_options.include_usage
 
     def opening(self) -> list[Event]:

@@ -106,7 +106,7 @@ class CompletionJob:
             if self._echo:
                 text = self._prompt_text(index) + text
                 self._offsets[index] = 0
-                logprobs = self._logprobs(index, self._with_prompt(index, output.prompt_logprobs, output.logprobs))
+                logprobs = self._logprobs(index, _joined(output.prompt_logprobs, output.logprobs))
         finish = None if turn.finish is None else finish_reason(turn)
         choice = self._choice(index, text, logprobs, finish, turn.stop_reason, list(output.tokens))
         chunk = {**self._head(), "choices": [choice]}
@@ -134,7 +134,7 @@ class CompletionJob:
             text = turn.content
             if self._echo:
                 text = self._prompt_text(index) + text
-                entries = self._with_prompt(index, turn.prompt_logprobs, turn.logprobs)
+                entries = _joined(turn.prompt_logprobs, turn.logprobs)
             logprobs = self._logprobs(index, entries)
             choice = self._choice(index, text, logprobs, finish_reason(turn), turn.stop_reason, turn.tokens)
             if self._body.return_token_ids and turn.sampled_logprobs:
@@ -166,14 +166,6 @@ class CompletionJob:
     def _prompt_text(self, index: int) -> str:
         return self._model.tokenizer.decode(self.requests[index].prompt, skip_special=False)
 
-    def _with_prompt(
-        self,
-        index: int,
-        prompt_logprobs: tuple[TokenLogprob | None, ...] | None,
-        logprobs: tuple[TokenLogprob, ...] | list[TokenLogprob],
-    ) -> tuple[TokenLogprob | None, ...]:
-        return (*(prompt_logprobs or ()), *logprobs)
-
     def _logprobs(
         self, index: int, entries: tuple[TokenLogprob | None, ...] | tuple[TokenLogprob, ...]
     ) -> dict[str, Any] | None:
@@ -202,7 +194,7 @@ class CompletionJob:
         """Text of a token; one that is part of a code point is written ``bytes:\\xe2`` so that labels differ."""
         data = self._model.tokenizer.token_bytes(token)
         try:
-            return data.decode()
+            return data.decode() if data else f"token_id:{token}"
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
@@ -220,6 +212,12 @@ class CompletionJob:
             "model": self._model.id,
             "system_fingerprint": self._model.info.fingerprint,
         }
+
+
+def _joined(
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None, logprobs: tuple[TokenLogprob, ...] | list[TokenLogprob]
+) -> tuple[TokenLogprob | None, ...]:
+    return (*(prompt_logprobs or ()), *logprobs)
 
 
 def _grammar(body: CompletionRequest) -> GrammarSpec | None:

@@ -25,7 +25,8 @@ def logprob_entry(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _candidate(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     data = tokenizer.token_bytes(token)
-    return {"token": data.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(data)}
+    text = data.decode("utf-8", "replace") if data else f"token_id:{token}"
+    return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
 
 
 def usage_body(usages: list[Usage], prompt_tokens: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class ResponseJob:
         self._id = call_id
         self._created = created
         self._prompt_tokens = len(prompt)
-        self._turn = Turn(conversation.reader(model))
+        self._turn = Turn(conversation.reader(model, prompt))
         self._items = OutputItems()
         self._sequence = 0
         self.requests = [
@@ -135,7 +135,7 @@ class ResponseJob:
     def opening(self) -> list[Event]:
         """``response.created`` and ``response.in_progress``."""
         response = self._response("in_progress")
-        return self._numbered([("response.created", {"response": response}), ("response.in_progress", {"response": response})])  # fmt: skip
+        return self._numbered([(name, {"response": response}) for name in ("response.created", "response.in_progress")])
 
     def push(self, output: Output) -> list[Event]:
         """Deltas of the item being written; items are opened and closed as their kind changes."""

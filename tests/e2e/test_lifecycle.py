@@ -1,0 +1,141 @@
+"""Start, overload, drain, death, weight updates: each with a server of its own."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conftest import running, write_checkpoint
+
+pytestmark = pytest.mark.e2e
+
+
+def endless(**changes):
+    return {"prompt": "hello", "max_tokens": 3500, "ignore_eos": True, "stream": True, **changes}
+
+
+def test_sigterm_lets_streams_finish_and_exits_0(random_model):
+    with running(random_model) as server:
+        lines = []
+        started = threading.Event()
+
+        def read():
+            body = endless(max_tokens=200)
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+                for line in response.iter_lines():
+                    lines.append(line)
+                    started.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with httpx.Client(base_url=server.url) as kept:
+            kept.get("/health")
+            assert started.wait(30)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_until(lambda: not reader.is_alive() or kept.get("/health").status_code == 503)
+        reader.join(60)
+        assert "data: [DONE]" in lines
+        assert server.process.wait(30) == 0
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{server.url}/health")
+
+
+def test_a_killed_engine_is_503_for_everyone(random_model):
+    with running(random_model) as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless(), timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            (engine,) = server.children()
+            os.kill(engine, signal.SIGKILL)
+            rest = [line for line in lines if line.startswith("data: ")]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["error"]["type"] == "service_unavailable_error"
+        for response in (
+            httpx.get(f"{server.url}/health"),
+            httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}),
+            httpx.post(f"{server.url}/v1/messages", json={}),
+        ):
+            assert response.status_code in (503, 400)
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+        assert answer.status_code == 503
+        assert "engine process ended" in answer.json()["error"]["message"]
+        assert httpx.get(f"{server.url}/metrics").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+
+
+def test_the_engine_leaves_when_the_gateway_is_killed(random_model):
+    with running(random_model) as server:
+        (engine,) = server.children()
+        server.process.kill()
+        server.process.wait(10)
+
+        def gone():
+            try:
+                os.kill(engine, 0)
+            except ProcessLookupError:
+                return True
+            return Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+        server.wait_until(gone)
+
+
+def test_a_full_queue_and_a_key(random_model):
+    with running(random_model, api_key="secret", max_in_flight=1) as server:
+        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}).status_code == 401
+        with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
+            with client.stream("POST", "/v1/completions", json=endless()) as response:
+                next(response.iter_lines())
+                refused = client.post("/v1/completions", json={"prompt": "x"})
+                assert refused.status_code == 429
+                assert int(refused.headers["retry-after"]) >= 1
+            deadline = time.monotonic() + 20
+            while client.post("/v1/completions", json={"prompt": "x"}).status_code == 429:
+                assert time.monotonic() < deadline
+
+
+def test_a_trainer_hands_over_new_weights(random_model, tmp_path):
+    """Frozen requests go on afterwards; answers are those of a server started with the new weights."""
+    new_model = write_checkpoint(tmp_path / "random", seed=1)
+    body = {"prompt": "hello", "max_tokens": 8, "logprobs": 0, "temperature": 0, "ignore_eos": True}
+
+    def answer(url):
+        return httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["logprobs"]
+
+    with running(random_model) as server:
+        old = answer(server.url)
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json=endless(max_tokens=400), timeout=120
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+
+            def post(path, **fields):
+                assert httpx.post(f"{server.url}{path}", timeout=60, **fields).status_code == 200, path
+
+            post("/init_weight_transfer_engine", json={"init_info": {"backend": "files"}})
+            post("/pause", params={"mode": "keep"})
+            post("/start_weight_update", json={"is_checkpoint_format": True})
+            post("/update_weights", json={"update_info": {"path": str(new_model), "version": "7"}})
+            post("/finish_weight_update")
+            post("/resume")
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert httpx.get(f"{server.url}/server_info").json()["weight_version"] == "7"
+        updated = answer(server.url)
+        wrong = {"update_info": {"path": str(tmp_path)}}
+        assert httpx.post(f"{server.url}/update_weights", json=wrong).status_code == 400
+        assert answer(server.url) == updated
+    with running(new_model) as server:
+        assert answer(server.url) == updated
+    assert updated != old
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(pytest.fail.Exception) as caught, running(tmp_path / "none"):
+        pass
+    assert "does not exist" in str(caught.value)
