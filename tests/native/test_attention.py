@@ -104,7 +104,12 @@ def cases(draw: st.DrawFn, longest: int = 70, requests: int = 3) -> Case:
         lengths.append((draw(st.integers(0, min(context, 40))), context))
     head_dim = 16 * draw(st.sampled_from([1, 2, 3, 4, 8, 16]))
     return Case(
-        draw(st.integers(0, 2**32)), head_dim, draw(st.integers(1, 3)), draw(st.integers(1, 5)), lengths, draw(st.booleans())
+        draw(st.integers(0, 2**32)),
+        head_dim,
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 5)),
+        lengths,
+        draw(st.booleans()),
     )
 
 
@@ -132,12 +137,12 @@ def test_a_row_alone_has_the_bits_it_has_in_the_batch(case: Case) -> None:
             assert same(case.row(r, i), (out[at : at + 1], lse[at : at + 1]))
 
 
-LONG = [(3, 1024), (2, 1025), (40, 1040), (1, 2100), (20, 3000), (1, 5)]
+LONG = [(2, 1024), (1, 1025), (21, 1040), (9, 2100), (1, 5)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["bf16", "float32"])
 def long_case(request: pytest.FixtureRequest) -> Case:
-    return Case(7, 32, 2, 2, LONG, request.param)
+    return Case(7, 16, 2, 2, LONG, request.param)
 
 
 def test_long_contexts_equal_dense_attention(long_case: Case) -> None:
@@ -186,23 +191,22 @@ def test_instruction_sets_agree(long_case: Case, isa: str) -> None:
         kernels.set_isa(best)
 
 
-@pytest.mark.parametrize("ops", [kernels, reference], ids=["native", "reference"])
-def test_ranges_of_segments_merge_to_the_bits_of_the_whole(long_case: Case, ops: object) -> None:
+def test_ranges_of_segments_merge_to_the_bits_of_the_whole(long_case: Case) -> None:
     case = long_case
-    whole = case.run(ops)
+    whole = case.run()
     rows, segments = len(case.q), -(-int(case.context.max()) // SEGMENT)
     for cut in range(1, segments):
         parts = []
         for first, last in ((0, cut), (cut, segments)):
             shape = (rows, case.heads, last - first)
-            m, l, acc = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, 32), np.float32)
-            ops.attention_segments(  # type: ignore[attr-defined]
+            m, l, acc = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, 16), np.float32)
+            kernels.attention_segments(
                 case.q, case.pool, case.layer, case.tables, case.start, case.context, case.scale, first, m, l, acc
             )
             parts.append((m, l, acc))
         m, l, acc = (np.ascontiguousarray(np.concatenate(x, axis=2)) for x in zip(*parts, strict=True))
         out, lse = np.empty_like(whole[0]), np.empty_like(whole[1])
-        ops.merge_segments(m, l, acc, out, lse)  # type: ignore[attr-defined]
+        kernels.merge_segments(m, l, acc, out, lse)
         assert same((out, lse), whole)
 
 

@@ -1,4 +1,4 @@
-"""Every op the engine calls, native and torch, on drawn shapes: the same bits, whole layers and whole models included."""
+"""Every op the engine calls, native and torch, on drawn shapes: the same bits, layers and models too."""
 
 from __future__ import annotations
 

@@ -1,12 +1,15 @@
 """The arithmetic of choosing one token: counter-based noise and truncated softmax, in NumPy.
 
-These are the twins of the native functions (``statepool.native``): the oracle in tests, and
-what runs where there is no native module. Order of operations: logit bias and grammar mask, penalties,
-temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution in token-id order.
+These are the twins of the native functions (``statepool.native``), equal to the bit: the oracle in tests, and
+what runs where there is no native module. Sums that decide are integers: a token weighs
+floor(2**42 * exp((logit - max) / temperature)), so neither the order of work nor the machine can change a choice.
+Order of operations: logit bias and grammar mask, penalties, temperature, top-k, top-p, min-p, then the inverse of
+the cumulative distribution in token-id order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +17,8 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 _MASK = 0xFFFFFFFF
+WEIGHT_BITS = 42
+"""The likeliest token weighs 2**42, so that 2**20 tokens still add up below 2**63."""
 
 
 def philox_uniform(seed: int, index: int, position: int) -> float:
@@ -33,18 +38,22 @@ def philox_uniform(seed: int, index: int, position: int) -> float:
 
 
 def log_partition(row: F32) -> float:
-    """log(sum(exp(row))), stable; ``-inf`` entries count as nothing."""
+    """log(sum(exp(row))); ``-inf`` entries count as nothing."""
     top = float(row.max())
-    if not np.isfinite(top):
-        return top
-    return top + float(np.log(np.exp(row.astype(np.float64) - top).sum()))
+    return top + math.log(_exp_sum(row)) if math.isfinite(top) else top
+
+
+def logprob_of(row: F32, token: int) -> float:
+    """Log-probability of one token, rounded to float32 once."""
+    return float(np.float32((float(row[token]) - float(row.max())) - math.log(_exp_sum(row))))
 
 
 def top_logprobs(row: F32, k: int) -> tuple[npt.NDArray[np.int32], F32]:
-    """Ids and log-probabilities of the ``k`` likeliest tokens, best first, ties by id."""
-    k = min(k, row.size)
-    best = np.lexsort((np.arange(row.size), -row))[:k].astype(np.int32)
-    return best, (row[best] - log_partition(row)).astype(np.float32)
+    """Ids and log-probabilities of the ``k`` likeliest tokens, best first, equals by id; none that is ``-inf``."""
+    best = _falling(row)[:k].astype(np.int32)
+    best = best[row[best] > -np.inf]
+    top, log_sum = float(row.max()), math.log(_exp_sum(row))
+    return best, np.array([(float(row[i]) - top) - log_sum for i in best], np.float32)
 
 
 def apply_bitmask(row: F32, mask: npt.NDArray[np.uint32]) -> None:
@@ -78,24 +87,56 @@ def sample(row: F32, temperature: float, top_k: int, top_p: float, min_p: float,
 
     ``temperature == 0`` takes the largest logit, the lowest id among equals, with sampled
     log-probability 0.
+
+    Raises:
+        ValueError: every token is masked, or a logit is infinite.
     """
-    partition = log_partition(row)
+    if not np.isfinite(row.max()):
+        raise ValueError("row: no token is left to choose, or a logit is infinite")
     if temperature == 0.0:
         token = int(row.argmax())
-        return token, float(row[token]) - partition, 0.0
-    scaled = row.astype(np.float64) / temperature
-    kept = np.isfinite(scaled)
+        return token, logprob_of(row, token), 0.0
+    scaled = (row - row.max()) * np.float32(min(1.0 / temperature, 1e30))
+    weights = (_exp(scaled).astype(np.float64) * 2.0**WEIGHT_BITS).astype(np.uint64)
+    order = _falling(row)
     if 0 < top_k < row.size:
-        order = np.lexsort((np.arange(row.size), -scaled))
-        kept[order[top_k:]] = False
-    weights = np.where(kept, np.exp(scaled - scaled.max()), 0.0)
+        weights[order[top_k:]] = 0
     if top_p < 1.0:
-        order = np.lexsort((np.arange(row.size), -weights))
-        before = np.cumsum(weights[order]) - weights[order]
-        weights[order[before >= top_p * weights.sum()]] = 0.0
-    if min_p > 0.0:
-        weights[weights < min_p * weights.max()] = 0.0
+        total = int(weights.sum())
+        need = min(max(math.ceil(top_p * float(total)), 1), total)
+        mass = np.cumsum(weights[order])
+        weights[order[int(np.searchsorted(mass, np.uint64(need))) + 1 :]] = 0
+    weights[weights < np.uint64(math.ceil(min_p * 2.0**WEIGHT_BITS))] = 0
     cumulative = np.cumsum(weights)
-    token = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    token = min(token, int(np.flatnonzero(weights)[-1]))
-    return token, float(row[token]) - partition, float(np.log(weights[token] / cumulative[-1]))
+    total = int(cumulative[-1])
+    target = int(u * 2.0**53) * total >> 53
+    token = int(np.searchsorted(cumulative, np.uint64(target), side="right"))
+    return token, logprob_of(row, token), math.log(float(weights[token]) / float(total))
+
+
+def _falling(row: F32) -> npt.NDArray[np.intp]:
+    return np.lexsort((np.arange(row.size), -row))
+
+
+def _exp(x: F32) -> F32:
+    # The kernels' polynomial lives with the other torch twins; torch is here anyway where this runs.
+    import torch
+
+    from statepool.engine.ops.arithmetic import exp
+
+    result: F32 = exp(torch.from_numpy(x)).numpy()
+    return result
+
+
+def _exp_sum(row: F32) -> float:
+    # Per 1024 tokens sixteen lanes ascending and a tree, these in float64, ascending.
+    terms = np.zeros(-(-row.size // 1024) * 1024, np.float32)
+    terms[: row.size] = _exp(row - row.max())
+    blocks = terms.reshape(-1, 64, 16)
+    lanes = np.zeros_like(blocks[:, 0])
+    for i in range(64):
+        lanes = lanes + blocks[:, i]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return sum(lanes[:, 0].tolist(), 0.0)

@@ -125,7 +125,7 @@ def attention_segments(
     scale: float,
     first: int,
     m: Array,
-    l: Array,  # noqa: E741
+    l: Array,
     acc: Array,
 ) -> None:
     """Un-normalised attention per segment of 1024 tokens, for segments ``first`` to ``first + S``.
@@ -169,14 +169,14 @@ def _segment(q: Tensor, kv: Tensor, position: Tensor, scale: float) -> tuple[Ten
     scores = scores.masked_fill(~seen, -math.inf)
 
     m = torch.full(scores.shape[:3], -math.inf, dtype=q.dtype, device=q.device)
-    l, acc = torch.zeros_like(m), torch.zeros(*m.shape, width, dtype=q.dtype, device=q.device)  # noqa: E741
+    l, acc = torch.zeros_like(m), torch.zeros(*m.shape, width, dtype=q.dtype, device=q.device)
     for page in range(count):
         s = scores[:, :, :, page]
         top = torch.maximum(m, s.amax(-1))
         some = top > -math.inf
         shift = torch.where(some, top, torch.zeros_like(top))
         p, correction = exp(s - shift[..., None]), exp(m - shift)
-        l = torch.where(some, l * correction + tree_sum(p), l)  # noqa: E741
+        l = torch.where(some, l * correction + tree_sum(p), l)
         acc = torch.where(some[..., None], acc * correction[..., None], acc)
         for j in range(PAGE):
             v = values[page, :, j][None, :, None]
@@ -185,7 +185,7 @@ def _segment(q: Tensor, kv: Tensor, position: Tensor, scale: float) -> tuple[Ten
     return m.flatten(1, 2), l.flatten(1, 2), acc.flatten(1, 2)
 
 
-def merge_segments(m: Array, l: Array, acc: Array, out: Array, lse: Array | None = None) -> None:  # noqa: E741
+def merge_segments(m: Array, l: Array, acc: Array, out: Array, lse: Array | None = None) -> None:
     """Fold the segments of ``attention_segments`` in order; out ``[T, heads * hd]``, lse ``[T, heads]``."""
     ms, ls, accs = tensor(m), tensor(l), tensor(acc)
     top, total, sums = ms[:, :, 0], ls[:, :, 0], accs[:, :, 0]
