@@ -105,7 +105,8 @@ class GrammarCompiler:
         pieces = documents.pieces()
         ending = documents.root
         if ending is None or not ends(by_byte, ending):
-            ending = json_ending(by_byte, JsonPosition(), pieces, _BLIND) or shortest(by_byte, limit=_BLIND)
+            dense = _matcher(byte_backend(), _schema_grammar(schema, _NO_SPACE))
+            ending = json_ending(dense, JsonPosition(), pieces, _BLIND) or shortest(dense, limit=_BLIND)
         return self._confirmed(grammar, by_byte, pieces, ending)
 
     def _confirmed(self, grammar: str, by_byte: LLMatcher, pieces: Pieces | None, data: bytes | None) -> _Compiled:
@@ -183,6 +184,7 @@ class Grammar:
             return self._spelling.mask_of(self._way_out(remaining))
         mask = self._spelling.mask(self._matcher)
         if self._refused:
+            # A caller that samples again must not meet the same token.
             mask &= ~self._spelling.mask_of(self._refused)
             if not mask.any():
                 return self._spelling.mask_of(self._way_out(remaining))
@@ -195,7 +197,10 @@ class Grammar:
         when tokens are replayed without masks, so that the state comes out the same.
         """
         remaining = self._remaining if remaining is None else remaining
-        if self.done or self._matcher.validate_tokens([token]) != 1:
+        if self.done:
+            return False
+        if self._matcher.validate_tokens([token]) != 1:
+            self._refused.append(token)
             return False
         self._matcher.consume_token(token)
         if token in self._spelling.eos_ids:

@@ -45,7 +45,7 @@ class Spelling:
         self._beginnings = {data[:end] for data in self.ids for end in range(1, len(data) + 1)}
         self._own_bytes = (tokenizer.vocab_size + 31) // 32 * 4
         self.backend = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(tokenizer, distinct, sorted(silent), self.eos_ids[0])),
+            TokenizerWrapper(_Vocabulary(tokenizer, distinct, self)),
             n_vocab=tokenizer.vocab_size,
             eos_token=list(self.eos_ids),
         )
@@ -127,12 +127,26 @@ class Ending:
 class _Vocabulary:
     """What llguidance asks of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special: list[int], eos: int) -> None:
-        self.eos_token_id = eos
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], spelling: Spelling) -> None:
+        self.eos_token_id = spelling.eos_ids[0]
         self.bos_token_id = None
         self.tokens = tokens
-        self.special_token_ids = special
+        self.special_token_ids = sorted(tokenizer.control_ids | set(spelling.eos_ids))
         self._tokenizer = tokenizer
+        self._spelling = spelling
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", errors="replace"))
+        """Ids that spell exactly ``text``, the tokenizer's own if it adds nothing. Forced text is masked to them."""
+        data = text.encode() if isinstance(text, str) else text
+        try:
+            written = data.decode()
+        except UnicodeDecodeError:
+            return self._spelling.spell(data) or []
+        ids = self._tokenizer.encode(written)
+        if not self._spells(ids, data) and self._tokenizer.drops_first_space:
+            ids = self._tokenizer.encode_plain(written, after_control=True)
+        return ids if self._spells(ids, data) else self._spelling.spell(data) or []
+
+    def _spells(self, ids: list[int], data: bytes) -> bool:
+        parts = [self.tokens[i] for i in ids]
+        return b"".join(parts) == data and all(parts)
