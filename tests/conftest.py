@@ -15,7 +15,7 @@ for _name in [
 _paths = [str(Path(__file__).parents[1] / "src"), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, settings
 
 settings.register_profile("statepool", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("statepool")
