@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     room = importlib.import_module(f"bench.{options.room}")
     about, at = machine.describe(), machine.stamp()
     only = [name for name in options.only.split(",") if name]
+    # A stopped run must not leave favoured engines behind: the exception ends them on its way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with machine.favoured():
         for row in room.run(only, options.quick):
             row.at = at

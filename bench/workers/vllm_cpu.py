@@ -1,4 +1,4 @@
-"""vLLM's CPU build, offline engine, eager, bfloat16."""
+"""vLLM's CPU build, offline engine, eager, bfloat16 or float32."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ class Vllm:
         self._numbers = itertools.count()
 
     def load(self, checkpoint: str, quant: str, threads: int, length: int) -> dict[str, Any]:
-        """Load the checkpoint as it is; ``quant`` other than ``bf16`` is refused."""
-        if quant != "bf16":
-            raise ValueError(f"this driver runs bf16 only, not {quant}")
+        """Load the checkpoint as ``bf16``, as it is, or widened to ``fp32``."""
         self.llm = vllm.LLM(
             model=checkpoint,
-            dtype="bfloat16",
+            dtype={"bf16": "bfloat16", "fp32": "float32"}[quant],
             enforce_eager=True,
             max_model_len=length,
             max_num_seqs=8,
