@@ -295,5 +295,7 @@ def _read(sequence: Sequence, position: int, logits: F32) -> None:
     if sequence.fresh and sequence.drafts[sequence.fresh - 1] != sequence.tokens[-1]:
         return  # this row was computed behind a draft that did not hold
     sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())
+    while not sequence.admits(sampled.token):
+        sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())
     sequence.fresh += 1
     sequence.append(sampled)

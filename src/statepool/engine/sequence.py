@@ -103,8 +103,12 @@ class Sequence:
         """Grammar bitmask for the next token."""
         return None if self.grammar is None else self.grammar.mask(self.limit - len(self.tokens))
 
+    def admits(self, token: int) -> bool:
+        """Take ``token`` into the grammar. False if nothing short enough closes the text after it: choose again."""
+        return self.grammar is None or self.grammar.accept(token, self.limit - len(self.tokens))
+
     def append(self, sampled: Sampled) -> None:
-        """Make a sampled token part of the sequence and find out whether it ends it."""
+        """Make a sampled and admitted token part of the sequence and find out whether it ends it."""
         token, params = sampled.token, self.request.params
         self.tokens.append(token)
         self.sampler.accept(token)
@@ -115,8 +119,6 @@ class Sequence:
             self.finish = "stop"
             self.stop_reason = token if token in params.stop_token_ids else None
             return
-        if self.grammar is not None:
-            self.grammar.accept(token)
         emitted, matched = self.stop.push(self.detokenizer.push([token]))
         self._text.append(emitted)
         if matched is not None and self.generated >= params.min_tokens:
@@ -124,7 +126,7 @@ class Sequence:
         elif self.grammar is not None and self.grammar.done:
             self.finish = "stop"
         elif len(self.tokens) >= self.limit:
-            self.finish = "length"
+            self.finish = "stop" if self.grammar is not None and self.grammar.accepting else "length"
 
     def output(self) -> Output | None:
         """What came since the last call, or None."""

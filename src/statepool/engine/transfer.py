@@ -81,6 +81,8 @@ def unpack(data: bytes, identity: str) -> State:
 def replay(sequence: Sequence, state: State) -> None:
     """Bring a fresh sequence to where the exported one was, without handing out its text again."""
     for token in state.output:
+        if not sequence.admits(token):
+            raise InvalidRequest(f"the state holds token {token}, which its grammar forbids there", param="state")
         sequence.append(Sampled(token, 0.0, 0.0))
     sequence.discard()
     sequence.prompt_logprobs = state.prompt_logprobs
