@@ -42,7 +42,7 @@ SHAPE = {
 }
 
 
-def write_checkpoint(path: Path, seed: int = 0) -> Path:
+def write_random_model(path: Path, seed: int = 0) -> Path:
     """A random Qwen3-shaped model with a byte-level tokenizer and a chat template, as a user would have it on disk."""
     from safetensors.numpy import save_file
 
@@ -107,7 +107,7 @@ class Server:
 
 
 @contextmanager
-def running(model: Path | str, **settings):
+def run_server(model: Path | str, **settings):
     """Start a server over ``model``; stop it in the end. Settings are fields of ServeConfig or EngineConfig."""
     engine = {"model": str(model), "threads": 1, "kv_bytes": 8 << 20, **settings.pop("engine", {})}
     settings = {"port": 0, "chat_page": str(CHAT_PAGE), **settings}
@@ -157,13 +157,25 @@ def running(model: Path | str, **settings):
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
     """Folder of a random model named ``random``."""
-    return write_checkpoint(tmp_path_factory.mktemp("models") / "random")
+    return write_random_model(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def write_checkpoint():
+    """A function that writes a random model to a path."""
+    return write_random_model
+
+
+@pytest.fixture(scope="session")
+def running():
+    """A context manager that starts a server over a model; see ``run_server``."""
+    return run_server
 
 
 @pytest.fixture(scope="session")
 def shared_server(random_model):
     """One server for all tests that leave it as they found it."""
-    with running(random_model) as server:
+    with run_server(random_model) as server:
         yield server
 
 

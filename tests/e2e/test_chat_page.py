@@ -1,0 +1,145 @@
+"""The chat page in a real browser."""
+
+import json
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """A function that opens the page; afterwards nothing may have been said on the console or asked elsewhere."""
+    complaints, foreign, contexts = [], [], []
+
+    def open_one(size="desk", scheme="light"):
+        width, height = SIZES[size]
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: foreign.append(asked.url) if not asked.url.startswith(server.url) else None)
+        page.goto(server.url)
+        page.wait_for_selector(".dot.ready")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in foreign if not url.startswith("data:")] == []
+
+
+def say(page, text):
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+
+
+def wait_for_text(page, turn):
+    """Until the first character of an answer is there."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".assistant .body").nth(turn)).not_to_be_empty(timeout=60_000)
+
+
+def endless(page):
+    """Let no answer end by itself: the random model might choose its end token at once."""
+
+    def without_end(route):
+        body = {**json.loads(route.request.post_data), "ignore_eos": True}
+        route.continue_(post_data=json.dumps(body))
+
+    page.route("**/v1/chat/completions", without_end)
+
+
+def limit(page, tokens):
+    page.click("#open-settings")
+    page.fill("#max-tokens", str(tokens))
+    page.click("dialog .primary")
+
+
+def test_an_answer_streams_and_is_kept(open_page):
+    page = open_page()
+    limit(page, 30)
+    say(page, "hello")
+    wait_for_text(page, 0)
+    facts = page.wait_for_selector(".assistant:not(.live) .facts")
+    for word in ("first token", "tokens/s", "tokens", "cached"):
+        assert word in facts.inner_text()
+    answer = page.text_content(".assistant .body")
+    page.reload()
+    page.wait_for_selector(".assistant .facts")
+    assert page.text_content(".assistant .body") == answer
+    assert page.text_content(".user .body") == "hello"
+    page.click("#new-chat")
+    assert page.is_visible("#welcome")
+    page.click("#conversations .title")
+    assert page.text_content(".assistant .body") == answer
+
+
+def test_stop_frees_the_blocks(open_page, server):
+    page = open_page()
+    endless(page)
+    say(page, "hello")
+    wait_for_text(page, 0)
+    assert server.metric("requests_running") == 1
+    page.click("#stop")
+    page.wait_for_selector(".assistant:not(.live)")
+    server.wait_until(server.all_free)
+    assert page.is_visible("#send")
+    say(page, "again")
+    wait_for_text(page, 1)
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".assistant:not(.live):last-child")
+
+
+def test_keyboard_alone_is_enough(open_page):
+    page = open_page()
+    limit(page, 5)
+    page.focus("#prompt")
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".assistant:not(.live) .facts")
+    assert page.text_content(".user .body") == "one\ntwo"
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement !== document.getElementById('prompt')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_it_fits(open_page, tmp_path, size, scheme):
+    page = open_page(size, scheme)
+    limit(page, 20)
+    say(page, "a question that is long enough to need more than one line on a small screen, " * 2)
+    page.wait_for_selector(".assistant:not(.live) .facts")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    box = page.locator("#composer").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= SIZES[size][0]
+    page.screenshot(path=tmp_path / "page.png")
+    if size == "phone":
+        page.click("#open-history")
+        page.click("#conversations .title")
+        assert page.is_visible("#prompt")
