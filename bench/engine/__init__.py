@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bench import bounds
-from bench.engine import proofs, served, speed
+from bench.engine import crowd, proofs, served, speed
 from bench.row import Row
 
 
@@ -17,6 +17,8 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     if _wants(only, "E8", "E9"):
         yield from served.run(only, quick)
     yield from proofs.run(only)
+    if _wants(only, "A2"):
+        yield from crowd.run(quick)
 
 
 def _wants(only: Sequence[str], *ids: str) -> bool:

@@ -81,8 +81,9 @@ def start(command: Sequence[str], model: str, env: dict[str, str], log: Path) ->
     raise WorkerError(f"{command[0]} did not answer within {_PATIENCE:.0f} s; see {log}")
 
 
-def _ours(model: Path) -> Server:
-    command = [sys.executable, "-m", "statepool.cli", "serve", str(model), "--port", "{port}"]
+def serve_ours(model: Path, *options: str) -> Server:
+    """``statepool serve`` of ``model``, ready."""
+    command = [sys.executable, "-m", "statepool.cli", "serve", str(model), "--port", "{port}", *options]
     return start(command, model.name, {"PYTHONPATH": str(ROOT / "src")}, CACHE / "logs" / "serve-ours.log")
 
 
@@ -115,7 +116,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     model = checkpoint("small")
     with ExitStack() as stack:
         try:
-            ours = _ours(model)
+            ours = serve_ours(model)
             stack.callback(ours.kill)
             rows["E9a"].value, rows["E9b"].value = ours.seconds, machine.rss(ours.process.pid) / 1e9
             _command_start(rows["E9c"])
