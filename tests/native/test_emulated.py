@@ -17,6 +17,7 @@ HEADER = Path("/usr/include/simde/x86/avx512.h")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_emulated_avx512_gives_the_same_bits(tmp_path: Path) -> None:
     if kernels is None:
         pytest.skip("needs the native module")

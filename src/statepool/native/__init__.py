@@ -22,6 +22,11 @@ else:
         from . import _kernels  # type: ignore[attr-defined]  # compiled: no source for mypy to find
 
         kernels = _kernels
+        _wanted = os.environ.get("STATEPOOL_ISA")
+        if _wanted and _wanted != _kernels.isa():
+            logging.getLogger(__name__).warning(
+                "STATEPOOL_ISA=%s is unknown or this machine lacks it; %s runs instead", _wanted, _kernels.isa()
+            )
     except ImportError as error:
         reason = f"the extension did not load: {error}"
 

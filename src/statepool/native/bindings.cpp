@@ -12,10 +12,10 @@ namespace nb = nanobind;
 
 void bind_vector(nb::module_& m);
 void bind_linear(nb::module_& m);
-void bind_attention(nb::module_& m) __attribute__((weak));
-void bind_layer(nb::module_& m) __attribute__((weak));
-void bind_sample(nb::module_& m) __attribute__((weak));
-void bind_kv(nb::module_& m) __attribute__((weak));
+void bind_attention(nb::module_& m);
+void bind_layer(nb::module_& m);
+void bind_sample(nb::module_& m);
+void bind_kv(nb::module_& m);
 
 NB_MODULE(_kernels, m) {
   m.doc() = "Kernels over bytes: no policy, the GIL released, the same bits on every instruction set.";
@@ -39,8 +39,8 @@ NB_MODULE(_kernels, m) {
 
   bind_vector(m);
   bind_linear(m);
-  if (bind_attention) bind_attention(m);
-  if (bind_layer) bind_layer(m);
-  if (bind_sample) bind_sample(m);
-  if (bind_kv) bind_kv(m);
+  bind_attention(m);
+  bind_layer(m);
+  bind_sample(m);
+  bind_kv(m);
 }

@@ -148,11 +148,19 @@ int64_t Linear::nbytes() const { return static_cast<int64_t>(packed_.bytes() + s
 
 namespace {
 
+// Several chunks per thread, so that a thread that loses its core for a moment does not hold up the others; whole fours
+// of strips where there are many, which is what the widest tiles take; one chunk where waking a thread costs more.
+int64_t strips_per_chunk(const GemmJob& job, int64_t strips) {
+  constexpr int64_t kSmall = 1 << 17;  // multiply-adds: a few microseconds
+  if (job.rows * strips * 16 * job.k < kSmall) return strips;
+  const int64_t grain = strips / (threads() * 8);
+  if (grain >= 4) return grain / 4 * 4;
+  return strips >= threads() * 8 ? 2 : 1;
+}
+
 void run_parallel(const GemmKernel& kernel, const GemmJob& job, int64_t strips) {
-  // Several chunks per thread so that a thread that loses its core for a moment does not hold up the others.
-  int64_t grain = strips / (threads() * 8);
-  if (grain < 1) grain = 1;
-  parallel_for(strips, grain, [&](int64_t begin, int64_t end) { kernel.run(job, begin, end); });
+  parallel_for(strips, strips_per_chunk(job, strips),
+               [&](int64_t begin, int64_t end) { kernel.run(job, begin, end); });
 }
 
 }  // namespace
