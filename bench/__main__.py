@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("room", nargs="?", default="engine", choices=ROOMS)
     parser.add_argument("--only", default="", help="comma-separated ids, e.g. E1,E4")
     parser.add_argument("--quick", action="store_true", help="two short pairs per row: a first look, not a result")
+    parser.add_argument("--favour", action="store_true", help="starve everybody else meanwhile (needs root)")
     parser.add_argument("--json", type=Path, help="where rows go (default: bench/results/ROOM.json and the docs page)")
     parser.add_argument("--report", action="store_true", help="only write docs/benchmarks.md again from the results")
     options = parser.parse_args(arguments)
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     only = [name for name in options.only.split(",") if name]
     # A stopped run must not leave favoured engines behind: the exception ends them on its way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with machine.favoured():
+    with machine.favoured(options.favour):
         for row in room.run(only, options.quick):
             row.at = at
             merge(target, options.room, about, [row])

@@ -39,20 +39,35 @@ def stamp() -> str:
     return f"{time.strftime('%Y-%m-%d')} {revision.stdout.strip()}".strip()
 
 
-def favour(process: int, nice: int = -20) -> None:
-    """Let a session go before all others where we may: strangers then cost both sides of a duel little."""
-    with suppress(OSError):
-        Path(f"/proc/{process}/autogroup").write_text(str(nice))
+_favouring = False
+
+
+def favour(process: int) -> None:
+    """Inside ``favoured``: let the session of ``process`` go before all others."""
+    if _favouring:
+        _set_nice(process, -20)
 
 
 @contextmanager
-def favoured() -> Iterator[None]:
-    """Favour this process and what it starts in its own session, for a while."""
+def favoured(wanted: bool) -> Iterator[None]:
+    """If ``wanted``, let this session and every engine it starts go before all others, for a while.
+
+    It makes a duel fair on a machine with strangers, and starves the strangers: never by default.
+    """
+    global _favouring
+    _favouring = wanted
     favour(os.getpid())
     try:
         yield
     finally:
-        favour(os.getpid(), 0)
+        if wanted:
+            _set_nice(os.getpid(), 0)
+        _favouring = False
+
+
+def _set_nice(process: int, nice: int) -> None:
+    with suppress(OSError):
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
 
 
 def tree(root: int) -> list[int]:

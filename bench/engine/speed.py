@@ -77,7 +77,7 @@ MATCHES = (
         "bf16",
         "vllm",
         "bf16",
-        (Case("E6a", "decode, batch 8, bf16", 1.25, "decode", 8, 64),),
+        (Case("E6a", "decode, batch 8, bf16", 1.25, "decode", 8, 64, pairs=3),),
     ),
     # Without bf16 instructions vLLM is faster on widened weights: the row above alone would flatter us.
     Match(
