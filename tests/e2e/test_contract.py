@@ -25,7 +25,7 @@ def test_every_operation_keeps_its_word(running, random_model, tmp_path):
     (tmp_path / "schemathesis.toml").write_text(SETTINGS)
     program = Path(sys.executable).parent / "schemathesis"
     excluded = [part for path in LEFT_OUT for part in ("--exclude-path", path)]
-    with running(random_model, engine={"max_model_len": 64}) as server:
+    with running(random_model, engine={"max_model_len": 128}) as server:
         done = subprocess.run(
             [
                 program,

@@ -341,6 +341,8 @@ async def test_unknown_things(gateway):
     assert (lost.status_code, lost.json()["error"]["code"]) == (404, "not_found")
     wrong = await client.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    several = await client.put("/v1/responses/x")
+    assert several.headers["allow"] == "DELETE, GET"
     anthropic = await client.get("/v1/messages")
     assert anthropic.json()["type"] == "error"
     gone = await client.post("/v1/responses", json={"input": "x", "previous_response_id": "resp_none"})

@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
@@ -74,7 +75,7 @@ def build_app(state: GatewayState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = state
-    for each in (routes.router, messages_routes.router, sessions.router, tokenize.router, rl.router, router):
+    for each in _routers():
         app.include_router(each)
     if state.config.chat_page is not None:
         _add_page(app, state.config.chat_page)
@@ -86,6 +87,20 @@ def build_app(state: GatewayState) -> FastAPI:
     describe = app.openapi
     app.openapi = lambda: _described(describe(), state)  # type: ignore[method-assign]
     return app
+
+
+def _routers() -> tuple[APIRouter, ...]:
+    return (routes.router, messages_routes.router, sessions.router, tokenize.router, rl.router, router)
+
+
+def _methods_at(path: str) -> list[str]:
+    """Every method the API takes at ``path``; the framework names only those of the first route that fits."""
+    found: set[str] = set()
+    for each in _routers():
+        for route in each.routes:
+            if isinstance(route, APIRoute) and route.path_regex.match(path):
+                found |= route.methods
+    return sorted(found)
 
 
 def _add_page(app: FastAPI, folder: Path) -> None:
@@ -112,13 +127,15 @@ async def _on_validation_error(request: HttpRequest, error: Exception) -> Respon
 async def _on_http_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, status = request.url.path, error.status_code
+    headers = dict(error.headers or {})
     if status == 404:
         message, code = f"there is nothing at {request.method} {path}", "not_found"
     elif status == 405:
         message, code = f"{path} does not take {request.method}", "method_not_allowed"
+        headers["Allow"] = ", ".join(_methods_at(path)) or headers.get("Allow", "GET")
     else:
         message, code = str(error.detail), "invalid_request"
-    return json_response(body_for(path, status, message, None, code), status, dict(error.headers or {}))
+    return json_response(body_for(path, status, message, None, code), status, headers)
 
 
 async def _on_client_gone(_request: HttpRequest, _error: Exception) -> Response:
