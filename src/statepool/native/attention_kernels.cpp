@@ -20,6 +20,9 @@ STATEPOOL_INLINE F16 lanes(const uint16_t* p) { return load_bf16(p); }
 
 const float kInfinity = __builtin_inff();
 
+// Keeps the compiler from loading the next operand early: the accumulators leave no register for it.
+STATEPOOL_INLINE void keep_order() { __asm__ volatile("" ::: "memory"); }
+
 // scores[i][lane] = scale * q[i] . K[:, lane]: an even and an odd chain over d, each ascending, then added.
 // `ahead` is the next page: one line of it is fetched per line read.
 template <int N, class T>
@@ -27,12 +30,13 @@ STATEPOOL_INLINE void score(const float* q, int head_dim, const T* keys, const T
   F16 even[N], odd[N];
   for (int i = 0; i < N; ++i) even[i] = odd[i] = zero();
   for (int d = 0; d < head_dim; d += 2) {
-    const F16 k0 = lanes(keys + d * kPage), k1 = lanes(keys + d * kPage + kPage);
-    if (ahead) __builtin_prefetch(ahead + d * kPage);
-    for (int i = 0; i < N; ++i) {
-      even[i] = fma(set1(q[i * head_dim + d]), k0, even[i]);
-      odd[i] = fma(set1(q[i * head_dim + d + 1]), k1, odd[i]);
-    }
+    const F16 k0 = lanes(keys + d * kPage);
+    for (int i = 0; i < N; ++i) even[i] = fma(set1(q[i * head_dim + d]), k0, even[i]);
+    keep_order();
+    const F16 k1 = lanes(keys + d * kPage + kPage);
+    __builtin_prefetch(ahead + d * kPage);
+    for (int i = 0; i < N; ++i) odd[i] = fma(set1(q[i * head_dim + d + 1]), k1, odd[i]);
+    keep_order();
   }
   for (int i = 0; i < N; ++i) store(scores + i * kPage, mul(add(even[i], odd[i]), set1(scale)));
 }
@@ -45,12 +49,11 @@ STATEPOOL_INLINE void weigh_tile(const float* p, int head_dim, const T* values, 
   for (int i = 0; i < N; ++i)
     for (int t = 0; t < D; ++t) sum[i][t] = load(acc + i * head_dim + 16 * t);
   for (int j = 0; j < count; ++j) {
-    F16 v[D];
-    for (int t = 0; t < D; ++t) v[t] = lanes(values + j * head_dim + 16 * t);
-    if (ahead) __builtin_prefetch(ahead + j * head_dim);
-    for (int i = 0; i < N; ++i) {
-      const F16 weight = set1(p[i * kPage + j]);
-      for (int t = 0; t < D; ++t) sum[i][t] = fma(weight, v[t], sum[i][t]);
+    __builtin_prefetch(ahead + j * head_dim);
+    for (int t = 0; t < D; ++t) {
+      const F16 v = lanes(values + j * head_dim + 16 * t);
+      for (int i = 0; i < N; ++i) sum[i][t] = fma(set1(p[i * kPage + j]), v, sum[i][t]);
+      keep_order();
     }
   }
   for (int i = 0; i < N; ++i)
@@ -61,8 +64,8 @@ template <int N, class T>
 STATEPOOL_INLINE void weigh(const float* p, int head_dim, const T* values, const T* ahead, int count, float* acc) {
   int d = 0;
   for (; d + 32 <= head_dim; d += 32)
-    weigh_tile<N, 2>(p, head_dim, values + d, ahead ? ahead + d : nullptr, count, acc + d);
-  if (d < head_dim) weigh_tile<N, 1>(p, head_dim, values + d, ahead ? ahead + d : nullptr, count, acc + d);
+    weigh_tile<N, 2>(p, head_dim, values + d, ahead + d, count, acc + d);
+  if (d < head_dim) weigh_tile<N, 1>(p, head_dim, values + d, ahead + d, count, acc + d);
 }
 
 // Runs body<N>(i, first) over `vectors` in groups of kShare, then of 2 and 1; `first` marks the first group.
@@ -85,7 +88,7 @@ struct Score {
   float* scores;
   template <int N>
   STATEPOOL_INLINE void run(int i) {
-    score<N>(q + i * head_dim, head_dim, keys, i == 0 ? ahead : nullptr, scale, scores + i * kPage);
+    score<N>(q + i * head_dim, head_dim, keys, i == 0 ? ahead : keys, scale, scores + i * kPage);
   }
 };
 
@@ -98,7 +101,7 @@ struct Weigh {
   float* acc;
   template <int N>
   STATEPOOL_INLINE void run(int i) {
-    weigh<N>(p + i * kPage, head_dim, values, i == 0 ? ahead : nullptr, count, acc + i * head_dim);
+    weigh<N>(p + i * kPage, head_dim, values, i == 0 ? ahead : values, count, acc + i * head_dim);
   }
 };
 
@@ -172,7 +175,7 @@ void segment(const SegmentJob& job) {
         float* wide_v = job.widened + kPage * hd;
         widen_page(k, kPage * hd, wide_k);
         widen_page(v, kPage * hd, wide_v);
-        page_of_vectors<float>(job, first, wide_k, wide_v, nullptr, nullptr, seen);
+        page_of_vectors<float>(job, first, wide_k, wide_v, wide_k, wide_v, seen);
         continue;
       }
     }

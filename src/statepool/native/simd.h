@@ -34,6 +34,27 @@ STATEPOOL_INLINE F16 neg(F16 a) { return xor_bits(a, 0x80000000u); }
 STATEPOOL_INLINE F16 abs(F16 a) { return and_bits(a, 0x7fffffffu); }
 
 // Sum and maximum over the lanes by the fixed tree 16 -> 8 -> 4 -> 2 -> 1 (lane i with lane i + width/2).
+#if defined(STATEPOOL_ISA_avx512) || defined(STATEPOOL_ISA_avx2)
+#if defined(STATEPOOL_ISA_avx512)
+STATEPOOL_INLINE __m256 low_half(F16 a) { return _mm512_castps512_ps256(a.v); }
+STATEPOOL_INLINE __m256 high_half(F16 a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+STATEPOOL_INLINE __m256 low_half(F16 a) { return a.lo; }
+STATEPOOL_INLINE __m256 high_half(F16 a) { return a.hi; }
+#endif
+STATEPOOL_INLINE float tree_sum(F16 a) {
+  const __m256 eight = _mm256_add_ps(low_half(a), high_half(a));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+STATEPOOL_INLINE float tree_max(F16 a) {
+  const __m256 eight = _mm256_max_ps(low_half(a), high_half(a));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+#else
 STATEPOOL_INLINE float tree_sum(F16 a) {
   float v[16];
   store(v, a);
@@ -48,6 +69,7 @@ STATEPOOL_INLINE float tree_max(F16 a) {
     for (int i = 0; i < width; ++i) v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
   return v[0];
 }
+#endif
 
 // e^x to 1 ulp; 0 below -87.3, held at e^88 above 88, NaN stays NaN. Every softmax, silu and logsumexp uses it.
 STATEPOOL_INLINE F16 exp16(F16 x) {
