@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from statepool.core.errors import InvalidCheckpoint, InvalidRequest
 from statepool.engine.text.template import ChatTemplate
@@ -150,6 +152,17 @@ def test_tokens_after_a_spelled_one_equal_a_plain_encoding(legacy_sentencepiece:
     ids = template.encode(legacy_sentencepiece, user("the </s> dog"))
     inside = ids[1:-1]
     assert inside == legacy_sentencepiece.encode_plain(" the </s> dog ", after_control=True)
+
+
+def test_tokens_that_own_the_space_behind_them_keep_it(byte_level: Tokenizer) -> None:
+    backend = Backend.from_str(byte_level.backend.to_str())
+    backend.add_special_tokens([AddedToken("<|user|>", normalized=False, rstrip=True)])
+    tokenizer = Tokenizer(backend)
+    template = ChatTemplate("<|user|>\n{{ messages[0].content }}<|im_end|>")
+    user_id, end_id = backend.token_to_id("<|user|>"), backend.token_to_id("<|im_end|>")
+    plain = tokenizer.encode_plain("a <|user|> b", after_control=True)
+    assert template.encode(tokenizer, user("a <|user|> b")) == [user_id, *plain, end_id]
+    assert template.encode(tokenizer, user("a b")) == [user_id, *tokenizer.encode("a b"), end_id]
 
 
 def test_two_strings_joined_by_a_template_spell_nothing(byte_level: Tokenizer) -> None:

@@ -94,6 +94,12 @@ def test_a_unigram_model_cannot_reach_a_control_piece() -> None:
     assert tokenizer.decode(ids) == "a<s>b <s>"
 
 
+def test_no_text_is_reserved(tokenizer: Tokenizer) -> None:
+    text = "a\U0010fffd\U0010fffc\U0010fffdb<think></s>"
+    assert tokenizer.decode(tokenizer.encode_plain(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_lone_surrogates_are_refused(byte_level: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="surrogate"):
         byte_level.encode("a\ud800b")

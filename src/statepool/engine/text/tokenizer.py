@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from tokenizers import Tokenizer as Backend
 from statepool.core.errors import InvalidCheckpoint, InvalidRequest
 from statepool.engine.text.vocab import family, token_to_bytes
 
-_ANCHOR = "\U0010fffd\U0010fffc\U0010fffd"
-"""Stands for "a control token came before" in the plain encoder; private use, never in its output."""
+_ANCHOR = f"\U0010fffd{secrets.token_hex(8)}\U0010fffd"
+"""Stands for "a control token came before" in the plain encoder. Drawn per process, so that no text can hold it."""
 
 
 class Tokenizer:
