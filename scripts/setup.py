@@ -93,7 +93,7 @@ def pip_settings() -> dict[str, str]:
 
 def uv_environment(pip: dict[str, str]) -> dict[str, str]:
     """The environment for uv: pip's settings under uv's names, since uv reads none of them."""
-    env = dict(os.environ, UV_LINK_MODE=os.environ.get("UV_LINK_MODE", "copy"))
+    env = dict(os.environ)
     names = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE", "no-index": "UV_NO_INDEX"}
     for key, name in names.items():
         if pip.get(key):

@@ -122,7 +122,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", metavar="N", help="longest prompt plus output (default: the model's)")
     group.add_argument("--threads", metavar="N", help="threads of the kernels (default: all cores)")
     group.add_argument("--speculate", help="off (default) or ngram; never changes a result")
-    group.add_argument("--backend", help="auto (default), native or torch")
+    group.add_argument("--backend", help="auto (default), native, cuda or torch")
 
 
 def _add_sampling(command: argparse.ArgumentParser, max_tokens: int) -> None:
