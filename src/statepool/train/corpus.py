@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -26,12 +27,17 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum: sequence length, sequences per step, steps, and the mixture of document kinds."""
+    """A part of the curriculum: sequence length, sequences per step, steps, and the mixture of document kinds.
+
+    `rate` multiplies the learning rate, and `gain` that of the norms' weights once more.
+    """
 
     length: int
     batch: int
     steps: int
     mixture: dict[str, float]
+    gain: float = 1.0
+    rate: float = 1.0
 
 
 Segments = list[tuple[str, bool]]
@@ -80,7 +86,7 @@ def restated(rng: Random, size: int) -> Segments:
     return parts
 
 
-def copied(rng: Random, size: int, vocab: int, first: int) -> tuple[list[int], list[bool]]:
+def copied(rng: Random, size: int, alphabet: Sequence[int]) -> tuple[list[int], list[bool]]:
     """Random tokens of which stretches come again at random later places; the second time is learned.
 
     The offset is random because a fixed one teaches a position, not a search.
@@ -88,8 +94,8 @@ def copied(rng: Random, size: int, vocab: int, first: int) -> tuple[list[int], l
     tokens: list[int] = []
     learn: list[bool] = []
     while len(tokens) < size:
-        if len(tokens) < size // 4 or rng.random() < 0.3:
-            fresh = [rng.randrange(first, vocab) for _ in range(rng.randint(4, max(5, size // 4)))]
+        if len(tokens) < max(5, size // 4) or rng.random() < 0.3:
+            fresh = [rng.choice(alphabet) for _ in range(rng.randint(4, max(5, size // 4)))]
             tokens += fresh
             learn += [False] * len(fresh)
         else:
@@ -97,6 +103,15 @@ def copied(rng: Random, size: int, vocab: int, first: int) -> tuple[list[int], l
             again = tokens[start : start + rng.randint(4, max(5, size // 3))]
             tokens += again
             learn += [False] + [True] * (len(again) - 1)
+    return tokens[:size], learn[:size]
+
+
+def gapped(rng: Random, size: int, alphabet: Sequence[int], gap: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """Copying where the same few tokens stand between any two: "fox is 47" needs the word before "is" to find the 4."""
+    between = list(gap) if rng.random() < 0.6 else [rng.choice(alphabet) for _ in range(rng.randint(1, 3))]
+    words, learned = copied(rng, size // (len(between) + 1) + 1, alphabet)
+    tokens = [token for word in words for token in (word, *between)]
+    learn = [flag for kept in learned for flag in (kept, *(False for _ in between))]
     return tokens[:size], learn[:size]
 
 
@@ -108,6 +123,11 @@ class Corpus:
         self.vocab = tokenizer.get_vocab_size()
         self.end = SPECIAL.index("<|endoftext|>")
         self.first = len(SPECIAL + TAGS)
+        spelled = [
+            tokenizer.encode(text, add_special_tokens=False).ids for text in [*"0123456789", *(" " + w for w in WORDS)]
+        ]
+        self.gap = tokenizer.encode(" is ", add_special_tokens=False).ids
+        self.words = [ids[0] for ids in spelled if len(ids) == 1]
 
     def encode(self, parts: Segments) -> tuple[list[int], list[bool]]:
         """Return token ids and what to learn of them."""
@@ -122,9 +142,13 @@ class Corpus:
     def document(self, rng: Random, kind: str, size: int) -> tuple[list[int], list[bool]]:
         """Draw a document of about `size` tokens."""
         if kind == "copy":
-            return copied(rng, size, self.vocab, self.first)
+            return copied(rng, size, range(self.first, self.vocab))
         if kind == "copy_few":
-            return copied(rng, size, self.first + FEW, self.first)
+            return copied(rng, size, range(self.first, self.first + FEW))
+        if kind == "copy_words":
+            return copied(rng, size, self.words)
+        if kind == "gapped":
+            return gapped(rng, size, self.words, self.gap)
         if kind == "restate":
             return self.encode(restated(rng, size))
         episode = FAMILIES[kind].draw(rng, size, 0)

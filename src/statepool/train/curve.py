@@ -26,15 +26,18 @@ def svg(lines: Sequence[dict[str, float]]) -> str:
         return round(TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(loss)) / (high - low), 1)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"',
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
     ]
     for loss in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5):
         if low <= math.log10(loss) <= high:
             parts.append(f'<path d="M{LEFT} {y(loss)}H{WIDTH - 16}" stroke="#ddd"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y(loss) + 4}" text-anchor="end">{loss:g}</text>')
-    for million in range(int(most / 1e6) + 1):
-        parts.append(f'<text x="{x(million * 1e6)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{million} M</text>')
+    parts += [
+        f'<text x="{x(million * 1e6)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{million} M</text>'
+        for million in range(int(most / 1e6) + 1)
+    ]
     parts.append(
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">tokens; colour is sequence length</text>'
     )

@@ -22,11 +22,23 @@ from statepool.train.tokenizer import train as train_tokenizer
 from statepool.train.torch_model import Qwen3, Shape
 
 STAGES = (
-    Stage(128, 16, 400, {"copy_few": 1, "restate": 3, "facts": 2, "echo": 1.5, "sums": 1.5}),
-    Stage(256, 8, 600, {"copy": 0.5, "restate": 2, "facts": 3, "chains": 2.5, "echo": 1, "sums": 2}),
-    Stage(256, 8, 500, {"copy_few": 0.5, "restate": 4, "facts": 4, "chains": 2, "echo": 1.5, "sums": 1}),
-    Stage(512, 4, 900, {"copy": 0.3, "restate": 1.5, "facts": 3, "chains": 2, "echo": 1, "sums": 1.5, "calls": 4}),
-    Stage(1024, 2, 1400, {"restate": 1, "facts": 3, "chains": 2, "echo": 1, "sums": 1.5, "calls": 3}),
+    Stage(64, 32, 200, {"copy_words": 1}, gain=5),
+    Stage(
+        128,
+        16,
+        300,
+        {"gapped": 1.5, "copy_words": 0.5, "restate": 3, "facts": 3, "echo": 2, "sums": 2},
+        gain=5,
+        rate=0.7,
+    ),
+    Stage(
+        256, 8, 400, {"copy": 0.3, "restate": 2, "facts": 3, "chains": 3, "echo": 1.5, "sums": 2.5}, gain=5, rate=0.7
+    ),
+    Stage(512, 4, 500, {"restate": 1, "facts": 3, "chains": 2, "echo": 1, "sums": 1.5, "calls": 4}, gain=5, rate=0.6),
+    Stage(
+        1024, 2, 700, {"restate": 1, "facts": 3, "chains": 1.5, "echo": 1, "sums": 1.5, "calls": 3}, gain=3, rate=0.5
+    ),
+    Stage(2048, 1, 400, {"restate": 1, "facts": 3, "chains": 1, "echo": 1, "sums": 1.5, "calls": 2}, gain=3, rate=0.5),
 )
 """The curriculum: copying makes the heads that find, short contexts make them fast, long ones make them precise."""
 
@@ -71,16 +83,19 @@ class Run:
         self.recipe = recipe
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
-        words = out / "tokenizer.json"
-        if not words.exists():
-            train_tokenizer(sample_text(recipe.seed), recipe.shape.vocab_size).save(str(words))
-        self.corpus = Corpus(Tokenizer.from_file(str(words)))
+        trained = out / "tokenizer.json"
+        if not trained.exists():
+            train_tokenizer(sample_text(recipe.seed), recipe.shape.vocab_size).save(str(trained))
+        self.corpus = Corpus(Tokenizer.from_file(str(trained)))
         self.model = Qwen3(recipe.shape, recipe.seed)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
-        others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or "embed" in n]
+        words = [self.model.model.embed_tokens.weight]
+        norms = [p for p in self.model.parameters() if p.ndim == 1]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
-            torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.AdamW(
+                [{"params": words}, {"params": norms}], lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            ),
         )
         self.step = 0
         self.tokens = 0
@@ -121,9 +136,11 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.recipe.rate(self.step)
+                gain = stage.gain if group["params"][0].ndim == 1 else 1.0
+                group["lr"] = self.recipe.rate(self.step) * stage.rate * gain
             optimizer.step()
             optimizer.zero_grad()
+        self.model.pin()
         self.step += 1
         self.tokens += stage.length * stage.batch
         return loss.item()
