@@ -154,6 +154,7 @@ def test_drawn_schemas_close_within_drawn_budgets(compiler: GrammarCompiler, byt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_five_hundred_schemas_close(compiler: GrammarCompiler, byte_level: Tokenizer, record_property: Any) -> None:
     for seed in range(1000, 1500):
         run_case(compiler, byte_level, seed)

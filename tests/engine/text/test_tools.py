@@ -23,7 +23,7 @@ CALLS = st.lists(st.tuples(NAMES, ARGUMENTS), min_size=1, max_size=3)
 SPLINTERS = {
     "hermes": ["<tool_call>", "</tool_call>", '{"name": "f"', ', "arguments": {}}', '"', "<tool_", "call>"],
     "qwen3_coder": ["<tool_call>", "</tool_call>", "<function=f>", "</function>", "<parameter=x>", "</parameter>", "<"],
-    "mistral": ["[TOOL_CALLS]", "[ARGS]", "f", '{"x": 1}', '[{"name": "f"}]', "[", "]", "}", "[TOOL_"],
+    "mistral": ["[TOOL_CALLS]", "[{", "[ARGS]", "f", '{"x": 1}', '[{"name": "f"}]', "[", "]", "}", "[TOOL_"],
     "llama3": ['{"name": "f"', "}", ', "parameters": {}', "<|python_tag|>", ";", "{", "<|py"],
     "pythonic": ["[f(", "x=1", ")", "]", "<|python_start|>", "<|python_end|>", '"', "'", ", g()", "[", "a"],
 }
@@ -119,6 +119,8 @@ def test_text_around_calls_is_content(before: str, after: str, calls: list[tuple
         ("qwen3_coder", "<tool_call>{}</tool_call>"),
         ("mistral", "[TOOL_CALLS] [1, 2]"),
         ("mistral", "[TOOL_CALLS] hello world"),
+        ("mistral", '[{"x": 1}]'),
+        ("mistral", '[{"name": "f"}'),
         ("llama3", '{"answer": 42}'),
         ("llama3", '{"name": "f", "parameters": {'),
         ("llama3", 'text {"name": "f", "parameters": {}}'),
@@ -183,6 +185,7 @@ def test_qwen3_coder_keeps_code_as_written() -> None:
     ("name", "text", "expected"),
     [
         ("mistral", 'Hi [TOOL_CALLS]f[ARGS]{"x": "}"}[TOOL_CALLS]g{"y": 2}', [("f", {"x": "}"}), ("g", {"y": 2})]),
+        ("mistral", ' [{"name": "f", "arguments": {"x": 1}}]', [("f", {"x": 1})]),
         ("llama3", '<|python_tag|>{"name": "f", "parameters": {"x": 1}}', [("f", {"x": 1})]),
         ("pythonic", "<|python_start|>[a.f(x=[1, (2,)], y=null)]<|python_end|>", [("a.f", {"x": [1, [2]], "y": None})]),
         ("pythonic", "[f(x='a]', y=-1.5, z={'k': True})]", [("f", {"x": "a]", "y": -1.5, "z": {"k": True}})]),
