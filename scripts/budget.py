@@ -1,4 +1,4 @@
-"""Hold the size budget: no file above 500 lines, the Python of the engine and its kernels within 4500 lines each.
+"""Hold the size budget: no file above 500 lines, the engine and its kernels within their lines of code.
 
 Prints each breach and exits 1 if there is one. Lines of code are lines that hold more than a comment or a
 docstring; a file's 500 lines count everything, since that is what a reader scrolls through.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES = 500
-ROOMS = {("engine", "kv"): 4500, ("native",): 4500}
+ROOMS = {("engine", "kv"): 6000, ("native",): 4500}
 COUNTED = {".py", ".cpp", ".h", ".inc", ".js", ".css", ".html"}
 
 
