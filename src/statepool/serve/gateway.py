@@ -99,7 +99,7 @@ def _methods_at(path: str) -> list[str]:
     for each in _routers():
         for route in each.routes:
             if isinstance(route, APIRoute) and route.path_regex.match(path):
-                found |= route.methods
+                found |= route.methods or set()
     return sorted(found)
 
 

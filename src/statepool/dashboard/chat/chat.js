@@ -87,6 +87,7 @@ function drawUser(message) {
 class Answer {
   constructor(message) {
     this.message = message;
+    this.frame = null;
     this.turn = element("article", "turn assistant");
     this.thought = element("details", "thought");
     this.thoughtText = element("div");
@@ -105,6 +106,16 @@ class Answer {
     this.turn.querySelector(".failure")?.remove();
     if (facts) this.turn.append(drawFacts(facts));
     if (failure) this.turn.append(element("p", "failure", failure));
+  }
+
+  // At most once a frame: tokens may come faster than a long answer can be laid out.
+  drawSoon() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      const near = following();
+      this.draw();
+      if (near) follow();
+    });
   }
 
   set live(on) {
@@ -309,9 +320,7 @@ async function write(answer, facts, body, signal) {
       message.content += content ?? "";
       message.reasoning += reasoning ?? "";
       for (const call of calls ?? []) message.content += (call.function.name ?? "") + (call.function.arguments ?? "");
-      const near = following();
-      answer.draw();
-      if (near) follow();
+      answer.drawSoon();
     }
     if (choice?.finish_reason === "length") facts.stopped = "cut at the limit";
     if (chunk.usage) {
