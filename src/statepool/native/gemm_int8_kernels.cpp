@@ -10,6 +10,7 @@ namespace {
 
 // Bytes that a stream of weights is prefetched ahead: one core's own prefetcher stops short of the memory's speed.
 constexpr int64_t kAhead = 4096;
+constexpr int64_t kAheadEach = 512;  // of several streams at once
 
 STATEPOOL_INLINE void finish_rows(const GemmJob& job, int64_t row, int rows, int64_t strip, int32_t* sums) {
   const F16 weight_scales = load(job.weight_scales + strip * 16);
@@ -29,70 +30,61 @@ STATEPOOL_INLINE __m512i broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(word);
 }
 
-// Chains independent accumulators per output hide the latency of VPDPBUSD when there are few rows.
-template <int Rows, int Strips, int Chains>
+template <int Rows, int Strips>
 STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
-  __m512i acc[Chains][Rows][Strips];
+  __m512i acc[Rows][Strips];
 #pragma GCC unroll 16
-  for (int c = 0; c < Chains; ++c)
+  for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 16
-      for (int s = 0; s < Strips; ++s) acc[c][r][s] = _mm512_setzero_si512();
+    for (int s = 0; s < Strips; ++s) acc[r][s] = _mm512_setzero_si512();
   const uint8_t* w = job.packed + strip * job.strip_bytes;
   const int8_t* x = job.x8 + row * job.k;
   const int64_t k = job.k, strip_bytes = job.strip_bytes;
-  for (int64_t q = 0; q < k / 4; q += Chains) {
+  for (int64_t q = 0; q < k / 4; ++q) {
+    __m512i weights[Strips];
 #pragma GCC unroll 16
-    for (int c = 0; c < Chains; ++c) {
-      __m512i weights[Strips];
+    for (int s = 0; s < Strips; ++s) {
+      const uint8_t* p = w + s * strip_bytes + q * 64;
+      weights[s] = _mm512_loadu_si512(p);
+      if (Rows <= 8) _mm_prefetch(reinterpret_cast<const char*>(p + kAheadEach), _MM_HINT_T0);
+    }
 #pragma GCC unroll 16
-      for (int s = 0; s < Strips; ++s) weights[s] = _mm512_loadu_si512(w + s * strip_bytes + (q + c) * 64);
-      if (Strips == 1) _mm_prefetch(reinterpret_cast<const char*>(w + (q + c) * 64 + kAhead), _MM_HINT_T0);
+    for (int r = 0; r < Rows; ++r) {
+      const __m512i values = broadcast4(x + r * k + q * 4);
 #pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) {
-        const __m512i values = broadcast4(x + r * k + (q + c) * 4);
-#pragma GCC unroll 16
-        for (int s = 0; s < Strips; ++s) acc[c][r][s] = _mm512_dpbusd_epi32(acc[c][r][s], weights[s], values);
-      }
+      for (int s = 0; s < Strips; ++s) acc[r][s] = _mm512_dpbusd_epi32(acc[r][s], weights[s], values);
     }
   }
 #pragma GCC unroll 16
   for (int s = 0; s < Strips; ++s) {
     int32_t sums[Rows * 16];
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      __m512i sum = acc[0][r][s];
-#pragma GCC unroll 16
-      for (int c = 1; c < Chains; ++c) sum = _mm512_add_epi32(sum, acc[c][r][s]);
-      _mm512_storeu_si512(sums + r * 16, sum);
-    }
+    for (int r = 0; r < Rows; ++r) _mm512_storeu_si512(sums + r * 16, acc[r][s]);
     finish_rows(job, row, Rows, strip + s, sums);
   }
 }
 
-template <int Rows, int Strips, int Chains>
+template <int Rows, int Strips>
 STATEPOOL_INLINE void pass(const GemmJob& job, int64_t row, int64_t strip, int64_t last) {
-  for (; strip + Strips <= last; strip += Strips) tile<Rows, Strips, Chains>(job, row, strip);
-  if (Strips > 1)
-    for (; strip < last; ++strip) tile<Rows, 1, Chains>(job, row, strip);
+  for (; strip + Strips <= last; strip += Strips) tile<Rows, Strips>(job, row, strip);
+  for (; strip < last; ++strip) tile<Rows, 1>(job, row, strip);
 }
 
 void run(const GemmJob& job, int64_t first, int64_t last) {
-  // Two strips (32 outputs) stay in L1/L2 while all rows pass over them.
-  for (int64_t begin = first; begin < last; begin += 2) {
-    const int64_t end = begin + 2 < last ? begin + 2 : last;
+  // Four strips (64 outputs) stay in L2 while all rows pass over them; with few rows they are four streams from memory.
+  for (int64_t begin = first; begin < last; begin += 4) {
+    const int64_t end = begin + 4 < last ? begin + 4 : last;
     int64_t row = 0;
-    for (; row + 12 <= job.rows; row += 12) pass<12, 2, 1>(job, row, begin, end);
-    for (; row + 8 <= job.rows; row += 8) pass<8, 1, 1>(job, row, begin, end);
+    for (; row + 12 <= job.rows; row += 12) pass<12, 2>(job, row, begin, end);
+    for (; row + 8 <= job.rows; row += 8) pass<8, 2>(job, row, begin, end);
     switch (job.rows - row) {
-      case 1: pass<1, 1, 4>(job, row, begin, end); break;
-      case 2: pass<2, 1, 4>(job, row, begin, end); break;
-      case 3: pass<3, 1, 2>(job, row, begin, end); break;
-      case 4: pass<4, 1, 2>(job, row, begin, end); break;
-      case 5: pass<5, 1, 1>(job, row, begin, end); break;
-      case 6: pass<6, 1, 1>(job, row, begin, end); break;
-      case 7: pass<7, 1, 1>(job, row, begin, end); break;
+      case 1: pass<1, 4>(job, row, begin, end); break;
+      case 2: pass<2, 4>(job, row, begin, end); break;
+      case 3: pass<3, 4>(job, row, begin, end); break;
+      case 4: pass<4, 4>(job, row, begin, end); break;
+      case 5: pass<5, 2>(job, row, begin, end); break;
+      case 6: pass<6, 2>(job, row, begin, end); break;
+      case 7: pass<7, 2>(job, row, begin, end); break;
       default: break;
     }
   }
@@ -153,6 +145,37 @@ STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const
   finish_rows(job, row, Rows, strip, sums);
 }
 
+// Few rows: Strips streams of weights at once ask more of the memory than one, and share the activations.
+template <int Rows, int Strips>
+STATEPOOL_INLINE void streams(const GemmJob& job, int64_t strip) {
+  __m256i acc[Strips][Rows][2];
+#pragma GCC unroll 16
+  for (int s = 0; s < Strips; ++s)
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) acc[s][r][0] = acc[s][r][1] = _mm256_setzero_si256();
+  const uint8_t* w = job.packed + strip * job.strip_bytes;
+  const int64_t k = job.k, strip_bytes = job.strip_bytes;
+  const int16_t* x = job.x16;
+  const __m256i even = _mm256_set1_epi16(0xff);
+  for (int64_t q = 0; q < k / 4; ++q, x += 4, w += 64) {
+#pragma GCC unroll 16
+    for (int s = 0; s < Strips; ++s) {
+      const __m256i a = load256(w + s * strip_bytes), b = load256(w + s * strip_bytes + 32);
+      _mm_prefetch(reinterpret_cast<const char*>(w + s * strip_bytes + kAheadEach), _MM_HINT_T0);
+      multiply<Rows>(acc[s], x, k, _mm256_and_si256(a, even), _mm256_and_si256(b, even));
+      multiply<Rows>(acc[s], x + 2, k, _mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8));
+    }
+  }
+  for (int s = 0; s < Strips; ++s) {
+    int32_t sums[Rows * 16];
+    for (int r = 0; r < Rows; ++r) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * 16), acc[s][r][0]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * 16 + 8), acc[s][r][1]);
+    }
+    finish_rows(job, 0, Rows, strip + s, sums);
+  }
+}
+
 void widen(const uint8_t* w, int64_t k, uint8_t* panel) {
   const __m256i even = _mm256_set1_epi16(0xff);
   for (int64_t q = 0; q < k / 4; ++q, w += 64, panel += 128) {
@@ -178,6 +201,10 @@ void rows_of_strip(const GemmJob& job, int64_t row, int64_t last_row, int64_t st
 }
 
 void run(const GemmJob& job, int64_t first, int64_t last) {
+  if (job.rows == 1)
+    for (; first + 4 <= last; first += 4) streams<1, 4>(job, first);
+  if (job.rows == 2)
+    for (; first + 2 <= last; first += 2) streams<2, 2>(job, first);
   if (job.rows <= 8) {
     for (int64_t strip = first; strip < last; ++strip) rows_of_strip<false>(job, 0, job.rows, strip, nullptr);
     return;
