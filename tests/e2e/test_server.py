@@ -179,7 +179,8 @@ def endless(**changes):
 
 def test_a_client_that_leaves_frees_its_blocks(server):
     with httpx.stream("POST", f"{server.url}/v1/completions", json=endless(n=2), timeout=60) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         server.wait_until(lambda: server.metric("requests_running") == 2)
     server.wait_until(server.all_free)
 

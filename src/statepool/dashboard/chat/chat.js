@@ -5,9 +5,11 @@ const $ = (id) => document.getElementById(id);
 const STORE = "statepool.chat";
 const MOST_CHATS = 50;
 const FOLLOW_PX = 80;
+const SAME_MOMENT_MS = 1;
+const FEW_MOMENTS = 5;
 const EXAMPLES = [
   ["Find a fact", "The code of lamp is 4821. The color of river is green. The code of stone is 17.\nWhat is the code of lamp?"],
-  ["Add two numbers", "What is 4076 + 958?"],
+  ["Add two numbers", "What is 47 + 38?"],
 ];
 
 // -- what is kept between visits ---------------------------------------------------------------------
@@ -309,13 +311,16 @@ async function write(answer, facts, body, signal) {
   if (!response.ok) throw new Error(await failureOf(response));
   let first = null;
   let last = null;
+  let moments = 0;
   for await (const chunk of chunksOf(response)) {
     if (chunk.error) throw new Error(chunk.error.message);
     const [choice] = chunk.choices;
     const { content, reasoning_content: reasoning, tool_calls: calls } = choice?.delta ?? {};
     if (content || reasoning || calls) {
-      last = performance.now();
-      first ??= last;
+      const now = performance.now();
+      moments += last === null || now - last > SAME_MOMENT_MS;
+      last = now;
+      first ??= now;
       facts.first = first - begin;
       message.content += content ?? "";
       message.reasoning += reasoning ?? "";
@@ -327,7 +332,9 @@ async function write(answer, facts, body, signal) {
       facts.tokens = chunk.usage.completion_tokens;
       facts.prompt = chunk.usage.prompt_tokens;
       facts.cached = chunk.usage.prompt_tokens_details.cached_tokens;
-      if (facts.tokens > 1 && last > first) facts.rate = ((facts.tokens - 1) * 1000) / (last - first);
+      // Tokens that came together say nothing about the time between them: then the whole wait counts.
+      const since = moments >= FEW_MOMENTS ? first : begin;
+      if (facts.tokens > 1 && last > since) facts.rate = ((facts.tokens - 1) * 1000) / (last - since);
     }
   }
 }
