@@ -27,7 +27,8 @@ class EngineConfig:
         speculate: ``"ngram"`` drafts from the sequence's own text. Never changes a result.
         max_draft: most draft tokens per sequence and step.
         max_waiting: requests in the queue before ``Overloaded``.
-        backend: ``"native"`` (C++), ``"torch"`` (reference; CPU or GPU) or ``"auto"``.
+        backend: ``"native"`` (C++), ``"torch"`` (its reference twin), ``"cuda"`` (a GPU; see docs/gpu.md), or
+            ``"auto"``: the GPU where there is one, else native, else the reference.
     """
 
     model: str = "tiny"
@@ -40,7 +41,7 @@ class EngineConfig:
     speculate: Literal["off", "ngram"] = "off"
     max_draft: int = 8
     max_waiting: int = 1024
-    backend: Literal["auto", "native", "torch"] = "auto"
+    backend: Literal["auto", "native", "torch", "cuda"] = "auto"
     served_name: str | None = None
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool.core.errors import ContextLengthExceeded, InvalidConfig, InvalidRequest, NotFound, Overloaded
-from statepool.engine import transfer
+from statepool.engine import cuda, transfer
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
@@ -303,7 +303,8 @@ class Engine:
         return bool(self._loop.running or self._loop.waiting)
 
     def _identity(self) -> str:
-        return f"{self.info.fingerprint}/{self.info.quant}/{self.version}/{self._layout.name}"
+        bits = f"{self._layout.name}/{self.runner.arithmetic}"
+        return f"{self.info.fingerprint}/{self.info.quant}/{self.version}/{bits}"
 
     def _root(self, salt: str) -> bytes:
         return root_key(self._identity(), salt)
@@ -327,6 +328,10 @@ def _max_len(config: EngineConfig, model: int, blocks: int, layout: KVLayout) ->
 def _runner(
     config: EngineConfig, decoder: Any, checkpoint: Checkpoint, layout: KVLayout, blocks: int, max_len: int
 ) -> tuple[Runner, str]:
+    if config.backend == "cuda" or (config.backend == "auto" and _cuda_runs()):
+        from statepool.engine.gpu import GpuRunner
+
+        return GpuRunner(decoder, checkpoint, config.quant, layout, blocks, max_len), "cuda"
     storage = layout.allocate(blocks)
     if config.backend == "torch" or (config.backend == "auto" and kernels is None):
         from statepool.engine import ops
@@ -337,3 +342,10 @@ def _runner(
     if config.threads is not None:
         kernels.set_threads(config.threads)
     return DecoderRunner(kernels, decoder, checkpoint, config.quant, storage, max_len), "native"
+
+
+def _cuda_runs() -> bool:
+    why = cuda.missing()
+    if why is not None and cuda.devices():
+        _log.warning("there is a CUDA device, but it is not in use: %s", why)
+    return why is None

@@ -24,15 +24,18 @@ HEAD_ROWS = 64
 class Runner(Protocol):
     """A model with its weights, on some device."""
 
-    def forward(self, batch: Batch) -> F32:
-        """Hidden states float32 ``[T][hidden]`` after the last layer; writes the batch's KV."""
+    arithmetic: str
+    """Names the bits of its results; KV computed under one name never serves another."""
+
+    def forward(self, batch: Batch) -> Any:
+        """Hidden states float32 ``[T][hidden]`` after the last layer, on the device; writes the batch's KV."""
         ...
 
-    def logits(self, hidden: F32) -> F32:
+    def logits(self, hidden: Any) -> F32:
         """Final norm and head: float32 ``[rows][vocab]``."""
         ...
 
-    def normed(self, hidden: F32) -> F32:
+    def normed(self, hidden: Any) -> F32:
         """Final norm only."""
         ...
 
@@ -64,6 +67,8 @@ class DecoderRunner:
         storage: the KV pool's array, see ``KVLayout.allocate``.
         max_len: positions to prepare rotary tables for.
     """
+
+    arithmetic = "exact"
 
     def __init__(
         self,
