@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -158,19 +157,16 @@ def _torch(report: Report) -> None:
 
 
 def _gpu(report: Report) -> None:
-    report.values["gpus"] = []
-    if shutil.which("nvidia-smi") is None:
-        report.add("GPU", "note", "none (no nvidia-smi); everything runs on the CPU")
-        return
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        report.add("GPU", "note", f"nvidia-smi does not answer: {error}")
-        return
-    names = [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
-    report.values["gpus"] = names
-    report.add("GPU", "ok" if names else "note", ", ".join(names) or "nvidia-smi lists none")
+    from statepool.engine import cuda
+
+    report.values["gpus"] = cuda.devices()
+    lacking = cuda.missing()
+    if not report.values["gpus"]:
+        report.add("GPU", "note", f"none: {lacking}; everything runs on the CPU")
+    elif lacking is not None:
+        report.add("GPU", "note", f"{cuda.devices()} there, not used: {lacking}", "pip install 'statepool[gpu]'")
+    else:
+        report.add("GPU", "ok", f"{cuda.devices()} there; --backend auto uses the first (docs/gpu.md)")
 
 
 def _extras(report: Report) -> None:
