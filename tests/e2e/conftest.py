@@ -136,7 +136,8 @@ def run_server(model: Path | str, **settings):
             url = found[1]
             break
     if url is None:
-        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{process.stderr.read()}")
+        _, complaint = process.communicate(timeout=60)
+        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{complaint}")
     server = Server(process, url, time.monotonic() - begin)
     try:
         yield server
