@@ -15,7 +15,7 @@ struct Fp32 {
 
 // Rows x Strips outputs kept in registers over the whole of k.
 template <class W, int Rows, int Strips>
-STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
+STATEPOOL_NOINLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   F16 acc[Rows][Strips];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)

@@ -21,7 +21,7 @@ STATEPOOL_INLINE __m512i broadcast4(const int8_t* p) {
 }
 
 template <int Rows>
-STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
+STATEPOOL_NOINLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   F16 acc[Rows];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) acc[r] = zero();
@@ -85,7 +85,7 @@ STATEPOOL_INLINE void multiply(__m256i (*part)[2], const int8_t* x, int64_t k, _
 }
 
 template <int Rows>
-STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
+STATEPOOL_NOINLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   __m256 acc[Rows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();

@@ -31,7 +31,7 @@ STATEPOOL_INLINE __m512i broadcast4(const int8_t* p) {
 }
 
 template <int Rows, int Strips>
-STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
+STATEPOOL_NOINLINE void tile(const GemmJob& job, int64_t row, int64_t strip) {
   __m512i acc[Rows][Strips];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
@@ -115,7 +115,7 @@ STATEPOOL_INLINE void multiply(__m256i (*acc)[2], const int16_t* x, int64_t k, _
 
 // Widened: the strip's weights come as 16-bit words from `panel` (see widen) instead of bytes.
 template <int Rows, bool Widened>
-STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const uint8_t* panel) {
+STATEPOOL_NOINLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const uint8_t* panel) {
   __m256i acc[Rows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
@@ -147,7 +147,7 @@ STATEPOOL_INLINE void tile(const GemmJob& job, int64_t row, int64_t strip, const
 
 // Few rows: Strips streams of weights at once ask more of the memory than one, and share the activations.
 template <int Rows, int Strips>
-STATEPOOL_INLINE void streams(const GemmJob& job, int64_t strip) {
+STATEPOOL_NOINLINE void streams(const GemmJob& job, int64_t strip) {
   __m256i acc[Strips][Rows][2];
 #pragma GCC unroll 16
   for (int s = 0; s < Strips; ++s)

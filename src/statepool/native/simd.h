@@ -18,6 +18,8 @@
 #endif
 
 #define STATEPOOL_INLINE inline __attribute__((always_inline))
+// For a loop over a register tile: on its own, the compiler finds registers for all of it.
+#define STATEPOOL_NOINLINE __attribute__((noinline))
 
 namespace statepool::STATEPOOL_NS {
 
