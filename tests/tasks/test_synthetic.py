@@ -9,7 +9,7 @@ import sys
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.tasks import Problem
@@ -39,6 +39,7 @@ def test_every_turn_of_an_episode_is_a_problem_its_own_answer_solves(name: str, 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=25)
 @given(text=st.text(max_size=80))
 def test_any_text_gets_a_verdict(name: str, text: str) -> None:
     problem = next(FAMILIES[name].problems(0))
@@ -66,6 +67,7 @@ def test_reasoning_is_not_the_answer() -> None:
     assert ECHO.verify(Problem("echo", (), "a b", ("a b",)), "a b<|im_end|>").score == 1
 
 
+@settings(max_examples=50)
 @given(a=st.integers(0, 10**9), b=st.integers(0, 10**9))
 def test_worked_steps_end_in_the_sum_and_grow_with_the_digits(a: int, b: int) -> None:
     lines = sums.steps(a, b).split("\n")

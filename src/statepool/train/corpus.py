@@ -19,9 +19,6 @@ from statepool.tasks.synthetic.episode import reply
 from statepool.train.template import tools_block
 from statepool.train.tokenizer import SPECIAL, TAGS
 
-FEW = 64
-"""Tokens in the first copying exercises: with few, the searching heads form within some hundred steps."""
-
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 
 
@@ -143,8 +140,6 @@ class Corpus:
         """Draw a document of about `size` tokens."""
         if kind == "copy":
             return copied(rng, size, range(self.first, self.vocab))
-        if kind == "copy_few":
-            return copied(rng, size, range(self.first, self.first + FEW))
         if kind == "copy_words":
             return copied(rng, size, self.words)
         if kind == "gapped":

@@ -14,7 +14,7 @@ from statepool.train.corpus import Corpus, segments
 from statepool.train.torch_model import Qwen3
 
 LENGTHS: dict[str, tuple[int, ...]] = {
-    "facts": (128, 256, 512, 1024),
+    "facts": (128, 256, 512, 1000, 1900),
     "chains": (128, 256, 512),
     "sums": (100, 150, 200, 250),
     "echo": (64, 128, 256),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 PINNED = 0.5
 """The first number of every embedding."""
 
