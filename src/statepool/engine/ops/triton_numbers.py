@@ -57,10 +57,10 @@ def store_row(x, out, scales, row, width, mask, INT8: tl.constexpr, BLOCK: tl.co
     at = out + row.to(tl.int64) * width + column
     if INT8:
         amax = tl.max(tl.abs(x), axis=0)
-        inverse = 127.0 / tl.where(amax > 0, amax, 1.0)
+        inverse = tl.div_rn(127.0, tl.where(amax > 0, amax, 1.0))
         # Adding 1.5 * 2**23 leaves a small float rounded to an integer, ties to even.
         rounded = (x * inverse + 12582912.0) - 12582912.0
         tl.store(at, rounded.to(tl.int8), mask=mask)
-        tl.store(scales + row, amax / 127.0)
+        tl.store(scales + row, tl.div_rn(amax, 127.0))
     else:
         tl.store(at, x, mask=mask)
