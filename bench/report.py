@@ -24,9 +24,10 @@ during it.
 
 The shapes are Qwen3-0.6B (28 layers, hidden 1024, vocabulary 151,936, tied; 1.19 GB in bf16, larger than any cache)
 and a small one (8 layers, hidden 512, vocabulary 8,192) for overhead, serving and start-up. int8 rows compare int8
-with int8, int4 rows with 4-bit formats. Exception: the served rows compare our
-default (int8) with the faster of vLLM's two CPU types (bfloat16 where the processor multiplies it, else float32);
-E6 is the row of equal precision.""",
+with int8, int4 rows with 4-bit formats. Exception: the served rows compare our default (int8) with the faster of vLLM's
+two CPU types (bfloat16 where the processor multiplies it, else float32); E6a is the row of equal precision, E6b shows
+the other type. Instruction sets matter: on a processor without AVX-512 nobody has a bf16 dot product, and the same rows
+on one that has it will look different.""",
 }
 
 
