@@ -9,7 +9,7 @@ BIN := .venv/bin
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick setup native check format bench bench-setup e2e clean
+.PHONY: help serve test test-slow setup native check format bench bench-setup e2e clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -18,11 +18,11 @@ serve:  ## Serve the bundled model (MODEL=path, HOST, PORT, ARGS="--quant int4")
 	@$(PYTHON) scripts/setup.py --torch optional
 	@$(BIN)/statepool serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
-test: setup  ## Run the whole test suite (ARGS="-k name")
-	@$(QUIET) $(BIN)/python -m pytest tests $(ARGS)
+test: setup  ## Run the test suite (ARGS="-k name")
+	@$(QUIET) $(BIN)/python -m pytest tests -m "not slow" $(ARGS)
 
-test-quick: setup  ## The suite without its slow tests
-	@$(QUIET) $(BIN)/python -m pytest tests -m "not slow and not e2e" $(ARGS)
+test-slow: setup  ## The cases that take minutes: every schema, every crowd, emulated instruction sets
+	@$(QUIET) $(BIN)/python -m pytest tests -m slow $(ARGS)
 
 setup:  ## Make .venv with all packages, the right torch and the native kernels
 	@$(PYTHON) scripts/setup.py
