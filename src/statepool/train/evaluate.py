@@ -69,11 +69,12 @@ def score(model: Qwen3, corpus: Corpus, family: str, size: int, count: int, seed
     """
     right, loss, tokens, longest = 0, 0.0, 0, 0
     for index in range(count):
-        episode = FAMILIES[family].draw(Random(f"evaluate:{family}:{size}:{seed}:{index}"), size, 1)
+        rng = Random(f"evaluate:{family}:{size}:{seed}:{index}")
+        episode = FAMILIES[family].draw(rng, size, 1)
         ids, _ = corpus.encode(parts := segments(episode, episode.thinking or family != "sums"))
-        turns = [i for i, (_, learned) in enumerate(parts) if learned]
-        start = len(corpus.encode(parts[: turns[-1]])[0])
-        answer = corpus.encode(parts[turns[-1] : turns[-1] + 1])[0]
+        turn = rng.choice([i for i, (_, learned) in enumerate(parts) if learned])
+        start = len(corpus.encode(parts[:turn])[0])
+        answer = corpus.encode(parts[turn : turn + 1])[0]
         logits = model.logits(model.hidden(torch.tensor([ids[: start + len(answer) - 1]]))[0, start - 1 :])
         wanted = torch.tensor(answer)
         right += bool((logits.argmax(-1) == wanted).all())
@@ -86,8 +87,9 @@ def score(model: Qwen3, corpus: Corpus, family: str, size: int, count: int, seed
 def evaluate(
     model: Qwen3, corpus: Corpus, count: int = 50, quantise: bool = False
 ) -> list[dict[str, float | int | str]]:
-    """Score every family at every size."""
-    judged = Int8Qwen3.of(model) if quantise else model
+    """Score every family at every size, with the weights rounded to bf16 as an export holds them."""
+    exported = copy.deepcopy(model).bfloat16().float()
+    judged = Int8Qwen3.of(exported) if quantise else exported
     rows: list[dict[str, float | int | str]] = []
     for family, sizes in LENGTHS.items():
         for size in sizes:

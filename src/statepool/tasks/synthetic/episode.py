@@ -77,10 +77,15 @@ class Family:
     size: int = 256
 
     def problems(self, seed: int) -> Iterator[Problem]:
-        """Yield problems of about `size` tokens without end; the same seed yields the same problems."""
+        """Yield problems of about `size` tokens without end; the same seed yields the same problems.
+
+        Of a conversation with tool calls, any assistant turn may be the one asked for.
+        """
         index = 0
         while True:
-            yield self.draw(Random(f"{self.name}:{seed}:{index}"), self.size, 1).problem()
+            rng = Random(f"{self.name}:{seed}:{index}")
+            episode = self.draw(rng, self.size, 1)
+            yield episode.problem(rng.randrange(len(episode.values)))
             index += 1
 
     def prompt(self, problem: Problem) -> Sequence[Message]:
