@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer
 
 from statepool import bundled
 from statepool.tasks.synthetic import FAMILIES
-from statepool.train import evaluate, pretrain
+from statepool.train import curve, evaluate, pretrain
 from statepool.train.corpus import Corpus, Stage, segments
 from statepool.train.export import export
 from statepool.train.muon import orthogonal
@@ -53,10 +54,10 @@ def render(**given: Any) -> str:
 def test_some_steps_reduce_the_loss(out: Path) -> None:
     recipe = dataclasses.replace(RECIPE, stages=(Stage(64, 4, 25, {"sums": 1}),), decay=0.1)
     pretrain.pretrain(recipe, out, every=5)
-    curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in curve] == list(range(5, 26, 5))
-    assert curve[-1]["tokens"] == 64 * 4 * 25
-    assert curve[-1]["loss"] < curve[0]["loss"] - 1
+    lines = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 26, 5))
+    assert lines[-1]["tokens"] == 64 * 4 * 25
+    assert lines[-1]["loss"] < lines[0]["loss"] - 1
 
 
 def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(out: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -68,6 +69,21 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(out: Path, tmp_path_facto
     assert parts.step == whole.step == 12
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, parts.model.state_dict()[name]), name
+
+
+def test_a_batch_with_nothing_to_learn_moves_nothing() -> None:
+    model = Qwen3(SMALL)
+    loss = pretrain.masked_loss(model, torch.arange(12).view(2, 6), torch.zeros(2, 6, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_the_curve_leaves_out_what_has_no_loss() -> None:
+    lines = [{"tokens": 1e6 * i, "length": 64 * i, "loss": loss} for i, loss in ((1, 2.0), (2, math.nan), (3, 0.5))]
+    picture = curve.svg(lines)
+    assert "nan" not in picture
+    assert picture.count("<polyline") == 2
 
 
 def test_resuming_nothing_says_so(out: Path) -> None:

@@ -10,11 +10,15 @@ from itertools import groupby
 from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 320, 56, 44, 16
-COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2")
+COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#6b5d52")
 
 
 def svg(lines: Sequence[dict[str, float]]) -> str:
-    """Return a picture of loss (logarithmic) over tokens, one colour per sequence length."""
+    """Return a picture of loss (logarithmic) over tokens, one colour per sequence length.
+
+    Lines without a positive, finite loss are left out.
+    """
+    lines = [line for line in lines if 0 < line["loss"] < math.inf]
     low = math.log10(min(line["loss"] for line in lines))
     high = math.log10(max(line["loss"] for line in lines))
     most = max(line["tokens"] for line in lines)
@@ -51,7 +55,9 @@ def svg(lines: Sequence[dict[str, float]]) -> str:
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
     for index, length in enumerate(lengths):
         colour = COLOURS[index % len(COLOURS)]
-        parts.append(f'<text x="{WIDTH - 150 + 36 * index}" y="{TOP + 12}" fill="{colour}">{length}</text>')
+        parts.append(
+            f'<text x="{WIDTH - 16 - 40 * (len(lengths) - index)}" y="{TOP + 12}" fill="{colour}">{length}</text>'
+        )
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -144,9 +144,11 @@ class Run:
 
 
 def masked_loss(model: Qwen3, ids: Tensor, learn: Tensor) -> Tensor:
-    """Return the mean cross entropy of the tokens to learn, each predicted from those before it."""
+    """Return the mean cross entropy of the tokens to learn, each predicted from those before it; 0 if there are none."""
     wanted = learn[:, 1:]
     hidden = model.hidden(ids[:, :-1])[wanted]
+    if not len(hidden):
+        return model.logits(hidden).sum()
     return functional.cross_entropy(model.logits(hidden), ids[:, 1:][wanted])
 
 
