@@ -144,7 +144,7 @@ class Run:
 
 
 def masked_loss(model: Qwen3, ids: Tensor, learn: Tensor) -> Tensor:
-    """Return the mean cross entropy of the tokens to learn, each predicted from those before it; 0 if there are none."""
+    """Return the mean cross entropy of the tokens to learn, each predicted from those before it; 0 if none."""
     wanted = learn[:, 1:]
     hidden = model.hidden(ids[:, :-1])[wanted]
     if not len(hidden):
