@@ -36,7 +36,7 @@ def test_noise_of_neighbouring_positions_is_uncorrelated():
 def test_truncation_keeps_what_its_definition_says(row, top_k, top_p, min_p, u):
     token, raw, drawn = sampling.sample(row, 0.7, top_k, top_p, min_p, u)
     p = np.exp(row.astype(np.float64) - row.max()) ** (1 / 0.7)
-    kept = sorted(range(len(row)), key=lambda i: (-p[i], i))
+    kept = sorted(range(len(row)), key=lambda i: (-row[i], i))
     kept = kept[:top_k] if top_k else kept
     total, nucleus, mass = sum(p[i] for i in kept), [], 0.0
     for i in kept:
