@@ -74,11 +74,7 @@ class Sampler:
             mask: grammar bitmask, or None.
         """
         p = self.params
-        k = p.logprobs or 0
-        top: tuple[tuple[int, float], ...] = ()
-        if k:
-            ids, values = _ops.top_logprobs(logits, k)
-            top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        top = _best(logits, p.logprobs or 0)
         u = 0.0 if p.temperature == 0.0 else _ops.philox_uniform(self.seed, self.index, position)
         early = generated < p.min_tokens and self._stops.size > 0
         padded = self._vocab < logits.size
@@ -105,11 +101,14 @@ class Sampler:
 
 def token_logprob(row: F32, token: int, k: int) -> TokenLogprob:
     """Log-probability of a given token and of the ``k`` best (for prompts and scoring)."""
-    top: tuple[tuple[int, float], ...] = ()
-    if k:
-        ids, values = _ops.top_logprobs(row, k)
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenLogprob(token, _ops.logprob_of(row, token), top)
+    return TokenLogprob(token, _ops.logprob_of(row, token), _best(row, k))
+
+
+def _best(row: F32, k: int) -> tuple[tuple[int, float], ...]:
+    if k == 0:
+        return ()
+    ids, values = _ops.top_logprobs(row, k)
+    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def _only(mask: npt.NDArray[np.uint32], ids: npt.NDArray[np.int64]) -> bool:
