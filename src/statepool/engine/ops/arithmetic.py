@@ -55,6 +55,17 @@ def fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
     return torch.where(tie & (lost > 0), high, torch.where(tie & (lost < 0), low, nearest))
 
 
+def divide(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """``a / b`` of float32 tensors with one rounding; either may be a number.
+
+    ``number / tensor`` in torch is a reciprocal times the number, and on CUDA ``tensor / number`` is a product too:
+    two roundings. Two tensors are divided.
+    """
+    like = a if isinstance(a, Tensor) else b
+    assert isinstance(like, Tensor)
+    return torch.div(*(t if isinstance(t, Tensor) else torch.full_like(like, t) for t in (a, b)))
+
+
 def exp(x: Tensor) -> Tensor:
     """The one exponential of all kernels: 0 below -87.3, arguments above 88 count as 88, exp(0) is exactly 1."""
     if x.dtype == torch.float64:
@@ -93,8 +104,8 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     A row of zeros (or so small that 127 / amax overflows) has scale 0, a row with a NaN or infinity scale NaN.
     """
     amax = x.abs().amax(-1)
-    inverse = 127.0 / amax
+    inverse = divide(127.0, amax)
     usable = torch.isfinite(amax) & torch.isfinite(inverse)
-    scales = torch.where(usable, amax / 127.0, torch.where(torch.isfinite(amax), 0.0, torch.nan))
+    scales = torch.where(usable, divide(amax, 127.0), torch.where(torch.isfinite(amax), 0.0, torch.nan))
     values = torch.where(usable[:, None], torch.round(x * inverse[:, None]), 0.0)
     return values.to(torch.int8), scales

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statepool.engine.ops.arithmetic import fma, quantise_rows
+from statepool.engine.ops.arithmetic import divide, fma, quantise_rows
 
 GROUP = 64
 EXACT_COLUMNS = 1024
@@ -40,7 +40,7 @@ class Linear:
         self.mode, (self.n, self.k) = mode, w.shape
         self.bias = None if bias is None else torch.as_tensor(bias)
         if mode == "int8":
-            self.scales = w.abs().amax(1) / 127.0
+            self.scales = divide(w.abs().amax(1), 127.0)
             self.values = _round_to(w, self.scales[:, None], -127, 127)
         elif mode == "int4":
             groups = torch.nn.functional.pad(w, (0, -self.k % GROUP)).unflatten(1, (-1, GROUP))

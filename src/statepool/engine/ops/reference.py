@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from statepool.engine.ops.arithmetic import LANES, exp, fma, lane_sum_of_squares, tree_sum
+from statepool.engine.ops.arithmetic import LANES, divide, exp, fma, lane_sum_of_squares, tree_sum
 
 PAGE = 16
 """Tokens of one block."""
@@ -58,9 +58,9 @@ def rms_norm(x: Array, w: Array, eps: float, out: Array) -> None:
 
 def _norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     eps32 = torch.tensor(eps, dtype=x.dtype, device=x.device)
-    mean = lane_sum_of_squares(x) / x.shape[-1]
+    mean = divide(lane_sum_of_squares(x), x.shape[-1])
     # torch's float32 sqrt is not correctly rounded on every CPU; rounding the float64 root is.
-    inverse = 1.0 / torch.sqrt((mean + eps32).double()).to(x.dtype)
+    inverse = divide(1.0, torch.sqrt((mean + eps32).double()).to(x.dtype))
     return (x * inverse[..., None]) * w
 
 
