@@ -1,0 +1,171 @@
+// The heap: the memory that all structures of a store live in, shared with readers in other processes.
+//
+// A structure is a set of objects (nodes, items) at addresses in one mapping. One thread at a time writes, inside a
+// transaction whose old bytes go to the undo journal first: a writer killed at any instruction leaves a heap that rolls
+// back to the end of its last transaction. Readers take no lock: they read words that may change under them, every
+// access held inside the heap, and ask the structure's sequence word afterwards whether it was still.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "bytes.h"
+#include "errors.h"
+
+namespace statepool::store {
+
+using Addr = uint64_t;  // byte offset in the heap, a multiple of 8; 0 is null
+
+// A reader met an address outside the heap or a length that cannot be: the structure changed meanwhile. Retry.
+struct Torn {};
+
+constexpr size_t kBlock = 64 << 10;      // what the first tier of the allocator hands out
+constexpr size_t kSmallLimit = 32 << 10;  // larger objects are whole blocks
+constexpr int kClasses = 40;             // sizes 16, 32 .. 128, then four per doubling up to kSmallLimit
+constexpr int kChangedLimit = 64;        // structures that one transaction may change
+
+// The control page lies before the heap and is not part of a checkpoint.
+struct Control {
+  uint64_t magic, capacity, journal_capacity, ring_capacity;
+  uint8_t uuid[16];
+  uint64_t nonce;         // names this mapping: a restored snapshot of the machine has another one
+  uint64_t journal_tail;  // bytes of undo entries; above 0 a transaction is open
+  uint64_t changed_count;
+  Addr changed[kChangedLimit];  // roots whose sequence word is odd
+  uint64_t durable_lsn;         // every operation up to here survives a power loss
+  uint64_t logged_lsn;          // every operation up to here is in the staging ring or the log
+  uint64_t ring_head, ring_tail;  // bytes of the staging ring taken out, put in; both only grow
+  uint64_t epoch;
+  uint64_t owner_pid;
+};
+static_assert(sizeof(Control) <= kSector);
+
+// The first page of the heap; all of it is undone and checkpointed like any other word.
+struct HeapHeader {
+  uint64_t magic, applied_lsn;
+  uint64_t blocks;          // of the heap, the header's own included
+  uint64_t block_hint;      // where the search for free blocks starts
+  Addr bitmap;              // one bit per block, set = in use
+  Addr catalog;             // root of the table of structures
+  Addr clients;             // root of the table of the last operation of each client
+  uint64_t used_bytes;      // in live objects, rounded up to their class
+  Addr free_lists[kClasses];
+  Addr bump[kClasses], bump_end[kClasses];  // the rest of the block that a class is being cut from
+};
+static_assert(sizeof(HeapHeader) <= kSector);
+
+// Keeps the old content of blocks for a checkpoint that is being written (checkpoint.h).
+class Preserver {
+ public:
+  virtual ~Preserver() = default;
+  virtual void before_write(uint64_t block) = 0;
+};
+
+class Heap {
+ public:
+  // Over mapped memory: a Control, the journal, the staging ring, the heap. `format` makes an empty heap of it.
+  Heap(std::byte* region, bool format);
+  static uint64_t region_size(uint64_t capacity, uint64_t journal, uint64_t ring);
+  static void prepare(std::byte* region, uint64_t capacity, uint64_t journal, uint64_t ring);
+
+  // ---- reading: any thread, any process --------------------------------------------------------------------------
+  uint64_t load(Addr a) const {
+    check(a, 8);
+    return __atomic_load_n(word(a), __ATOMIC_RELAXED);
+  }
+  void read(Addr a, void* out, size_t n) const;
+  // Sign of the n bytes at a against key: as memcmp, then the shorter one is less.
+  int compare(Addr a, size_t n, Bytes key) const;
+  // The sequence word of a structure (odd: being changed) and whether nothing changed since it was `before`.
+  uint64_t sequence(Addr root) const {
+    check(root, 8);
+    return __atomic_load_n(word(root), __ATOMIC_ACQUIRE);
+  }
+  bool still(Addr root, uint64_t before) const {
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return load(root) == before;
+  }
+  // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end.
+  void touch(Addr a, size_t n) const {
+    check(a, n);
+    __builtin_prefetch(base_ + a);
+  }
+
+  // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
+  void begin() {}
+  void commit();    // everything since begin() takes effect, applied_lsn() becomes lsn()
+  void rollback();  // nothing of it does
+  void store(Addr a, uint64_t value) {
+    check(a, 8);
+    undo(a, 8);
+    __atomic_store_n(word(a), value, __ATOMIC_RELAXED);
+  }
+  void write(Addr a, const void* bytes, size_t n);  // whole words: the last one is filled up with zeros
+  // The same without undo, for memory that this transaction allocated.
+  void fill(Addr a, const void* bytes, size_t n);
+  void fill(Addr a, uint64_t value) {
+    check(a, 8);
+    __atomic_store_n(word(a), value, __ATOMIC_RELAXED);
+  }
+  Addr allocate(size_t n);         // contents undefined. StoreError: full
+  void release(Addr a, size_t n);  // n as given to allocate()
+  // Makes readers of the structure at `root`, whose first word is its sequence word, retry until commit().
+  void change(Addr root);
+  uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
+  void set_lsn(uint64_t lsn) { lsn_ = lsn; }
+
+  // ---- the whole --------------------------------------------------------------------------------------------------
+  Control& control() { return *control_; }
+  const Control& control() const { return *control_; }
+  HeapHeader& header() { return *reinterpret_cast<HeapHeader*>(base_); }
+  const HeapHeader& header() const { return *reinterpret_cast<const HeapHeader*>(base_); }
+  std::byte* ring() { return ring_; }
+  std::byte* base() { return base_; }
+  uint64_t capacity() const { return capacity_; }
+  uint64_t applied_lsn() const { return __atomic_load_n(&header().applied_lsn, __ATOMIC_ACQUIRE); }
+  void recover();  // after a killed writer: rolls back what was open
+  void set_preserver(Preserver* p) { preserver_ = p; }
+
+ private:
+  void check(Addr a, size_t n) const {
+    if ((a & 7) != 0 || a > capacity_ || n > capacity_ - a) throw Torn{};
+  }
+  uint64_t* word(Addr a) const { return reinterpret_cast<uint64_t*>(base_ + a); }
+  void undo(Addr a, size_t n);
+  void open_blocks(Addr a, size_t n);
+  Addr allocate_blocks(uint64_t count);
+  void mark_blocks(uint64_t first, uint64_t count, bool used);
+  Addr field(const void* member) const {
+    return static_cast<Addr>(static_cast<const std::byte*>(member) - base_);
+  }
+
+  Control* control_;
+  std::byte *journal_, *ring_, *base_;
+  uint64_t capacity_, lsn_ = 0;
+  Preserver* preserver_ = nullptr;
+};
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Runs `body` until it saw the structure at `root` unchanged from start to end; `retries` counts the other times.
+template <class Mem, class Body>
+auto read_stable(const Mem& mem, Addr root, uint64_t& retries, Body&& body) {
+  for (;; ++retries) {
+    const uint64_t before = mem.sequence(root);
+    if ((before & 1) == 0) {
+      try {
+        auto result = body();
+        if (mem.still(root, before)) return result;
+      } catch (const Torn&) {
+        if (mem.still(root, before)) throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
+      }
+    }
+    relax();
+  }
+}
+
+}  // namespace statepool::store
