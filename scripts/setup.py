@@ -30,6 +30,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "statepool-setup.json"
 CONSTRAINTS = VENV / "constraints.txt"
 NATIVE = ROOT / "src" / "statepool" / "native"
+MODULES = 2  # _kernels and _store
 TORCH_RANGE = "torch>=2.11,<3"
 OLDEST = (3, 11)
 
@@ -198,9 +199,9 @@ def install(torch: str, extras: list[str]) -> str:
 
 def native_is_current() -> bool:
     """Whether a built extension is newer than everything it is made from."""
-    built = [path.stat().st_mtime for path in NATIVE.glob("_kernels*.so")]
-    sources = [ROOT / "CMakeLists.txt", *NATIVE.glob("*.cpp"), *NATIVE.glob("*.h")]
-    return bool(built) and max(built) >= max(path.stat().st_mtime for path in sources)
+    built = [path.stat().st_mtime for path in NATIVE.glob("_*.so")]
+    sources = [ROOT / "CMakeLists.txt", *NATIVE.rglob("*.cpp"), *NATIVE.rglob("*.h")]
+    return len(built) == MODULES and min(built) >= max(path.stat().st_mtime for path in sources)
 
 
 def build_native() -> bool:
@@ -226,7 +227,7 @@ def build_native() -> bool:
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
     run([*configure, "-DSTATEPOOL_INPLACE=ON", f"-DPython_EXECUTABLE={PYTHON}"], "cmake", tools)
     run(["cmake", "--build", folder], "compiling the native kernels", tools)
-    for path in NATIVE.glob("_kernels*.so"):
+    for path in NATIVE.glob("_*.so"):
         path.touch()  # ninja leaves the file alone when an edit did not change it
     return True
 

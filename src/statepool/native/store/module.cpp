@@ -1,0 +1,6 @@
+// The Python module of the store's core. Each part registers itself in one bind_ function beside its code.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+NB_MODULE(_store, m) { m.doc() = "The store's core: log, heap, structures, commit. statepool.store is its face."; }
