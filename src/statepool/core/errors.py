@@ -95,3 +95,69 @@ class Corruption(StatepoolError):
     """Stored bytes fail their checksum; nothing of them was used."""
 
     code = "corruption"
+
+
+class StoreError(StatepoolError):
+    """Base of what can go wrong with a durable store."""
+
+    code = "store_error"
+
+
+class StoreCorrupt(StoreError):
+    """Stored bytes contradict their checksum or their neighbours. Nothing was changed or dropped."""
+
+    code = "store_corrupt"
+
+
+class StoreFormat(StoreError):
+    """The files are no store, or a newer statepool wrote them."""
+
+    code = "store_format"
+
+
+class StoreLocked(StoreError):
+    """Another process, or another object of this one, has the folder open."""
+
+    status = 409
+    code = "store_locked"
+
+
+class StoreFull(StoreError):
+    """The disk, the heap or the memory is exhausted. Nothing was changed."""
+
+    status = 507
+    code = "store_full"
+
+
+class StoreReadOnly(StoreError):
+    """The store takes no writes: it is closed, its folder cannot be written, or a write failed earlier."""
+
+    status = 409
+    code = "store_read_only"
+
+
+class OutcomeUnknown(StoreError):
+    """The disk did not confirm a write: it may or may not survive. Reopen the store and look."""
+
+    code = "outcome_unknown"
+
+
+class Conflict(StoreError):
+    """What a transaction had read was changed by another meanwhile. Run it again."""
+
+    status = 409
+    code = "conflict"
+
+
+class SnapshotExpired(StoreError):
+    """A snapshot was held longer than its lease, and its version has been reclaimed."""
+
+    status = 410
+    code = "snapshot_expired"
+
+
+class Fenced(StoreError):
+    """A newer epoch or lock holder exists; what an older one sends is refused."""
+
+    status = 409
+    code = "fenced"

@@ -3,4 +3,11 @@
 
 namespace nb = nanobind;
 
-NB_MODULE(_store, m) { m.doc() = "The store's core: log, heap, structures, commit. statepool.store is its face."; }
+void bind_errors(nb::module_& m);
+void bind_store(nb::module_& m);
+
+NB_MODULE(_store, m) {
+  m.doc() = "The store's core: log, heap, structures, commit. statepool.store is its face.";
+  bind_errors(m);
+  bind_store(m);
+}

@@ -46,6 +46,12 @@ class HashTable {
     return true;
   }
 
+  // Of the operation that wrote the entry; 0 if there is none.
+  uint64_t lsn_of(Bytes key) const {
+    const Addr slot = find(key, hash_bytes(key));
+    return slot == 0 ? 0 : item_at(mem_, item_in(mem_.load(slot))).lsn;
+  }
+
   // True if the key is new.
   bool put(Bytes key, Bytes value) {
     const uint64_t hash = hash_bytes(key);

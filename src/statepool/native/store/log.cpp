@@ -1,0 +1,280 @@
+#include "log.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
+
+#include "crc32c.h"
+#include "errors.h"
+
+namespace statepool::store {
+namespace {
+
+constexpr uint32_t kSegmentMagic = 0x47535053, kFrameMagic = 0x52465053;  // "SPSG", "SPFR"
+constexpr const char* kSpare = "log/spare";
+
+std::string segment_name(uint64_t number) {
+  char name[32];
+  std::snprintf(name, sizeof(name), "log/%016llx", static_cast<unsigned long long>(number));
+  return name;
+}
+
+uint64_t random_salt() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32 | device()) | 1;
+}
+
+uint32_t crc_of_frame(const std::byte* frame, size_t length) {
+  // The whole frame, its own crc field counted as zero.
+  constexpr size_t field = offsetof(FrameHeader, crc);
+  const uint32_t zero = 0;
+  const uint32_t crc = crc32c(&zero, 4, crc32c(frame, field));
+  return crc32c(frame + field + 4, length - field - 4, crc);
+}
+
+StoreError corrupt(uint64_t segment, uint64_t at, const char* what) {
+  return StoreError(Fault::corrupt, segment_name(segment) + ": " + what + " at byte " + std::to_string(at) +
+                                        ", with operations after it; restore the folder from a mirror or a copy");
+}
+
+}  // namespace
+
+// ---- frames --------------------------------------------------------------------------------------------------------
+
+void FrameBuilder::add(const std::byte* record, size_t size, uint32_t count) {
+  const size_t needed = round_up(size_ + size, kSector);
+  if (needed > capacity_) {
+    const size_t capacity = std::max(needed, 2 * capacity_);
+    std::unique_ptr<std::byte[], Free> bigger(static_cast<std::byte*>(std::aligned_alloc(kSector, capacity)));
+    if (bigger == nullptr) throw StoreError(Fault::full, "log: out of memory for a frame");
+    if (buffer_ != nullptr) std::memcpy(bigger.get(), buffer_.get(), size_);
+    buffer_ = std::move(bigger);
+    capacity_ = capacity;
+  }
+  std::memcpy(buffer_.get() + size_, record, size);
+  size_ += size;
+  records_ += count;
+}
+
+void FrameBuilder::seal(FrameHeader header) {
+  header.magic = kFrameMagic;
+  header.length = static_cast<uint32_t>(size());
+  header.records = records_;
+  header.payload = static_cast<uint32_t>(size_ - sizeof(FrameHeader));
+  header.crc = 0;
+  store_as(buffer_.get(), header);
+  std::memset(buffer_.get() + size_, 0, size() - size_);
+  header.crc = crc32c(buffer_.get(), size());
+  store_as(buffer_.get(), header);
+}
+
+// ---- writing -------------------------------------------------------------------------------------------------------
+
+std::unique_ptr<Log> Log::create(Disk& disk, const Superblock& super) {
+  std::unique_ptr<Log> log(new Log(disk, super));
+  log->start_segment(super.first_segment, 0);
+  return log;
+}
+
+Log::~Log() {
+  if (preparing_.joinable()) preparing_.join();
+}
+
+void Log::append(FrameBuilder& frame) {
+  if (frame.records() == 0) return;
+  FrameHeader header{};
+  header.first_lsn = last_lsn_ + 1;
+  header.last_lsn = last_lsn_ + frame.records();
+  header.epoch = super_.epoch;
+  if (frame.size() > size_ - at_) roll(frame.size());
+  header.salt = salt_;
+  header.prev_crc = prev_crc_;
+  frame.seal(header);
+  file_->write(at_, frame.data(), frame.size());
+  at_ += frame.size();
+  bytes_ += frame.size();
+  prev_crc_ = frame.crc();
+  last_lsn_ = header.last_lsn;
+}
+
+void Log::roll(size_t frame_size) {
+  if (preparing_.joinable()) preparing_.join();
+  start_segment(segments_.back().number + 1, frame_size);
+  preparing_ = std::thread([this] { prepare(); });
+}
+
+// Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
+void Log::prepare() {
+  try {
+    const auto names = disk_.list("log");
+    if (std::find(names.begin(), names.end(), "spare") == names.end()) {
+      disk_.create("log/unfinished", super_.segment_size);
+      disk_.rename("log/unfinished", kSpare);
+    }
+  } catch (const StoreError&) {
+    // No room now: the commit that needs the segment tries itself and reports it.
+  }
+}
+
+// The header is durable before the name is, so a numbered segment always has its own.
+void Log::start_segment(uint64_t number, size_t frame_size) {
+  const std::string name = segment_name(number);
+  const uint64_t needed = std::max<uint64_t>(super_.segment_size, kSector + frame_size);
+  const auto names = disk_.list("log");
+  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
+  if (spare) file_ = disk_.open(kSpare);
+  if (!spare || file_->size() < needed) file_ = disk_.create(kSpare, needed);
+  size_ = file_->size();
+  salt_ = random_salt();
+  SegmentHeader header{kSegmentMagic, 1, {}, number, last_lsn_ + 1, super_.epoch, salt_, prev_crc_, 0};
+  std::memcpy(header.uuid, super_.uuid, sizeof(header.uuid));
+  header.crc = crc32c(&header, offsetof(SegmentHeader, crc));
+  alignas(kSector) static thread_local std::byte sector[kSector];
+  std::memset(sector, 0, kSector);
+  store_as(sector, header);
+  file_->write(0, sector, kSector);
+  file_.reset();
+  disk_.rename(kSpare, name);
+  file_ = disk_.open(name);
+  at_ = kSector;
+  segments_.push_back({number, header.base_lsn});
+}
+
+uint64_t Log::bytes_since(uint64_t lsn) const { return lsn < last_lsn_ ? bytes_ : 0; }
+
+uint64_t Log::segment_of(uint64_t lsn) const {
+  uint64_t number = segments_.front().number;
+  for (const Segment& s : segments_)
+    if (s.base_lsn <= lsn) number = s.number;
+  return number;
+}
+
+void Log::recycle(uint64_t lsn) {
+  bytes_ = at_ - kSector;
+  if (preparing_.joinable()) preparing_.join();
+  while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) {
+    const std::string name = segment_name(segments_.front().number);
+    const auto names = disk_.list("log");
+    const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
+    if (spare || disk_.open(name)->size() != super_.segment_size) disk_.remove(name);
+    else disk_.rename(name, kSpare);
+    segments_.erase(segments_.begin());
+  }
+}
+
+// ---- reading -------------------------------------------------------------------------------------------------------
+
+std::unique_ptr<Log> Log::open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit) {
+  std::unique_ptr<Log> log(new Log(disk, super));
+  log->scan(visit, from);
+  return log;
+}
+
+void Log::scan(const Visitor& visit, uint64_t from) {
+  uint64_t base = 0, number = super_.first_segment;
+  if (!enter(number, base))
+    throw StoreError(Fault::corrupt, segment_name(number) + ": the first segment of the log is missing or damaged");
+  last_lsn_ = base - 1;
+  std::vector<std::byte> frame;
+  for (;;) {
+    while (read_frame(frame, at_)) {
+      const auto header = load_as<FrameHeader>(frame.data());
+      visit_records(frame, visit, from);
+      at_ += header.length;
+      bytes_ += header.length;
+      last_lsn_ = header.last_lsn;
+      prev_crc_ = header.crc;
+    }
+    const uint64_t end = at_, size = size_, salt = salt_;
+    if (valid_frame_after(at_)) throw corrupt(number, at_, "a damaged frame");
+    auto present = std::move(file_);
+    const uint32_t chain = prev_crc_;
+    if (!enter(number + 1, base)) {
+      const auto names = disk_.list("log");
+      const std::string later = segment_name(number + 1).substr(4);
+      for (const std::string& name : names)
+        if (name.size() == later.size() && name >= later) throw corrupt(number + 1, 0, "a missing or damaged segment");
+      file_ = std::move(present);
+      at_ = end, size_ = size, salt_ = salt;
+      return;
+    }
+    if (base != last_lsn_ + 1 || prev_crc_ != chain) throw corrupt(number, end, "a damaged frame");
+    ++number;
+  }
+}
+
+// Makes a segment the present one. False if there is none by that number, or its header is damaged.
+bool Log::enter(uint64_t number, uint64_t& base_lsn) {
+  const std::string name = segment_name(number);
+  try {
+    file_ = disk_.open(name);
+  } catch (const StoreError& error) {
+    if (error.fault == Fault::missing) return false;
+    throw;
+  }
+  SegmentHeader header{};
+  file_->read(0, &header, sizeof(header));
+  if (header.magic != kSegmentMagic || header.crc != crc32c(&header, offsetof(SegmentHeader, crc))) return false;
+  if (header.version != 1)
+    throw StoreError(Fault::format, name + ": format " + std::to_string(header.version) + ", this program reads 1");
+  if (std::memcmp(header.uuid, super_.uuid, sizeof(header.uuid)) != 0)
+    throw StoreError(Fault::corrupt, name + ": belongs to another store");
+  if (header.number != number) return false;
+  size_ = file_->size();
+  salt_ = header.salt;
+  at_ = kSector;
+  prev_crc_ = header.prev_crc;
+  base_lsn = header.base_lsn;
+  segments_.push_back({number, base_lsn});
+  return true;
+}
+
+// Whether a frame of this segment, next in the chain, starts there.
+bool Log::read_frame(std::vector<std::byte>& frame, uint64_t at) const {
+  FrameHeader header{};
+  if (at + kSector > size_ || file_->read(at, &header, sizeof(header)) != sizeof(header)) return false;
+  if (header.magic != kFrameMagic || header.salt != salt_ || header.prev_crc != prev_crc_ ||
+      header.first_lsn != last_lsn_ + 1 || header.length % kSector != 0 || header.length == 0 ||
+      header.length > size_ - at || header.payload > header.length - sizeof(header))
+    return false;
+  frame.resize(header.length);
+  return file_->read(at, frame.data(), header.length) == header.length &&
+         crc_of_frame(frame.data(), header.length) == header.crc;
+}
+
+// Whether any later frame of this segment is whole, whatever precedes it.
+bool Log::valid_frame_after(uint64_t at) const {
+  constexpr size_t kPiece = 1 << 20;
+  std::vector<std::byte> piece(kPiece), frame;
+  for (uint64_t from = at; from < size_; from += kPiece) {
+    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(kPiece, size_ - from));
+    for (size_t i = 0; i + kSector <= got; i += kSector) {
+      const auto header = load_as<FrameHeader>(piece.data() + i);
+      if (header.magic != kFrameMagic || header.salt != salt_ || header.length % kSector != 0 || header.length == 0 ||
+          header.length > size_ - from - i)
+        continue;
+      frame.resize(header.length);
+      if (file_->read(from + i, frame.data(), header.length) == header.length &&
+          crc_of_frame(frame.data(), header.length) == header.crc)
+        return true;
+    }
+  }
+  return false;
+}
+
+void Log::visit_records(const std::vector<std::byte>& frame, const Visitor& visit, uint64_t from) const {
+  const auto header = load_as<FrameHeader>(frame.data());
+  uint64_t lsn = header.first_lsn;
+  size_t at = sizeof(header);
+  const size_t end = at + header.payload;
+  for (uint32_t i = 0; i < header.records; ++i, ++lsn) {
+    const size_t rest = end - at;
+    const uint64_t length = rest < sizeof(RecordHeader) ? kMaxBody + 1 : load_as<RecordHeader>(frame.data() + at).length;
+    if (length > kMaxBody || sizeof(RecordHeader) + round_up(length, 8) > rest)
+      throw StoreError(Fault::corrupt, "log: a frame whose checksum is right holds a record that leaves it");
+    if (lsn >= from) visit(frame.data() + at, lsn);
+    at += sizeof(RecordHeader) + round_up(length, 8);
+  }
+}
+
+}  // namespace statepool::store

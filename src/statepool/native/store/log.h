@@ -1,0 +1,96 @@
+// The operation log: segments of frames of records. Layout: docs/store-format.md.
+//
+// A frame is one group commit: it is written in one piece and counts wholly or not at all. Frames are chained by their
+// checksums. With one frame in flight at a time, a broken frame is the torn end of the log only if nothing valid
+// follows it; otherwise acknowledged operations were damaged, and opening says so instead of dropping them.
+#pragma once
+
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "record.h"
+#include "superblock.h"
+
+namespace statepool::store {
+
+struct FrameHeader {
+  uint32_t magic, length, records, payload;  // length: of the whole frame, payload: of its records
+  uint64_t first_lsn, last_lsn, epoch, salt;
+  uint32_t prev_crc, crc;
+  uint64_t reserved;
+};
+static_assert(sizeof(FrameHeader) == 64);
+
+struct SegmentHeader {
+  uint32_t magic, version;
+  uint8_t uuid[16];
+  uint64_t number, base_lsn, epoch, salt;
+  uint32_t prev_crc, crc;
+};
+static_assert(sizeof(SegmentHeader) == 64);
+
+// A frame in the making, in memory that direct I/O can take.
+class FrameBuilder {
+ public:
+  void clear() { size_ = sizeof(FrameHeader), records_ = 0; }
+  void add(const std::byte* record, size_t size, uint32_t count = 1);
+  void seal(FrameHeader header);  // fills in length, records, payload and crc
+  uint32_t records() const { return records_; }
+  const std::byte* data() const { return buffer_.get(); }
+  size_t size() const { return round_up(size_, kSector); }
+  uint32_t crc() const { return load_as<FrameHeader>(buffer_.get()).crc; }
+
+ private:
+  struct Free {
+    void operator()(std::byte* p) const { std::free(p); }
+  };
+  std::unique_ptr<std::byte[], Free> buffer_;
+  size_t capacity_ = 0, size_ = sizeof(FrameHeader);
+  uint32_t records_ = 0;
+};
+
+class Log {
+ public:
+  // Gets each record of lsn >= `from`, header and body, at its lsn.
+  using Visitor = std::function<void(const std::byte* record, uint64_t lsn)>;
+
+  static std::unique_ptr<Log> create(Disk& disk, const Superblock& super);
+  // StoreError: corrupt, format, or what the visitor throws. Nothing on disk is changed.
+  static std::unique_ptr<Log> open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit);
+  ~Log();
+
+  void append(FrameBuilder& frame);  // durable when it returns; StoreError: full, unknown
+  uint64_t last_lsn() const { return last_lsn_; }
+  uint64_t bytes_since(uint64_t lsn) const;    // of frames in segments that hold later operations
+  uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
+  void recycle(uint64_t lsn);                  // segments whose operations are all <= lsn
+
+ private:
+  struct Segment {
+    uint64_t number, base_lsn;
+  };
+
+  Log(Disk& disk, const Superblock& super) : disk_(disk), super_(super) {}
+  void roll(size_t frame_size);
+  void start_segment(uint64_t number, size_t frame_size);
+  void prepare();
+  void scan(const Visitor& visit, uint64_t from);
+  bool enter(uint64_t number, uint64_t& base_lsn);
+  bool read_frame(std::vector<std::byte>& frame, uint64_t at) const;
+  bool valid_frame_after(uint64_t at) const;
+  void visit_records(const std::vector<std::byte>& frame, const Visitor& visit, uint64_t from) const;
+
+  Disk& disk_;
+  const Superblock& super_;  // its epoch goes into every frame
+  std::unique_ptr<File> file_;
+  std::vector<Segment> segments_;
+  uint64_t size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
+  uint64_t last_lsn_ = 0, bytes_ = 0;
+  uint32_t prev_crc_ = 0;
+  std::thread preparing_;
+};
+
+}  // namespace statepool::store

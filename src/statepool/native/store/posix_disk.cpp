@@ -1,0 +1,165 @@
+#include "posix_disk.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+
+#include "errors.h"
+
+namespace statepool::store {
+namespace {
+
+[[noreturn]] void fail(const std::string& what) {
+  const int error = errno;
+  const std::string message = what + ": " + std::strerror(error);
+  if (error == ENOSPC || error == EDQUOT) throw StoreError(Fault::full, message);
+  if (error == ENOENT) throw StoreError(Fault::missing, message);
+  if (error == EACCES || error == EROFS || error == EPERM) throw StoreError(Fault::read_only, message);
+  throw StoreError(Fault::unknown, message);
+}
+
+class PosixFile final : public File {
+ public:
+  // O_DSYNC makes each write durable; O_DIRECT saves the copy into the page cache, but tmpfs and others refuse it.
+  explicit PosixFile(std::string path) : path_(std::move(path)) {
+    direct_ = ::open(path_.c_str(), O_RDWR | O_DIRECT | O_DSYNC | O_CLOEXEC);
+    if (direct_ < 0 && errno == EINVAL) direct_ = ::open(path_.c_str(), O_RDWR | O_DSYNC | O_CLOEXEC);
+    if (direct_ < 0) fail(path_);
+    plain_ = ::open(path_.c_str(), O_RDWR | O_CLOEXEC);
+    if (plain_ < 0) {
+      ::close(direct_);
+      fail(path_);
+    }
+  }
+  ~PosixFile() override {
+    ::close(direct_);
+    ::close(plain_);
+  }
+  PosixFile(const PosixFile&) = delete;
+  PosixFile& operator=(const PosixFile&) = delete;
+
+  void write(uint64_t offset, const void* data, size_t size) override { write_all(direct_, offset, data, size); }
+  void write_later(uint64_t offset, const void* data, size_t size) override { write_all(plain_, offset, data, size); }
+  void sync() override {
+    if (fdatasync(plain_) != 0) fail(path_);
+  }
+
+  size_t read(uint64_t offset, void* data, size_t size) const override {
+    size_t done = 0;
+    while (done < size) {
+      const ssize_t n = pread(plain_, static_cast<char*>(data) + done, size - done, static_cast<off_t>(offset + done));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) fail(path_);
+      if (n == 0) break;
+      done += static_cast<size_t>(n);
+    }
+    return done;
+  }
+
+  uint64_t size() const override {
+    struct stat facts {};
+    if (fstat(plain_, &facts) != 0) fail(path_);
+    return static_cast<uint64_t>(facts.st_size);
+  }
+
+ private:
+  void write_all(int fd, uint64_t offset, const void* data, size_t size) {
+    const char* from = static_cast<const char*>(data);
+    while (size > 0) {
+      const ssize_t n = pwrite(fd, from, size, static_cast<off_t>(offset));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) fail(path_);
+      from += n;
+      offset += static_cast<uint64_t>(n);
+      size -= static_cast<size_t>(n);
+    }
+  }
+
+  std::string path_;
+  int direct_ = -1, plain_ = -1;
+};
+
+void make_folder(const std::string& path) {
+  for (size_t at = 1; at != std::string::npos;) {
+    at = path.find('/', at + 1);
+    if (mkdir(path.substr(0, at).c_str(), 0700) != 0 && errno != EEXIST) fail(path);
+  }
+}
+
+}  // namespace
+
+PosixDisk::PosixDisk(std::string folder, bool create) : folder_(std::move(folder)) {
+  struct stat facts {};
+  const bool present = stat(folder_.c_str(), &facts) == 0;
+  if (present && !S_ISDIR(facts.st_mode)) throw StoreError(Fault::invalid, "path: " + folder_ + " is a file, not a folder");
+  if (!present && !create) throw StoreError(Fault::missing, "path: there is no folder " + folder_);
+  if (!present) make_folder(folder_);
+  if (access(folder_.c_str(), W_OK) != 0) throw StoreError(Fault::read_only, "path: " + folder_ + " cannot be written");
+  lock_ = ::open(path("lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (lock_ < 0) fail(path("lock"));
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    ::close(lock_);
+    throw StoreError(Fault::locked, "path: " + folder_ + " is open already, here or in another process; close it there");
+  }
+}
+
+PosixDisk::~PosixDisk() { ::close(lock_); }
+
+std::unique_ptr<File> PosixDisk::open(const std::string& name) { return std::make_unique<PosixFile>(path(name)); }
+
+// Space is taken by writing zeros: merely reserved space would cost a journal commit at each first write.
+std::unique_ptr<File> PosixDisk::create(const std::string& name, uint64_t size) {
+  if (const size_t slash = name.rfind('/'); slash != std::string::npos) {
+    make_folder(path(name.substr(0, slash)));
+    sync_parent(name.substr(0, slash));
+  }
+  const int fd = ::open(path(name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (fd < 0) fail(path(name));
+  ::close(fd);
+  auto file = std::make_unique<PosixFile>(path(name));
+  const std::string zeros(1 << 20, '\0');
+  for (uint64_t at = 0; at < size; at += zeros.size())
+    file->write_later(at, zeros.data(), std::min<uint64_t>(zeros.size(), size - at));
+  file->sync();
+  sync_parent(name);
+  return file;
+}
+
+std::vector<std::string> PosixDisk::list(const std::string& folder) const {
+  std::vector<std::string> names;
+  DIR* dir = opendir(path(folder).c_str());
+  if (dir == nullptr) return names;
+  while (const dirent* entry = readdir(dir))
+    if (entry->d_name[0] != '.') names.emplace_back(entry->d_name);
+  closedir(dir);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+void PosixDisk::rename(const std::string& from, const std::string& to) {
+  if (::rename(path(from).c_str(), path(to).c_str()) != 0) fail(path(from));
+  sync_parent(to);
+}
+
+void PosixDisk::remove(const std::string& name) {
+  if (unlink(path(name).c_str()) != 0 && errno != ENOENT) fail(path(name));
+  sync_parent(name);
+}
+
+void PosixDisk::sync_parent(const std::string& name) const {
+  const size_t slash = name.rfind('/');
+  const std::string parent = slash == std::string::npos ? folder_ : path(name.substr(0, slash));
+  const int fd = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) fail(parent);
+  const int result = fsync(fd);
+  ::close(fd);
+  if (result != 0) fail(parent);
+}
+
+}  // namespace statepool::store

@@ -1,0 +1,30 @@
+// A folder of the file system. Writes go around the page cache where the file system allows it.
+#pragma once
+
+#include "disk.h"
+
+namespace statepool::store {
+
+class PosixDisk final : public Disk {
+ public:
+  // Takes the folder for this process alone. StoreError: locked, missing, read_only.
+  PosixDisk(std::string folder, bool create);
+  ~PosixDisk() override;
+  PosixDisk(const PosixDisk&) = delete;
+  PosixDisk& operator=(const PosixDisk&) = delete;
+
+  std::unique_ptr<File> open(const std::string& name) override;
+  std::unique_ptr<File> create(const std::string& name, uint64_t size) override;
+  std::vector<std::string> list(const std::string& folder) const override;
+  void rename(const std::string& from, const std::string& to) override;
+  void remove(const std::string& name) override;
+
+ private:
+  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  void sync_parent(const std::string& name) const;
+
+  std::string folder_;
+  int lock_ = -1;
+};
+
+}  // namespace statepool::store

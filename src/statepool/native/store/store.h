@@ -1,0 +1,124 @@
+// The store: one folder, one heap, one log, and what callers do with them.
+//
+// A writing call encodes its operations into the staging ring, applies them to the heap in one transaction, publishes
+// both, and waits until its durability level is reached. A reading call takes no lock.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "checkpoint.h"
+#include "committer.h"
+#include "disk.h"
+#include "item.h"
+#include "log.h"
+#include "operation.h"
+#include "region.h"
+#include "ring.h"
+#include "structures/range.h"
+#include "superblock.h"
+#include "table.h"
+
+namespace statepool::store {
+
+enum class Level : int8_t { inherit = -1, process, power, mirror };
+
+struct StoreOptions {
+  uint64_t capacity = 1ull << 30;       // bytes of heap; pages are taken when first used
+  uint64_t segment_size = 64 << 20;     // of the log
+  uint64_t ring = 64 << 20, journal = 8 << 20;
+  uint64_t checkpoint_bytes = 256 << 20;  // of log since the last checkpoint, then one is made in the background
+  Level level = Level::power;
+  bool create = true;
+  bool shared = true;  // heap in named shared memory; otherwise in this process only
+};
+
+// What a transaction has read: the entry's lsn then (0: absent), or with `whole` the structure's last change.
+struct Seen {
+  uint32_t structure;
+  std::string key;
+  uint64_t lsn;
+  bool whole;
+};
+
+// Names one operation of one client for all time: doing it again gives the outcome of the first time.
+struct OperationId {
+  uint32_t client = 0;  // 0: none
+  uint64_t sequence = 0;
+};
+
+class Store {
+ public:
+  Store(std::unique_ptr<Disk> disk, const StoreOptions& options);
+  ~Store();
+  void close();  // durable, with a checkpoint when the log has grown; idempotent
+
+  // ---- structures ------------------------------------------------------------------------------------------------
+  uint32_t structure(const std::string& name, Kind kind, bool create);  // its id. StoreError: missing, invalid
+  void drop(uint32_t id);
+  const Table& structures() const { return table_; }
+
+  // ---- writing ---------------------------------------------------------------------------------------------------
+  // All operations or none, with their outcomes; returns the lsn to wait for. It has been waited for as `level` says.
+  uint64_t commit(const Operation* operations, size_t count, Outcome* outcomes, Level level, OperationId id = {},
+                  const std::vector<Seen>& seen = {});
+  void wait(uint64_t lsn) { committer_->wait(lsn); }
+  void flush() { committer_->flush(); }
+  // The last operation of a client: its sequence number and outcome; sequence 0 if there is none.
+  uint64_t last_of(uint32_t client, Outcome& outcome) const;
+
+  // ---- reading ---------------------------------------------------------------------------------------------------
+  // lsn: of the entry or, if there is none, of the last removal.
+  bool get(uint32_t id, Bytes key, std::string& value, uint64_t& lsn) const;
+  uint64_t size(uint32_t id) const;
+  uint64_t last_change(uint32_t id) const;  // lsn
+  // A reader must not be told what a power loss could take back: wait for this lsn before handing it on.
+  bool must_wait(uint64_t lsn) const { return options_.level != Level::process && lsn > durable_lsn(); }
+  uint64_t scan(uint32_t id, uint64_t cursor, std::vector<Entry>& out) const;  // dict: next cursor, 0 at the end
+  void scan(uint32_t id, const Range& range, size_t limit, std::vector<Entry>& out) const;
+
+  void checkpoint();
+  uint64_t applied_lsn() const { return heap_->applied_lsn(); }
+  uint64_t durable_lsn() const { return committer_->durable_lsn(); }
+  uint64_t retries() const { return retries_; }
+  std::map<std::string, uint64_t> facts() const;
+
+ private:
+  std::string region_name() const;
+  static uint64_t heap_nonce();
+  bool attach_heap(const std::string& name);
+  void build_heap(const std::string& name);
+  void open_log();
+  void replay(const std::byte* record, uint64_t lsn);
+  void load_catalog();
+  void check_writable() const;
+  void check(const std::vector<Seen>& seen) const;
+  bool known(OperationId id, Outcome* outcomes, size_t count, uint64_t& lsn) const;
+  uint64_t run(const Operation* operations, size_t count, Outcome* outcomes, OperationId id);
+  Outcome apply(const Operation& operation);
+  void remember(OperationId id, uint64_t lsn, const Outcome& outcome);
+  void stage(const Operation& operation, OperationId id, uint16_t flags);
+  void adopt(const Operation& operation, const Outcome& outcome);
+  template <class Body>
+  auto read(uint32_t id, Body&& body) const;
+
+  StoreOptions options_;
+  std::unique_ptr<Disk> disk_;
+  Superblock super_;
+  Region region_;
+  std::unique_ptr<Heap> heap_;
+  std::unique_ptr<Ring> ring_;
+  std::unique_ptr<Log> log_;
+  std::unique_ptr<Committer> committer_;
+  std::mutex writer_, creating_, checkpointing_;
+  std::unordered_map<std::string, uint32_t> names_;
+  Table table_;
+  bool closed_ = false;
+  mutable uint64_t retries_ = 0;
+};
+
+}  // namespace statepool::store

@@ -1,0 +1,88 @@
+// What operations do to the heap. Everything here is a function of the heap and the operation, for it is replayed.
+#include "store.h"
+#include "structures/any.h"
+
+namespace statepool::store {
+namespace {
+
+// The catalog maps a structure's name to its id, kind and root, a word each.
+std::string catalog_entry(uint32_t id, Kind kind, Addr root) {
+  const uint64_t words[3] = {id, static_cast<uint64_t>(kind), root};
+  return {reinterpret_cast<const char*>(words), sizeof(words)};
+}
+
+}  // namespace
+
+void Store::load_catalog() {
+  const HashTable<Heap> catalog(*heap_, heap_->header().catalog);
+  std::vector<Entry> entries;
+  uint64_t cursor = 0;
+  do {
+    entries.clear();
+    cursor = catalog.scan(cursor, entries);
+    for (const Entry& entry : entries) {
+      if (entry.value.size() != 24) throw StoreError(Fault::corrupt, "catalog: an entry has the wrong size");
+      const auto id = static_cast<uint32_t>(load_as<uint64_t>(entry.value.data()));
+      table_.put(id, entry.key, static_cast<Kind>(entry.value[8]), load_as<uint64_t>(entry.value.data() + 16));
+      names_[entry.key] = id;
+    }
+  } while (cursor != 0);
+}
+
+Outcome Store::apply(const Operation& o) {
+  HashTable<Heap> catalog(*heap_, heap_->header().catalog);
+  Outcome out;
+  if (o.verb == Verb::create) {
+    // The id comes with the operation, so that a replay gives the same one.
+    const auto kind = static_cast<Kind>(o.x);
+    out.number = create_structure(*heap_, kind);
+    catalog.put(o.a, catalog_entry(o.structure, kind, out.number));
+    out.changed = true;
+    return out;
+  }
+  const Structure& s = table_.at(o.structure);
+  heap_->change(s.root);
+  if (o.verb != Verb::drop) return apply_operation(*heap_, s.kind, s.root, o);
+  with_structure(*heap_, s.kind, s.root, [](auto& structure) { structure.destroy(); });
+  catalog.erase(s.name);
+  out.changed = true;
+  return out;
+}
+
+// Takes over what a committed operation means for the table of structures.
+void Store::adopt(const Operation& o, const Outcome& out) {
+  if (o.verb == Verb::create) {
+    table_.put(o.structure, std::string(o.a), static_cast<Kind>(o.x), out.number);
+    names_[std::string(o.a)] = o.structure;
+  } else if (o.verb == Verb::drop) {
+    names_.erase(table_.at(o.structure).name);
+    table_.set_root(o.structure, 0);
+  }
+}
+
+uint32_t Store::structure(const std::string& name, Kind kind, bool create) {
+  const std::lock_guard<std::mutex> one_at_a_time(creating_);
+  {
+    const std::lock_guard<std::mutex> lock(writer_);
+    if (const auto found = names_.find(name); found != names_.end()) {
+      const Kind present = table_.at(found->second).kind;
+      if (present != kind)
+        throw StoreError(Fault::invalid, "name: '" + name + "' is a " + kind_name(present) + ", not a " + kind_name(kind));
+      return found->second;
+    }
+    if (!create) throw StoreError(Fault::missing, "name: there is no structure '" + name + "'");
+    if (name.empty()) throw StoreError(Fault::invalid, "name: it is empty");
+  }
+  Operation o{Verb::create, table_.size(), name, {}, static_cast<uint64_t>(kind), 0};
+  Outcome out;
+  commit(&o, 1, &out, Level::inherit);
+  return o.structure;
+}
+
+void Store::drop(uint32_t id) {
+  const Operation o{Verb::drop, id, {}, {}, 0, 0};
+  Outcome out;
+  commit(&o, 1, &out, Level::inherit);
+}
+
+}  // namespace statepool::store

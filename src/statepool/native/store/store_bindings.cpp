@@ -1,0 +1,242 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "posix_disk.h"
+#include "store.h"
+#include "structures/any.h"
+
+namespace nb = nanobind;
+using namespace statepool::store;
+
+namespace {
+
+Bytes view(const nb::bytes& b) { return {b.c_str(), b.size()}; }
+nb::bytes to_bytes(const std::string& s) { return nb::bytes(s.data(), s.size()); }
+
+// What Python holds. Waits release the GIL; everything else is too short for that to pay.
+class PyStore {
+ public:
+  PyStore(const std::string& path, const StoreOptions& options) {
+    nb::gil_scoped_release released;
+    store_ = std::make_unique<Store>(std::make_unique<PosixDisk>(path, options.create), options);
+    level_ = options.level;
+  }
+
+  Store& open() const {
+    if (store_ == nullptr) throw StoreError(Fault::read_only, "store: it is closed");
+    return *store_;
+  }
+
+  void close() {
+    nb::gil_scoped_release released;
+    if (store_ != nullptr) store_->close();
+    store_.reset();
+  }
+
+  Outcome one(const Operation& o, int level) {
+    Outcome outcome;
+    Store& store = open();
+    const uint64_t lsn = store.commit(&o, 1, &outcome, Level::process);
+    settle(lsn, level);
+    return outcome;
+  }
+
+  void settle(uint64_t lsn, int level) {
+    const Level wanted = level < 0 ? level_ : static_cast<Level>(level);
+    if (wanted == Level::process || lsn <= store_->durable_lsn()) return;
+    nb::gil_scoped_release released;
+    store_->wait(lsn);
+  }
+
+  // Before a value goes out to the caller: see Store::must_wait.
+  void see(uint64_t lsn) const {
+    if (!store_->must_wait(lsn)) return;
+    nb::gil_scoped_release released;
+    store_->wait(lsn);
+  }
+
+  nb::object get(uint32_t id, const nb::bytes& key, const nb::object& otherwise) const {
+    thread_local std::string value;
+    uint64_t lsn = 0;
+    const bool found = open().get(id, view(key), value, lsn);
+    see(lsn);
+    return found ? nb::object(to_bytes(value)) : otherwise;
+  }
+
+  nb::list get_many(uint32_t id, const nb::sequence& keys) const {
+    nb::list out;
+    thread_local std::string value;
+    uint64_t last = 0, lsn = 0;
+    for (const nb::handle key : keys) {
+      const bool found = open().get(id, view(nb::cast<nb::bytes>(key)), value, lsn);
+      last = std::max(last, lsn);
+      if (found) out.append(to_bytes(value));
+      else out.append(nb::none());
+    }
+    see(last);
+    return out;
+  }
+
+  // Pairs of one mapping or iterable as one commit; the bytes objects are kept alive by `held`.
+  void update(uint32_t id, const nb::object& pairs, int level) {
+    const nb::list held(pairs);
+    std::vector<Operation> operations;
+    operations.reserve(held.size());
+    for (const nb::handle item : held) {
+      const auto pair = nb::cast<nb::tuple>(item);
+      if (pair.size() != 2) throw StoreError(Fault::invalid, "update: each item must be a (key, value) pair");
+      operations.push_back({Verb::put, id, view(nb::cast<nb::bytes>(pair[0])), view(nb::cast<nb::bytes>(pair[1]))});
+    }
+    if (operations.empty()) return;
+    std::vector<Outcome> outcomes(operations.size());
+    settle(open().commit(operations.data(), operations.size(), outcomes.data(), Level::process), level);
+  }
+
+  // operations: (verb, structure, a, b, x, y); seen: (structure, key or None, lsn); returns outcomes as tuples.
+  nb::list commit(const nb::list& operations, const nb::list& seen, uint32_t client, uint64_t sequence, int level) {
+    std::vector<Operation> all;
+    for (const nb::handle item : operations) {
+      const auto t = nb::cast<nb::tuple>(item);
+      all.push_back({static_cast<Verb>(nb::cast<int>(t[0])), nb::cast<uint32_t>(t[1]), view(nb::cast<nb::bytes>(t[2])),
+                     view(nb::cast<nb::bytes>(t[3])), nb::cast<uint64_t>(t[4]), nb::cast<uint64_t>(t[5])});
+    }
+    std::vector<Seen> read;
+    for (const nb::handle item : seen) {
+      const auto t = nb::cast<nb::tuple>(item);
+      const bool whole = t[1].is_none();
+      read.push_back({nb::cast<uint32_t>(t[0]), whole ? std::string() : std::string(view(nb::cast<nb::bytes>(t[1]))),
+                      nb::cast<uint64_t>(t[2]), whole});
+    }
+    nb::list out;
+    if (all.empty()) return out;
+    std::vector<Outcome> outcomes(all.size());
+    settle(open().commit(all.data(), all.size(), outcomes.data(), Level::process, {client, sequence}, read), level);
+    for (const Outcome& o : outcomes) out.append(as_tuple(o));
+    return out;
+  }
+
+  static nb::tuple as_tuple(const Outcome& o) {
+    return nb::make_tuple(o.changed, o.number, o.token, o.attempts, to_bytes(o.value));
+  }
+
+  // (key, value, lsn) of up to `limit` entries.
+  nb::list range(uint32_t id, const Range& range, size_t limit) const {
+    std::vector<Entry> entries;
+    open().scan(id, range, limit, entries);
+    see(open().last_change(id));
+    return listed(entries);
+  }
+
+  nb::tuple scan(uint32_t id, uint64_t cursor) const {
+    std::vector<Entry> entries;
+    const uint64_t next = open().scan(id, cursor, entries);
+    see(open().last_change(id));
+    return nb::make_tuple(next, listed(entries));
+  }
+
+  static nb::list listed(const std::vector<Entry>& entries) {
+    nb::list out;
+    for (const Entry& e : entries) out.append(nb::make_tuple(to_bytes(e.key), to_bytes(e.value), e.lsn));
+    return out;
+  }
+
+  nb::tuple lookup(uint32_t id, const nb::bytes& key) const {
+    std::string value;
+    uint64_t lsn = 0;
+    const bool found = open().get(id, view(key), value, lsn);
+    see(lsn);
+    return nb::make_tuple(found ? nb::object(to_bytes(value)) : nb::none(), found ? lsn : 0);
+  }
+
+  nb::list structures() const {
+    nb::list out;
+    const Table& table = open().structures();
+    for (uint32_t id = 0; id < table.size(); ++id)
+      if (table.live(id)) out.append(nb::make_tuple(table.at(id).name, id, static_cast<int>(table.at(id).kind)));
+    return out;
+  }
+
+ private:
+  std::unique_ptr<Store> store_;
+  Level level_ = Level::power;
+};
+
+template <class Call>
+auto released(Call&& call) {
+  nb::gil_scoped_release release;
+  return call();
+}
+
+}  // namespace
+
+void bind_store(nb::module_& m) {
+  nb::class_<Range>(m, "Range")
+      .def("__init__",
+           [](Range* self, const nb::object& low, const nb::object& high, bool include_low, bool include_high, bool reverse) {
+             new (self) Range{};
+             self->has_low = !low.is_none();
+             self->has_high = !high.is_none();
+             if (self->has_low) self->low = view(nb::cast<nb::bytes>(low));
+             if (self->has_high) self->high = view(nb::cast<nb::bytes>(high));
+             self->include_low = include_low;
+             self->include_high = include_high;
+             self->reverse = reverse;
+           },
+           nb::arg("low").none(), nb::arg("high").none(), nb::arg("include_low") = true,
+           nb::arg("include_high") = false, nb::arg("reverse") = false);
+
+  nb::class_<PyStore>(m, "Store")
+      .def("__init__",
+           [](PyStore* self, const std::string& path, uint64_t capacity, uint64_t segment_size, int level, bool create,
+              bool shared, uint64_t checkpoint_bytes) {
+             StoreOptions options;
+             options.capacity = capacity;
+             options.segment_size = segment_size;
+             options.level = static_cast<Level>(level);
+             options.create = create;
+             options.shared = shared;
+             options.checkpoint_bytes = checkpoint_bytes;
+             new (self) PyStore(path, options);
+           },
+           nb::arg("path"), nb::kw_only(), nb::arg("capacity"), nb::arg("segment_size"), nb::arg("level"),
+           nb::arg("create"), nb::arg("shared"), nb::arg("checkpoint_bytes"))
+      .def("close", &PyStore::close)
+      .def("structure",
+           [](PyStore& s, const std::string& name, int kind, bool create) {
+             return released([&] { return s.open().structure(name, static_cast<Kind>(kind), create); });
+           },
+           nb::arg("name"), nb::arg("kind"), nb::arg("create"))
+      .def("drop", [](PyStore& s, uint32_t id) { released([&] { s.open().drop(id); }); }, nb::arg("id"))
+      .def("structures", &PyStore::structures)
+      .def("get", &PyStore::get, nb::arg("id"), nb::arg("key"), nb::arg("default").none())
+      .def("get_many", &PyStore::get_many, nb::arg("id"), nb::arg("keys"))
+      .def("lookup", &PyStore::lookup, nb::arg("id"), nb::arg("key"))
+      .def("put", [](PyStore& s, uint32_t id, const nb::bytes& key, const nb::bytes& value,
+                     int level) { return s.one({Verb::put, id, view(key), view(value)}, level).number != 0; },
+           nb::arg("id"), nb::arg("key"), nb::arg("value"), nb::arg("level") = -1)
+      .def("erase", [](PyStore& s, uint32_t id, const nb::bytes& key,
+                       int level) { return s.one({Verb::erase, id, view(key), {}}, level).changed; },
+           nb::arg("id"), nb::arg("key"), nb::arg("level") = -1)
+      .def("update", &PyStore::update, nb::arg("id"), nb::arg("pairs"), nb::arg("level") = -1)
+      .def("commit", &PyStore::commit, nb::arg("operations"), nb::arg("seen"), nb::arg("client") = 0,
+           nb::arg("sequence") = 0, nb::arg("level") = -1)
+      .def("range", &PyStore::range, nb::arg("id"), nb::arg("range"), nb::arg("limit"))
+      .def("scan", &PyStore::scan, nb::arg("id"), nb::arg("cursor"))
+      .def("size", [](PyStore& s, uint32_t id) { return s.open().size(id); }, nb::arg("id"))
+      .def("last_change", [](PyStore& s, uint32_t id) { return s.open().last_change(id); }, nb::arg("id"))
+      .def("last_of",
+           [](PyStore& s, uint32_t client) {
+             Outcome o;
+             const uint64_t sequence = s.open().last_of(client, o);
+             return nb::make_tuple(sequence, PyStore::as_tuple(o));
+           },
+           nb::arg("client"))
+      .def("wait", [](PyStore& s, uint64_t lsn) { released([&] { s.open().wait(lsn); }); }, nb::arg("lsn"))
+      .def("flush", [](PyStore& s) { released([&] { s.open().flush(); }); })
+      .def("checkpoint", [](PyStore& s) { released([&] { s.open().checkpoint(); }); })
+      .def_prop_ro("applied_lsn", [](PyStore& s) { return s.open().applied_lsn(); })
+      .def_prop_ro("durable_lsn", [](PyStore& s) { return s.open().durable_lsn(); })
+      .def("facts", [](PyStore& s) { return s.open().facts(); });
+}

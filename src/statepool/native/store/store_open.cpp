@@ -1,0 +1,196 @@
+// Opening, recovering, checkpointing and closing a store.
+#include <unistd.h>
+
+#include <random>
+
+#include "store.h"
+#include "structures/any.h"
+
+namespace statepool::store {
+namespace {
+
+std::string numbered(const char* folder, uint64_t id) {
+  char name[40];
+  std::snprintf(name, sizeof(name), "%s/%016llx", folder, static_cast<unsigned long long>(id));
+  return name;
+}
+
+uint64_t random_word() {
+  std::random_device device;
+  return static_cast<uint64_t>(device()) << 32 | device();
+}
+
+}  // namespace
+
+Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_(options), disk_(std::move(disk)) {
+  if (!read_superblock(*disk_, super_)) {
+    if (!options.create) throw StoreError(Fault::missing, "store: there is none in this folder");
+    super_ = Superblock{};
+    for (int i = 0; i < 2; ++i) store_as(super_.uuid + 8 * i, random_word());
+    super_.segment_size = options.segment_size;
+    super_.capacity = round_up(options.capacity, kBlock);
+    super_.first_segment = 1;
+    Log::create(*disk_, super_);
+    create_superblock(*disk_, super_);  // the store exists from here on
+  }
+  ++super_.epoch;
+  const std::string name = region_name();
+  if (!options.shared || !attach_heap(name)) build_heap(name);
+  ring_ = std::make_unique<Ring>(*heap_);
+  open_log();
+  super_.clean = 0;
+  write_superblock(*disk_, super_);
+  heap_->control().epoch = super_.epoch;
+  heap_->control().owner_pid = static_cast<uint64_t>(getpid());
+  committer_ = std::make_unique<Committer>(*log_, *ring_, heap_->control());
+  committer_->flush();
+}
+
+std::string Store::region_name() const {
+  std::string name = "/statepool-";
+  for (const uint8_t byte : super_.uuid) {
+    char hex[3];
+    std::snprintf(hex, sizeof(hex), "%02x", byte);
+    name += hex;
+  }
+  return name;
+}
+
+// The heap of a process that died, if it is still in memory.
+bool Store::attach_heap(const std::string& name) {
+  Region region = Region::open(name, true);
+  if (!region || super_.clean) return false;
+  const auto* control = reinterpret_cast<const Control*>(region.data());
+  if (region.size() < kSector || control->nonce != super_.heap_nonce || control->capacity != super_.capacity ||
+      Heap::region_size(control->capacity, control->journal_capacity, control->ring_capacity) != region.size())
+    return false;
+  region_ = std::move(region);
+  heap_ = std::make_unique<Heap>(region_.data(), false);
+  heap_->recover();
+  load_catalog();
+  return true;
+}
+
+// A new heap from the last checkpoint, or an empty one.
+void Store::build_heap(const std::string& name) {
+  const uint64_t size = Heap::region_size(super_.capacity, options_.journal, options_.ring);
+  region_ = options_.shared ? Region::create(name, size) : Region::anonymous(size);
+  Heap::prepare(region_.data(), super_.capacity, options_.journal, options_.ring);
+  super_.heap_nonce = heap_nonce();
+  heap_ = std::make_unique<Heap>(region_.data(), true);
+  Control& control = heap_->control();
+  control.nonce = super_.heap_nonce;
+  if (super_.checkpoint_id != 0) {
+    const uint64_t lsn = load_checkpoint(*disk_, numbered("ckpt", super_.checkpoint_id), *heap_);
+    if (lsn != super_.checkpoint_lsn) throw StoreError(Fault::corrupt, "meta: it names a checkpoint of another state");
+  } else {
+    HeapHeader& header = heap_->header();
+    header.catalog = HashTable<Heap>::create(*heap_);
+    header.clients = HashTable<Heap>::create(*heap_);
+    heap_->set_lsn(0);
+    heap_->commit();
+  }
+  control.durable_lsn = control.logged_lsn = super_.checkpoint_lsn;
+  load_catalog();
+}
+
+uint64_t Store::heap_nonce() { return random_word() | 1; }
+
+// Brings heap, ring and log to one state: what the log has and the heap lacks is applied, what the ring has and the log
+// lacks stays in the ring for the committer.
+void Store::open_log() {
+  Control& control = heap_->control();
+  const uint64_t from = heap_->applied_lsn() + 1;
+  log_ = Log::open(*disk_, super_, from, [&](const std::byte* record, uint64_t lsn) { replay(record, lsn); });
+  uint64_t lsn = control.durable_lsn;
+  const uint64_t last = log_->last_lsn();
+  uint64_t in_log = control.ring_head;
+  ring_->each([&](const std::byte* record, uint64_t, uint64_t next) {
+    ++lsn;
+    if (lsn <= last) in_log = next;
+    else if (lsn > heap_->applied_lsn()) replay(record, lsn);
+  });
+  ring_->taken(in_log);
+  control.durable_lsn = last;
+  control.logged_lsn = std::max(last, lsn);
+  if (last < super_.checkpoint_lsn)
+    throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + ", before the checkpoint of " +
+                                         std::to_string(super_.checkpoint_lsn));
+}
+
+// Transactions were logged whole, so replaying their operations one by one ends in the same state.
+void Store::replay(const std::byte* record, uint64_t lsn) {
+  const auto header = load_as<RecordHeader>(record);
+  const Bytes body(reinterpret_cast<const char*>(record + sizeof(RecordHeader)), header.length);
+  const Operation o = decode_operation(header, body);
+  heap_->set_lsn(lsn);
+  try {
+    Outcome out = apply(o);
+    const OperationId id{header.client, header.client_seq};
+    if (id.client != 0) remember(id, lsn, out);
+    heap_->commit();
+    adopt(o, out);
+  } catch (...) {
+    heap_->rollback();
+    throw;
+  }
+}
+
+void Store::checkpoint() {
+  const std::lock_guard<std::mutex> one_at_a_time(checkpointing_);
+  std::unique_ptr<Checkpoint> checkpoint;
+  {
+    const std::lock_guard<std::mutex> lock(writer_);
+    if (closed_) throw StoreError(Fault::read_only, "store: it is closed");
+    checkpoint = std::make_unique<Checkpoint>(*heap_);
+  }
+  struct End {
+    std::mutex& writer;
+    std::unique_ptr<Checkpoint>& checkpoint;
+    ~End() {
+      const std::lock_guard<std::mutex> lock(writer);
+      checkpoint.reset();
+    }
+  } end{writer_, checkpoint};
+  const uint64_t old = super_.checkpoint_id, id = old + 1;
+  if (checkpoint->lsn() == super_.checkpoint_lsn && old != 0) return;
+  checkpoint->write(*disk_, numbered("ckpt", id));
+  committer_->wait(checkpoint->lsn());  // a checkpoint must not know more than the log
+  super_.checkpoint_id = id;
+  super_.checkpoint_lsn = checkpoint->lsn();
+  super_.first_segment = log_->segment_of(checkpoint->lsn() + 1);
+  write_superblock(*disk_, super_);
+  if (old != 0) disk_->remove(numbered("ckpt", old));
+  log_->recycle(checkpoint->lsn());
+}
+
+void Store::close() {
+  if (closed_) return;
+  if (!committer_->failed()) {
+    committer_->flush();
+    if (log_->bytes_since(super_.checkpoint_lsn) > options_.checkpoint_bytes / 16) checkpoint();
+  }
+  const std::lock_guard<std::mutex> lock(writer_);
+  closed_ = true;
+  committer_.reset();
+  if (options_.shared) Region::remove(region_name());
+}
+
+std::map<std::string, uint64_t> Store::facts() const {
+  const HeapHeader& header = heap_->header();
+  return {{"applied_lsn", applied_lsn()},   {"durable_lsn", durable_lsn()},
+          {"commits", committer_->frames()}, {"log_bytes", log_->bytes_since(super_.checkpoint_lsn)},
+          {"heap_used", header.used_bytes},  {"capacity", heap_->capacity()},
+          {"epoch", super_.epoch},           {"checkpoint_lsn", super_.checkpoint_lsn},
+          {"read_retries", retries_},        {"staged_bytes", ring_->held()}};
+}
+
+Store::~Store() {
+  try {
+    close();
+  } catch (const StoreError&) {
+    // Nothing is lost: the log has all that was durable, and the next open replays it.
+  }
+}
+
+}  // namespace statepool::store

@@ -1,0 +1,58 @@
+#include "superblock.h"
+
+#include <algorithm>
+
+#include "crc32c.h"
+#include "errors.h"
+
+namespace statepool::store {
+namespace {
+
+constexpr const char* kName = "meta";
+
+uint32_t crc_of(const Superblock& block) { return crc32c(&block, offsetof(Superblock, crc)); }
+
+void write_slot(File& file, Superblock& block) {
+  ++block.generation;
+  block.crc = crc_of(block);
+  alignas(kSector) static thread_local char sector[kSector];
+  std::memset(sector, 0, kSector);
+  std::memcpy(sector, &block, sizeof(block));
+  file.write(block.generation % 2 * kSector, sector, kSector);
+}
+
+}  // namespace
+
+bool read_superblock(Disk& disk, Superblock& out) {
+  const auto names = disk.list("");
+  if (std::find(names.begin(), names.end(), kName) == names.end()) return false;
+  const auto file = disk.open(kName);
+  bool found = false, empty = true;
+  for (int slot = 0; slot < 2; ++slot) {
+    Superblock block;
+    block.magic = 0;
+    file->read(slot * kSector, &block, sizeof(block));
+    empty = empty && block.magic == 0;
+    if (block.magic != Superblock{}.magic || block.crc != crc_of(block)) continue;
+    if (block.version != Superblock{}.version)
+      throw StoreError(Fault::format, "meta: format " + std::to_string(block.version) + ", this program reads 1");
+    if (found && block.generation < out.generation) continue;
+    out = block;
+    found = true;
+  }
+  if (found) return true;
+  if (empty) return false;  // power was cut before a store was made here
+  throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid; restore the folder from a mirror or a copy");
+}
+
+void create_superblock(Disk& disk, Superblock& block) {
+  const auto file = disk.create(kName, 2 * kSector);
+  write_slot(*file, block);
+}
+
+void write_superblock(Disk& disk, Superblock& block) {
+  const auto file = disk.open(kName);
+  write_slot(*file, block);
+}
+
+}  // namespace statepool::store

@@ -1,0 +1,23 @@
+// The store's first word: two slots of a sector, written in turn; the valid one of the higher generation counts.
+#pragma once
+
+#include "disk.h"
+
+namespace statepool::store {
+
+struct Superblock {
+  uint32_t magic = 0x4d535053, version = 1;  // "SPSM"
+  uint8_t uuid[16] = {};
+  uint64_t generation = 0, epoch = 0;
+  uint64_t checkpoint_lsn = 0, checkpoint_id = 0;  // 0: none
+  uint64_t first_segment = 1, segment_size = 0, capacity = 0;
+  uint64_t heap_nonce = 0, clean = 0;
+  uint32_t zero = 0, crc = 0;
+};
+
+// False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
+bool read_superblock(Disk& disk, Superblock& out);
+void create_superblock(Disk& disk, Superblock& block);
+void write_superblock(Disk& disk, Superblock& block);  // into the other slot, with the next generation
+
+}  // namespace statepool::store

@@ -1,0 +1,200 @@
+"""A store: a folder, opened by one process at a time for writing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from statepool.core.errors import InvalidRequest
+from statepool.store.codec import CodecName, codec
+from statepool.store.coordination import Counter, Lock
+from statepool.store.dicts import Dict, SortedDict
+from statepool.store.native import Kind, Level, core, level_number
+from statepool.store.sequences import Log, Queue, Stack
+from statepool.store.transaction import Transaction
+
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SORTED = {"b+tree": Kind.SORTED_DICT, "skip list": Kind.SKIP_LIST, "bst": Kind.BST}
+
+
+def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `dbm.open` are called
+    path: str | os.PathLike[str],
+    *,
+    durability: Level = "power",
+    create: bool = True,
+    capacity: int | str = "1GiB",
+    segment_size: int | str = "64MiB",
+    checkpoint_every: int | str = "256MiB",
+    shared: bool = True,
+) -> Store:
+    """Open the store in a folder, or make one there.
+
+    Args:
+        path: the folder.
+        durability: what writes have survived when they return: ``process`` (the process may be killed), ``power`` (the
+            machine may lose power) or ``mirror`` (it may be lost: a mirror has them too). Writes may differ one by one.
+        create: make the store if there is none.
+        capacity: bytes of heap at most, fixed when the store is made; pages are taken when first used.
+        segment_size: bytes of one file of the log, fixed when the store is made.
+        checkpoint_every: bytes of log after which a checkpoint is written, so that opening stays fast.
+        shared: keep the heap in shared memory, where other processes read it and a restarted one finds it again.
+
+    Raises:
+        StoreLocked: another process has it open.
+        StoreCorrupt: stored bytes contradict their checksums; nothing was changed.
+        StoreFormat: a newer statepool wrote it.
+        NotFound: there is no store and ``create`` is false.
+        InvalidRequest: an argument is out of range.
+    """
+    if durability not in ("process", "power", "mirror"):
+        level_number(durability)
+    native = core.Store(
+        os.fspath(path),
+        capacity=_bytes("capacity", capacity, 1 << 20),
+        segment_size=_bytes("segment_size", segment_size, 64 << 10),
+        level=level_number(durability),
+        create=create,
+        shared=shared,
+        checkpoint_bytes=_bytes("checkpoint_every", checkpoint_every, 1 << 16),
+    )
+    return Store(native, Path(path), durability)
+
+
+def _bytes(field: str, size: int | str, least: int) -> int:
+    match = re.fullmatch(r"\s*(\d+)\s*([kmgt]ib|b)?\s*", str(size), re.IGNORECASE)
+    if match is None:
+        raise InvalidRequest(f"{field}: '{size}' is no size; write a number of bytes or e.g. 512MiB", param=field)
+    value = int(match[1]) * _UNITS[(match[2] or "").upper()]
+    if value < least:
+        raise InvalidRequest(f"{field}: {value} bytes is too small, the least is {least}", param=field)
+    return value
+
+
+class Store:
+    """Durable structures by name. Made by :func:`open`; close it, or use it as a context manager.
+
+    Structures are made when first asked for. Asking for one by another kind raises ``InvalidRequest``.
+    """
+
+    def __init__(self, native: Any, path: Path, durability: str) -> None:
+        self.native, self.path, self.durability = native, path, durability
+
+    # ---- structures -----------------------------------------------------------------------------------------------
+
+    def _structure(self, name: str, kind: Kind) -> int:
+        identity: int = self.native.structure(name, int(kind), True)
+        return identity
+
+    def dict(self, name: str, *, keys: CodecName = "bytes", values: CodecName = "bytes") -> Dict:
+        """A dictionary without order: a hash table."""
+        return Dict(self, self._structure(name, Kind.DICT), name, codec(keys), codec(values))
+
+    def sorted_dict(
+        self,
+        name: str,
+        *,
+        keys: CodecName = "bytes",
+        values: CodecName = "bytes",
+        structure: str = "b+tree",
+    ) -> SortedDict:
+        """A dictionary in the order of its keys: a B+tree, or a ``skip list`` or ``bst`` on request."""
+        if structure not in _SORTED:
+            raise InvalidRequest(f"structure: '{structure}' is none of {', '.join(_SORTED)}", param="structure")
+        return SortedDict(self, self._structure(name, _SORTED[structure]), name, codec(keys), codec(values))
+
+    def queue(self, name: str, *, values: CodecName = "bytes") -> Queue:
+        """A queue with leases and acknowledgements."""
+        return Queue(self, self._structure(name, Kind.QUEUE), name, codec(values))
+
+    def stack(self, name: str, *, values: CodecName = "bytes") -> Stack:
+        """A stack."""
+        return Stack(self, self._structure(name, Kind.STACK), name, codec(values))
+
+    def log(self, name: str, *, values: CodecName = "bytes") -> Log:
+        """A sequence that is only appended to."""
+        return Log(self.sorted_dict(name, values=values), self._cells("log"))
+
+    def counter(self, name: str) -> Counter:
+        """An integer."""
+        return Counter(self._cells("counter"), name)
+
+    def lock(self, name: str, *, lease: float = 10.0) -> Lock:
+        """A lock that ends by itself ``lease`` seconds after its holder died."""
+        if lease <= 0:
+            raise InvalidRequest(f"lease: {lease} seconds; a lock needs more than 0", param="lease")
+        return Lock(self._cells("lock"), name, lease)
+
+    def _cells(self, purpose: str) -> Dict:
+        return self.dict(f"statepool.{purpose}", keys="str", values="msgpack")
+
+    def structures(self) -> dict[str, str]:
+        """Names of all structures and their kinds."""
+        return {name: Kind(kind).name.lower() for name, _, kind in self.native.structures()}
+
+    def drop(self, name: str) -> None:
+        """Delete a structure and all in it.
+
+        Raises:
+            NotFound: there is none by that name.
+        """
+        for present, identity, _ in self.native.structures():
+            if present == name:
+                return self.native.drop(identity)
+        self.native.structure(name, int(Kind.DICT), False)  # says that it is missing
+        return None
+
+    # ---- all of it --------------------------------------------------------------------------------------------------
+
+    def transaction(self, *, durability: Level | None = None, op_id: tuple[int, int] | None = None) -> Transaction:
+        """Several operations, all or nothing: see :class:`Transaction`.
+
+        ``op_id`` = (client, sequence) makes it happen once only: with the same pair again, nothing is done.
+        """
+        return Transaction(self, durability, op_id)
+
+    def committed(self, op_id: tuple[int, int]) -> bool:
+        """Whether the operation by this name took effect: what to ask after a crash or an ``OutcomeUnknown``."""
+        return bool(self.native.last_of(op_id[0])[0] >= op_id[1])
+
+    def sync(self) -> None:
+        """Make everything written so far survive a power loss, whatever its level."""
+        self.native.flush()
+
+    def wait(self, lsn: int) -> None:
+        """Return when operation number ``lsn`` survives a power loss."""
+        self.native.wait(lsn)
+
+    def checkpoint(self) -> None:
+        """Write the whole heap out, so that the next opening replays nothing."""
+        self.native.checkpoint()
+
+    @property
+    def applied_lsn(self) -> int:
+        """Number of the last operation that readers see."""
+        return int(self.native.applied_lsn)
+
+    @property
+    def durable_lsn(self) -> int:
+        """Number of the last operation that survives a power loss."""
+        return int(self.native.durable_lsn)
+
+    def stat(self) -> dict[str, Any]:
+        """Figures of the store: log, heap, commits, and how durable its writes are."""
+        return {"path": str(self.path), "durability": self.durability, **self.native.facts()}
+
+    def close(self) -> None:
+        """Make everything durable and let the folder go. Closing twice is fine."""
+        self.native.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.structures())
