@@ -18,7 +18,7 @@ from __future__ import annotations
 from statepool.store.coordination import Counter, Lock
 from statepool.store.dicts import Dict, SortedDict
 from statepool.store.sequences import Item, Log, Queue, Stack
-from statepool.store.store import Store, open
+from statepool.store.store import Store, open  # noqa: A004 - as `shelve.open` and `dbm.open` are called
 from statepool.store.transaction import Transaction
 
 __all__ = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from types import TracebackType
 
 from statepool.core.errors import Conflict
 from statepool.store.dicts import Dict
@@ -26,7 +25,7 @@ class Counter:
     @property
     def value(self) -> int:
         """The present value; 0 at first."""
-        return self._cells.get(self.name, 0)
+        return int(self._cells.get(self.name, 0))
 
     def __repr__(self) -> str:
         return f"<Counter {self.name!r} at {self.value}>"
@@ -92,5 +91,5 @@ class Lock:
         self.acquire()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.release()

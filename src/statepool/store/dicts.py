@@ -111,7 +111,7 @@ class Dict(MutableMapping[Any, Any]):
 
     # ---- many entries -----------------------------------------------------------------------------------------------
 
-    def update(self, other: Any = (), /, *, durability: str | None = None, **named: Any) -> None:  # type: ignore[override]
+    def update(self, other: Any = (), /, *, durability: str | None = None, **named: Any) -> None:
         """Set all pairs of a mapping or an iterable in one commit: after a crash all of them are there, or none."""
         pairs: Iterable[tuple[Any, Any]] = other.items() if isinstance(other, Mapping) else other
         encoded = [(self.encode_key(k), self.encode(v)) for k, v in pairs]
@@ -159,7 +159,27 @@ class Dict(MutableMapping[Any, Any]):
         return ((self.decode_key(key), self.decode(value)) for key, value in self._entries())
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} of {len(self)}>"
+        kind = "SortedDict" if isinstance(self, SortedDict) else "Dict"
+        return f"<{kind} {self.name!r} of {len(self)}>"
+
+
+class _Plain(Dict):
+    """The short ways for bytes keys and bytes values, which need no codec; the core checks their types."""
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self.native.get(self.identity, key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self.native.get(self.identity, key, default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.native.put(self.identity, key, value)
+
+    def __contains__(self, key: object) -> bool:
+        return self.native.get(self.identity, key) is not None
 
 
 class SortedDict(Dict):
@@ -167,13 +187,21 @@ class SortedDict(Dict):
 
     _at: int | None = None
 
-    def _range(self, low: Any, high: Any, include: tuple[bool, bool], reverse: bool, limit: int) -> list[tuple[bytes, bytes]]:
+    def _range(
+        self, low: Any, high: Any, include: tuple[bool, bool], reverse: bool, limit: int
+    ) -> list[tuple[bytes, bytes]]:
         bounds = [None if bound is None else self.encode_key(bound) for bound in (low, high)]
         found = self.native.range(self.identity, core.Range(*bounds, *include, reverse), limit)
         return [(key, value) for key, value, _ in found]
 
     def range(
-        self, low: Any = None, high: Any = None, *, limit: int | None = None, reverse: bool = False, inclusive: bool = False
+        self,
+        low: Any = None,
+        high: Any = None,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+        inclusive: bool = False,
     ) -> Iterator[tuple[Any, Any]]:
         """Entries with ``low <= key < high`` in order (``inclusive``: ``<= high``), ``None`` meaning no bound.
 
@@ -238,3 +266,14 @@ class SortedDict(Dict):
 
     def __reversed__(self) -> Iterator[Any]:
         return (key for key, _ in self.range(reverse=True))
+
+
+class _PlainSorted(_Plain, SortedDict):
+    """Both."""
+
+
+def make_dict(store: Store, identity: int, name: str, keys: Codec, values: Codec, ordered: bool) -> Any:
+    """The face of a dictionary, sorted or not."""
+    plain = keys.name == values.name == "bytes"
+    face = (_PlainSorted if plain else SortedDict) if ordered else (_Plain if plain else Dict)
+    return face(store, identity, name, keys, values)

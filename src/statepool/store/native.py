@@ -10,7 +10,9 @@ from statepool.core.errors import InvalidRequest
 try:
     from statepool.native import _store  # type: ignore[attr-defined]  # compiled: no source for mypy to find
 except ImportError as error:  # pragma: no cover - a machine without a compiler
-    raise ImportError(f"statepool.store needs its native module ({error}); run `make native` with a C++ compiler") from error
+    raise ImportError(
+        f"statepool.store needs its native module ({error}); run `make native` with a C++ compiler"
+    ) from error
 
 core: Any = _store
 

@@ -70,7 +70,9 @@ class Queue:
         ids = [b""] * len(encoded) if dedup is None else [name.encode() for name in dedup]
         if len(ids) != len(encoded):
             raise InvalidRequest(f"dedup: {len(ids)} ids for {len(encoded)} values", param="dedup")
-        operations = [(Verb.ENQUEUE, self.identity, value, name, 0, 0) for value, name in zip(encoded, ids, strict=True)]
+        operations = [
+            (Verb.ENQUEUE, self.identity, value, name, 0, 0) for value, name in zip(encoded, ids, strict=True)
+        ]
         return [outcome[1] for outcome in self.native.commit(operations, [], level=level_number(durability))]
 
     def take(self, lease: float = 30.0, *, owner: int = 0) -> Item | None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidRequest, NotFound
 from statepool.store.codec import CodecName, codec
 from statepool.store.coordination import Counter, Lock
-from statepool.store.dicts import Dict, SortedDict
+from statepool.store.dicts import Dict, SortedDict, make_dict
 from statepool.store.native import Kind, Level, core, level_number
 from statepool.store.sequences import Log, Queue, Stack
 from statepool.store.transaction import Transaction
@@ -91,7 +90,8 @@ class Store:
 
     def dict(self, name: str, *, keys: CodecName = "bytes", values: CodecName = "bytes") -> Dict:
         """A dictionary without order: a hash table."""
-        return Dict(self, self._structure(name, Kind.DICT), name, codec(keys), codec(values))
+        face: Dict = make_dict(self, self._structure(name, Kind.DICT), name, codec(keys), codec(values), False)
+        return face
 
     def sorted_dict(
         self,
@@ -104,7 +104,9 @@ class Store:
         """A dictionary in the order of its keys: a B+tree, or a ``skip list`` or ``bst`` on request."""
         if structure not in _SORTED:
             raise InvalidRequest(f"structure: '{structure}' is none of {', '.join(_SORTED)}", param="structure")
-        return SortedDict(self, self._structure(name, _SORTED[structure]), name, codec(keys), codec(values))
+        identity = self._structure(name, _SORTED[structure])
+        face: SortedDict = make_dict(self, identity, name, codec(keys), codec(values), True)
+        return face
 
     def queue(self, name: str, *, values: CodecName = "bytes") -> Queue:
         """A queue with leases and acknowledgements."""
@@ -131,7 +133,7 @@ class Store:
     def _cells(self, purpose: str) -> Dict:
         return self.dict(f"statepool.{purpose}", keys="str", values="msgpack")
 
-    def structures(self) -> dict[str, str]:
+    def structures(self) -> Mapping[str, str]:
         """Names of all structures and their kinds."""
         return {name: Kind(kind).name.lower() for name, _, kind in self.native.structures()}
 
@@ -143,9 +145,9 @@ class Store:
         """
         for present, identity, _ in self.native.structures():
             if present == name:
-                return self.native.drop(identity)
-        self.native.structure(name, int(Kind.DICT), False)  # says that it is missing
-        return None
+                self.native.drop(identity)
+                return
+        raise NotFound(f"name: there is no structure '{name}'", param="name")
 
     # ---- all of it --------------------------------------------------------------------------------------------------
 
@@ -182,7 +184,7 @@ class Store:
         """Number of the last operation that survives a power loss."""
         return int(self.native.durable_lsn)
 
-    def stat(self) -> dict[str, Any]:
+    def stat(self) -> Mapping[str, Any]:
         """Figures of the store: log, heap, commits, and how durable its writes are."""
         return {"path": str(self.path), "durability": self.durability, **self.native.facts()}
 
@@ -193,7 +195,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[str]:

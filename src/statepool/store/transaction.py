@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.errors import InvalidRequest
@@ -51,7 +50,7 @@ class Transaction:
     def __enter__(self) -> Transaction:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         if kind is not None:
             return
         seen = [(identity, key, lsn) for (identity, key), lsn in self._seen.items()]

@@ -12,7 +12,13 @@ using namespace statepool::store;
 
 namespace {
 
-Bytes view(const nb::bytes& b) { return {b.c_str(), b.size()}; }
+// Of a bytes object, which the caller keeps alive.
+Bytes view(nb::handle b) {
+  if (!PyBytes_Check(b.ptr()))
+    throw StoreError(Fault::invalid, std::string("expected bytes, got ") + nb::type_name(b.type()).c_str() +
+                                         "; encode it, or name a codec (str, msgpack, json)");
+  return {PyBytes_AsString(b.ptr()), static_cast<size_t>(PyBytes_Size(b.ptr()))};
+}
 nb::bytes to_bytes(const std::string& s) { return nb::bytes(s.data(), s.size()); }
 
 // What Python holds. Waits release the GIL; everything else is too short for that to pay.
@@ -57,7 +63,7 @@ class PyStore {
     store_->wait(lsn);
   }
 
-  nb::object get(uint32_t id, const nb::bytes& key, const nb::object& otherwise) const {
+  nb::object get(uint32_t id, nb::handle key, const nb::object& otherwise) const {
     thread_local std::string value;
     uint64_t lsn = 0;
     const bool found = open().get(id, view(key), value, lsn);
@@ -70,7 +76,7 @@ class PyStore {
     thread_local std::string value;
     uint64_t last = 0, lsn = 0;
     for (const nb::handle key : keys) {
-      const bool found = open().get(id, view(nb::cast<nb::bytes>(key)), value, lsn);
+      const bool found = open().get(id, view(key), value, lsn);
       last = std::max(last, lsn);
       if (found) out.append(to_bytes(value));
       else out.append(nb::none());
@@ -87,7 +93,7 @@ class PyStore {
     for (const nb::handle item : held) {
       const auto pair = nb::cast<nb::tuple>(item);
       if (pair.size() != 2) throw StoreError(Fault::invalid, "update: each item must be a (key, value) pair");
-      operations.push_back({Verb::put, id, view(nb::cast<nb::bytes>(pair[0])), view(nb::cast<nb::bytes>(pair[1]))});
+      operations.push_back({Verb::put, id, view(pair[0]), view(pair[1])});
     }
     if (operations.empty()) return;
     std::vector<Outcome> outcomes(operations.size());
@@ -99,14 +105,13 @@ class PyStore {
     std::vector<Operation> all;
     for (const nb::handle item : operations) {
       const auto t = nb::cast<nb::tuple>(item);
-      all.push_back({static_cast<Verb>(nb::cast<int>(t[0])), nb::cast<uint32_t>(t[1]), view(nb::cast<nb::bytes>(t[2])),
-                     view(nb::cast<nb::bytes>(t[3])), nb::cast<uint64_t>(t[4]), nb::cast<uint64_t>(t[5])});
+      all.push_back({static_cast<Verb>(nb::cast<int>(t[0])), nb::cast<uint32_t>(t[1]), view(t[2]), view(t[3]), nb::cast<uint64_t>(t[4]), nb::cast<uint64_t>(t[5])});
     }
     std::vector<Seen> read;
     for (const nb::handle item : seen) {
       const auto t = nb::cast<nb::tuple>(item);
       const bool whole = t[1].is_none();
-      read.push_back({nb::cast<uint32_t>(t[0]), whole ? std::string() : std::string(view(nb::cast<nb::bytes>(t[1]))),
+      read.push_back({nb::cast<uint32_t>(t[0]), whole ? std::string() : std::string(view(t[1])),
                       nb::cast<uint64_t>(t[2]), whole});
     }
     nb::list out;
@@ -142,7 +147,7 @@ class PyStore {
     return out;
   }
 
-  nb::tuple lookup(uint32_t id, const nb::bytes& key) const {
+  nb::tuple lookup(uint32_t id, nb::handle key) const {
     std::string value;
     uint64_t lsn = 0;
     const bool found = open().get(id, view(key), value, lsn);
@@ -178,8 +183,8 @@ void bind_store(nb::module_& m) {
              new (self) Range{};
              self->has_low = !low.is_none();
              self->has_high = !high.is_none();
-             if (self->has_low) self->low = view(nb::cast<nb::bytes>(low));
-             if (self->has_high) self->high = view(nb::cast<nb::bytes>(high));
+             if (self->has_low) self->low = view(low);
+             if (self->has_high) self->high = view(high);
              self->include_low = include_low;
              self->include_high = include_high;
              self->reverse = reverse;
@@ -210,13 +215,13 @@ void bind_store(nb::module_& m) {
            nb::arg("name"), nb::arg("kind"), nb::arg("create"))
       .def("drop", [](PyStore& s, uint32_t id) { released([&] { s.open().drop(id); }); }, nb::arg("id"))
       .def("structures", &PyStore::structures)
-      .def("get", &PyStore::get, nb::arg("id"), nb::arg("key"), nb::arg("default").none())
+      .def("get", &PyStore::get, nb::arg("id"), nb::arg("key"), nb::arg("default") = nb::none())
       .def("get_many", &PyStore::get_many, nb::arg("id"), nb::arg("keys"))
       .def("lookup", &PyStore::lookup, nb::arg("id"), nb::arg("key"))
-      .def("put", [](PyStore& s, uint32_t id, const nb::bytes& key, const nb::bytes& value,
+      .def("put", [](PyStore& s, uint32_t id, nb::handle key, nb::handle value,
                      int level) { return s.one({Verb::put, id, view(key), view(value)}, level).number != 0; },
            nb::arg("id"), nb::arg("key"), nb::arg("value"), nb::arg("level") = -1)
-      .def("erase", [](PyStore& s, uint32_t id, const nb::bytes& key,
+      .def("erase", [](PyStore& s, uint32_t id, nb::handle key,
                        int level) { return s.one({Verb::erase, id, view(key), {}}, level).changed; },
            nb::arg("id"), nb::arg("key"), nb::arg("level") = -1)
       .def("update", &PyStore::update, nb::arg("id"), nb::arg("pairs"), nb::arg("level") = -1)
