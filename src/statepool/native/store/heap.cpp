@@ -24,6 +24,8 @@ size_t class_size(int c) {
 
 }  // namespace
 
+size_t object_size(size_t n) { return n > kSmallLimit ? round_up(n, kBlock) : class_size(class_of(n)); }
+
 uint64_t Heap::region_size(uint64_t capacity, uint64_t journal, uint64_t ring) {
   return kSector + journal + ring + capacity;
 }

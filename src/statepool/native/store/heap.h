@@ -24,6 +24,8 @@ constexpr size_t kSmallLimit = 32 << 10;  // larger objects are whole blocks
 constexpr int kClasses = 40;             // sizes 16, 32 .. 128, then four per doubling up to kSmallLimit
 constexpr int kChangedLimit = 64;        // structures that one transaction may change
 
+size_t object_size(size_t n);  // what an object of n bytes takes: its class, or whole blocks
+
 // The control page lies before the heap and is not part of a checkpoint.
 struct Control {
   uint64_t magic, capacity, journal_capacity, ring_capacity;
