@@ -228,6 +228,8 @@ Addr Heap::allocate_blocks(uint64_t count) {
       }
       run = (bits[b / 64] >> (b % 64) & 1) != 0 ? 0 : run + 1;
       if (run == count) {
+        if (reserve_ && !reserve_((b + 1 - count) * kBlock, count * kBlock))
+          throw StoreError(Fault::full, "heap: the machine has no shared memory left for it");
         mark_blocks(b + 1 - count, count, true);
         store(field(&h.block_hint), b + 1);
         return b + 1 - count;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "bytes.h"
@@ -127,6 +128,8 @@ class Heap {
   uint64_t applied_lsn() const { return __atomic_load_n(&header().applied_lsn, __ATOMIC_ACQUIRE); }
   void recover();  // after a killed writer: rolls back what was open
   void set_preserver(Preserver* p) { preserver_ = p; }
+  // Asked before blocks are used for the first time: whether the machine has memory for them.
+  void set_reserve(std::function<bool(Addr, uint64_t)> reserve) { reserve_ = std::move(reserve); }
 
  private:
   void check(Addr a, size_t n) const {
@@ -145,6 +148,7 @@ class Heap {
   std::byte *journal_, *ring_, *base_;
   uint64_t capacity_, lsn_ = 0;
   Preserver* preserver_ = nullptr;
+  std::function<bool(Addr, uint64_t)> reserve_;
 };
 
 inline void relax() {

@@ -24,40 +24,50 @@ struct Descriptor {
   ~Descriptor() {
     if (fd >= 0) close(fd);
   }
+  int release() { return std::exchange(fd, -1); }
 };
 
 }  // namespace
 
-Region Region::anonymous(uint64_t size) { return {map(-1, size, true), size}; }
+Region Region::anonymous(uint64_t size) { return {map(-1, size, true), size, -1}; }
 
 Region Region::create(const std::string& name, uint64_t size) {
   shm_unlink(name.c_str());
-  const Descriptor file{shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600)};
+  Descriptor file{shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600)};
   if (file.fd < 0 || ftruncate(file.fd, static_cast<off_t>(size)) != 0)
     throw StoreError(Fault::full, "heap: cannot create shared memory " + name + ": " + std::strerror(errno));
-  return {map(file.fd, size, true), size};
+  std::byte* at = map(file.fd, size, true);
+  return {at, size, file.release()};
 }
 
 Region Region::open(const std::string& name, bool writable) {
-  const Descriptor file{shm_open(name.c_str(), writable ? O_RDWR : O_RDONLY, 0)};
+  Descriptor file{shm_open(name.c_str(), writable ? O_RDWR : O_RDONLY, 0)};
   struct stat facts {};
   if (file.fd < 0 || fstat(file.fd, &facts) != 0 || facts.st_size == 0) return {};
   const auto size = static_cast<uint64_t>(facts.st_size);
-  return {map(file.fd, size, writable), size};
+  std::byte* at = map(file.fd, size, writable);
+  return {at, size, file.release()};
 }
 
 void Region::remove(const std::string& name) { shm_unlink(name.c_str()); }
 
-Region::Region(Region&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+bool Region::reserve(uint64_t offset, uint64_t size) const {
+  return fd_ < 0 || posix_fallocate(fd_, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0;
+}
+
+Region::Region(Region&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(other.size_), fd_(std::exchange(other.fd_, -1)) {}
 
 Region& Region::operator=(Region&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(fd_, other.fd_);
   return *this;
 }
 
 Region::~Region() {
   if (data_ != nullptr) munmap(data_, size_);
+  if (fd_ >= 0) close(fd_);
 }
 
 }  // namespace statepool::store

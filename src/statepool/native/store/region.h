@@ -23,14 +23,19 @@ class Region {
   Region& operator=(Region&& other) noexcept;
   ~Region();
 
+  // Takes the memory of a range now: writing to shared memory that the machine has no room for would kill the process.
+  // False if there is no room.
+  bool reserve(uint64_t offset, uint64_t size) const;
+
   std::byte* data() const { return data_; }
   uint64_t size() const { return size_; }
   explicit operator bool() const { return data_ != nullptr; }
 
  private:
-  Region(std::byte* data, uint64_t size) : data_(data), size_(size) {}
+  Region(std::byte* data, uint64_t size, int fd) : data_(data), size_(size), fd_(fd) {}
   std::byte* data_ = nullptr;
   uint64_t size_ = 0;
+  int fd_ = -1;
 };
 
 }  // namespace statepool::store

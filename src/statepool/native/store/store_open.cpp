@@ -36,6 +36,8 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
   ++super_.epoch;
   const std::string name = region_name();
   if (!options.shared || !attach_heap(name)) build_heap(name);
+  const auto heap_at = static_cast<uint64_t>(heap_->base() - region_.data());
+  heap_->set_reserve([this, heap_at](Addr a, uint64_t n) { return region_.reserve(heap_at + a, n); });
   ring_ = std::make_unique<Ring>(*heap_);
   open_log();
   super_.clean = 0;
