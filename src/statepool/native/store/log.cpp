@@ -105,6 +105,7 @@ void Log::roll(size_t frame_size) {
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
 void Log::prepare() {
+  const std::lock_guard<std::mutex> lock(files_lock_);
   try {
     const auto names = disk_.list("log");
     if (std::find(names.begin(), names.end(), "spare") == names.end()) {
@@ -118,6 +119,7 @@ void Log::prepare() {
 
 // The header is durable before the name is, so a numbered segment always has its own.
 void Log::start_segment(uint64_t number, size_t frame_size) {
+  const std::lock_guard<std::mutex> lock(files_lock_);
   const std::string name = segment_name(number);
   const uint64_t needed = std::max<uint64_t>(super_.segment_size, kSector + frame_size);
   const auto names = disk_.list("log");
@@ -140,9 +142,10 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   segments_.push_back({number, header.base_lsn});
 }
 
-uint64_t Log::bytes_since(uint64_t lsn) const { return lsn < last_lsn_ ? bytes_ : 0; }
+uint64_t Log::bytes_since(uint64_t lsn) const { return lsn < last_lsn_ ? bytes_.load() : 0; }
 
 uint64_t Log::segment_of(uint64_t lsn) const {
+  const std::lock_guard<std::mutex> lock(files_lock_);
   uint64_t number = segments_.front().number;
   for (const Segment& s : segments_)
     if (s.base_lsn <= lsn) number = s.number;
@@ -150,8 +153,8 @@ uint64_t Log::segment_of(uint64_t lsn) const {
 }
 
 void Log::recycle(uint64_t lsn) {
-  bytes_ = at_ - kSector;
-  if (preparing_.joinable()) preparing_.join();
+  const std::lock_guard<std::mutex> lock(files_lock_);
+  bytes_ = 0;
   while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) {
     const std::string name = segment_name(segments_.front().number);
     const auto names = disk_.list("log");

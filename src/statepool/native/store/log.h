@@ -5,9 +5,11 @@
 // follows it; otherwise acknowledged operations were damaged, and opening says so instead of dropping them.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -64,7 +66,7 @@ class Log {
 
   void append(FrameBuilder& frame);  // durable when it returns; StoreError: full, unknown
   uint64_t last_lsn() const { return last_lsn_; }
-  uint64_t bytes_since(uint64_t lsn) const;    // of frames in segments that hold later operations
+  uint64_t bytes_since(uint64_t lsn) const;    // of the frames since the segment that holds it, if any follow
   uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
   void recycle(uint64_t lsn);                  // segments whose operations are all <= lsn
 
@@ -88,7 +90,8 @@ class Log {
   std::unique_ptr<File> file_;
   std::vector<Segment> segments_;
   uint64_t size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
-  uint64_t last_lsn_ = 0, bytes_ = 0;
+  std::atomic<uint64_t> last_lsn_{0}, bytes_{0};  // read by any thread; the rest belongs to the committer
+  mutable std::mutex files_lock_;  // of segments_ and the files' names: the committer, a checkpoint, prepare()
   uint32_t prev_crc_ = 0;
   std::thread preparing_;
 };

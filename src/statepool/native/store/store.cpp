@@ -29,6 +29,7 @@ uint64_t Store::commit(const Operation* operations, size_t count, Outcome* outco
     if (!known(id, outcomes, count, lsn)) {
       check(seen);
       lsn = run(operations, count, outcomes, id);
+      checkpoint_if_due();
     }
   }
   if (level != Level::process) committer_->wait(lsn);

@@ -103,6 +103,7 @@ class Store {
   void remember(OperationId id, uint64_t lsn, const Outcome& outcome);
   void stage(const Operation& operation, OperationId id, uint16_t flags);
   void adopt(const Operation& operation, const Outcome& outcome);
+  void checkpoint_if_due();
   template <class Body>
   auto read(uint32_t id, Body&& body) const;
 
@@ -117,6 +118,8 @@ class Store {
   std::mutex writer_, creating_, checkpointing_;
   std::unordered_map<std::string, uint32_t> names_;
   Table table_;
+  std::atomic<bool> checkpoint_runs_{false};
+  std::thread background_;  // writes a checkpoint when the log has grown
   bool closed_ = false;
   mutable uint64_t retries_ = 0;
 };

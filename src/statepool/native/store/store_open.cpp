@@ -166,8 +166,27 @@ void Store::checkpoint() {
   log_->recycle(checkpoint->lsn());
 }
 
+// The caller holds the writer lock.
+void Store::checkpoint_if_due() {
+  if (log_->bytes_since(super_.checkpoint_lsn) < options_.checkpoint_bytes || checkpoint_runs_.exchange(true)) return;
+  if (background_.joinable()) background_.join();
+  background_ = std::thread([this] {
+    try {
+      checkpoint();
+    } catch (const StoreError&) {
+      // The log still has everything; the next commit tries again, and the disk's own error stops the store.
+    }
+    checkpoint_runs_ = false;
+  });
+}
+
 void Store::close() {
   if (closed_) return;
+  {
+    const std::lock_guard<std::mutex> lock(writer_);
+    checkpoint_runs_ = true;  // no further one starts
+  }
+  if (background_.joinable()) background_.join();
   if (!committer_->failed()) {
     committer_->flush();
     if (log_->bytes_since(super_.checkpoint_lsn) > options_.checkpoint_bytes / 16) checkpoint();
