@@ -24,7 +24,15 @@ def keys(count: int = KEYS) -> list[bytes]:
 
 def pairs(among: Sequence[bytes], count: int, seed: int) -> list[Pair]:
     """``count`` writes to keys drawn from ``among``."""
-    return list(zip(random.Random(seed).choices(among, k=count), values(count, seed), strict=True))
+    return list(zip(drawn(among, count, seed), values(count, seed), strict=True))
+
+
+def drawn(among: Sequence[bytes], count: int, seed: int) -> list[bytes]:
+    """``count`` keys in random order, copied so that they lie in memory in that order.
+
+    Otherwise the loop itself waits for memory at every key, as long as some stores take for a whole operation.
+    """
+    return [bytes(bytearray(key)) for key in random.Random(seed).choices(among, k=count)]
 
 
 def values(count: int, seed: int) -> list[bytes]:

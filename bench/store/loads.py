@@ -45,7 +45,7 @@ def put_many(session: Session, keys: Sequence[bytes], seconds: float, seed: int,
 
 def get(session: Session, keys: Sequence[bytes], seconds: float, seed: int, table: str = MAIN) -> Timed:
     """Single gets of keys that are there."""
-    wanted = random.Random(seed).choices(keys, k=_READS * 20)
+    wanted = data.drawn(keys, _READS * 20, seed)
     chunks = [wanted[start : start + _READS] for start in range(0, len(wanted), _READS)]
     with session.getter(table) as read:
 
