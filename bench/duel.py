@@ -57,7 +57,7 @@ class Worker(Parked):
         self.name = name
         self.loaded: dict[str, Any] = {}
         self._log = log.open("ab")
-        path = os.pathsep.join([str(ROOT / "src"), str(WORKERS)])
+        path = os.pathsep.join([str(ROOT / "src"), str(WORKERS), str(ROOT)])
         env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         super().__init__(
             subprocess.Popen(
@@ -89,10 +89,15 @@ class Worker(Parked):
 
     def turn(self, case: dict[str, Any]) -> float:
         """Tokens per second of one run of ``case``; parked before and after."""
+        answer = self.run(case)
+        return float(answer["tokens"] / answer["seconds"])
+
+    def run(self, case: dict[str, Any]) -> dict[str, Any]:
+        """All that the engine says about one run of ``case``; parked before and after."""
         self.wake()
         answer = self._ask({"do": "run"} | case)
         self.park()
-        return float(answer["tokens"] / answer["seconds"])
+        return answer
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None

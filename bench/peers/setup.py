@@ -1,7 +1,8 @@
 """Peers to measure against, each in a virtual environment of its own under ``.venv-peers``.
 
 ``python -m bench.peers.setup [NAME …]`` installs from PyPI only, with the versions pinned beside this file. A
-peer that cannot be installed here is reported and skipped: its rows then say so.
+peer that cannot be installed here is reported and skipped: its rows then say so. One thing is no Python package:
+``store`` also needs ``redis-server`` on the PATH, taken from apt when we are root.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".venv-peers"
-PEERS = ("openvino", "vllm", "llamacpp")
+PEERS = ("store", "openvino", "vllm", "llamacpp")
 """llama.cpp comes last: it is compiled, ten minutes on two cores."""
+REDIS = ("apt-get", "install", "-y", "--no-install-recommends", "redis-server")
 
 
 def python_of(name: str) -> Path | None:
@@ -32,6 +34,8 @@ def install(name: str) -> None:
     """
     pins = Path(__file__).with_name(f"{name}.txt")
     mark = VENVS / name / "installed"
+    if name == "store":
+        _find_redis()
     if python_of(name) and mark.read_text() == pins.read_text():
         print(f"{name}: already installed")
         return
@@ -50,6 +54,17 @@ def install(name: str) -> None:
         _name_vllm(VENVS / name)
     mark.write_text(pins.read_text())
     print(f"{name}: installed")
+
+
+def _find_redis() -> None:
+    """Say how to get ``redis-server`` where it is missing; as root, get it. Benchmarks start a server of their own."""
+    if shutil.which("redis-server"):
+        return
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        # The run level keeps the package from starting the service.
+        subprocess.run(REDIS, check=False, stdout=subprocess.DEVNULL, env=os.environ | {"RUNLEVEL": "1"})
+    if not shutil.which("redis-server"):
+        print(f"redis-server is missing; its rows will be empty. Try: sudo {' '.join(REDIS)}", file=sys.stderr)
 
 
 def _find_links() -> str:
