@@ -28,7 +28,7 @@ class Counter:
         return int(self._cells.get(self.name, 0))
 
     def __repr__(self) -> str:
-        return f"<Counter {self.name!r} at {self.value}>"
+        return f"<Counter {self.name!r}>"
 
 
 class Lock:

@@ -160,7 +160,7 @@ class Dict(MutableMapping[Any, Any]):
 
     def __repr__(self) -> str:
         kind = "SortedDict" if isinstance(self, SortedDict) else "Dict"
-        return f"<{kind} {self.name!r} of {len(self)}>"
+        return f"<{kind} {self.name!r}>"
 
 
 class _Plain(Dict):

@@ -114,7 +114,7 @@ class Queue:
         return size
 
     def __repr__(self) -> str:
-        return f"<Queue {self.name!r} of {len(self)}>"
+        return f"<Queue {self.name!r}>"
 
 
 class Stack:
@@ -157,7 +157,7 @@ class Stack:
         return size
 
     def __repr__(self) -> str:
-        return f"<Stack {self.name!r} of {len(self)}>"
+        return f"<Stack {self.name!r}>"
 
 
 class Log:
@@ -197,7 +197,7 @@ class Log:
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"<Log {self.name!r} of {len(self)}>"
+        return f"<Log {self.name!r}>"
 
 
 def _key(number: int) -> bytes:

@@ -93,6 +93,11 @@ int Heap::compare(Addr a, size_t n, Bytes key) const {
 // An undo entry is {address, length, old bytes filled up to a word}; the tail is published before the heap changes.
 void Heap::undo(Addr a, size_t n) {
   if (preserver_ != nullptr) open_blocks(a, n);
+  if (n == 8) {  // the words that every operation of a transaction changes are kept once
+    Noted& noted = noted_[(a >> 3) * 0x9e3779b1u % kNoted];
+    if (noted.at == a && noted.transaction == transaction_) return;
+    noted = {a, transaction_};
+  }
   const uint64_t tail = control_->journal_tail, size = 16 + round_up(n, 8);
   if (size > control_->journal_capacity - tail)
     throw StoreError(Fault::full, "transaction: it changes more than the undo journal holds; make it smaller");
@@ -150,6 +155,7 @@ static void release_readers(Control& control, std::byte* base) {
 
 void Heap::commit() {
   store(field(&header().applied_lsn), lsn_);
+  ++transaction_;
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);  // this store is the commit
   release_readers(*control_, base_);
 }
@@ -166,6 +172,7 @@ void Heap::rollback() {
     fill(load_as<Addr>(journal_ + start), journal_ + start + 16, load_as<uint64_t>(journal_ + start + 8));
     end = start;
   }
+  ++transaction_;
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);
   release_readers(*control_, base_);
 }

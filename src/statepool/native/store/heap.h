@@ -147,6 +147,13 @@ class Heap {
   Control* control_;
   std::byte *journal_, *ring_, *base_;
   uint64_t capacity_, lsn_ = 0;
+  static constexpr size_t kNoted = 512;
+  struct Noted {
+    Addr at;
+    uint64_t transaction;
+  };
+  Noted noted_[kNoted] = {};   // words of the present transaction whose old value is in the journal already
+  uint64_t transaction_ = 1;
   Preserver* preserver_ = nullptr;
   std::function<bool(Addr, uint64_t)> reserve_;
 };

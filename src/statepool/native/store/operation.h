@@ -14,7 +14,7 @@ namespace statepool::store {
 
 enum class Verb : uint16_t {
   create = 1,  // a = name, x = kind
-  drop = 2,
+  drop = 2,  // alone in its transaction
   put = 3,    // a = key, b = value
   erase = 4,  // a = key
   push = 5,   // a = value

@@ -57,13 +57,13 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
       stage(operations[i], id, first | last);
     }
     if (lsn == before) {
-      heap_->rollback();
+      roll_back();
       return before;
     }
     heap_->set_lsn(lsn);
     if (id.client != 0) remember(id, lsn, outcomes[count - 1]);
   } catch (...) {
-    heap_->rollback();
+    roll_back();
     throw;
   }
   ring_->publish();
@@ -199,6 +199,23 @@ void Store::scan(uint32_t id, const Range& range, size_t limit, std::vector<Entr
     out.clear();
     STATEPOOL_ONLY(is_sorted<std::decay_t<decltype(s)>>) {
       s.scan(range, limit, out);
+      return 0;
+    }
+  });
+}
+
+void Store::peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const {
+  read(id, [&](auto& s, Addr) -> int {
+    using S = std::decay_t<decltype(s)>;
+    out.clear();
+    STATEPOOL_ONLY(is_stack<S> || is_queue<S>) {
+      if constexpr (is_queue<S>) {
+        s.peek(start, limit, out);
+      } else {
+        std::string value;
+        uint64_t lsn = 0;
+        for (uint64_t i = start; out.size() < limit && s.at(i, value, lsn); ++i) out.emplace_back(i, value);
+      }
       return 0;
     }
   });

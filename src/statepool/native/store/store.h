@@ -30,7 +30,7 @@ enum class Level : int8_t { inherit = -1, process, power, mirror };
 struct StoreOptions {
   uint64_t capacity = 1ull << 30;       // bytes of heap; pages are taken when first used
   uint64_t segment_size = 64 << 20;     // of the log
-  uint64_t ring = 64 << 20, journal = 8 << 20;
+  uint64_t ring = 64 << 20, journal = 32 << 20;
   uint64_t checkpoint_bytes = 256 << 20;  // of log since the last checkpoint, then one is made in the background
   Level level = Level::power;
   bool create = true;
@@ -79,6 +79,8 @@ class Store {
   // A reader must not be told what a power loss could take back: wait for this lsn before handing it on.
   bool must_wait(uint64_t lsn) const { return options_.level != Level::process && lsn > durable_lsn(); }
   uint64_t scan(uint32_t id, uint64_t cursor, std::vector<Entry>& out) const;  // dict: next cursor, 0 at the end
+  // Stacks: places below the top and their values. Queues: numbers and values of items not acknowledged.
+  void peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const;
   void scan(uint32_t id, const Range& range, size_t limit, std::vector<Entry>& out) const;
 
   void checkpoint();
@@ -100,6 +102,7 @@ class Store {
   bool known(OperationId id, Outcome* outcomes, size_t count, uint64_t& lsn) const;
   uint64_t run(const Operation* operations, size_t count, Outcome* outcomes, OperationId id);
   Outcome apply(const Operation& operation);
+  void roll_back();
   void remember(OperationId id, uint64_t lsn, const Outcome& outcome);
   void stage(const Operation& operation, OperationId id, uint16_t flags);
   void adopt(const Operation& operation, const Outcome& outcome);
@@ -118,6 +121,7 @@ class Store {
   std::mutex writer_, creating_, checkpointing_;
   std::unordered_map<std::string, uint32_t> names_;
   Table table_;
+  std::pair<uint32_t, Addr> dropping_{};  // a structure whose drop is not committed yet, and its root
   std::atomic<bool> checkpoint_runs_{false};
   std::thread background_;  // writes a checkpoint when the log has grown
   bool closed_ = false;

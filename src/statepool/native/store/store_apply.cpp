@@ -41,12 +41,26 @@ Outcome Store::apply(const Operation& o) {
     return out;
   }
   const Structure& s = table_.at(o.structure);
-  heap_->change(s.root);
-  if (o.verb != Verb::drop) return apply_operation(*heap_, s.kind, s.root, o);
-  with_structure(*heap_, s.kind, s.root, [](auto& structure) { structure.destroy(); });
+  if (o.verb != Verb::drop) {
+    heap_->change(s.root);
+    return apply_operation(*heap_, s.kind, s.root, o);
+  }
+  // Readers are sent away first. The sequence word goes through the journal like the rest here: it is memory that is
+  // released, so nothing may be written there after the commit.
+  const Addr root = s.root;
+  table_.set_root(o.structure, 0);
+  dropping_ = {o.structure, root};
+  heap_->store(root + Root::sequence, heap_->load(root + Root::sequence) | 1);
+  with_structure(*heap_, s.kind, root, [](auto& structure) { structure.destroy(); });
   catalog.erase(s.name);
   out.changed = true;
   return out;
+}
+
+void Store::roll_back() {
+  heap_->rollback();
+  if (dropping_.second != 0) table_.set_root(dropping_.first, dropping_.second);
+  dropping_ = {};
 }
 
 // Takes over what a committed operation means for the table of structures.
@@ -55,8 +69,8 @@ void Store::adopt(const Operation& o, const Outcome& out) {
     table_.put(o.structure, std::string(o.a), static_cast<Kind>(o.x), out.number);
     names_[std::string(o.a)] = o.structure;
   } else if (o.verb == Verb::drop) {
-    names_.erase(table_.at(o.structure).name);
-    table_.set_root(o.structure, 0);
+    names_.erase(table_.name(o.structure));
+    dropping_ = {};
   }
 }
 

@@ -141,6 +141,15 @@ class PyStore {
     return nb::make_tuple(next, listed(entries));
   }
 
+  nb::list peek(uint32_t id, uint64_t start, size_t limit) const {
+    std::vector<std::pair<uint64_t, std::string>> found;
+    open().peek(id, start, limit, found);
+    see(open().last_change(id));
+    nb::list out;
+    for (const auto& [number, value] : found) out.append(nb::make_tuple(number, to_bytes(value)));
+    return out;
+  }
+
   static nb::list listed(const std::vector<Entry>& entries) {
     nb::list out;
     for (const Entry& e : entries) out.append(nb::make_tuple(to_bytes(e.key), to_bytes(e.value), e.lsn));
@@ -215,20 +224,21 @@ void bind_store(nb::module_& m) {
            nb::arg("name"), nb::arg("kind"), nb::arg("create"))
       .def("drop", [](PyStore& s, uint32_t id) { released([&] { s.open().drop(id); }); }, nb::arg("id"))
       .def("structures", &PyStore::structures)
-      .def("get", &PyStore::get, nb::arg("id"), nb::arg("key"), nb::arg("default") = nb::none())
+      .def("get", &PyStore::get, nb::arg("id"), nb::arg("key").none(), nb::arg("default") = nb::none())
       .def("get_many", &PyStore::get_many, nb::arg("id"), nb::arg("keys"))
-      .def("lookup", &PyStore::lookup, nb::arg("id"), nb::arg("key"))
+      .def("lookup", &PyStore::lookup, nb::arg("id"), nb::arg("key").none())
       .def("put", [](PyStore& s, uint32_t id, nb::handle key, nb::handle value,
                      int level) { return s.one({Verb::put, id, view(key), view(value)}, level).number != 0; },
-           nb::arg("id"), nb::arg("key"), nb::arg("value"), nb::arg("level") = -1)
+           nb::arg("id"), nb::arg("key").none(), nb::arg("value").none(), nb::arg("level") = -1)
       .def("erase", [](PyStore& s, uint32_t id, nb::handle key,
                        int level) { return s.one({Verb::erase, id, view(key), {}}, level).changed; },
-           nb::arg("id"), nb::arg("key"), nb::arg("level") = -1)
+           nb::arg("id"), nb::arg("key").none(), nb::arg("level") = -1)
       .def("update", &PyStore::update, nb::arg("id"), nb::arg("pairs"), nb::arg("level") = -1)
       .def("commit", &PyStore::commit, nb::arg("operations"), nb::arg("seen"), nb::arg("client") = 0,
            nb::arg("sequence") = 0, nb::arg("level") = -1)
       .def("range", &PyStore::range, nb::arg("id"), nb::arg("range"), nb::arg("limit"))
       .def("scan", &PyStore::scan, nb::arg("id"), nb::arg("cursor"))
+      .def("peek", &PyStore::peek, nb::arg("id"), nb::arg("start"), nb::arg("limit"))
       .def("size", [](PyStore& s, uint32_t id) { return s.open().size(id); }, nb::arg("id"))
       .def("last_change", [](PyStore& s, uint32_t id) { return s.open().last_change(id); }, nb::arg("id"))
       .def("last_of",

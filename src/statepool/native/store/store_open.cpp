@@ -133,7 +133,7 @@ void Store::replay(const std::byte* record, uint64_t lsn) {
     heap_->commit();
     adopt(o, out);
   } catch (...) {
-    heap_->rollback();
+    roll_back();
     throw;
   }
 }

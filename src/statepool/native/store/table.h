@@ -30,6 +30,7 @@ class Table {
     throw StoreError(Fault::missing, "structure " + std::to_string(id) + " does not exist; it may have been dropped");
   }
   bool live(uint32_t id) const { return id < size() && slot(id).root.load(std::memory_order_acquire) != 0; }
+  const std::string& name(uint32_t id) const { return slot(id).name; }
   void set_root(uint32_t id, Addr root) { slot(id).root.store(root, std::memory_order_release); }
 
   // Ids between the present end and `id` become dropped ones.

@@ -4,8 +4,12 @@
 #include <type_traits>
 
 #include "../operation.h"
+#include "bst.h"
 #include "hash_table.h"
+#include "queue.h"
 #include "range.h"
+#include "skip_list.h"
+#include "stack.h"
 
 namespace statepool::store {
 
@@ -29,16 +33,30 @@ template <class Mem>
 constexpr bool is_hash<HashTable<Mem>> = true;
 template <class S>
 constexpr bool is_sorted = false;
+template <class Mem>
+constexpr bool is_sorted<SkipList<Mem>> = true;
+template <class Mem>
+constexpr bool is_sorted<Bst<Mem>> = true;
+template <class S>
+constexpr bool is_stack = false;
+template <class Mem>
+constexpr bool is_stack<Stack<Mem>> = true;
+template <class S>
+constexpr bool is_queue = false;
+template <class Mem>
+constexpr bool is_queue<Queue<Mem>> = true;
 template <class S>
 constexpr bool is_map = is_hash<S> || is_sorted<S>;
 
 template <class Mem, class Body>
 auto with_structure(Mem& mem, Kind kind, Addr root, Body&& body) {
+  const auto with = [&](auto structure) { return body(structure); };
   switch (kind) {
-    case Kind::dict: {
-      HashTable<Mem> s(mem, root);
-      return body(s);
-    }
+    case Kind::dict: return with(HashTable<Mem>(mem, root));
+    case Kind::skip_list: return with(SkipList<Mem>(mem, root));
+    case Kind::bst: return with(Bst<Mem>(mem, root));
+    case Kind::stack: return with(Stack<Mem>(mem, root));
+    case Kind::queue: return with(Queue<Mem>(mem, root));
     default: throw StoreError(Fault::corrupt, "catalog: a structure of unknown kind");
   }
 }
@@ -47,6 +65,10 @@ template <class Mem>
 Addr create_structure(Mem& mem, Kind kind) {
   switch (kind) {
     case Kind::dict: return HashTable<Mem>::create(mem);
+    case Kind::skip_list: return SkipList<Mem>::create(mem);
+    case Kind::bst: return Bst<Mem>::create(mem);
+    case Kind::stack: return Stack<Mem>::create(mem);
+    case Kind::queue: return Queue<Mem>::create(mem);
     default: throw StoreError(Fault::invalid, "kind: no such structure");
   }
 }
@@ -63,6 +85,11 @@ uint64_t lsn_of(Mem& mem, Kind kind, Addr root, Bytes key) {
   });
 }
 
+inline uint64_t word_in(Bytes words, size_t index) {
+  if (words.size() < 8 * (index + 1)) throw StoreError(Fault::invalid, "operation: an argument is too short");
+  return load_as<uint64_t>(words.data() + 8 * index);
+}
+
 template <class Mem>
 Outcome apply_operation(Mem& mem, Kind kind, Addr root, const Operation& o) {
   return with_structure(mem, kind, root, [&](auto& s) -> Outcome {
@@ -77,6 +104,37 @@ Outcome apply_operation(Mem& mem, Kind kind, Addr root, const Operation& o) {
         return out;
       case Verb::erase:
         STATEPOOL_ONLY(is_map<S>) { out.changed = s.erase(o.a); }
+        return out;
+      case Verb::push:
+        STATEPOOL_ONLY(is_stack<S>) {
+          s.push(o.a);
+          out.changed = true;
+        }
+        return out;
+      case Verb::pop:
+        STATEPOOL_ONLY(is_stack<S>) { out.changed = s.pop(out.value); }
+        return out;
+      case Verb::enqueue:
+        STATEPOOL_ONLY(is_queue<S>) { out.changed = s.put(o.a, o.b, out.number); }
+        return out;
+      case Verb::take:
+        STATEPOOL_ONLY(is_queue<S>) {
+          Taken taken;
+          out.changed = s.take(o.x, o.y, word_in(o.a, 0), taken);
+          out.number = taken.sequence;
+          out.token = taken.token;
+          out.attempts = taken.attempts;
+          out.value = std::move(taken.value);
+        }
+        return out;
+      case Verb::acknowledge:
+        STATEPOOL_ONLY(is_queue<S>) { out.changed = s.acknowledge(o.x, o.y); }
+        return out;
+      case Verb::give_back:
+        STATEPOOL_ONLY(is_queue<S>) { out.changed = s.give_back(o.x, o.y); }
+        return out;
+      case Verb::extend:
+        STATEPOOL_ONLY(is_queue<S>) { out.changed = s.extend(o.x, o.y, word_in(o.a, 0), word_in(o.a, 1)); }
         return out;
       default: throw StoreError(Fault::corrupt, "log: an operation of unknown type");
     }

@@ -1,0 +1,225 @@
+"""Queues, stacks and logs against plain Python models, with reopening as a move of the game."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import statepool.store
+from statepool.core.errors import InvalidRequest
+from statepool.store import sequences
+
+SMALL = {"durability": "process", "capacity": "8MiB", "segment_size": "128KiB"}
+
+
+class Game(RuleBasedStateMachine):
+    """What all three have in common."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = tempfile.mkdtemp()
+        self.begin()
+        self.open()
+
+    def begin(self) -> None: ...
+
+    def open(self) -> None:
+        self.store = statepool.store.open(self.folder, **SMALL)
+        self.attach()
+
+    def attach(self) -> None: ...
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.open()
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.store.checkpoint()
+
+
+class StackGame(Game):
+    """A stack against a list."""
+
+    def begin(self) -> None:
+        self.model: list[bytes] = []
+
+    def attach(self) -> None:
+        self.stack = self.store.stack("s")
+
+    @rule(values=st.lists(st.binary(max_size=20), min_size=1, max_size=80))
+    def push(self, values: list[bytes]) -> None:
+        self.stack.extend(values)
+        self.model += values
+
+    @rule(count=st.integers(1, 90))
+    def pop(self, count: int) -> None:
+        for _ in range(count):
+            if self.model:
+                assert self.stack.pop() == self.model.pop()
+            else:
+                with pytest.raises(IndexError):
+                    self.stack.pop()
+
+    @invariant()
+    def same(self) -> None:
+        assert len(self.stack) == len(self.model)
+        for i in (-1, 0, len(self.model) // 2):
+            if self.model:
+                assert self.stack[i] == self.model[i]
+        with pytest.raises(IndexError):
+            self.stack[len(self.model)]
+
+
+class QueueGame(Game):
+    """A queue against a list of [number, value, id, lease end, token, attempts]; the clock is ours."""
+
+    def begin(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self.held: list[tuple[Any, dict[str, Any]]] = []
+        self.ids: dict[str, int] = {}
+        self.next, self.now = 1, 1_000_000
+        sequences._now = lambda: self.now
+
+    def attach(self) -> None:
+        self.queue = self.store.queue("q")
+        for item, _ in self.held:
+            item.queue = self.queue
+
+    @rule(value=st.binary(max_size=30), name=st.none() | st.integers(0, 12).map(str))
+    def put(self, value: bytes, name: str | None) -> None:
+        number = self.queue.put(value, dedup=name)
+        if name in self.ids:
+            assert number == self.ids[name]
+            return
+        assert number == self.next
+        self.items.append({"number": number, "value": value, "until": 0, "attempts": 0})
+        if name is not None:
+            self.ids[name] = number
+        self.next += 1
+
+    @rule(count=st.integers(1, 300))
+    def put_many(self, count: int) -> None:
+        values = [b"%d" % i for i in range(count)]
+        assert self.queue.put_many(values) == list(range(self.next, self.next + count))
+        self.items += [
+            {"number": self.next + i, "value": value, "until": 0, "attempts": 0} for i, value in enumerate(values)
+        ]
+        self.next += count
+
+    @rule(count=st.integers(1, 200), lease=st.sampled_from([0.0, 1.0, 5.0]))
+    def take(self, count: int, lease: float) -> None:
+        taken = self.queue.take_many(count, lease)
+        free = [item for item in self.items if item["until"] <= self.now][:count]
+        assert [(t.sequence, t.value, t.attempts) for t in taken] == [
+            (item["number"], item["value"], item["attempts"] + 1) for item in free
+        ]
+        for mine, item in zip(taken, free, strict=True):
+            item["attempts"] += 1
+            item["until"], item["token"] = self.now + round(lease * 1000), mine.token
+            if lease == 0:
+                self.items.remove(item)
+            else:
+                self.held.append((mine, item))
+
+    def ours(self, mine: Any, item: dict[str, Any]) -> bool:
+        # A lease that ended still counts until somebody takes, or a take has put it back.
+        return item in self.items and item.get("token") == mine.token and not item.get("back", False)
+
+    @rule(data=st.data(), what=st.sampled_from(["ack", "nack", "extend"]))
+    def settle(self, data: st.DataObject, what: str) -> None:
+        if not self.held:
+            return
+        mine, item = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        if item in self.items and item["until"] <= self.now:
+            return  # whether an ended lease still counts is not promised
+        ours = item in self.items and item["token"] == mine.token and item["until"] > 0
+        done = {"ack": mine.ack, "nack": mine.nack, "extend": lambda: mine.extend(9.0)}[what]()
+        assert done is ours
+        if not ours:
+            return
+        if what == "ack":
+            self.items.remove(item)
+        elif what == "nack":
+            item["until"] = 0
+        else:
+            item["until"] = self.now + 9000
+            self.held.append((mine, item))
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 10.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += round(seconds * 1000)
+
+    @invariant()
+    def same(self) -> None:
+        assert len(self.queue) == len(self.items)
+        assert self.queue.peek_range(0, 1000) == [(item["number"], item["value"]) for item in self.items[:1000]]
+
+
+@pytest.mark.parametrize("game", [StackGame, QueueGame])
+def test_against_the_model(game: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "_now", sequences._now)
+    game.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+    game.TestCase("runTest").runTest()
+
+
+def test_deduplication_remembers_the_last_65536_acknowledged(tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", durability="process", capacity="64MiB") as store:
+        queue = store.queue("q")
+        first = queue.put(b"first", dedup="first")
+        assert queue.put(b"again", dedup="first") == first
+        queue.take(0.0)
+        assert queue.put(b"again", dedup="first") == first
+        names = [str(i) for i in range(65536)]
+        queue.put_many([b""] * len(names), dedup=names)
+        assert len(queue.take_many(len(names), 0.0)) == len(names)
+        assert queue.put(b"anew", dedup="first") != first
+        assert queue.put(b"known", dedup="65535") == first + 65536
+
+
+def test_a_log_keeps_its_numbers(tmp_path: Any) -> None:
+    for _ in range(2):
+        with statepool.store.open(tmp_path / "s", **SMALL) as store:
+            log = store.log("events", values="json")
+            start = len(log)
+            assert [log.append({"n": i}) for i in range(5)] == list(range(start, start + 5))
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        log = store.log("events", values="json")
+        assert [number for number, _ in log.read(7)] == [7, 8, 9]
+        log.truncate(10)
+        assert len(log) == 0
+        assert log.append("next") == 10
+        assert log[10] == "next"
+        for missing in (0, 11, -1):
+            with pytest.raises(IndexError):
+                log[missing]
+
+
+def test_counters_and_locks(tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        counter = store.counter("c")
+        assert [counter.add(), counter.add(5), counter.add(-2), counter.value] == [1, 6, 4, 4]
+        one, two = store.lock("l", lease=0.05), store.lock("l", lease=60.0)
+        assert one.acquire()
+        assert not two.acquire(timeout=0)
+        assert two.acquire(timeout=5)  # the lease of the first ends
+        assert two.epoch == one.epoch + 1
+        one.release()  # too late: it is the second's
+        assert not store.lock("l").acquire(timeout=0)
+        two.release()
+        with store.lock("l") as held:
+            assert held.epoch == two.epoch + 1
+        with pytest.raises(InvalidRequest, match="lease"):
+            store.lock("l", lease=0)
