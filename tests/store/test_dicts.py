@@ -14,15 +14,17 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from sortedcontainers import SortedDict as Oracle
 
 import statepool.store
-from statepool.core.errors import InvalidRequest, NotFound
+from statepool.core.errors import InvalidRequest, NotFound, SnapshotExpired
 
 KINDS: dict[str, Callable[[statepool.store.Store], Any]] = {
     "dict": lambda store: store.dict("d"),
     "b+tree": lambda store: store.sorted_dict("d"),
     "skip list": lambda store: store.sorted_dict("d", structure="skip list"),
     "bst": lambda store: store.sorted_dict("d", structure="bst"),
+    "versioned b+tree": lambda store: store.versioned_dict("d"),
+    "versioned bst": lambda store: store.versioned_dict("d", structure="bst"),
 }
-SMALL = {"durability": "process", "capacity": "8MiB", "segment_size": "128KiB", "checkpoint_every": "1MiB"}
+SMALL = {"durability": "process", "capacity": "64MiB", "segment_size": "128KiB", "checkpoint_every": "1MiB"}
 
 # Few keys, so that they meet; long common prefixes and an empty key, for those are what trees get wrong.
 keys = st.one_of(
@@ -158,9 +160,36 @@ class SortedMachine(Machine):
         assert list(reversed(self.mine)) == list(reversed(self.oracle))
 
 
+class VersionedMachine(SortedMachine):
+    """What snapshots add: they stay as they were."""
+
+    def open(self) -> None:
+        super().open()
+        self.snapshots: list[tuple[Any, dict[bytes, bytes]]] = []
+
+    @rule()
+    def snapshot(self) -> None:
+        self.snapshots.append((self.mine.snapshot(), dict(self.oracle)))
+
+    @rule(data=st.data())
+    def close_one(self, data: st.DataObject) -> None:
+        if self.snapshots:
+            mine, _ = self.snapshots.pop(data.draw(st.integers(0, len(self.snapshots) - 1)))
+            mine.close()
+            with pytest.raises(SnapshotExpired):
+                mine.get(b"1")
+
+    @invariant()
+    def unchanged(self) -> None:
+        for mine, oracle in self.snapshots[-3:]:
+            assert len(mine) == len(oracle)
+            assert list(mine.range()) == sorted(oracle.items())
+            assert all(mine.get(key) == oracle.get(key) for key in (b"1", b"", b"long common prefix 03"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_against_the_oracle(kind: str) -> None:
-    base = Machine if kind == "dict" else SortedMachine
+    base = VersionedMachine if "versioned" in kind else Machine if kind == "dict" else SortedMachine
     machine = type("M", (base,), {"kind": kind})
     machine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
     machine.TestCase("runTest").runTest()

@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 from statepool.store.coordination import Counter, Lock
-from statepool.store.dicts import Dict, SortedDict
+from statepool.store.dicts import Dict, Snapshot, SortedDict, VersionedDict
 from statepool.store.sequences import Item, Log, Queue, Stack
 from statepool.store.store import Store, open  # noqa: A004 - as `shelve.open` and `dbm.open` are called
 from statepool.store.transaction import Transaction
@@ -28,9 +28,11 @@ __all__ = [
     "Lock",
     "Log",
     "Queue",
+    "Snapshot",
     "SortedDict",
     "Stack",
     "Store",
     "Transaction",
+    "VersionedDict",
     "open",
 ]

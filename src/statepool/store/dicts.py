@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.errors import Conflict
@@ -22,6 +22,11 @@ class Dict(MutableMapping[Any, Any]):
     Every write returns when its durability level is reached. Several threads may read and write; iteration raises
     ``RuntimeError`` when an entry is added or removed meanwhile, as that of a ``dict`` does.
     """
+
+    encode_key: Callable[[Any], bytes]
+    decode_key: Callable[[bytes], Any]
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
 
     def __init__(self, store: Store, identity: int, name: str, keys: Codec, values: Codec) -> None:
         self.identity, self.name = identity, name
@@ -182,17 +187,17 @@ class _Plain(Dict):
         return self.native.get(self.identity, key) is not None
 
 
-class SortedDict(Dict):
-    """A durable dictionary in the order of its encoded keys. Made by :meth:`Store.sorted_dict`."""
+class _Ordered:
+    """Reading in the order of keys, over ``_range``."""
 
-    _at: int | None = None
+    encode_key: Callable[[Any], bytes]
+    decode_key: Callable[[bytes], Any]
+    decode: Callable[[bytes], Any]
 
     def _range(
-        self, low: Any, high: Any, include: tuple[bool, bool], reverse: bool, limit: int
+        self, low: bytes | None, high: bytes | None, include: tuple[bool, bool], reverse: bool, limit: int
     ) -> list[tuple[bytes, bytes]]:
-        bounds = [None if bound is None else self.encode_key(bound) for bound in (low, high)]
-        found = self.native.range(self.identity, core.Range(*bounds, *include, reverse), limit)
-        return [(key, value) for key, value, _ in found]
+        raise NotImplementedError
 
     def range(
         self,
@@ -208,14 +213,15 @@ class SortedDict(Dict):
         Read a page at a time: each page is consistent, and entries changed meanwhile may or may not be seen.
         """
         include = (True, inclusive)
+        first, last = (None if bound is None else self.encode_key(bound) for bound in (low, high))
         while limit is None or limit > 0:
-            page = self._range(low, high, include, reverse, min(_PAGE, _PAGE if limit is None else limit))
+            page = self._range(first, last, include, reverse, min(_PAGE, _PAGE if limit is None else limit))
             yield from ((self.decode_key(key), self.decode(value)) for key, value in page)
             if len(page) < _PAGE:
                 return
             limit = None if limit is None else limit - len(page)
-            last = self.decode_key(page[-1][0])
-            low, high, include = (low, last, (True, False)) if reverse else (last, high, (False, inclusive))
+            edge = page[-1][0]
+            first, last, include = (first, edge, (True, False)) if reverse else (edge, last, (False, inclusive))
 
     def floor(self, key: Any) -> tuple[Any, Any] | None:
         """The entry with the largest key ``<= key``."""
@@ -237,7 +243,7 @@ class SortedDict(Dict):
         """The entry whose encoded key is the longest prefix of ``key``'s."""
         encoded = self.encode_key(key)
         while True:
-            page = self._range(None, self.decode_key(encoded), (True, True), True, 1)
+            page = self._range(None, encoded, (True, True), True, 1)
             if not page:
                 return None
             found, value = page[0]
@@ -246,6 +252,28 @@ class SortedDict(Dict):
             # No key between: what they have in common is the longest that can still be one.
             common = next(i for i, (a, b) in enumerate(zip(encoded, found, strict=False)) if a != b)
             encoded = encoded[:common]
+
+    def _pages(self) -> Iterator[list[tuple[bytes, bytes]]]:
+        low: bytes | None = None
+        include = (True, False)
+        while page := self._range(low, None, include, False, _PAGE):
+            yield page
+            if len(page) < _PAGE:
+                return
+            low, include = page[-1][0], (False, False)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (key for key, _ in self.range(reverse=True))
+
+
+class SortedDict(_Ordered, Dict):
+    """A durable dictionary in the order of its encoded keys. Made by :meth:`Store.sorted_dict`."""
+
+    def _range(
+        self, low: bytes | None, high: bytes | None, include: tuple[bool, bool], reverse: bool, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        found = self.native.range(self.identity, core.Range(low, high, *include, reverse), limit)
+        return [(key, value) for key, value, _ in found]
 
     def popitem(self, last: bool = True) -> tuple[Any, Any]:
         """Remove and return the last entry (or the first); ``KeyError`` if there is none."""
@@ -256,24 +284,69 @@ class SortedDict(Dict):
             if self.pop(entry[0], _MISSING) is not _MISSING:
                 return entry
 
-    def _pages(self) -> Iterator[list[tuple[bytes, bytes]]]:
-        low, include = None, (True, False)
-        while page := self._range(low, None, include, False, _PAGE):
-            yield page
-            if len(page) < _PAGE:
-                return
-            low, include = self.decode_key(page[-1][0]), (False, False)
 
-    def __reversed__(self) -> Iterator[Any]:
-        return (key for key, _ in self.range(reverse=True))
+class VersionedDict(SortedDict):
+    """A sorted dictionary that keeps old versions for those who read them. Made by :meth:`Store.versioned_dict`."""
+
+    def snapshot(self, lease: float = 60.0) -> Snapshot:
+        """The dictionary as it is now, for at most ``lease`` seconds, whatever is written meanwhile."""
+        return Snapshot(self, self.native.pin(self.identity, round(lease * 1000)))
+
+
+class Snapshot(_Ordered, Mapping[Any, Any]):
+    """A dictionary as it was; close it, or use it as a context manager, so that its memory can be freed.
+
+    Raises:
+        SnapshotExpired: from every method, once the lease has ended or the snapshot was closed.
+    """
+
+    def __init__(self, of: VersionedDict, pinned: Any) -> None:
+        self._of, self._pinned = of, pinned
+        self.encode_key, self.decode_key, self.decode = of.encode_key, of.decode_key, of.decode
+        self.version = int(pinned.version)
+        """Number of the operation that made it."""
+
+    def _range(
+        self, low: bytes | None, high: bytes | None, include: tuple[bool, bool], reverse: bool, limit: int
+    ) -> list[tuple[bytes, bytes]]:
+        found = self._of.native.range_at(self._pinned, core.Range(low, high, *include, reverse), limit)
+        return [(key, value) for key, value, _ in found]
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self._of.native.get_at(self._pinned, self.encode_key(key))
+        if value is None:
+            raise KeyError(key)
+        return self.decode(value)
+
+    def __len__(self) -> int:
+        return int(self._pinned.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self.range())
+
+    def close(self) -> None:
+        """Let the version go."""
+        self._of.native.unpin(self._pinned)
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
 
 class _PlainSorted(_Plain, SortedDict):
     """Both."""
 
 
-def make_dict(store: Store, identity: int, name: str, keys: Codec, values: Codec, ordered: bool) -> Any:
-    """The face of a dictionary, sorted or not."""
+class _PlainVersioned(_Plain, VersionedDict):
+    """Both."""
+
+
+_FACES: dict[type[Dict], type[Dict]] = {Dict: _Plain, SortedDict: _PlainSorted, VersionedDict: _PlainVersioned}
+
+
+def make_dict(face: type[Dict], store: Store, identity: int, name: str, keys: Codec, values: Codec) -> Any:
+    """A face of this type, the short one if no codec is needed."""
     plain = keys.name == values.name == "bytes"
-    face = (_PlainSorted if plain else SortedDict) if ordered else (_Plain if plain else Dict)
-    return face(store, identity, name, keys, values)
+    return (_FACES[face] if plain else face)(store, identity, name, keys, values)

@@ -11,12 +11,13 @@ from typing import Any
 from statepool.core.errors import InvalidRequest, NotFound
 from statepool.store.codec import CodecName, codec
 from statepool.store.coordination import Counter, Lock
-from statepool.store.dicts import Dict, SortedDict, make_dict
+from statepool.store.dicts import Dict, SortedDict, VersionedDict, make_dict
 from statepool.store.native import Kind, Level, core, level_number
 from statepool.store.sequences import Log, Queue, Stack
 from statepool.store.transaction import Transaction
 
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_VERSIONED = {"b+tree": Kind.MV_SORTED_DICT, "bst": Kind.MV_BST}
 _SORTED = {"b+tree": Kind.SORTED_DICT, "skip list": Kind.SKIP_LIST, "bst": Kind.BST}
 
 
@@ -90,7 +91,7 @@ class Store:
 
     def dict(self, name: str, *, keys: CodecName = "bytes", values: CodecName = "bytes") -> Dict:
         """A dictionary without order: a hash table."""
-        face: Dict = make_dict(self, self._structure(name, Kind.DICT), name, codec(keys), codec(values), False)
+        face: Dict = make_dict(Dict, self, self._structure(name, Kind.DICT), name, codec(keys), codec(values))
         return face
 
     def sorted_dict(
@@ -105,7 +106,22 @@ class Store:
         if structure not in _SORTED:
             raise InvalidRequest(f"structure: '{structure}' is none of {', '.join(_SORTED)}", param="structure")
         identity = self._structure(name, _SORTED[structure])
-        face: SortedDict = make_dict(self, identity, name, codec(keys), codec(values), True)
+        face: SortedDict = make_dict(SortedDict, self, identity, name, codec(keys), codec(values))
+        return face
+
+    def versioned_dict(
+        self,
+        name: str,
+        *,
+        keys: CodecName = "bytes",
+        values: CodecName = "bytes",
+        structure: str = "b+tree",
+    ) -> VersionedDict:
+        """A sorted dictionary with snapshots: a multi-version B+tree, or a ``bst`` on request."""
+        if structure not in _VERSIONED:
+            raise InvalidRequest(f"structure: '{structure}' is none of {', '.join(_VERSIONED)}", param="structure")
+        identity = self._structure(name, _VERSIONED[structure])
+        face: VersionedDict = make_dict(VersionedDict, self, identity, name, codec(keys), codec(values))
         return face
 
     def queue(self, name: str, *, values: CodecName = "bytes") -> Queue:

@@ -51,6 +51,14 @@ struct OperationId {
   uint64_t sequence = 0;
 };
 
+// A version of a multi-version structure that is kept for a reader.
+struct Snapshot {
+  uint64_t number = 0;  // names the pin
+  uint32_t structure = 0;
+  Addr record = 0;      // what the structure's *_at methods take
+  uint64_t version = 0, size = 0;
+};
+
 class Store {
  public:
   Store(std::unique_ptr<Disk> disk, const StoreOptions& options);
@@ -83,6 +91,13 @@ class Store {
   void peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const;
   void scan(uint32_t id, const Range& range, size_t limit, std::vector<Entry>& out) const;
 
+  // ---- snapshots of multi-version structures ---------------------------------------------------------------------
+  // Holds the present version for `lease` ms. Reading it later than that raises StoreError expired.
+  Snapshot pin(uint32_t id, uint64_t lease);
+  void unpin(const Snapshot& snapshot);
+  bool get_at(const Snapshot& snapshot, Bytes key, std::string& value) const;
+  void scan_at(const Snapshot& snapshot, const Range& range, size_t limit, std::vector<Entry>& out) const;
+
   void checkpoint();
   uint64_t applied_lsn() const { return heap_->applied_lsn(); }
   uint64_t durable_lsn() const { return committer_->durable_lsn(); }
@@ -105,6 +120,10 @@ class Store {
   void roll_back();
   void remember(OperationId id, uint64_t lsn, const Outcome& outcome);
   void stage(const Operation& operation, OperationId id, uint16_t flags);
+  uint64_t oldest_pinned(uint32_t id, uint64_t version);
+  bool pinned(const Snapshot& snapshot) const;
+  template <class Body>
+  auto read_pinned(const Snapshot& snapshot, Body&& body) const;
   void adopt(const Operation& operation, const Outcome& outcome);
   void checkpoint_if_due();
   template <class Body>
@@ -122,6 +141,13 @@ class Store {
   std::unordered_map<std::string, uint32_t> names_;
   Table table_;
   std::pair<uint32_t, Addr> dropping_{};  // a structure whose drop is not committed yet, and its root
+  struct Pin {
+    uint32_t structure;
+    uint64_t version, until;  // until: ms of the steady clock
+  };
+  std::map<uint64_t, Pin> pins_;  // by number
+  uint64_t next_pin_ = 1;
+  mutable std::mutex pins_lock_;
   std::atomic<bool> checkpoint_runs_{false};
   std::thread background_;  // writes a checkpoint when the log has grown
   bool closed_ = false;

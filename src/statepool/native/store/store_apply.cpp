@@ -43,7 +43,12 @@ Outcome Store::apply(const Operation& o) {
   const Structure& s = table_.at(o.structure);
   if (o.verb != Verb::drop) {
     heap_->change(s.root);
-    return apply_operation(*heap_, s.kind, s.root, o);
+    out = apply_operation(*heap_, s.kind, s.root, o);
+    with_structure(*heap_, s.kind, s.root, [&](auto& structure) {
+      if constexpr (has_versions<std::decay_t<decltype(structure)>>)
+        structure.collect(oldest_pinned(o.structure, structure.version()));
+    });
+    return out;
   }
   // Readers are sent away first. The sequence word goes through the journal like the rest here: it is memory that is
   // released, so nothing may be written there after the commit.

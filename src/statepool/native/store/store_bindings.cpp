@@ -150,6 +150,23 @@ class PyStore {
     return out;
   }
 
+  nb::list range_at(const Snapshot& snapshot, const Range& range, size_t limit) const {
+    std::vector<Entry> entries;
+    open().scan_at(snapshot, range, limit, entries);
+    return listed(entries);
+  }
+
+  nb::object get_at(const Snapshot& snapshot, nb::handle key) const {
+    std::string value;
+    return open().get_at(snapshot, view(key), value) ? nb::object(to_bytes(value)) : nb::none();
+  }
+
+  Snapshot pin(uint32_t id, uint64_t lease) {
+    const Snapshot snapshot = open().pin(id, lease);
+    see(snapshot.version);
+    return snapshot;
+  }
+
   static nb::list listed(const std::vector<Entry>& entries) {
     nb::list out;
     for (const Entry& e : entries) out.append(nb::make_tuple(to_bytes(e.key), to_bytes(e.value), e.lsn));
@@ -201,6 +218,8 @@ void bind_store(nb::module_& m) {
            nb::arg("low").none(), nb::arg("high").none(), nb::arg("include_low") = true,
            nb::arg("include_high") = false, nb::arg("reverse") = false);
 
+  nb::class_<Snapshot>(m, "Snapshot").def_ro("version", &Snapshot::version).def_ro("size", &Snapshot::size);
+
   nb::class_<PyStore>(m, "Store")
       .def("__init__",
            [](PyStore* self, const std::string& path, uint64_t capacity, uint64_t segment_size, int level, bool create,
@@ -238,6 +257,10 @@ void bind_store(nb::module_& m) {
            nb::arg("sequence") = 0, nb::arg("level") = -1)
       .def("range", &PyStore::range, nb::arg("id"), nb::arg("range"), nb::arg("limit"))
       .def("scan", &PyStore::scan, nb::arg("id"), nb::arg("cursor"))
+      .def("pin", &PyStore::pin, nb::arg("id"), nb::arg("lease"))
+      .def("unpin", [](PyStore& s, const Snapshot& snapshot) { s.open().unpin(snapshot); }, nb::arg("snapshot"))
+      .def("get_at", &PyStore::get_at, nb::arg("snapshot"), nb::arg("key").none())
+      .def("range_at", &PyStore::range_at, nb::arg("snapshot"), nb::arg("range"), nb::arg("limit"))
       .def("peek", &PyStore::peek, nb::arg("id"), nb::arg("start"), nb::arg("limit"))
       .def("size", [](PyStore& s, uint32_t id) { return s.open().size(id); }, nb::arg("id"))
       .def("last_change", [](PyStore& s, uint32_t id) { return s.open().last_change(id); }, nb::arg("id"))

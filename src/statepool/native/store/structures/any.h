@@ -4,8 +4,11 @@
 #include <type_traits>
 
 #include "../operation.h"
+#include "b_plus_tree.h"
 #include "bst.h"
 #include "hash_table.h"
+#include "mv_b_plus_tree.h"
+#include "mv_bst.h"
 #include "queue.h"
 #include "range.h"
 #include "skip_list.h"
@@ -34,9 +37,21 @@ constexpr bool is_hash<HashTable<Mem>> = true;
 template <class S>
 constexpr bool is_sorted = false;
 template <class Mem>
+constexpr bool is_sorted<BPlusTree<Mem>> = true;
+template <class Mem>
 constexpr bool is_sorted<SkipList<Mem>> = true;
 template <class Mem>
 constexpr bool is_sorted<Bst<Mem>> = true;
+template <class Mem>
+constexpr bool is_sorted<MvBst<Mem>> = true;
+template <class Mem>
+constexpr bool is_sorted<MvBPlusTree<Mem>> = true;
+template <class S>
+constexpr bool has_versions = false;
+template <class Mem>
+constexpr bool has_versions<MvBst<Mem>> = true;
+template <class Mem>
+constexpr bool has_versions<MvBPlusTree<Mem>> = true;
 template <class S>
 constexpr bool is_stack = false;
 template <class Mem>
@@ -53,24 +68,30 @@ auto with_structure(Mem& mem, Kind kind, Addr root, Body&& body) {
   const auto with = [&](auto structure) { return body(structure); };
   switch (kind) {
     case Kind::dict: return with(HashTable<Mem>(mem, root));
+    case Kind::sorted_dict: return with(BPlusTree<Mem>(mem, root));
     case Kind::skip_list: return with(SkipList<Mem>(mem, root));
     case Kind::bst: return with(Bst<Mem>(mem, root));
+    case Kind::mv_bst: return with(MvBst<Mem>(mem, root));
+    case Kind::mv_sorted_dict: return with(MvBPlusTree<Mem>(mem, root));
     case Kind::stack: return with(Stack<Mem>(mem, root));
     case Kind::queue: return with(Queue<Mem>(mem, root));
-    default: throw StoreError(Fault::corrupt, "catalog: a structure of unknown kind");
   }
+  throw StoreError(Fault::corrupt, "catalog: a structure of unknown kind");
 }
 
 template <class Mem>
 Addr create_structure(Mem& mem, Kind kind) {
   switch (kind) {
     case Kind::dict: return HashTable<Mem>::create(mem);
+    case Kind::sorted_dict: return BPlusTree<Mem>::create(mem);
     case Kind::skip_list: return SkipList<Mem>::create(mem);
     case Kind::bst: return Bst<Mem>::create(mem);
+    case Kind::mv_bst: return MvBst<Mem>::create(mem);
+    case Kind::mv_sorted_dict: return MvBPlusTree<Mem>::create(mem);
     case Kind::stack: return Stack<Mem>::create(mem);
     case Kind::queue: return Queue<Mem>::create(mem);
-    default: throw StoreError(Fault::invalid, "kind: no such structure");
   }
+  throw StoreError(Fault::invalid, "kind: no such structure");
 }
 
 // Before a statement that only compiles for some structures: the others raise StoreError instead.
