@@ -199,7 +199,7 @@ def install(torch: str, extras: list[str]) -> str:
 def native_is_current() -> bool:
     """Whether a built extension is newer than everything it is made from."""
     built = [path.stat().st_mtime for path in NATIVE.glob("_kernels*.so")]
-    sources = [ROOT / "CMakeLists.txt", *NATIVE.glob("*.cpp"), *NATIVE.glob("*.h")]
+    sources = [ROOT / "CMakeLists.txt", *(path for kind in ("cpp", "h", "inc") for path in NATIVE.glob(f"*.{kind}"))]
     return bool(built) and max(built) >= max(path.stat().st_mtime for path in sources)
 
 
