@@ -142,7 +142,7 @@ def test_threads_and_instruction_sets_change_no_bit(mode: str) -> None:
     assert same(case.run(kernels), expected)
     kernels.set_threads(1)
     best = kernels.isa()
-    for isa in ("generic", "avx2", "avx512"):
+    for isa in ("generic", "avx2", "avx512", "amx"):
         try:
             kernels.set_isa(isa)
         except ValueError:

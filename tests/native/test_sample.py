@@ -121,7 +121,7 @@ def test_instruction_sets_agree() -> None:
     row = np.random.default_rng(3).standard_normal(3000).astype(np.float32) * 3
     best = kernels.isa()
     expected = [kernels.sample(row, 0.7, 0, 0.95, 0.0, u) for u in np.linspace(0, 0.99, 20)]
-    for isa in ("generic", "avx2", "avx512"):
+    for isa in ("generic", "avx2", "avx512", "amx"):
         try:
             kernels.set_isa(isa)
         except ValueError:

@@ -21,7 +21,7 @@ NB_MODULE(_kernels, m) {
 
   m.def(
       "isa", [] { return std::string(statepool::isa_name(statepool::active_isa())); },
-      "Instruction set in use: generic, avx2 or avx512. All give the same bits.");
+      "Instruction set in use: generic, avx2, avx512 or amx. All give the same bits.");
   m.def(
       "best_isa", [] { return std::string(statepool::isa_name(statepool::best_isa())); },
       "Best instruction set of this machine.");
