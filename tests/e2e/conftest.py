@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,10 +78,12 @@ def run_server(model: Path | str, **settings):
         "sys.exit(serve(ServeConfig(engine=EngineConfig(**engine), **settings)))"
     )
     begin = time.monotonic()
+    # A file, since a pipe that nobody empties would stop the server in the middle of a warning.
+    complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program, json.dumps(engine), json.dumps(settings)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=complaints,
         text=True,
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
     )
@@ -93,8 +96,9 @@ def run_server(model: Path | str, **settings):
             url = found[1]
             break
     if url is None:
-        _, complaint = process.communicate(timeout=60)
-        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{complaint}")
+        process.wait(timeout=60)
+        complaints.seek(0)
+        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{complaints.read()}")
     server = Server(process, url, time.monotonic() - begin)
     try:
         yield server
@@ -110,6 +114,7 @@ def run_server(model: Path | str, **settings):
                 raise
         else:
             process.communicate()
+        complaints.close()
 
 
 @pytest.fixture(scope="session")
