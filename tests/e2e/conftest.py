@@ -96,9 +96,11 @@ def run_server(model: Path | str, **settings):
             url = found[1]
             break
     if url is None:
-        process.wait(timeout=60)
+        process.communicate(timeout=60)
         complaints.seek(0)
-        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{complaints.read()}")
+        complaint = complaints.read()
+        complaints.close()
+        pytest.fail(f"the server did not start:\n{''.join(lines)}\n{complaint}")
     server = Server(process, url, time.monotonic() - begin)
     try:
         yield server
