@@ -33,6 +33,8 @@ class Disk {
   virtual std::vector<std::string> list(const std::string& folder) const = 0;        // sorted; empty if none
   virtual void rename(const std::string& from, const std::string& to) = 0;           // durable when it returns
   virtual void remove(const std::string& name) = 0;                                  // durable when it returns
+  // Whether nothing may be done behind the caller's back: what happens is a function of the calls.
+  virtual bool alone() const { return false; }
 };
 
 }  // namespace statepool::store

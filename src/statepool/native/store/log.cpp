@@ -109,7 +109,7 @@ void Log::append(FrameBuilder& frame) {
 void Log::roll(size_t frame_size) {
   if (preparing_.joinable()) preparing_.join();
   start_segment(number_ + 1, frame_size);
-  preparing_ = std::thread([this] { prepare(); });
+  if (!disk_.alone()) preparing_ = std::thread([this] { prepare(); });
 }
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.

@@ -151,6 +151,7 @@ class Store {
   std::atomic<bool> checkpoint_runs_{false};
   std::thread background_;  // writes a checkpoint when the log has grown
   bool closed_ = false;
+  bool attached_ = false;  // to the heap of a process that died
   mutable uint64_t retries_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "crash_test.h"
 #include "posix_disk.h"
 #include "store.h"
 #include "structures/any.h"
@@ -203,6 +204,15 @@ auto released(Call&& call) {
 }  // namespace
 
 void bind_store(nb::module_& m) {
+  nb::class_<CrashReport>(m, "CrashReport")
+      .def_ro("states", &CrashReport::states)
+      .def_ro("again", &CrashReport::again)
+      .def_ro("events", &CrashReport::events)
+      .def_ro("operations", &CrashReport::operations)
+      .def_ro("violation", &CrashReport::violation);
+  m.def("crash_test", &crash_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
+        "Cuts the power at every point of a drawn history on a simulated disk; see crash_test.h.");
+
   nb::class_<Range>(m, "Range")
       .def("__init__",
            [](Range* self, const nb::object& low, const nb::object& high, bool include_low, bool include_high, bool reverse) {

@@ -35,7 +35,8 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
   }
   ++super_.epoch;
   const std::string name = region_name();
-  if (!options.shared || !attach_heap(name)) build_heap(name);
+  attached_ = options.shared && attach_heap(name);
+  if (!attached_) build_heap(name);
   const auto heap_at = static_cast<uint64_t>(heap_->base() - region_.data());
   heap_->set_reserve([this, heap_at](Addr a, uint64_t n) { return region_.reserve(heap_at + a, n); });
   ring_ = std::make_unique<Ring>(*heap_);
@@ -203,7 +204,8 @@ std::map<std::string, uint64_t> Store::facts() const {
           {"commits", committer_->frames()}, {"log_bytes", log_->bytes_since(super_.checkpoint_lsn)},
           {"heap_used", header.used_bytes},  {"capacity", heap_->capacity()},
           {"epoch", super_.epoch},           {"checkpoint_lsn", super_.checkpoint_lsn},
-          {"read_retries", retries_},        {"staged_bytes", ring_->held()}};
+          {"read_retries", retries_},        {"staged_bytes", ring_->held()},
+          {"attached", attached_ ? 1 : 0}};
 }
 
 Store::~Store() {
