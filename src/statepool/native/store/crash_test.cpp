@@ -112,9 +112,8 @@ class History {
     store_ = std::make_unique<Store>(std::make_unique<SimDisk>(std::move(now), events), small());
   }
   static void apply(const SimDisk::Event& e, Image& image) {
-    Crash whole(image, {e}, 1);
-    std::vector<SimDisk::Event> synced;
-    image = whole.image([](size_t) { return true; }, true);
+    const std::vector<SimDisk::Event> one{e};  // outlives the Crash, which points into it
+    image = Crash(image, one, 1).image([](size_t) { return true; }, true);
   }
 
   void step() {

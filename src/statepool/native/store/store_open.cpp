@@ -101,6 +101,9 @@ void Store::open_log() {
   log_ = Log::open(*disk_, super_, from, [&](const std::byte* record, uint64_t lsn) { replay(record, lsn); });
   uint64_t lsn = control.durable_lsn;
   const uint64_t last = log_->last_lsn();
+  if (last < control.durable_lsn)
+    throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + ", and " +
+                                         std::to_string(control.durable_lsn) + " was durable; its last frame is damaged");
   uint64_t in_log = control.ring_head;
   ring_->each([&](const std::byte* record, uint64_t, uint64_t next) {
     ++lsn;
@@ -110,9 +113,6 @@ void Store::open_log() {
   ring_->taken(in_log);
   control.durable_lsn = last;
   control.logged_lsn = std::max(last, lsn);
-  if (last < super_.checkpoint_lsn)
-    throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + ", before the checkpoint of " +
-                                         std::to_string(super_.checkpoint_lsn));
 }
 
 // Transactions were logged whole, so replaying their operations one by one ends in the same state.
@@ -188,7 +188,12 @@ void Store::close() {
   }
   const std::lock_guard<std::mutex> lock(writer_);
   closed_ = true;
+  const bool whole = !committer_->failed();
   committer_.reset();
+  if (whole) {
+    super_.clean = log_->last_lsn() + 1;
+    write_superblock(*disk_, super_);
+  }
   heap_->control().owner_pid = 0;  // readers let go
   if (options_.shared) Region::remove(region_name(super_));
 }

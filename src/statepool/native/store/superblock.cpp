@@ -27,19 +27,22 @@ void write_slot(File& file, Superblock& block) {
 template <class Read>
 bool choose(Read&& read, Superblock& out) {
   bool found = false, empty = true;
+  uint32_t newer = 0;
   for (int slot = 0; slot < 2; ++slot) {
     Superblock block;
     block.magic = 0;
     read(slot * kSector, &block, sizeof(block));
     empty = empty && block.magic == 0;
-    if (block.magic != Superblock{}.magic || block.crc != crc_of(block)) continue;
-    if (block.version != Superblock{}.version)
-      throw StoreError(Fault::format, "meta: format " + std::to_string(block.version) + ", this program reads 1");
+    if (block.magic != Superblock{}.magic) continue;
+    if (block.version > Superblock{}.version) newer = block.version;
+    if (block.version != Superblock{}.version || block.crc != crc_of(block)) continue;
     if (found && block.generation < out.generation) continue;
     out = block;
     found = true;
   }
   if (found) return true;
+  if (newer != 0)
+    throw StoreError(Fault::format, "meta: format " + std::to_string(newer) + ", this program reads 1");
   if (empty) return false;  // power was cut before a store was made here
   throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid; restore the folder from a mirror or a copy");
 }

@@ -11,7 +11,8 @@ struct Superblock {
   uint64_t generation = 0, epoch = 0;
   uint64_t checkpoint_lsn = 0, checkpoint_id = 0;  // 0: none
   uint64_t first_segment = 1, segment_size = 0, capacity = 0;
-  uint64_t heap_nonce = 0, clean = 0;
+  uint64_t heap_nonce = 0;
+  uint64_t clean = 0;  // 1 + the log's last lsn when the store was closed; 0 while it is open
   uint32_t zero = 0, crc = 0;
 };
 
