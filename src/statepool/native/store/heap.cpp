@@ -158,14 +158,24 @@ static void release_readers(Control& control, std::byte* base) {
   __atomic_store_n(&control.changed_count, 0, __ATOMIC_RELEASE);
 }
 
-void Heap::commit() {
+void Heap::seal() {
+  for (const Released& r : released_) free(r.at, r.size);
+  released_.clear();
   store(field(&header().applied_lsn), lsn_);
+  sealed_ = true;
+}
+
+void Heap::commit() {
+  if (!sealed_) seal();
+  sealed_ = false;
   ++transaction_;
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);  // this store is the commit
   release_readers(*control_, base_);
 }
 
 void Heap::rollback() {
+  released_.clear();
+  sealed_ = false;
   // Entries have no back links: find their starts, then undo from the last to the first.
   uint64_t tail = control_->journal_tail;
   for (uint64_t end = tail; end > 0;) {
@@ -219,7 +229,7 @@ Addr Heap::allocate(size_t n) {
   return a;
 }
 
-void Heap::release(Addr a, size_t n) {
+void Heap::free(Addr a, size_t n) {
   HeapHeader& h = header();
   if (n > kSmallLimit) {
     const uint64_t count = round_up(n, kBlock) / kBlock;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "bytes.h"
 #include "errors.h"
@@ -99,6 +100,7 @@ class Heap {
 
   // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
   void begin() {}
+  void seal();      // nothing more will be written; after it commit() cannot fail. StoreError: full
   void commit();    // everything since begin() takes effect, applied_lsn() becomes lsn()
   void rollback();  // nothing of it does
   void store(Addr a, uint64_t value) {
@@ -114,7 +116,8 @@ class Heap {
     __atomic_store_n(word(a), value, __ATOMIC_RELAXED);
   }
   Addr allocate(size_t n);         // contents undefined. StoreError: full
-  void release(Addr a, size_t n);  // n as given to allocate()
+  // n as given to allocate(). The memory is not used again before the commit: a rollback needs what is in it.
+  void release(Addr a, size_t n) { released_.push_back({a, n}); }
   // Makes readers of the structure at `root`, whose first word is its sequence word, retry until commit().
   void change(Addr root);
   uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
@@ -141,6 +144,7 @@ class Heap {
   uint64_t* word(Addr a) const { return reinterpret_cast<uint64_t*>(base_ + a); }
   void undo(Addr a, size_t n);
   void open_blocks(Addr a, size_t n);
+  void free(Addr a, size_t n);
   Addr allocate_blocks(uint64_t count);
   void mark_blocks(uint64_t first, uint64_t count, bool used);
   Addr field(const void* member) const {
@@ -150,6 +154,12 @@ class Heap {
   Control* control_;
   std::byte *journal_, *ring_, *base_;
   uint64_t capacity_, lsn_ = 0;
+  struct Released {
+    Addr at;
+    size_t size;
+  };
+  std::vector<Released> released_;
+  bool sealed_ = false;
   static constexpr size_t kNoted = 512;
   struct Noted {
     Addr at;

@@ -162,10 +162,10 @@ uint64_t Log::segment_of(uint64_t lsn) const {
   return number;
 }
 
-void Log::recycle(uint64_t lsn) {
+void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) {
+  while (segments_.front().number < first) {
     retire(segment_name(segments_.front().number));
     segments_.erase(segments_.begin());
   }

@@ -62,6 +62,7 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
     }
     heap_->set_lsn(lsn);
     if (id.client != 0) remember(id, lsn, outcomes[count - 1]);
+    heap_->seal();
   } catch (...) {
     roll_back();
     throw;

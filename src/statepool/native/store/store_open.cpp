@@ -158,7 +158,7 @@ void Store::checkpoint() {
   super_.first_segment = log_->segment_of(checkpoint->lsn() + 1);
   write_superblock(*disk_, super_);
   if (old != 0) disk_->remove(numbered("ckpt", old));
-  log_->recycle(checkpoint->lsn());
+  log_->recycle(super_.first_segment);
 }
 
 // The caller holds the writer lock.
