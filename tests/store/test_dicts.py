@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(changes=st.lists(st.tuples(st.booleans(), keys, values), min_size=1, max_size=12))
     def a_transaction_that_fails(self, changes: list[tuple[bool, bytes, bytes]]) -> None:
-        """Its last operation is none of a dictionary's: all before it is undone, memory that they gave back included."""
+        """The last operation is none of a dictionary's: all before it is undone, memory they gave back included."""
         identity = self.mine.identity
         operations = [(Verb.PUT if put else Verb.ERASE, identity, key, value, 0, 0) for put, key, value in changes]
         with pytest.raises(InvalidRequest, match="no such operation"):
