@@ -74,7 +74,8 @@ class PosixFile final : public File {
     while (size > 0) {
       const ssize_t n = pwrite(fd, from, size, static_cast<off_t>(offset));
       if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail(path_);
+      if (n == 0) errno = EIO;
+      if (n <= 0) fail(path_);
       from += n;
       offset += static_cast<uint64_t>(n);
       size -= static_cast<size_t>(n);
@@ -85,10 +86,27 @@ class PosixFile final : public File {
   int direct_ = -1, plain_ = -1;
 };
 
+void sync_folder(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) fail(path);
+  const int result = fsync(fd);
+  const int error = errno;
+  ::close(fd);
+  errno = error;
+  if (result != 0) fail(path);
+}
+
+// With all folders above it, each one's name durable: a store whose folder is lost is lost.
 void make_folder(const std::string& path) {
-  for (size_t at = 1; at != std::string::npos;) {
+  for (size_t at = 0; at != std::string::npos;) {
     at = path.find('/', at + 1);
-    if (mkdir(path.substr(0, at).c_str(), 0700) != 0 && errno != EEXIST) fail(path);
+    const std::string folder = path.substr(0, at);
+    if (mkdir(folder.c_str(), 0700) == 0) {
+      const size_t slash = folder.find_last_of('/', folder.find_last_not_of('/'));
+      sync_folder(slash == std::string::npos ? "." : folder.substr(0, slash + 1));
+    } else if (errno != EEXIST) {
+      fail(path);
+    }
   }
 }
 
@@ -109,7 +127,11 @@ PosixDisk::PosixDisk(std::string folder, bool create) : folder_(std::move(folder
   }
 }
 
-PosixDisk::~PosixDisk() { ::close(lock_); }
+// Unlocked by name, because a forked child may hold the same lock by its copy of the descriptor.
+PosixDisk::~PosixDisk() {
+  flock(lock_, LOCK_UN);
+  ::close(lock_);
+}
 
 std::unique_ptr<File> PosixDisk::open(const std::string& name) { return std::make_unique<PosixFile>(path(name)); }
 
@@ -117,7 +139,6 @@ std::unique_ptr<File> PosixDisk::open(const std::string& name) { return std::mak
 std::unique_ptr<File> PosixDisk::create(const std::string& name, uint64_t size) {
   if (const size_t slash = name.rfind('/'); slash != std::string::npos) {
     make_folder(path(name.substr(0, slash)));
-    sync_parent(name.substr(0, slash));
   }
   const int fd = ::open(path(name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) fail(path(name));
@@ -154,12 +175,7 @@ void PosixDisk::remove(const std::string& name) {
 
 void PosixDisk::sync_parent(const std::string& name) const {
   const size_t slash = name.rfind('/');
-  const std::string parent = slash == std::string::npos ? folder_ : path(name.substr(0, slash));
-  const int fd = ::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) fail(parent);
-  const int result = fsync(fd);
-  ::close(fd);
-  if (result != 0) fail(parent);
+  sync_folder(slash == std::string::npos ? folder_ : path(name.substr(0, slash)));
 }
 
 }  // namespace statepool::store
