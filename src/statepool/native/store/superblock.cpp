@@ -4,6 +4,7 @@
 
 #include "crc32c.h"
 #include "errors.h"
+#include "persist_point.h"
 
 namespace statepool::store {
 namespace {
@@ -13,19 +14,40 @@ constexpr const char* kName = "meta";
 uint32_t crc_of(const Superblock& block) { return crc32c(&block, offsetof(Superblock, crc)); }
 
 void write_slot(File& file, Superblock& block) {
-  ++block.generation;
-  block.crc = crc_of(block);
+  Superblock next = block;
+  ++next.generation;
+  next.crc = crc_of(next);
   alignas(kSector) static thread_local char sector[kSector];
   std::memset(sector, 0, kSector);
-  std::memcpy(sector, &block, sizeof(block));
-  file.write(block.generation % 2 * kSector, sector, kSector);
+  std::memcpy(sector, &next, sizeof(next));
+  persist_point("superblock before");
+  file.write(next.generation % 2 * kSector, sector, kSector);
+  persist_point("superblock after");
+  block.generation = next.generation;
+  block.crc = next.crc;
+}
+
+// Making a store ends with its superblock. Without one there is an unfinished store, which holds nothing, or a store
+// whose superblock is lost: that one must not be taken for an empty folder and overwritten.
+void check_unmade(Disk& disk) {
+  bool data = !disk.list("ckpt").empty();
+  for (const std::string& name : disk.list("log")) {
+    if (name.size() != 16) continue;
+    char start[8] = {};
+    disk.open("log/" + name)->read(kSector, start, sizeof(start));
+    data = data || name != "0000000000000001" || std::any_of(start, start + 8, [](char c) { return c != 0; });
+  }
+  if (data) throw StoreError(Fault::corrupt, "meta: it is lost, but there is a log; restore it from a mirror or a copy");
 }
 
 }  // namespace
 
 bool read_superblock(Disk& disk, Superblock& out) {
   const auto names = disk.list("");
-  if (std::find(names.begin(), names.end(), kName) == names.end()) return false;
+  if (std::find(names.begin(), names.end(), kName) == names.end()) {
+    check_unmade(disk);
+    return false;
+  }
   const auto file = disk.open(kName);
   bool found = false, empty = true;
   for (int slot = 0; slot < 2; ++slot) {
@@ -41,7 +63,10 @@ bool read_superblock(Disk& disk, Superblock& out) {
     found = true;
   }
   if (found) return true;
-  if (empty) return false;  // power was cut before a store was made here
+  if (empty) {
+    check_unmade(disk);
+    return false;  // power was cut before a store was made here
+  }
   throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid; restore the folder from a mirror or a copy");
 }
 

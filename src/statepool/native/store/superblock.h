@@ -11,13 +11,16 @@ struct Superblock {
   uint64_t generation = 0, epoch = 0;
   uint64_t checkpoint_lsn = 0, checkpoint_id = 0;  // 0: none
   uint64_t first_segment = 1, segment_size = 0, capacity = 0;
-  uint64_t heap_nonce = 0, clean = 0;
+  uint64_t heap_nonce = 0;
+  uint64_t clean = 0;  // closed in good order: the last operation's lsn + 1; otherwise 0
   uint32_t zero = 0, crc = 0;
 };
 
 // False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
 bool read_superblock(Disk& disk, Superblock& out);
 void create_superblock(Disk& disk, Superblock& block);
-void write_superblock(Disk& disk, Superblock& block);  // into the other slot, with the next generation
+// Into the other slot, with the next generation. After a failed write the same slot is written again: the other one is
+// then the only good one.
+void write_superblock(Disk& disk, Superblock& block);
 
 }  // namespace statepool::store
