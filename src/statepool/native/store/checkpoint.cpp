@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "crc32c.h"
+#include "persist_point.h"
 
 namespace statepool::store {
 namespace {
@@ -92,10 +93,12 @@ void Checkpoint::write(Disk& disk, const std::string& name) {
     chunk.crc = crc_of(chunk);
     std::memcpy(buffer.get(), &chunk, sizeof(chunk));
     const uint64_t size = kSector + chunk.count * kBlock;
+    persist_point("checkpoint chunk");
     file->write_later(at, buffer.get(), size);
     at += size;
   }
   file->sync();
+  persist_point("checkpoint head");
   // The head comes last: a file without one is no checkpoint.
   const Aligned sector = aligned(kSector);
   Head head{kMagic, kVersion, lsn_, heap_.capacity(), blocks_.size(), 0, 0, 0};

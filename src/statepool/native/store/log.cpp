@@ -6,6 +6,7 @@
 
 #include "crc32c.h"
 #include "errors.h"
+#include "persist_point.h"
 
 namespace statepool::store {
 namespace {
@@ -99,8 +100,9 @@ void Log::append(FrameBuilder& frame) {
 
 void Log::roll(size_t frame_size) {
   if (preparing_.joinable()) preparing_.join();
-  start_segment(segments_.back().number + 1, frame_size);
-  if (!disk_.alone()) preparing_ = std::thread([this] { prepare(); });
+  start_segment(number_ + 1, frame_size);
+  if (disk_.alone()) prepare();
+  else preparing_ = std::thread([this] { prepare(); });
 }
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
@@ -110,6 +112,7 @@ void Log::prepare() {
     const auto names = disk_.list("log");
     if (std::find(names.begin(), names.end(), "spare") == names.end()) {
       disk_.create("log/unfinished", super_.segment_size);
+      persist_point("prepare rename");
       disk_.rename("log/unfinished", kSpare);
     }
   } catch (const StoreError&) {
@@ -134,11 +137,15 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   alignas(kSector) static thread_local std::byte sector[kSector];
   std::memset(sector, 0, kSector);
   store_as(sector, header);
+  persist_point("roll header");
   file_->write(0, sector, kSector);
   file_.reset();
+  persist_point("roll rename");
   disk_.rename(kSpare, name);
+  persist_point("roll done");
   file_ = disk_.open(name);
   at_ = kSector;
+  number_ = number;
   segments_.push_back({number, header.base_lsn});
 }
 
@@ -152,16 +159,21 @@ uint64_t Log::segment_of(uint64_t lsn) const {
   return number;
 }
 
-void Log::recycle(uint64_t lsn) {
+// Takes the number that the superblock names, not an operation's: a segment begun since then must not change what goes.
+// Segments that an earlier process was killed before recycling are still there; they go too.
+void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) {
-    const std::string name = segment_name(segments_.front().number);
-    const auto names = disk_.list("log");
-    const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-    if (spare || disk_.open(name)->size() != super_.segment_size) disk_.remove(name);
-    else disk_.rename(name, kSpare);
-    segments_.erase(segments_.begin());
+  while (segments_.front().number < first) segments_.erase(segments_.begin());
+  const auto names = disk_.list("log");
+  bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
+  for (const std::string& name : names) {
+    if (name.size() != 16 || "log/" + name >= segment_name(first)) continue;
+    const bool keep = !spare && disk_.open("log/" + name)->size() == super_.segment_size;
+    persist_point("recycle");
+    if (keep) disk_.rename("log/" + name, kSpare);
+    else disk_.remove("log/" + name);
+    spare = spare || keep;
   }
 }
 
@@ -177,6 +189,9 @@ void Log::scan(const Visitor& visit, uint64_t from) {
   uint64_t base = 0, number = super_.first_segment;
   if (!enter(number, base))
     throw StoreError(Fault::corrupt, segment_name(number) + ": the first segment of the log is missing or damaged");
+  if (base > from)
+    throw StoreError(Fault::corrupt, segment_name(number) + ": the log begins at operation " + std::to_string(base) +
+                                         ", operation " + std::to_string(from) + " is needed");
   last_lsn_ = base - 1;
   std::vector<std::byte> frame;
   for (;;) {
@@ -188,7 +203,7 @@ void Log::scan(const Visitor& visit, uint64_t from) {
       last_lsn_ = header.last_lsn;
       prev_crc_ = header.crc;
     }
-    const uint64_t end = at_, size = size_, salt = salt_;
+    const uint64_t end = at_, size = size_, salt = salt_;  // enter() may have to be taken back
     if (valid_frame_after(at_)) throw corrupt(number, at_, "a damaged frame");
     auto present = std::move(file_);
     const uint32_t chain = prev_crc_;
@@ -228,6 +243,7 @@ bool Log::enter(uint64_t number, uint64_t& base_lsn) {
   at_ = kSector;
   prev_crc_ = header.prev_crc;
   base_lsn = header.base_lsn;
+  number_ = number;
   segments_.push_back({number, base_lsn});
   return true;
 }
@@ -253,8 +269,9 @@ bool Log::valid_frame_after(uint64_t at) const {
     const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(kPiece, size_ - from));
     for (size_t i = 0; i + kSector <= got; i += kSector) {
       const auto header = load_as<FrameHeader>(piece.data() + i);
-      if (header.magic != kFrameMagic || header.salt != salt_ || header.length % kSector != 0 || header.length == 0 ||
-          header.length > size_ - from - i)
+      // An earlier lsn: a copy of an older frame inside a value, not a frame that follows.
+      if (header.magic != kFrameMagic || header.salt != salt_ || header.first_lsn <= last_lsn_ ||
+          header.length % kSector != 0 || header.length == 0 || header.length > size_ - from - i)
         continue;
       frame.resize(header.length);
       if (file_->read(from + i, frame.data(), header.length) == header.length &&
@@ -272,9 +289,11 @@ void Log::visit_records(const std::vector<std::byte>& frame, const Visitor& visi
   const size_t end = at + header.payload;
   for (uint32_t i = 0; i < header.records; ++i, ++lsn) {
     const size_t rest = end - at;
-    const uint64_t length = rest < sizeof(RecordHeader) ? kMaxBody + 1 : load_as<RecordHeader>(frame.data() + at).length;
-    if (length > kMaxBody || sizeof(RecordHeader) + round_up(length, 8) > rest)
-      throw StoreError(Fault::corrupt, "log: a frame whose checksum is right holds a record that leaves it");
+    const auto record = rest < sizeof(RecordHeader) ? RecordHeader{} : load_as<RecordHeader>(frame.data() + at);
+    const uint64_t length = record.length;
+    if (rest < sizeof(record) || length > kMaxBody || sizeof(record) + round_up(length, 8) > rest ||
+        record.lsn_low != static_cast<uint32_t>(lsn))
+      throw StoreError(Fault::corrupt, "log: a frame whose checksum is right holds a record that does not fit it");
     if (lsn >= from) visit(frame.data() + at, lsn);
     at += sizeof(RecordHeader) + round_up(length, 8);
   }

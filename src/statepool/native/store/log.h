@@ -68,7 +68,7 @@ class Log {
   uint64_t last_lsn() const { return last_lsn_; }
   uint64_t bytes_since(uint64_t lsn) const;    // of the frames since the segment that holds it, if any follow
   uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
-  void recycle(uint64_t lsn);                  // segments whose operations are all <= lsn
+  void recycle(uint64_t first);                // segments of a lower number
 
  private:
   struct Segment {
@@ -89,7 +89,7 @@ class Log {
   const Superblock& super_;  // its epoch goes into every frame
   std::unique_ptr<File> file_;
   std::vector<Segment> segments_;
-  uint64_t size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
+  uint64_t number_ = 0, size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
   std::atomic<uint64_t> last_lsn_{0}, bytes_{0};  // read by any thread; the rest belongs to the committer
   mutable std::mutex files_lock_;  // of segments_ and the files' names: the committer, a checkpoint, prepare()
   uint32_t prev_crc_ = 0;
