@@ -3,6 +3,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <pthread.h>
+
 #include "crash_test.h"
 #include "posix_disk.h"
 #include "store.h"
@@ -22,24 +24,40 @@ Bytes view(nb::handle b) {
 }
 nb::bytes to_bytes(const std::string& s) { return nb::bytes(s.data(), s.size()); }
 
+unsigned forks = 0;  // how often this process came out of a fork
+[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
 // What Python holds. Waits release the GIL; everything else is too short for that to pay.
+//
+// Calls that release the GIL hold the store by a pointer of their own, so that closing it in another thread meanwhile
+// leaves them with a closed store, not with none. A forked child shares the folder, the heap and the lock with its
+// parent but has no thread to write the log: there the store can be neither used nor closed.
 class PyStore {
  public:
-  PyStore(const std::string& path, const StoreOptions& options) {
+  PyStore(const std::string& path, const StoreOptions& options) : forks_(forks) {
     nb::gil_scoped_release released;
-    store_ = std::make_unique<Store>(std::make_unique<PosixDisk>(path, options.create), options);
+    store_ = std::make_shared<Store>(std::make_unique<PosixDisk>(path, options.create), options);
     level_ = options.level;
   }
+  ~PyStore() {
+    if (forks_ != forks) new std::shared_ptr<Store>(std::move(store_));  // never destroyed: it is the parent's
+  }
 
-  Store& open() const {
+  Store& open() const { return *holding(); }
+
+  const std::shared_ptr<Store>& holding() const {
+    if (forks_ != forks)
+      throw StoreError(Fault::read_only, "store: it was opened before this process was forked; open it in one of the two");
     if (store_ == nullptr) throw StoreError(Fault::read_only, "store: it is closed");
-    return *store_;
+    return store_;
   }
 
   void close() {
+    if (forks_ != forks) return;
+    const std::shared_ptr<Store> store = std::move(store_);
+    store_ = nullptr;
     nb::gil_scoped_release released;
-    if (store_ != nullptr) store_->close();
-    store_.reset();
+    if (store != nullptr) store->close();
   }
 
   Outcome one(const Operation& o, int level) {
@@ -52,16 +70,18 @@ class PyStore {
 
   void settle(uint64_t lsn, int level) {
     const Level wanted = level < 0 ? level_ : static_cast<Level>(level);
-    if (wanted == Level::process || lsn <= store_->durable_lsn()) return;
+    if (wanted == Level::process || lsn <= open().durable_lsn()) return;
+    const std::shared_ptr<Store> store = holding();
     nb::gil_scoped_release released;
-    store_->wait(lsn);
+    store->wait(lsn);
   }
 
   // Before a value goes out to the caller: see Store::must_wait.
   void see(uint64_t lsn) const {
-    if (!store_->must_wait(lsn)) return;
+    if (!open().must_wait(lsn)) return;
+    const std::shared_ptr<Store> store = holding();
     nb::gil_scoped_release released;
-    store_->wait(lsn);
+    store->wait(lsn);
   }
 
   nb::object get(uint32_t id, nb::handle key, const nb::object& otherwise) const {
@@ -191,14 +211,16 @@ class PyStore {
   }
 
  private:
-  std::unique_ptr<Store> store_;
+  std::shared_ptr<Store> store_;
   Level level_ = Level::power;
+  unsigned forks_;
 };
 
 template <class Call>
-auto released(Call&& call) {
+auto released(PyStore& s, Call&& call) {
+  const std::shared_ptr<Store> store = s.holding();
   nb::gil_scoped_release release;
-  return call();
+  return call(*store);
 }
 
 }  // namespace
@@ -248,10 +270,10 @@ void bind_store(nb::module_& m) {
       .def("close", &PyStore::close)
       .def("structure",
            [](PyStore& s, const std::string& name, int kind, bool create) {
-             return released([&] { return s.open().structure(name, static_cast<Kind>(kind), create); });
+             return released(s, [&](Store& store) { return store.structure(name, static_cast<Kind>(kind), create); });
            },
            nb::arg("name"), nb::arg("kind"), nb::arg("create"))
-      .def("drop", [](PyStore& s, uint32_t id) { released([&] { s.open().drop(id); }); }, nb::arg("id"))
+      .def("drop", [](PyStore& s, uint32_t id) { released(s, [&](Store& store) { store.drop(id); }); }, nb::arg("id"))
       .def("structures", &PyStore::structures)
       .def("get", &PyStore::get, nb::arg("id"), nb::arg("key").none(), nb::arg("default") = nb::none())
       .def("get_many", &PyStore::get_many, nb::arg("id"), nb::arg("keys"))
@@ -281,9 +303,9 @@ void bind_store(nb::module_& m) {
              return nb::make_tuple(sequence, PyStore::as_tuple(o));
            },
            nb::arg("client"))
-      .def("wait", [](PyStore& s, uint64_t lsn) { released([&] { s.open().wait(lsn); }); }, nb::arg("lsn"))
-      .def("flush", [](PyStore& s) { released([&] { s.open().flush(); }); })
-      .def("checkpoint", [](PyStore& s) { released([&] { s.open().checkpoint(); }); })
+      .def("wait", [](PyStore& s, uint64_t lsn) { released(s, [&](Store& store) { store.wait(lsn); }); }, nb::arg("lsn"))
+      .def("flush", [](PyStore& s) { released(s, [](Store& store) { store.flush(); }); })
+      .def("checkpoint", [](PyStore& s) { released(s, [](Store& store) { store.checkpoint(); }); })
       .def_prop_ro("applied_lsn", [](PyStore& s) { return s.open().applied_lsn(); })
       .def_prop_ro("durable_lsn", [](PyStore& s) { return s.open().durable_lsn(); })
       .def("facts", [](PyStore& s) { return s.open().facts(); });
