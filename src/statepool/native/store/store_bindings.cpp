@@ -235,6 +235,11 @@ void bind_store(nb::module_& m) {
   m.def("crash_test", &crash_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
         "Cuts the power at every point of a drawn history on a simulated disk; see crash_test.h.");
 
+  m.def("fault_test", &fault_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
+        "Lets the disk fail at every point of a drawn history; see crash_test.h.");
+  m.def("rot_test", &rot_test, nb::arg("seed"), nb::arg("operations"), nb::arg("flips"),
+        nb::call_guard<nb::gil_scoped_release>(), "Turns over single bits of a store's files; see crash_test.h.");
+
   nb::class_<Range>(m, "Range")
       .def("__init__",
            [](Range* self, const nb::object& low, const nb::object& high, bool include_low, bool include_high, bool reverse) {
