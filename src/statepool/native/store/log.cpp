@@ -264,9 +264,9 @@ bool Log::read_frame(std::vector<std::byte>& frame, uint64_t at) const {
 // Whether any later frame of this segment is whole, whatever precedes it.
 bool Log::valid_frame_after(uint64_t at) const {
   constexpr size_t kPiece = 1 << 20;
-  std::vector<std::byte> piece(kPiece), frame;
+  std::vector<std::byte> piece(std::min<uint64_t>(kPiece, size_ - at)), frame;
   for (uint64_t from = at; from < size_; from += kPiece) {
-    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(kPiece, size_ - from));
+    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(piece.size(), size_ - from));
     for (size_t i = 0; i + kSector <= got; i += kSector) {
       const auto header = load_as<FrameHeader>(piece.data() + i);
       // An earlier lsn: a copy of an older frame inside a value, not a frame that follows.
