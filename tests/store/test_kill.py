@@ -85,7 +85,9 @@ def verify(store: statepool.store.Store, acknowledged: int) -> int:
     assert last >= acknowledged
     assert len(tree) == len(store.stack("s")) == last
     assert last == 0 or store.stack("s")[-1] == b"%d" % last
-    assert dict(store.dict("d")) == {b"%d" % (i % 50): b"%d" % i * (1 + i % 300) for i in range(max(1, last - 49), last + 1)}
+    assert dict(store.dict("d")) == {
+        b"%d" % (i % 50): b"%d" % i * (1 + i % 300) for i in range(max(1, last - 49), last + 1)
+    }
     queued = store.queue("q").peek_range(0, last + 1)
     assert [value for _, value in queued] == [b"%d" % number for number, _ in queued]
     assert last == 0 or queued[-1][0] == last
