@@ -169,13 +169,14 @@ def frame(records: list[bytes], first: int, salt: int, chain: int) -> bytes:
     return whole(wheel.crc32c(whole(0)))
 
 
-def append(path: Path, records: list[bytes]) -> None:
-    """Adds a frame written here to a log that the store wrote."""
+def append(path: Path, records: list[bytes], *, chain: int = 0, salt: int = 0, lsn: int = 0) -> None:
+    """Adds a frame written here to a log that the store wrote; what is given is added to what would be right."""
     data = segment(path, 1).read_bytes()
     starts = frames(path, 1)
     header = FRAME.unpack_from(data, starts[-2])
-    salt = SEGMENT.unpack_from(data)[6]
-    patch(segment(path, 1), starts[-1], frame(records, header[5] + 1, salt, header[9]))
+    its_salt = SEGMENT.unpack_from(data)[6]
+    added = frame(records, header[5] + 1 + lsn, its_salt + salt, header[9] + chain)
+    patch(segment(path, 1), starts[-1], added)
 
 
 @settings(max_examples=30)
@@ -206,6 +207,20 @@ def test_a_whole_frame_of_nonsense_is_refused(bad: bytes, tmp_path: Path) -> Non
     with pytest.raises((StoreCorrupt, StatepoolError)):
         content(path)
     assert segment(path, 1).read_bytes() == before, "a store that cannot be opened was changed"
+
+
+def test_a_whole_frame_that_does_not_follow(tmp_path: Path) -> None:
+    """Of another use of the file it is no frame; of this one, something between is gone."""
+    path = killed(tmp_path / "s", 3, 40)
+    for name, wrong in {"chain": {"chain": 1}, "gap": {"lsn": 1}, "old": {"salt": 1}}.items():
+        shutil.copytree(path, tmp_path / name)
+        append(tmp_path / name, [record(5 + wrong.get("lsn", 0), 3, b"k", b"v")], **wrong)
+        if name == "old":
+            assert sorted(content(tmp_path / name)) == [b"0", b"1", b"2"]
+            continue
+        for read in (content, lambda folder: list(Files(folder).records())):
+            with pytest.raises(StoreCorrupt):
+                read(tmp_path / name)
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ class Store {
   std::unique_ptr<Ring> ring_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Committer> committer_;
-  std::mutex writer_, creating_, checkpointing_, closing_;
+  mutable std::mutex writer_;
+  std::mutex creating_, checkpointing_, closing_;
   std::unordered_map<std::string, uint32_t> names_;
   Table table_;
   std::pair<uint32_t, Addr> dropping_{};  // a structure whose drop is not committed yet, and its root
