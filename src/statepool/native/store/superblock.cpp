@@ -42,6 +42,10 @@ void check_unmade(Disk& disk) {
   if (data) throw StoreError(Fault::corrupt, "meta: it is lost, but there is a log; restore it from a mirror or a copy");
 }
 
+StoreError newer_format(uint32_t version) {
+  return {Fault::format, "meta: format " + std::to_string(version) + ", this program reads 1"};
+}
+
 // `read(offset, data, size)` of the file.
 template <class Read>
 bool choose(Read&& read, Superblock& out) {
@@ -53,15 +57,18 @@ bool choose(Read&& read, Superblock& out) {
     read(slot * kSector, &block, sizeof(block));
     empty = empty && block.magic == 0;
     if (block.magic != Superblock{}.magic) continue;
-    if (block.version > Superblock{}.version) newer = block.version;
-    if (block.version != Superblock{}.version || block.crc != crc_of(block)) continue;
+    const bool whole = block.crc == crc_of(block);
+    if (block.version > Superblock{}.version) {
+      newer = block.version;
+      if (whole) throw newer_format(newer);  // even beside an older slot: a newer program has written here
+    }
+    if (block.version != Superblock{}.version || !whole) continue;
     if (found && block.generation < out.generation) continue;
     out = block;
     found = true;
   }
   if (found) return true;
-  if (newer != 0)
-    throw StoreError(Fault::format, "meta: format " + std::to_string(newer) + ", this program reads 1");
+  if (newer != 0) throw newer_format(newer);
   if (empty) return false;
   throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid; restore the folder from a mirror or a copy");
 }
