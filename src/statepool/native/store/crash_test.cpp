@@ -199,35 +199,6 @@ class History {
   std::unique_ptr<Store> store_;
 };
 
-// Chooses sectors: all subsets of few, else some that a real disk is likely to leave, and random ones.
-class Subsets {
- public:
-  Subsets(size_t sectors, std::mt19937_64& random) : n_(sectors), random_(random) {}
-  uint64_t count() const { return n_ <= 10 ? uint64_t{1} << n_ : 256; }
-  std::vector<bool> operator()(uint64_t i) {
-    std::vector<bool> kept(n_);
-    if (n_ <= 10) {
-      for (size_t s = 0; s < n_; ++s) kept[s] = (i >> s & 1) != 0;
-      return kept;
-    }
-    const size_t at = random_() % (n_ + 1);
-    for (size_t s = 0; s < n_; ++s) {
-      switch (i % 5) {
-        case 0: kept[s] = s < at; break;             // a prefix
-        case 1: kept[s] = s >= at; break;            // a suffix
-        case 2: kept[s] = s != at; break;            // one lost
-        case 3: kept[s] = i > 128 ? s > 0 : s == 0; break;  // a torn head
-        default: kept[s] = random_() % 2 == 0;
-      }
-    }
-    return kept;
-  }
-
- private:
-  size_t n_;
-  std::mt19937_64& random_;
-};
-
 class Enumerator {
  public:
   Enumerator(const History& history, uint64_t seed, CrashReport& report) : history_(history), random_(seed), report_(report) {}
@@ -247,13 +218,10 @@ class Enumerator {
  private:
   template <class Visit>
   void each_image(const Crash& crash, Visit&& visit) {
-    Subsets subsets(crash.sectors(), random_);
-    for (uint64_t i = 0; i < subsets.count() && report_.violation.empty(); ++i) {
-      const std::vector<bool> kept = subsets(i);
-      const auto keep = [&](size_t s) { return kept[s]; };
-      visit(crash.image(keep, false));
-      if (crash.in_flight_directory()) visit(crash.image(keep, true));
-    }
+    crash.each_choice(random_, [&](const Crash::Keep& keep, bool directory) {
+      visit(crash.image(keep, directory));
+      return report_.violation.empty();
+    });
   }
 
   void check(Image image, size_t least, size_t point, bool deeper) {

@@ -165,10 +165,12 @@ uint64_t Log::segment_of(uint64_t lsn) const {
 void Log::recycle(uint64_t lsn) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) {
-    retire(segment_name(segments_.front().number));
-    segments_.erase(segments_.begin());
-  }
+  while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) segments_.erase(segments_.begin());
+  // Also those that were superfluous before this log was opened, when the power went. Not at opening: the superblock
+  // that says so may be known to a cache alone then.
+  const std::string first = segment_name(segments_.front().number).substr(4);
+  for (const std::string& name : disk_.list("log"))
+    if (name.size() == first.size() && name < first) retire("log/" + name);
 }
 
 // The caller holds files_lock_.
@@ -239,10 +241,17 @@ void Log::settle() {
     file_->read(last_frame_, frame.get(), size);
     file_->write(last_frame_, frame.get(), size);
   }
-  // Segments that a checkpoint had made superfluous when the power went.
-  const std::string first = segment_name(super_.first_segment).substr(4);
-  for (const std::string& name : disk_.list("log"))
-    if (name.size() == first.size() && name < first) retire("log/" + name);
+  // A torn frame loses its header, or a later one that is torn too could lend it what it lacks: an operation that was
+  // not there would be there again. Its other bytes stay as they are, for even a zero may be what it lacks.
+  if (at_ < size_) {
+    const Aligned sector = aligned(kSector);
+    file_->read(at_, sector.get(), kSector);
+    const auto header = load_as<FrameHeader>(sector.get());
+    if (header.magic == kFrameMagic && header.salt == salt_) {
+      std::memset(sector.get(), 0, sizeof(header));
+      file_->write(at_, sector.get(), kSector);
+    }
+  }
 }
 
 // Makes a segment the present one. False if there is none by that number, or its header is damaged.

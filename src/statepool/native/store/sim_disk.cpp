@@ -94,42 +94,80 @@ void SimDisk::rename(const std::string& from, const std::string& to) { note({Kin
 void SimDisk::remove(const std::string& name) { note({Kind::remove, name, {}, 0, 0, {}}); }
 
 Crash::Crash(const Image& start, const std::vector<SimDisk::Event>& events, size_t point) : base_(start) {
-  std::vector<const SimDisk::Event*> later;  // written, and not synced since
-  const auto outstanding = [&](const SimDisk::Event& e) {
+  using Kind = SimDisk::Kind;
+  const auto begin = [&](const SimDisk::Event& e) {
     for (uint64_t at = 0; at < e.size; at += SimDisk::kTear) sectors_.push_back({&e, at});
+  };
+  // What is certain now cannot be overtaken by an older write of the same place.
+  const auto drop = [&](const SimDisk::Event& e, uint64_t size) {
+    const auto over = [&](const Sector& s) { return s.event->name == e.name && s.at() >= e.offset && s.at() < e.offset + size; };
+    sectors_.erase(std::remove_if(sectors_.begin(), sectors_.end(), over), sectors_.end());
   };
   for (size_t i = 0; i < point; ++i) {
     const SimDisk::Event& e = events[i];
-    if (e.kind == SimDisk::Kind::write_later) {
-      later.push_back(&e);
+    if (e.kind == Kind::write_later) {
+      begin(e);
       continue;
     }
-    if (e.kind == SimDisk::Kind::sync) {
-      for (const SimDisk::Event* w : later)
-        if (w->name == e.name) SimDisk::apply(*w, base_);
-      later.erase(std::remove_if(later.begin(), later.end(), [&](const auto* w) { return w->name == e.name; }), later.end());
-    }
+    if (e.kind == Kind::sync)
+      for (const Sector& s : sectors_)
+        if (s.event->name == e.name) write(s, base_);
     SimDisk::apply(e, base_);
+    drop(e, e.kind == Kind::write ? e.size : ~uint64_t{0});
   }
-  for (const SimDisk::Event* w : later) outstanding(*w);
   if (point == events.size()) return;
   const SimDisk::Event& last = events[point];
-  if (last.kind == SimDisk::Kind::write || last.kind == SimDisk::Kind::write_later) outstanding(last);
-  else if (last.kind != SimDisk::Kind::sync) directory_ = &last;
+  if (last.kind == Kind::write || last.kind == Kind::write_later) begin(last);
+  else if (last.kind != Kind::sync) directory_ = &last;
 }
 
-Image Crash::image(const std::function<bool(size_t)>& keep, bool directory) const {
+void Crash::write(const Sector& s, Image& image) const {
+  const auto found = image.find(s.event->name);
+  if (found == image.end() || found->second.size() < s.at() + SimDisk::kTear) return;
+  std::copy_n(s.event->data.begin() + static_cast<long>(s.offset), SimDisk::kTear,
+              found->second.begin() + static_cast<long>(s.at()));
+}
+
+Image Crash::image(const Keep& keep, bool directory) const {
   Image out = base_;
-  for (size_t i = 0; i < sectors_.size(); ++i) {
-    if (!keep(i)) continue;
-    const SimDisk::Event& e = *sectors_[i].event;
-    const auto found = out.find(e.name);
-    if (found == out.end() || found->second.size() < e.offset + e.size) continue;
-    std::copy_n(e.data.begin() + static_cast<long>(sectors_[i].offset), SimDisk::kTear,
-                found->second.begin() + static_cast<long>(e.offset + sectors_[i].offset));
-  }
+  for (size_t i = 0; i < sectors_.size(); ++i)
+    if (keep(i)) write(sectors_[i], out);
   if (directory && directory_ != nullptr) SimDisk::apply(*directory_, out);
   return out;
+}
+
+std::vector<SimDisk::Event> Crash::pending(const Keep& keep) const {
+  std::vector<SimDisk::Event> out;
+  for (size_t i = 0; i < sectors_.size(); ++i) {
+    if (!keep(i)) continue;
+    const auto from = sectors_[i].event->data.begin() + static_cast<long>(sectors_[i].offset);
+    out.push_back({SimDisk::Kind::write_later, sectors_[i].event->name, {}, sectors_[i].at(), SimDisk::kTear,
+                   {from, from + SimDisk::kTear}});
+  }
+  return out;
+}
+
+void Crash::each_choice(std::mt19937_64& random, const std::function<bool(const Keep&, bool)>& visit, bool thorough) const {
+  const size_t n = sectors_.size();
+  const bool all = n <= (thorough ? 10 : 3);
+  const uint64_t choices = all ? uint64_t{1} << n : thorough ? 256 : 8;
+  std::vector<bool> kept(n);
+  const Keep keep = [&](size_t s) { return kept[s]; };
+  for (uint64_t i = 0; i < choices; ++i) {
+    const size_t at = random() % (n + 1);
+    const uint64_t form = random() % 6;
+    for (size_t s = 0; s < n; ++s) {
+      if (all) kept[s] = (i >> s & 1) != 0;
+      else if (form == 0) kept[s] = s < at;   // a prefix
+      else if (form == 1) kept[s] = s >= at;  // a suffix
+      else if (form == 2) kept[s] = s != at;  // one lost
+      else if (form == 3) kept[s] = s > 0;    // a torn head
+      else if (form == 4) kept[s] = s == 0;   // the head alone
+      else kept[s] = random() % 2 == 0;
+    }
+    if (!visit(keep, false)) return;
+    if (directory_ != nullptr && !visit(keep, true)) return;
+  }
 }
 
 }  // namespace statepool::store

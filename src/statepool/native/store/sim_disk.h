@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <random>
 
 #include "disk.h"
 #include "errors.h"
@@ -56,17 +57,31 @@ class SimDisk final : public Disk {
 // The power goes while events[point] is in flight (or, at events.size(), after the last one).
 class Crash {
  public:
+  using Keep = std::function<bool(size_t)>;
+
   Crash(const Image& start, const std::vector<SimDisk::Event>& events, size_t point);
   size_t sectors() const { return sectors_.size(); }  // that may or may not have been written
   bool in_flight_directory() const { return directory_ != nullptr; }
   // keep(i): whether outstanding sector i is on the disk. `directory`: whether the directory operation happened.
-  Image image(const std::function<bool(size_t)>& keep, bool directory) const;
+  Image image(const Keep& keep, bool directory) const;
+  // What a disk may hold then: every choice of up to ten sectors, else 256, among them prefixes, suffixes, the loss of
+  // one and a torn head; with and without the directory operation. Ends when visit() says false. If not `thorough`, every
+  // choice of up to three sectors, else eight.
+  void each_choice(std::mt19937_64& random, const std::function<bool(const Keep& keep, bool directory)>& visit,
+                   bool thorough = true) const;
+
+  // If not the power went but the process was killed: what is certain, and the kept sectors as writes not synced yet.
+  const Image& certain() const { return base_; }
+  std::vector<SimDisk::Event> pending(const Keep& keep) const;
 
  private:
   struct Sector {
     const SimDisk::Event* event;
     uint64_t offset;  // in the event's data
+    uint64_t at() const { return event->offset + offset; }
   };
+  void write(const Sector& sector, Image& image) const;
+
   Image base_;
   std::vector<Sector> sectors_;
   const SimDisk::Event* directory_ = nullptr;
