@@ -200,7 +200,7 @@ def install(torch: str, extras: list[str]) -> str:
 def native_is_current() -> bool:
     """Whether a built extension is newer than everything it is made from."""
     built = [path.stat().st_mtime for path in NATIVE.glob("_*.so")]
-    sources = [ROOT / "CMakeLists.txt", *NATIVE.rglob("*.cpp"), *NATIVE.rglob("*.h")]
+    sources = [ROOT / "CMakeLists.txt", *(path for kind in ("cpp", "h", "inc") for path in NATIVE.rglob(f"*.{kind}"))]
     return len(built) == MODULES and min(built) >= max(path.stat().st_mtime for path in sources)
 
 

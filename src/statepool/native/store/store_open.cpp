@@ -34,7 +34,7 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
     create_superblock(*disk_, super_);  // the store exists from here on
   }
   ++super_.epoch;
-  const std::string name = region_name();
+  const std::string name = region_name(super_);
   attached_ = options.shared && attach_heap(name);
   if (!attached_) build_heap(name);
   const auto heap_at = static_cast<uint64_t>(heap_->base() - region_.data());
@@ -44,19 +44,10 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
   super_.clean = 0;
   write_superblock(*disk_, super_);
   heap_->control().epoch = super_.epoch;
+  heap_->control().waits = options.level == Level::process ? 0 : 1;
   heap_->control().owner_pid = static_cast<uint64_t>(getpid());
   committer_ = std::make_unique<Committer>(*log_, *ring_, heap_->control());
   committer_->flush();
-}
-
-std::string Store::region_name() const {
-  std::string name = "/statepool-";
-  for (const uint8_t byte : super_.uuid) {
-    char hex[3];
-    std::snprintf(hex, sizeof(hex), "%02x", byte);
-    name += hex;
-  }
-  return name;
 }
 
 // The heap of a process that died, if it is still in memory.
@@ -77,6 +68,9 @@ bool Store::attach_heap(const std::string& name) {
 // A new heap from the last checkpoint, or an empty one.
 void Store::build_heap(const std::string& name) {
   const uint64_t size = Heap::region_size(super_.capacity, options_.journal, options_.ring);
+  if (options_.shared)
+    if (const Region old = Region::open(name, true); old && old.size() >= kSector)
+      reinterpret_cast<Control*>(old.data())->owner_pid = 0;  // its readers let go
   region_ = options_.shared ? Region::create(name, size) : Region::anonymous(size);
   Heap::prepare(region_.data(), super_.capacity, options_.journal, options_.ring);
   super_.heap_nonce = heap_nonce();
@@ -200,7 +194,8 @@ void Store::close() {
     super_.clean = log_->last_lsn() + 1;
     write_superblock(*disk_, super_);
   }
-  if (options_.shared) Region::remove(region_name());
+  heap_->control().owner_pid = 0;  // readers let go
+  if (options_.shared) Region::remove(region_name(super_));
 }
 
 std::map<std::string, uint64_t> Store::facts() const {
@@ -209,7 +204,7 @@ std::map<std::string, uint64_t> Store::facts() const {
           {"commits", committer_->frames()}, {"log_bytes", log_->bytes_since(super_.checkpoint_lsn)},
           {"heap_used", header.used_bytes},  {"capacity", heap_->capacity()},
           {"epoch", super_.epoch},           {"checkpoint_lsn", super_.checkpoint_lsn},
-          {"read_retries", retries_},        {"staged_bytes", ring_->held()},
+          {"read_retries", retries()},        {"staged_bytes", ring_->held()},
           {"attached", attached_ ? 1 : 0}};
 }
 

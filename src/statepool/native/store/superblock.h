@@ -18,6 +18,8 @@ struct Superblock {
 
 // False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
 bool read_superblock(Disk& disk, Superblock& out);
+bool peek_superblock(const std::string& path, Superblock& out);  // the same, of a file that another process writes
+std::string region_name(const Superblock& super);                // of the shared memory its heap lies in
 void create_superblock(Disk& disk, Superblock& block);
 void write_superblock(Disk& disk, Superblock& block);  // into the other slot, with the next generation
 
