@@ -16,6 +16,11 @@ def record(body: bytes, kind: int = 3, **fields: int) -> bytes:
     return bytes(_store.encode_record(kind, body, **fields))
 
 
+def numbered(data: bytes, lsn: int) -> bytes:
+    """As the log keeps a record: with its lsn."""
+    return data[:28] + (lsn & 0xFFFFFFFF).to_bytes(4, "little") + data[32:]
+
+
 class Logged:
     """A log, its disk, and what went into it."""
 
@@ -49,14 +54,14 @@ class Logged:
     def append(self, records: Iterable[bytes]) -> None:
         records = list(records)
         self.log.append(records)
-        self.records += records
+        self.records += [numbered(data, len(self.records) + 1 + i) for i, data in enumerate(records)]
         self.ends.append(len(self.records))
 
     def checkpoint(self, lsn: int) -> None:
         self.meta.checkpoint_lsn = lsn
         self.meta.first_segment = self.log.segment_of(lsn + 1)
         self.meta.write(self.disk)
-        self.log.recycle(lsn)
+        self.log.recycle(self.meta.first_segment)
 
     def close(self) -> None:
         self.meta.clean = self.log.last_lsn + 1

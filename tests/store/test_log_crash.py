@@ -35,9 +35,10 @@ def test_the_other_reader_sees_the_same_after_power_cuts() -> None:
     for point, (kind, _, _, _, size) in enumerate(logged.disk.history):
         if kind != "write" or size > 3 * SECTOR:
             continue
-        assert logged.disk.outstanding(point) == size // 512
-        for kept in ([], [0], list(range(size // 1024)), list(range(1, size // 512)), list(range(size // 512))):
-            files = dict(logged.disk.crash(point, kept, False))
+        changed = logged.disk.outstanding(point)
+        assert changed <= size // 512
+        for kept in ([], [0], list(range(changed // 2)), list(range(1, changed)), list(range(changed))):
+            files = dict(logged.disk.crash(point, kept))
             if not any(files.get("meta", b"")):
                 continue
             reader = LogReader(files)

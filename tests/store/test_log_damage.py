@@ -94,16 +94,17 @@ def test_a_torn_tail_is_dropped_and_written_over() -> None:
 
 
 def test_old_frames_of_a_recycled_segment_are_not_read() -> None:
-    logged = drawn(2, 12)
-    for _ in range(12):
-        logged.checkpoint(len(logged.records))
-        logged.append([record(b"one sector")])
-        for _ in range(4):
-            logged.append([record(bytes(2 * SECTOR))])
-    files = logged.files
-    assert sum(data.count(b"SPFR") for data in files.values()) > sum(1 for _ in LogReader(files))  # old ones are there
-    assert Logged(files).open().log.last_lsn == len(logged.records)
-    assert outcome(files, True)[-1:] == outcome(files, False)[-1:]  # type: ignore[index]
+    files = drawn(2, 12).files
+    logged = Logged(files | {"log/spare": files[ONE]}).open()
+    end = len(logged.records)
+    present = set(files)
+    while not (new := {name for name in logged.files if name.startswith("log/0")} - present):
+        logged.append([record(b"a sector")])
+    old = logged.files[new.pop()]  # the spare one, which looks like the first
+    assert b"SPFR" in old[3 * SECTOR :]
+    assert outcome(logged.files, True) == outcome(logged.files, False)
+    assert Logged(logged.files).open().records == logged.records
+    assert len(logged.records) > end
 
 
 def test_a_copy_of_an_old_frame_in_a_value_is_not_taken_for_a_later_one() -> None:
@@ -138,14 +139,17 @@ def test_segments_missing_foreign_cut_or_of_a_newer_format() -> None:
         "an older copy": (files | {TWO: drawn(4, 16).files[TWO]}, StoreCorrupt),
         "newer segment": (flipped(files, ONE, 4, 1), StoreFormat),
         "newer store": (flipped(flipped(files, "meta", 4, 1), "meta", SECTOR + 4, 1), StoreFormat),
-        "no meta": ({name: data for name, data in files.items() if name != "meta"}, NotFound),
+        "no meta": ({name: data for name, data in files.items() if name != "meta"}, StoreCorrupt),
+        "empty meta": (files | {"meta": bytes(2 * SECTOR)}, StoreCorrupt),
         "damaged meta": (flipped(flipped(files, "meta", 40), "meta", SECTOR + 40), StoreCorrupt),
         "begins too late": (files | {"meta": later_start(files)}, StoreCorrupt),
     }
     for what, (damaged, error) in cases.items():
-        if error is not NotFound:
-            assert outcome(damaged, True) is error, what
+        assert outcome(damaged, True) is error, what
         assert outcome(damaged, False) is error, what
+    unmade = {ONE: Logged().create().files[ONE]}
+    assert outcome(unmade, False) is outcome({}, False) is NotFound
+    assert not _store.Superblock(SECTOR).read(_store.SimDisk(unmade))
 
 
 def later_start(files: dict[str, bytes]) -> bytes:

@@ -141,7 +141,7 @@ class LogReader:
     def _read_meta(self) -> Meta:
         data = self._read("meta")
         if data is None:
-            raise NotFound("store: there is none in this folder")
+            raise self._no_meta()
         magic = struct.unpack("<I", b"SPSM")[0]
         slots = [data[at : at + _META.size].ljust(_META.size, b"\0") for at in (0, SECTOR)]
         read = [Meta._make(_META.unpack(slot)) for slot in slots]
@@ -156,8 +156,18 @@ class LogReader:
         if newer:
             raise StoreFormat(f"meta: format {newer[0]}, this program reads 1")
         if not any(meta.magic for meta in read):
-            raise NotFound("store: there is none in this folder")
+            raise self._no_meta()
         raise StoreCorrupt("meta: neither of its two slots is valid")
+
+    def _no_meta(self) -> NotFound | StoreCorrupt:
+        if isinstance(self._files, Path):
+            checkpoints = any((self._files / "ckpt").glob("*"))
+        else:
+            checkpoints = any(name.startswith("ckpt/") for name in self._files)
+        start = (self._read(f"log/{1:016x}") or b"")[SECTOR : SECTOR + 8]
+        if checkpoints or self._segments() not in ([], [1]) or any(start):
+            return StoreCorrupt("meta: it is lost, but there is a log")
+        return NotFound("store: there is none in this folder")
 
     def __iter__(self) -> Iterator[Record]:
         number, base = self.meta.first_segment, None
@@ -244,9 +254,9 @@ class LogReader:
         for number in range(lsn, last_lsn + 1):
             if end - here < _RECORD.size:
                 raise wrong
-            length, kind, flags, structure, client, client_seq, lock_epoch, _ = _RECORD.unpack_from(data, here)
+            length, kind, flags, structure, client, client_seq, lock_epoch, lsn_low = _RECORD.unpack_from(data, here)
             body = here + _RECORD.size
-            if length > MAX_BODY or body + _padded(length) > end:
+            if length > MAX_BODY or body + _padded(length) > end or lsn_low != number & 0xFFFFFFFF:
                 raise wrong
             yield Record(number, kind, flags, structure, client, client_seq, lock_epoch, data[body : body + length])
             here = body + _padded(length)

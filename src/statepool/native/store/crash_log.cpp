@@ -1,6 +1,7 @@
 #include "crash_log.h"
 
 #include <algorithm>
+#include <functional>
 #include <random>
 
 #include "log.h"
@@ -78,12 +79,13 @@ class Life {
     if (log_ == nullptr) return;
     for (uint64_t i = 0; i < steps; ++i) {
       const uint64_t dice = random() % 16;
-      if (dice == 0) checkpoint(random);
-      else if (dice == 1) reopen(random() % 2 == 0);
+      if (dice < 2) checkpoint(random);
+      else if (dice == 2) reopen(random() % 2 == 0);
       else append(life, random);
     }
   }
 
+  bool opened_at(size_t point) const { return !marks.empty() && marks.front().events <= point; }
   uint64_t least_at(size_t point, uint64_t otherwise) const {
     for (size_t i = marks.size(); i-- > 0;)
       if (marks[i].events <= point) return marks[i].least;
@@ -92,7 +94,9 @@ class Life {
 
  private:
   Image seen() const {
-    return Crash(start, events, events.size()).image([](size_t) { return true; }, false);
+    Image all = start;
+    for (const SimDisk::Event& e : events) SimDisk::apply(e, all);
+    return all;
   }
   void note(uint64_t least) { marks.push_back({events.size(), least}); }
 
@@ -102,7 +106,8 @@ class Life {
     for (uint64_t i = 0; i < many; ++i) {
       const uint32_t dice = random() % 12, length = dice == 0 ? 9000 : dice == 1 ? 4032 : random() % 90;
       Record record(sizeof(RecordHeader) + round_up(length, 8));
-      RecordHeader header{length, 3, 0, static_cast<uint32_t>(life), 0, records.size() + 1, 0, 0};
+      const uint64_t lsn = records.size() + 1;
+      const RecordHeader header{length, 3, 0, static_cast<uint32_t>(life), 0, lsn, 0, static_cast<uint32_t>(lsn)};
       store_as(record.data(), header);
       for (size_t b = sizeof(header); b < sizeof(header) + length; ++b) record[b] = static_cast<std::byte>(random());
       frame_.add(record.data(), record.size());
@@ -118,7 +123,10 @@ class Life {
     super.checkpoint_lsn += 1 + random() % (log_->last_lsn() - super.checkpoint_lsn);
     super.first_segment = log_->segment_of(super.checkpoint_lsn + 1);
     write_superblock(disk_, super);
-    log_->recycle(super.checkpoint_lsn);
+    // Without a spare one, an old segment is used again with all that is in it.
+    const auto names = disk_.list("log");
+    if (random() % 4 != 0 && std::find(names.begin(), names.end(), "spare") != names.end()) disk_.remove("log/spare");
+    log_->recycle(super.first_segment);
   }
 
   void reopen(bool clean) {
@@ -149,23 +157,48 @@ class LogEnumerator {
     first.run(steps, 0, random_);
     report.operations = first.records.size();
     report.events = first.events.size();
-    crashes(first, 0, 1);
+    crashes(first, first, 0, 1);
     return report;
   }
 
  private:
-  // The first crash is tried everywhere; those of later lives for some of the lives only.
-  void crashes(const Life& life, uint64_t floor, int number) {
-    for (size_t point = life.before; point <= life.events.size() && report.violation.empty(); ++point) {
-      const Crash crash(life.start, life.events, point);
-      const uint64_t least = life.least_at(point, floor);
-      crash.each_choice(random_, [&](const Crash::Keep& keep, bool directory) {
-        next(life, number, least, crash.image(keep, directory), {}, point);
+  // The first crash is tried everywhere; those of later lives for some of the lives only, and in fewer ways.
+  // Until a life has opened the log, what it may find is what the one before it left.
+  void crashes(const Life& life, const Life& earlier, uint64_t floor, int number) {
+    PowerCut cut(life.start, life.events);
+    do {
+      if (cut.point() < life.before) continue;
+      const uint64_t least = life.least_at(cut.point(), floor);
+      const Life& known = life.opened_at(cut.point()) ? life : earlier;
+      each_choice(cut.sectors(), number == 1, [&](const Keep& keep) {
+        for (uint64_t variant = 0; variant < cut.variants(); ++variant)
+          next(known, number, least, cut.image(keep, variant), {}, cut.point());
         // A kill leaves names durable, see PosixDisk; so only writes can be pending.
-        if (report.violation.empty() && crash.sectors() > 0 && !directory)
-          next(life, number, least, crash.certain(), crash.pending(keep), point);
+        if (cut.sectors() > 0) next(known, number, least, cut.base(), cut.pending(keep), cut.point());
         return report.violation.empty();
-      }, number == 1);
+      });
+    } while (report.violation.empty() && cut.next());
+  }
+
+  // Every choice of few sectors, else some, among them prefixes, suffixes, the loss of one and torn heads.
+  using Keep = std::function<bool(size_t)>;
+  void each_choice(size_t n, bool thorough, const std::function<bool(const Keep&)>& visit) {
+    const bool all = n <= (thorough ? 10 : 3);
+    const uint64_t choices = all ? uint64_t{1} << n : thorough ? 256 : 8;
+    std::vector<bool> kept(n);
+    for (uint64_t i = 0; i < choices; ++i) {
+      const size_t at = random_() % (n + 1);
+      const uint64_t form = random_() % 6;
+      for (size_t s = 0; s < n; ++s) {
+        if (all) kept[s] = (i >> s & 1) != 0;
+        else if (form == 0) kept[s] = s < at;   // a prefix
+        else if (form == 1) kept[s] = s >= at;  // a suffix
+        else if (form == 2) kept[s] = s != at;  // one lost
+        else if (form == 3) kept[s] = s > 0;    // a torn head
+        else if (form == 4) kept[s] = s == 0;   // the head alone
+        else kept[s] = random_() % 2 == 0;
+      }
+      if (!visit([&](size_t s) { return kept[s]; })) return;
     }
   }
 
@@ -179,7 +212,7 @@ class LogEnumerator {
       wrong = life.recover(earlier, least);
       if (wrong.empty() && number < kLives && random_() % (number == 1 ? 32 : 128) == 0) {
         life.run(random_() % 4, number, random_);
-        crashes(life, least, number + 1);
+        crashes(life, earlier, least, number + 1);
       }
     } catch (const StoreError& error) {
       wrong = error.what();

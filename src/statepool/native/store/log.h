@@ -71,7 +71,7 @@ class Log {
   uint64_t last_lsn() const { return last_lsn_; }
   uint64_t bytes_since(uint64_t lsn) const;    // of the frames since the segment that holds it, if any follow
   uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
-  void recycle(uint64_t lsn);                  // segments whose operations are all <= lsn
+  void recycle(uint64_t first);                // segments with lower numbers, once the superblock says so
 
  private:
   struct Segment {
@@ -82,7 +82,6 @@ class Log {
   void roll(size_t frame_size);
   void start_segment(uint64_t number, size_t frame_size);
   void prepare();
-  void retire(const std::string& name);
   void scan(const Visitor& visit, uint64_t from);
   void settle();
   bool enter(uint64_t number, uint64_t& base_lsn);

@@ -28,21 +28,29 @@ struct RecordedDisk {
     for (const auto& [name, bytes] : files) {
       const auto content = nb::cast<nb::bytes>(bytes);
       const auto* from = static_cast<const std::byte*>(content.data());
-      image[nb::cast<std::string>(name)].assign(from, from + content.size());
+      image.own(nb::cast<std::string>(name)).assign(from, from + content.size());
     }
     return std::make_unique<RecordedDisk>(std::move(image));
   }
-  static nb::dict files(const Image& image) {
+  static nb::dict named(const Image& image) {
     nb::dict out;
-    for (const auto& [name, bytes] : image) out[name.c_str()] = to_bytes(bytes.data(), bytes.size());
+    for (const auto& [name, bytes] : image.files()) out[name.c_str()] = to_bytes(bytes->data(), bytes->size());
     return out;
   }
   nb::dict now() const {
-    return files(Crash(start, events, events.size()).image([](size_t) { return true; }, false));
+    Image all = start;
+    for (const auto& e : events) SimDisk::apply(e, all);
+    return named(all);
   }
-  nb::dict crash(size_t point, const std::vector<size_t>& kept, bool directory) const {
+  PowerCut cut(size_t point) const {
+    PowerCut found(start, events);
+    while (found.point() < point && found.next()) {
+    }
+    return found;
+  }
+  nb::dict crash(size_t point, const std::vector<size_t>& kept, uint64_t variant) const {
     const auto keep = [&](size_t s) { return std::find(kept.begin(), kept.end(), s) != kept.end(); };
-    return files(Crash(start, events, point).image(keep, directory));
+    return named(cut(point).image(keep, variant));
   }
   nb::list history() const {
     static constexpr const char* kNames[] = {"write", "write_later", "sync", "create", "rename", "remove"};
@@ -86,7 +94,11 @@ void append(Log& log, const nb::list& records) {
     const auto record = nb::cast<nb::bytes>(item);
     if (record_size(record.data(), record.size()) != record.size())
       throw StoreError(Fault::invalid, "record: its length is not that of the bytes given");
-    frame.add(static_cast<const std::byte*>(record.data()), record.size());
+    std::string numbered(static_cast<const char*>(record.data()), record.size());
+    auto header = load_as<RecordHeader>(numbered.data());
+    header.lsn_low = static_cast<uint32_t>(log.last_lsn() + 1 + frame.records());
+    store_as(numbered.data(), header);
+    frame.add(reinterpret_cast<const std::byte*>(numbered.data()), numbered.size());
   }
   nb::gil_scoped_release released;
   log.append(frame);
@@ -119,10 +131,10 @@ void bind_log(nb::module_& m) {
       .def(nb::new_(&RecordedDisk::of), nb::arg("files"))
       .def_prop_ro("files", &RecordedDisk::now)
       .def_prop_ro("history", &RecordedDisk::history)
-      .def("fail_at", [](RecordedDisk& d, uint64_t number, bool full) { d.disk.fail_at(number, full ? Fault::full : Fault::unknown); },
+      .def("fail_at", [](RecordedDisk& d, uint64_t number, bool full) { d.disk.fail_at(number, full ? Fault::full : Fault::unknown, ~uint64_t{0}, false); },
            nb::arg("number"), nb::arg("full"))
-      .def("outstanding", [](const RecordedDisk& d, size_t point) { return Crash(d.start, d.events, point).sectors(); }, nb::arg("point"))
-      .def("crash", &RecordedDisk::crash, nb::arg("point"), nb::arg("kept"), nb::arg("directory"));
+      .def("outstanding", [](const RecordedDisk& d, size_t point) { return d.cut(point).sectors(); }, nb::arg("point"))
+      .def("crash", &RecordedDisk::crash, nb::arg("point"), nb::arg("kept"), nb::arg("variant") = 0);
 
   nb::class_<Superblock>(m, "Superblock")
       .def("__init__", [](Superblock* s, uint64_t segment_size) {
@@ -154,5 +166,5 @@ void bind_log(nb::module_& m) {
       .def_prop_ro("last_lsn", &Log::last_lsn)
       .def("bytes_since", &Log::bytes_since, nb::arg("lsn"))
       .def("segment_of", &Log::segment_of, nb::arg("lsn"))
-      .def("recycle", &Log::recycle, nb::arg("lsn"), nb::call_guard<nb::gil_scoped_release>());
+      .def("recycle", &Log::recycle, nb::arg("first"), nb::call_guard<nb::gil_scoped_release>());
 }

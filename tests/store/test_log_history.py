@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from tests.store.logs import SECTOR, SEGMENT, Logged, drawn, record
+from tests.store.logs import SECTOR, SEGMENT, Logged, drawn, numbered, record
 
 from statepool.core.errors import InvalidRequest, OutcomeUnknown, StoreCorrupt, StoreFull, StoreReadOnly
 from statepool.native import _store  # type: ignore[attr-defined]
@@ -30,7 +30,7 @@ fields = st.fixed_dictionaries(
 
 
 def as_bytes(r: Record) -> bytes:
-    return record(
+    plain = record(
         r.body,
         r.type,
         flags=r.flags,
@@ -39,6 +39,7 @@ def as_bytes(r: Record) -> bytes:
         client_seq=r.client_seq,
         lock_epoch=r.lock_epoch,
     )
+    return numbered(plain, r.lsn)
 
 
 @given(st.integers(0, 2**16 - 1), bodies, fields, st.integers(1, 40))
