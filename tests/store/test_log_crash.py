@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from tests.store.logs import SECTOR, drawn
+from tests.store.raw_log import LogReader
 
 from statepool.native import _store  # type: ignore[attr-defined]
-from statepool.store.logreader import LogReader
 
 
 def check(seed: int, steps: int) -> int:

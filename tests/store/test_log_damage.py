@@ -6,10 +6,10 @@ import random
 
 import pytest
 from tests.store.logs import SECTOR, Logged, drawn, record
+from tests.store.raw_log import LogReader
 
 from statepool.core.errors import NotFound, StatepoolError, StoreCorrupt, StoreError, StoreFormat
 from statepool.native import _store  # type: ignore[attr-defined]
-from statepool.store.logreader import LogReader
 
 ONE, TWO = f"log/{1:016x}", f"log/{2:016x}"
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.store.logs import SECTOR, SEGMENT, Logged, drawn, numbered, record
+from tests.store.raw_log import LogReader, Record
 
 from statepool.core.errors import InvalidRequest, OutcomeUnknown, StoreCorrupt, StoreFull, StoreReadOnly
 from statepool.native import _store  # type: ignore[attr-defined]
-from statepool.store.logreader import LogReader, Record
 
 bodies = st.binary(max_size=200) | st.integers(0, 3 * SECTOR).map(lambda n: b"x" * n)
 fields = st.fixed_dictionaries(

@@ -1,264 +1,275 @@
-"""A reader of the store's files that shares no code with the store: written from ``docs/store-format.md`` alone.
+"""Reads a store's files in plain Python, from docs/store-format.md alone: a second opinion on what is in them.
 
-It is the oracle of the tests and what ``statepool store dump`` and ``fsck`` look through. It reads, never writes.
+It shares no code with the store, so it does not share its mistakes. ``Files(path)`` checks every checksum and yields
+the operations of the log; ``replay`` plays them into dictionaries and lists.
+
+Example:
+    >>> import statepool.store, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with statepool.store.open(folder) as store:
+    ...     store.dict("users")[b"ada"] = b"1815"
+    >>> [record.verb for record in Files(folder).records()]
+    ['create', 'put']
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from struct import Struct
 
-from statepool.core.errors import NotFound, StoreCorrupt, StoreFormat
+from statepool.core.errors import StoreCorrupt, StoreFormat
 
-SECTOR = 4096
-TXN_BEGIN, TXN_END = 1, 2
-MAX_BODY = 17 << 20
-
-_META = struct.Struct("<II16sQQQQQQQQQII")
-_SEGMENT = struct.Struct("<II16sQQQQII")
-_FRAME = struct.Struct("<IIIIQQQQIIQ")
-_RECORD = struct.Struct("<IHHIIQII")
-_BODY = struct.Struct("<IIQQ")
+SECTOR, BLOCK, VERSION = 4096, 65536, 1
+META, SEGMENT = Struct("<II16s9QII"), Struct("<II16s4QII")
+FRAME, RECORD, BODY = Struct("<4I4QIIQ"), Struct("<IHHIIQII"), Struct("<IIQQ")
+HEAD, CHUNK = Struct("<II4QII"), Struct("<II16QII")
+VERBS = ["create", "drop", "put", "erase", "push", "pop", "enqueue", "take", "acknowledge", "give_back", "extend"]
+KINDS = ["dict", "sorted_dict", "skip_list", "bst", "mv_bst", "mv_sorted_dict", "stack", "queue"]
 
 
-def _table() -> tuple[int, ...]:
-    table = []
+def _table() -> list[int]:
+    out = []
     for value in range(256):
         for _ in range(8):
-            value = value >> 1 ^ 0x82F63B78 if value & 1 else value >> 1
-        table.append(value)
-    return tuple(table)
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        out.append(value)
+    return out
 
 
 _TABLE = _table()
 
 
 def crc32c(data: bytes | memoryview, before: int = 0) -> int:
-    """CRC-32C of `data` behind bytes whose CRC is `before`."""
-    crc, table = before ^ 0xFFFFFFFF, _TABLE
-    for byte in bytes(data):
-        crc = table[(crc ^ byte) & 255] ^ crc >> 8
+    """CRC-32C of the bytes; ``before`` is the value over the bytes that precede them."""
+    crc = before ^ 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF
 
 
-class Meta(NamedTuple):
-    """What a slot of ``meta`` says."""
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """The slot of ``meta`` that counts."""
 
-    magic: int
-    version: int
     uuid: bytes
     generation: int
     epoch: int
     checkpoint_lsn: int
-    checkpoint_id: int
+    checkpoint: int
     first_segment: int
     segment_size: int
     capacity: int
-    heap_nonce: int
+    nonce: int
     clean: int
-    zero: int
-    crc: int
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """One operation of the log."""
 
     lsn: int
-    type: int
-    flags: int
+    verb: str
+    begins: bool
+    """Whether it is the first of its transaction."""
+    ends: bool
     structure: int
     client: int
     client_seq: int
-    lock_epoch: int
-    body: bytes
-
-    def operation(self) -> tuple[bytes, bytes, int, int]:
-        """The body's parts: a, b, x, y.
-
-        Raises:
-            StoreCorrupt: their sizes do not add up.
-        """
-        if len(self.body) < _BODY.size:
-            raise StoreCorrupt(f"operation {self.lsn}: its body of {len(self.body)} bytes is shorter than its header")
-        a_size, b_size, x, y = _BODY.unpack_from(self.body)
-        b_at = _BODY.size + _padded(a_size)
-        if b_at + _padded(b_size) != len(self.body):
-            raise StoreCorrupt(f"operation {self.lsn}: the sizes of its parts do not add up")
-        return self.body[_BODY.size :][:a_size], self.body[b_at:][:b_size], x, y
+    a: bytes
+    b: bytes
+    x: int
+    y: int
 
 
-@dataclass(frozen=True)
-class Place:
-    """A byte of a file."""
+@dataclass
+class State:
+    """What replaying a log gives: structures by name, as dictionaries and lists of bytes."""
 
-    file: str
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.file}: byte {self.offset}"
-
-
-def _padded(size: int) -> int:
-    return (size + 7) // 8 * 8
+    maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    stacks: dict[str, list[bytes]] = field(default_factory=dict)
+    queues: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    """Items not acknowledged, by number."""
 
 
-class LogReader:
-    """The log of a store. Iterate over it; afterwards `end` and `last_lsn` say where it ends.
+class Files:
+    """The files of one store.
 
     Args:
-        files: the store's folder, or its files by name (``"meta"``, ``"log/0000000000000001"``).
+        path: the folder. It is only read, and should not be open for writing meanwhile.
 
     Raises:
-        NotFound: there is no store.
+        StoreCorrupt: a file contradicts its checksum or its neighbours.
         StoreFormat: a newer version wrote it.
-        StoreCorrupt: here or while iterating; the message names file and byte.
     """
 
-    def __init__(self, files: Path | Mapping[str, bytes]) -> None:
-        self._files = files
-        self.meta = self._read_meta()
-        self.last_lsn = 0
-        self.end: Place | None = None
-        self.frames = 0
-        self._crc = 0
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.meta = self._meta()
 
-    def _read(self, name: str) -> bytes | None:
-        if isinstance(self._files, Path):
-            path = self._files / name
-            return path.read_bytes() if path.is_file() else None
-        return self._files.get(name)
+    def records(self) -> Iterator[Record]:
+        """Every operation in the log, in order; raises at its end if the log is shorter than it must be."""
+        last = 0
+        for frame, first in self.frames():
+            at, (_, _, count, payload, *_) = FRAME.size, FRAME.unpack_from(frame)
+            for lsn in range(first, first + count):
+                record, at = _record(frame, at, FRAME.size + payload, lsn)
+                last = lsn
+                yield record
+        if last < self.meta.checkpoint_lsn and self._base > self.meta.checkpoint_lsn + 1:
+            raise StoreCorrupt("log: it begins behind the checkpoint")
+        last = max(last, self._base - 1)
+        if last < self.meta.checkpoint_lsn or self.meta.clean not in (0, last + 1):
+            raise StoreCorrupt(f"log: it ends at operation {last}, which is too early")
 
-    def _segments(self) -> list[int]:
-        if isinstance(self._files, Path):
-            names = [path.name for path in (self._files / "log").glob("*")]
-        else:
-            names = [name.removeprefix("log/") for name in self._files if name.startswith("log/")]
-        return sorted(int(name, 16) for name in names if len(name) == 16)
-
-    def _read_meta(self) -> Meta:
-        data = self._read("meta")
-        if data is None:
-            raise self._no_meta()
-        magic = struct.unpack("<I", b"SPSM")[0]
-        slots = [data[at : at + _META.size].ljust(_META.size, b"\0") for at in (0, SECTOR)]
-        read = [Meta._make(_META.unpack(slot)) for slot in slots]
-        valid = [
-            meta
-            for meta, slot in zip(read, slots, strict=True)
-            if (meta.magic, meta.version, meta.crc) == (magic, 1, crc32c(slot[:-4]))
-        ]
-        if valid:
-            return max(valid, key=lambda meta: meta.generation)
-        newer = [meta.version for meta in read if meta.magic == magic and meta.version > 1]
-        if newer:
-            raise StoreFormat(f"meta: format {newer[0]}, this program reads 1")
-        if not any(meta.magic for meta in read):
-            raise self._no_meta()
-        raise StoreCorrupt("meta: neither of its two slots is valid")
-
-    def _no_meta(self) -> NotFound | StoreCorrupt:
-        if isinstance(self._files, Path):
-            checkpoints = any((self._files / "ckpt").glob("*"))
-        else:
-            checkpoints = any(name.startswith("ckpt/") for name in self._files)
-        start = (self._read(f"log/{1:016x}") or b"")[SECTOR : SECTOR + 8]
-        if checkpoints or self._segments() not in ([], [1]) or any(start):
-            return StoreCorrupt("meta: it is lost, but there is a log")
-        return NotFound("store: there is none in this folder")
-
-    def __iter__(self) -> Iterator[Record]:
-        number, base = self.meta.first_segment, None
-        self.last_lsn = self.frames = 0
+    def frames(self) -> Iterator[tuple[memoryview, int]]:
+        """Every frame and the number of its first operation."""
+        number = self.meta.first_segment
+        content, base, salt, chain = self._segment(number)
+        self._base, lsn, at = base, base, SECTOR
         while True:
-            name = f"log/{number:016x}"
-            data = self._read(name)
-            if data is None:
-                if base is None or any(other > number for other in self._segments()):
-                    raise StoreCorrupt(f"{name}: this segment is missing")
-                break
-            chain = self._crc
-            at = end = Place(name, SECTOR)
-            salt, base = self._enter(name, number, data, first=base is None, chain=chain, before=self.end)
-            while (frame := self._frame(data, at.offset, salt)) is not None:
-                yield from self._records(data, at, frame)
-                at = end = Place(name, at.offset + frame[1])
-                self.frames += 1
-                self.last_lsn, self._crc = frame[5], frame[9]
-            self.end = end
-            if self._valid_frame_after(data, end.offset, salt):
-                raise StoreCorrupt(f"{end}: a damaged frame, with operations after it")
+            while (frame := _frame(content, at, salt, chain, lsn)) is not None:
+                yield frame, lsn
+                header = FRAME.unpack_from(frame)
+                at, lsn, chain = at + len(frame), header[5] + 1, header[9]
+            for later in range(at, len(content), SECTOR):
+                if _frame(content, later, salt, None, lsn) is not None:
+                    raise StoreCorrupt(f"log/{number:016x}: a damaged frame at byte {at}, with others behind it")
             number += 1
-        if self.last_lsn + 1 < self.meta.clean:
-            raise StoreCorrupt(
-                f"{self.end}: the log ends before operation {self.meta.clean - 1}, after which it was closed"
-            )
+            if not self._present(number):
+                return
+            content, base, salt, before = self._segment(number)
+            if base != lsn or before != chain:
+                raise StoreCorrupt(f"log/{number - 1:016x}: a damaged frame at byte {at}, with a segment behind it")
+            at = SECTOR
 
-    def _enter(
-        self, name: str, number: int, data: bytes, *, first: bool, chain: int, before: Place | None
-    ) -> tuple[int, int]:
-        """Check a segment's header; its salt and its first lsn."""
-        if len(data) < max(self.meta.segment_size, SECTOR):
-            raise StoreCorrupt(f"{Place(name, len(data))}: the segment was cut off here")
-        magic, version, uuid, seg_no, base, _, salt, prev_crc, crc = _SEGMENT.unpack_from(data)
-        if magic == struct.unpack("<I", b"SPSG")[0] and version != 1:
-            raise StoreFormat(f"{name}: format {version}, this program reads 1")
-        if data[:4] != b"SPSG" or crc != crc32c(data[: _SEGMENT.size - 4]) or seg_no != number:
-            raise StoreCorrupt(f"{name}: the segment's header is damaged")
+    def checkpoint(self) -> dict[int, bytes]:
+        """Blocks of the heap in the checkpoint, checked; empty if there is none."""
+        if self.meta.checkpoint == 0:
+            return {}
+        name = f"ckpt/{self.meta.checkpoint:016x}"
+        content = memoryview((self.path / name).read_bytes())
+        head = HEAD.unpack_from(content)
+        _check(content[: HEAD.size], head[-1], head[0] == 0x4B435053, name)
+        if head[1] != VERSION:
+            raise StoreFormat(f"{name}: version {head[1]}, this program reads {VERSION}")
+        if head[2] != self.meta.checkpoint_lsn:
+            raise StoreCorrupt(f"{name}: it is of operation {head[2]}, the superblock names {self.meta.checkpoint_lsn}")
+        blocks: dict[int, bytes] = {}
+        at = SECTOR
+        while len(blocks) < head[4]:
+            magic, count, *numbers, data_crc, crc = CHUNK.unpack_from(content, at)
+            _check(content[at : at + CHUNK.size], crc, magic == 0x4B435053 and 1 <= count <= 16, name)
+            data = content[at + SECTOR : at + SECTOR + count * BLOCK]
+            if crc32c(data) != data_crc:
+                raise StoreCorrupt(f"{name}: the blocks at byte {at} contradict their checksum")
+            blocks.update((numbers[i], bytes(data[i * BLOCK : (i + 1) * BLOCK])) for i in range(count))
+            at += SECTOR + count * BLOCK
+        return blocks
+
+    def _meta(self) -> Superblock:
+        content = (self.path / "meta").read_bytes()
+        found: list[Superblock] = []
+        for at in (0, SECTOR):
+            magic, version, uuid, *words, _, crc = META.unpack_from(content, at)
+            if magic != 0x4D535053 or crc32c(content[at : at + META.size - 4]) != crc:
+                continue
+            if version != VERSION:
+                raise StoreFormat(f"meta: version {version}, this program reads {VERSION}")
+            found.append(Superblock(uuid, *words))
+        if not found:
+            raise StoreCorrupt("meta: neither of its two slots is valid")
+        return max(found, key=lambda block: block.generation)
+
+    def _present(self, number: int) -> bool:
+        name = f"{number:016x}"
+        names = sorted(p.name for p in (self.path / "log").iterdir() if len(p.name) == len(name))
+        if name not in names and any(other > name for other in names):
+            raise StoreCorrupt(f"log/{name}: it is missing, but there are later segments")
+        return name in names
+
+    def _segment(self, number: int) -> tuple[memoryview, int, int, int]:
+        """The content, the first operation's number, the salt, and the checksum of the last frame before it."""
+        name = f"log/{number:016x}"
+        if not (self.path / name).exists():
+            raise StoreCorrupt(f"{name}: it is missing")
+        content = memoryview((self.path / name).read_bytes())
+        magic, version, uuid, its_number, base, _, salt, chain, crc = SEGMENT.unpack_from(content)
+        _check(content[: SEGMENT.size], crc, magic == 0x47535053 and its_number == number, name)
+        if version != VERSION:
+            raise StoreFormat(f"{name}: version {version}, this program reads {VERSION}")
         if uuid != self.meta.uuid:
-            raise StoreCorrupt(f"{name}: belongs to another store")
-        if first:
-            if base > self.meta.checkpoint_lsn + 1:
-                raise StoreCorrupt(f"{name}: it begins with operation {base}; earlier ones are missing")
-            self.last_lsn, self._crc = base - 1, prev_crc
-        elif base != self.last_lsn + 1 or prev_crc != chain:
-            raise StoreCorrupt(f"{before}: a damaged frame, with operations after it")
-        return salt, base
+            raise StoreCorrupt(f"{name}: it belongs to another store")
+        return content, base, salt, chain
 
-    def _frame(self, data: bytes, at: int, salt: int) -> tuple[int, ...] | None:
-        """The header of the frame at `at` if it is next in the chain and whole."""
-        if at + SECTOR > len(data):
-            return None
-        frame = _FRAME.unpack_from(data, at)
-        length, payload, first_lsn, prev_crc = frame[1], frame[3], frame[4], frame[8]
-        if first_lsn != self.last_lsn + 1 or prev_crc != self._crc or payload > length - _FRAME.size:
-            return None
-        return frame if self._whole(data, at, salt) else None
 
-    @staticmethod
-    def _whole(data: bytes, at: int, salt: int) -> bool:
-        """Whether any frame of this salt is at `at`, with the right checksum."""
-        _magic, length, *_, frame_salt, _, crc, _ = _FRAME.unpack_from(data, at)
-        if data[at : at + 4] != b"SPFR" or frame_salt != salt or length % SECTOR or not 0 < length <= len(data) - at:
-            return False
-        field = at + 52
-        return bool(crc == crc32c(data[field + 4 : at + length], crc32c(bytes(4), crc32c(data[at:field]))))
+def replay(records: Iterable[Record]) -> State:
+    """The state after the operations, which must begin with the store's first one."""
+    state = State()
+    names: dict[int, str] = {}
+    put: dict[str, int] = {}
+    for r in records:
+        if r.verb == "create":
+            names[r.structure] = r.a.decode()
+            kind = KINDS[r.x - 1]
+            home: dict[str, object] = vars(state)[
+                "stacks" if kind == "stack" else "queues" if kind == "queue" else "maps"
+            ]
+            home[names[r.structure]] = [] if kind == "stack" else {}
+            continue
+        name = names[r.structure]
+        if r.verb == "drop":
+            for structures in (state.maps, state.stacks, state.queues):
+                structures.pop(name, None)
+            put.pop(name, None)
+        elif r.verb == "put":
+            state.maps[name][r.a] = r.b
+        elif r.verb == "erase":
+            state.maps[name].pop(r.a, None)
+        elif r.verb == "push":
+            state.stacks[name].append(r.a)
+        elif r.verb == "pop":
+            state.stacks[name][-1:] = []
+        elif r.verb == "enqueue":
+            put[name] = put.get(name, 0) + 1
+            state.queues[name][put[name]] = r.a
+        elif r.verb == "acknowledge":
+            state.queues[name].pop(r.x, None)
+        elif r.verb == "take" and r.y == 0 and state.queues[name]:
+            state.queues[name].pop(min(state.queues[name]))
+    return state
 
-    def _valid_frame_after(self, data: bytes, at: int, salt: int) -> bool:
-        return any(
-            data[place : place + 4] == b"SPFR"
-            and _FRAME.unpack_from(data, place)[4] > self.last_lsn
-            and self._whole(data, place, salt)
-            for place in range(at, len(data) - SECTOR + 1, SECTOR)
-        )
 
-    @staticmethod
-    def _records(data: bytes, at: Place, frame: tuple[int, ...]) -> Iterator[Record]:
-        _, _, count, payload, lsn, last_lsn, *_ = frame
-        here, end = at.offset + _FRAME.size, at.offset + _FRAME.size + payload
-        wrong = StoreCorrupt(f"{at}: the frame has the right checksum and not the records it announces")
-        if last_lsn - lsn + 1 != count:
-            raise wrong
-        for number in range(lsn, last_lsn + 1):
-            if end - here < _RECORD.size:
-                raise wrong
-            length, kind, flags, structure, client, client_seq, lock_epoch, lsn_low = _RECORD.unpack_from(data, here)
-            body = here + _RECORD.size
-            if length > MAX_BODY or body + _padded(length) > end or lsn_low != number & 0xFFFFFFFF:
-                raise wrong
-            yield Record(number, kind, flags, structure, client, client_seq, lock_epoch, data[body : body + length])
-            here = body + _padded(length)
-        if here != end:
-            raise wrong
+def _check(header: memoryview, crc: int, plausible: bool, name: str) -> None:
+    if not plausible or crc32c(header[:-4]) != crc:
+        raise StoreCorrupt(f"{name}: its header is damaged")
+
+
+def _frame(content: memoryview, at: int, salt: int, chain: int | None, lsn: int) -> memoryview | None:
+    """The frame at that byte if it is whole and the next one, or with ``chain`` None any later one."""
+    if at + SECTOR > len(content):
+        return None
+    magic, length, _, payload, first, _, _, its_salt, before, crc, _ = FRAME.unpack_from(content, at)
+    follows = first >= lsn if chain is None else first == lsn and before == chain
+    if magic != 0x52465053 or its_salt != salt or not follows or length == 0 or length % SECTOR:
+        return None
+    if length > len(content) - at or payload > length - FRAME.size:
+        return None
+    frame = content[at : at + length]
+    whole = crc32c(frame[56:], crc32c(b"\0\0\0\0", crc32c(frame[:52])))
+    return frame if whole == crc else None
+
+
+def _record(frame: memoryview, at: int, end: int, lsn: int) -> tuple[Record, int]:
+    length, verb, flags, structure, client, client_seq, _, low = RECORD.unpack_from(frame, at)
+    body = frame[at + RECORD.size : at + RECORD.size + length]
+    a_size, b_size, x, y = BODY.unpack_from(body)
+    b_at = BODY.size + (a_size + 7) // 8 * 8
+    behind = at + RECORD.size + length
+    if behind > end or b_at + (b_size + 7) // 8 * 8 != length or low != lsn & 0xFFFFFFFF or not 1 <= verb <= len(VERBS):
+        raise StoreCorrupt(f"log: operation {lsn} is malformed")
+    a, b = bytes(body[BODY.size : BODY.size + a_size]), bytes(body[b_at : b_at + b_size])
+    name = VERBS[verb - 1]
+    return Record(lsn, name, bool(flags & 1), bool(flags & 2), structure, client, client_seq, a, b, x, y), behind

@@ -72,6 +72,11 @@ bool Committer::failed() const {
   return !failure_.empty();
 }
 
+uint64_t Committer::frames() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return frames_;
+}
+
 void Committer::set_ship(Ship ship) {
   const std::lock_guard<std::mutex> lock(mutex_);
   ship_ = std::move(ship);

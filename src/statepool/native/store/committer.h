@@ -33,7 +33,7 @@ class Committer {
   bool idle() const { return idle_.load(std::memory_order_relaxed); }  // asleep until somebody nudges
   uint64_t durable_lsn() const { return __atomic_load_n(&control_.durable_lsn, __ATOMIC_ACQUIRE); }
   bool failed() const;
-  uint64_t frames() const { return frames_; }
+  uint64_t frames() const;
   bool set_realtime();    // of the committer's thread: false if this process may not
   void set_ship(Ship ship);
 

@@ -123,7 +123,8 @@ class Store : public View {
   std::unique_ptr<Ring> ring_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Committer> committer_;
-  std::mutex writer_, creating_, checkpointing_, closing_;
+  mutable std::mutex writer_;
+  std::mutex creating_, checkpointing_, closing_;
   std::pair<uint32_t, Addr> dropping_{};  // a structure whose drop is not committed yet, and its root
   struct Pin {
     uint32_t structure;

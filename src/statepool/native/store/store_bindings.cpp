@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "crash_test.h"
+#include "crc32c.h"
 #include "posix_disk.h"
 #include "python_view.h"
 #include "store.h"
@@ -161,6 +162,10 @@ void bind_store(nb::module_& m) {
         "Lets the disk fail at every point of a drawn history; see crash_test.h.");
   m.def("rot_test", &rot_test, nb::arg("seed"), nb::arg("operations"), nb::arg("flips"),
         nb::call_guard<nb::gil_scoped_release>(), "Turns over single bits of a store's files; see crash_test.h.");
+
+  m.def("crc32c", [](nb::handle data) { return crc32c(view_of(data).data(), view_of(data).size()); }, nb::arg("data"));
+  m.def("crc32c_table", [](nb::handle data) { return crc32c_table(view_of(data).data(), view_of(data).size()); },
+        nb::arg("data"));
 
   nb::class_<Snapshot>(m, "Snapshot").def_ro("version", &Snapshot::version).def_ro("size", &Snapshot::size);
 

@@ -192,10 +192,13 @@ void Store::make_checkpoint() {
   next.first_segment = log_->segment_of(checkpoint->lsn() + 1);
   persist_point("checkpoint superblock");
   write_superblock(*disk_, next);
-  super_.generation = next.generation;  // word by word: the log reads others of them meanwhile
-  super_.checkpoint_id = id;
-  super_.checkpoint_lsn = next.checkpoint_lsn;
-  super_.first_segment = next.first_segment;
+  {
+    const std::lock_guard<std::mutex> lock(writer_);
+    super_.generation = next.generation;  // word by word: the log reads others of them meanwhile
+    super_.checkpoint_id = id;
+    super_.checkpoint_lsn = next.checkpoint_lsn;
+    super_.first_segment = next.first_segment;
+  }
   persist_point("checkpoint sweep");
   sweep();
   persist_point("checkpoint recycle");
@@ -264,6 +267,7 @@ void Store::close() {
 }
 
 std::map<std::string, uint64_t> Store::facts() const {
+  const std::lock_guard<std::mutex> lock(writer_);
   const HeapHeader& header = heap_->header();
   return {{"applied_lsn", applied_lsn()},   {"durable_lsn", durable_lsn()},
           {"commits", committer_->frames()}, {"log_bytes", log_->bytes_since(super_.checkpoint_lsn)},
