@@ -173,7 +173,7 @@ uint64_t Log::segment_of(uint64_t lsn) const {
 void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.front().number < first) segments_.erase(segments_.begin());
+  while (segments_.size() > 1 && segments_.front().number < first) segments_.erase(segments_.begin());
   const auto names = disk_.list("log");
   bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
   for (const std::string& name : names) {
@@ -184,14 +184,6 @@ void Log::recycle(uint64_t first) {
     else disk_.remove("log/" + name);
     spare = spare || keep;
   }
-}
-
-// The caller holds files_lock_.
-void Log::retire(const std::string& name) {
-  const auto names = disk_.list("log");
-  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  if (spare || disk_.open(name)->size() != super_.segment_size) disk_.remove(name);
-  else disk_.rename(name, kSpare);
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
@@ -254,10 +246,17 @@ void Log::settle() {
     file_->read(last_frame_, frame.get(), size);
     file_->write(last_frame_, frame.get(), size);
   }
-  // Segments that a checkpoint had made superfluous when the power went.
-  const std::string first = segment_name(super_.first_segment).substr(4);
-  for (const std::string& name : disk_.list("log"))
-    if (name.size() == first.size() && name < first) retire("log/" + name);
+  // A torn frame loses its header, or a later one that is torn too could lend it what it lacks: an operation that was
+  // not there would be there again. Its other bytes stay as they are, for even a zero may be what it lacks.
+  if (at_ < size_) {
+    const Aligned sector = aligned(kSector);
+    file_->read(at_, sector.get(), kSector);
+    const auto header = load_as<FrameHeader>(sector.get());
+    if (header.magic == kFrameMagic && header.salt == salt_) {
+      std::memset(sector.get(), 0, sizeof(header));
+      file_->write(at_, sector.get(), kSector);
+    }
+  }
 }
 
 // Makes a segment the present one. False if there is none by that number, or its header is damaged.
@@ -286,7 +285,6 @@ bool Log::enter(uint64_t number, uint64_t& base_lsn) {
   prev_crc_ = header.prev_crc;
   number_ = number;
   base_lsn = header.base_lsn;
-  number_ = number;
   segments_.push_back({number, base_lsn});
   return true;
 }
