@@ -37,24 +37,20 @@ void check_unmade(Disk& disk) {
     disk.open("log/" + name)->read(kSector, start, sizeof(start));
     data = data || name != "0000000000000001" || std::any_of(start, start + 8, [](char c) { return c != 0; });
   }
-  if (data) throw StoreError(Fault::corrupt, "meta: it is lost, but there is a log; restore it from a mirror or a copy");
+  if (data) throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid, but there is a log; restore the folder from a mirror or a copy");
 }
 
 }  // namespace
 
 bool read_superblock(Disk& disk, Superblock& out) {
   const auto names = disk.list("");
-  if (std::find(names.begin(), names.end(), kName) == names.end()) {
-    check_unmade(disk);
-    return false;
-  }
-  const auto file = disk.open(kName);
-  bool found = false, empty = true;
-  for (int slot = 0; slot < 2; ++slot) {
+  const bool present = std::find(names.begin(), names.end(), kName) != names.end();
+  const auto file = present ? disk.open(kName) : nullptr;
+  bool found = false;
+  for (int slot = 0; slot < 2 && present; ++slot) {
     Superblock block;
     block.magic = 0;
     file->read(slot * kSector, &block, sizeof(block));
-    empty = empty && block.magic == 0;
     if (block.magic != Superblock{}.magic || block.crc != crc_of(block)) continue;
     if (block.version != Superblock{}.version)
       throw StoreError(Fault::format, "meta: format " + std::to_string(block.version) + ", this program reads 1");
@@ -62,12 +58,8 @@ bool read_superblock(Disk& disk, Superblock& out) {
     out = block;
     found = true;
   }
-  if (found) return true;
-  if (empty) {
-    check_unmade(disk);
-    return false;  // power was cut before a store was made here
-  }
-  throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid; restore the folder from a mirror or a copy");
+  if (!found) check_unmade(disk);
+  return found;
 }
 
 void create_superblock(Disk& disk, Superblock& block) {

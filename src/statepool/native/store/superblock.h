@@ -16,7 +16,7 @@ struct Superblock {
   uint32_t zero = 0, crc = 0;
 };
 
-// False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
+// False if there is no store, or one whose making was cut off. StoreError: corrupt (no valid slot), format (a newer one).
 bool read_superblock(Disk& disk, Superblock& out);
 void create_superblock(Disk& disk, Superblock& block);
 // Into the other slot, with the next generation. After a failed write the same slot is written again: the other one is
