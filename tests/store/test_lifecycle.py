@@ -178,6 +178,25 @@ def test_closing_while_others_write(tmp_path: Path) -> None:
                 assert store.dict("d")[b"%d-%d" % (thread_number, i)] == b"v" * 100
 
 
+def test_what_is_too_large_is_refused_before_it_is_logged(tmp_path: Path) -> None:
+    """A record that the log could not be read back with would make the store unreadable for good."""
+    with statepool.store.open(tmp_path, shared=False, capacity="128MiB") as store:
+        d, queue = store.dict("d"), store.queue("q")
+        for act in (
+            lambda: d.__setitem__(b"k" * 65_537, b""),
+            lambda: d.__setitem__(b"k", bytes((16 << 20) + 1)),
+            lambda: queue.put(bytes((16 << 20) + 1)),
+            lambda: queue.put(b"", dedup="i" * 65_537),
+            lambda: store.dict("n" * 65_537),
+        ):
+            with pytest.raises(InvalidRequest, match="the limit is"):
+                act()
+        d[b"k" * 65_536] = bytes(16 << 20)
+        queue.put(bytes(16 << 20), dedup="i" * 65_536)
+    with statepool.store.open(tmp_path, shared=False) as store:
+        assert len(store.dict("d")) == len(store.queue("q")) == 1
+
+
 def test_waiting_for_what_is_not_there(tmp_path: Path) -> None:
     with statepool.store.open(tmp_path, **SMALL) as store:
         store.dict("d")[b"k"] = b"v"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <random>
+#include <system_error>
 
 #include "crc32c.h"
 #include "errors.h"
@@ -110,8 +111,12 @@ void Log::append(FrameBuilder& frame) {
 void Log::roll(size_t frame_size) {
   if (preparing_.joinable()) preparing_.join();
   start_segment(number_ + 1, frame_size);
-  if (disk_.alone()) prepare();
-  else preparing_ = std::thread([this] { prepare(); });
+  if (disk_.alone()) return prepare();
+  try {
+    preparing_ = std::thread([this] { prepare(); });
+  } catch (const std::system_error&) {
+    // No thread to be had: the next roll writes its zeros itself.
+  }
 }
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.

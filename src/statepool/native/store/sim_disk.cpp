@@ -156,6 +156,7 @@ uint64_t PowerCut::variants() const {
   if (point_ == events_.size()) return 1;
   switch (events_[point_].kind) {
     case SimDisk::Kind::create: return 4;
+    case SimDisk::Kind::write:
     case SimDisk::Kind::rename:
     case SimDisk::Kind::remove: return 2;
     default: return 1;
@@ -172,6 +173,11 @@ Image PowerCut::image(const std::function<bool(size_t)>& keep, uint64_t variant)
   }
   if (variant == 0 || variants() == 1) return out;
   SimDisk::Event e = events_[point_];
+  if (e.kind == SimDisk::Kind::write) {
+    auto& bytes = out.own(e.name);
+    std::fill_n(bytes.begin() + static_cast<long>(e.offset), SimDisk::kTear, std::byte{0xa5});
+    return out;
+  }
   e.size = e.size * (variant - 1) / 2;  // a file being created: nothing of it, half or all
   SimDisk::apply(e, out);
   return out;

@@ -1,7 +1,7 @@
 // A disk in memory that remembers every operation, so that a test can cut the power between or inside any two of them.
 //
 // At a crash, a write that had returned is on the disk; of one in flight, and of those that nothing has synced yet, any
-// set of 512-byte sectors may be. Creating, renaming and removing are durable when they return; the one in flight has
+// set of 512-byte sectors may be; the first one of a write in flight may be neither old nor new. Creating, renaming and removing are durable when they return; the one in flight has
 // happened or not, and a file being created may be of any length.
 #pragma once
 
@@ -77,7 +77,7 @@ class PowerCut {
   bool next();  // to the next event; false behind the last one
   size_t point() const { return point_; }
   size_t sectors() const { return sectors_.size(); }    // whose being written would change something
-  uint64_t variants() const;                            // of what became of the directory operation in flight
+  uint64_t variants() const;                            // of what became of the operation in flight
   // keep(i): whether outstanding sector i is on the disk.
   Image image(const std::function<bool(size_t)>& keep, uint64_t variant) const;
   // If not the power went but the process was killed: the kept sectors, as writes on top of base() not synced yet.

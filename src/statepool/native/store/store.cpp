@@ -5,13 +5,14 @@
 namespace statepool::store {
 namespace {
 
+// What passes here can be read back from the log: its records have a limit of their own.
 void check_sizes(const Operation& o) {
   const bool keyed = o.verb == Verb::put || o.verb == Verb::erase || o.verb == Verb::create;
-  if (keyed && o.a.size() > kMaxKey)
-    throw StoreError(Fault::invalid, "key: " + std::to_string(o.a.size()) + " bytes, the limit is 65,536");
-  const size_t value = keyed ? o.b.size() : o.a.size();
-  if (value > kMaxValue)
-    throw StoreError(Fault::invalid, "value: " + std::to_string(value) + " bytes, the limit is 16 MiB; split it");
+  const Bytes key = keyed ? o.a : o.b, value = keyed ? o.b : o.a;
+  if (key.size() > kMaxKey)
+    throw StoreError(Fault::invalid, "key: " + std::to_string(key.size()) + " bytes, the limit is 65,536");
+  if (value.size() > kMaxValue)
+    throw StoreError(Fault::invalid, "value: " + std::to_string(value.size()) + " bytes, the limit is 16 MiB; split it");
 }
 
 }  // namespace

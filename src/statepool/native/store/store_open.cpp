@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <random>
+#include <system_error>
 
 #include "persist_point.h"
 #include "store.h"
@@ -152,9 +153,13 @@ void Store::replay(const std::byte* record, uint64_t lsn) {
     persist_point("replay applied");
     heap_->commit();
     adopt(o, out);
-  } catch (...) {
+  } catch (const StoreError& error) {
     roll_back();
-    throw;
+    if (error.fault == Fault::full) throw;
+    throw StoreError(Fault::corrupt, "log: operation " + std::to_string(lsn) + " cannot be applied: " + error.what());
+  } catch (const Torn&) {
+    roll_back();
+    throw StoreError(Fault::corrupt, "heap: operation " + std::to_string(lsn) + " found a structure that points outside it");
   }
 }
 
@@ -225,14 +230,18 @@ void Store::write_checkpoint(Checkpoint& checkpoint, const std::string& name) {
 void Store::checkpoint_if_due() {
   if (log_->bytes_since(super_.checkpoint_lsn) < options_.checkpoint_bytes || checkpoint_runs_.exchange(true)) return;
   if (background_.joinable()) background_.join();
-  background_ = std::thread([this] {
-    try {
-      checkpoint();
-    } catch (const StoreError&) {
-      // The log still has everything; the next commit tries again, and the disk's own error stops the store.
-    }
-    checkpoint_runs_ = false;
-  });
+  try {
+    background_ = std::thread([this] {
+      try {
+        make_checkpoint();
+      } catch (const std::exception&) {
+        // The log still has everything; the next commit tries again, and the disk's own error stops the store.
+      }
+      checkpoint_runs_ = false;
+    });
+  } catch (const std::system_error&) {
+    checkpoint_runs_ = false;  // no thread to be had
+  }
 }
 
 // No operation starts once `closed_` is set, so what is flushed then is everything. The shared heap goes only if the log

@@ -39,7 +39,7 @@ void check_unmade(Disk& disk) {
     disk.open("log/" + name)->read(kSector, start, sizeof(start));
     data = data || name != "0000000000000001" || std::any_of(start, start + 8, [](char c) { return c != 0; });
   }
-  if (data) throw StoreError(Fault::corrupt, "meta: it is lost, but there is a log; restore it from a mirror or a copy");
+  if (data) throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid, but there is a log; restore the folder from a mirror or a copy");
 }
 
 StoreError newer_format(uint32_t version) {
@@ -49,13 +49,12 @@ StoreError newer_format(uint32_t version) {
 // `read(offset, data, size)` of the file.
 template <class Read>
 bool choose(Read&& read, Superblock& out) {
-  bool found = false, empty = true;
+  bool found = false;
   uint32_t newer = 0;
   for (int slot = 0; slot < 2; ++slot) {
     Superblock block;
     block.magic = 0;
     read(slot * kSector, &block, sizeof(block));
-    empty = empty && block.magic == 0;
     if (block.magic != Superblock{}.magic) continue;
     const bool whole = block.crc == crc_of(block);
     if (block.version > Superblock{}.version) {
@@ -67,23 +66,19 @@ bool choose(Read&& read, Superblock& out) {
     out = block;
     found = true;
   }
-  if (found) return true;
-  if (newer != 0) throw newer_format(newer);
-  if (empty) return false;
-  throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid; restore the folder from a mirror or a copy");
+  if (!found && newer != 0) throw newer_format(newer);
+  return found;
 }
 
 }  // namespace
 
 bool read_superblock(Disk& disk, Superblock& out) {
   const auto names = disk.list("");
-  if (std::find(names.begin(), names.end(), kName) == names.end()) {
-    check_unmade(disk);
-    return false;
+  if (std::find(names.begin(), names.end(), kName) != names.end()) {
+    const auto file = disk.open(kName);
+    if (choose([&](uint64_t at, void* data, size_t size) { file->read(at, data, size); }, out)) return true;
   }
-  const auto file = disk.open(kName);
-  if (choose([&](uint64_t at, void* data, size_t size) { file->read(at, data, size); }, out)) return true;
-  check_unmade(disk);  // empty: power was cut before a store was made here
+  check_unmade(disk);
   return false;
 }
 

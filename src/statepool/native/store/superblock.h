@@ -16,7 +16,7 @@ struct Superblock {
   uint32_t zero = 0, crc = 0;
 };
 
-// False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
+// False if there is no store, or one whose making was cut off. StoreError: corrupt (no valid slot), format (a newer one).
 bool read_superblock(Disk& disk, Superblock& out);
 bool peek_superblock(const std::string& path, Superblock& out);  // the same, of a file that another process writes
 std::string region_name(const Superblock& super);                // of the shared memory its heap lies in
