@@ -7,6 +7,8 @@
 #include <chrono>
 #include <thread>
 
+#include "persist_point.h"
+
 namespace statepool::store {
 namespace {
 
@@ -158,10 +160,21 @@ static void release_readers(Control& control, std::byte* base) {
   __atomic_store_n(&control.changed_count, 0, __ATOMIC_RELEASE);
 }
 
-void Heap::commit() {
+void Heap::prepare() {
+  for (const auto& [a, n] : released_) give_back(a, n);
   store(field(&header().applied_lsn), lsn_);
+  prepared_ = true;
+  persist_point("heap prepared");
+}
+
+void Heap::commit() {
+  if (!prepared_) prepare();
+  prepared_ = false;
+  released_.clear();
   ++transaction_;
+  persist_point("heap before commit");
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);  // this store is the commit
+  persist_point("heap after commit");
   release_readers(*control_, base_);
 }
 
@@ -176,7 +189,10 @@ void Heap::rollback() {
     }
     fill(load_as<Addr>(journal_ + start), journal_ + start + 16, load_as<uint64_t>(journal_ + start + 8));
     end = start;
+    persist_point("heap rollback");
   }
+  prepared_ = false;
+  released_.clear();
   ++transaction_;
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);
   release_readers(*control_, base_);
@@ -220,6 +236,11 @@ Addr Heap::allocate(size_t n) {
 }
 
 void Heap::release(Addr a, size_t n) {
+  check(a, n);
+  released_.emplace_back(a, n);
+}
+
+void Heap::give_back(Addr a, size_t n) {
   HeapHeader& h = header();
   if (n > kSmallLimit) {
     const uint64_t count = round_up(n, kBlock) / kBlock;

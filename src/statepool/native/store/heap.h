@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "bytes.h"
 #include "errors.h"
@@ -100,6 +102,7 @@ class Heap {
 
   // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
   void begin() {}
+  void prepare();   // the last step of a transaction that can fail; commit() takes it if nobody did
   void commit();    // everything since begin() takes effect, applied_lsn() becomes lsn()
   void rollback();  // nothing of it does
   void store(Addr a, uint64_t value) {
@@ -115,7 +118,7 @@ class Heap {
     __atomic_store_n(word(a), value, __ATOMIC_RELAXED);
   }
   Addr allocate(size_t n);         // contents undefined. StoreError: full
-  void release(Addr a, size_t n);  // n as given to allocate()
+  void release(Addr a, size_t n);  // n as given to allocate(); free for others after commit()
   // Makes readers of the structure at `root`, whose first word is its sequence word, retry until commit().
   void change(Addr root);
   uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
@@ -143,6 +146,7 @@ class Heap {
   void undo(Addr a, size_t n);
   void open_blocks(Addr a, size_t n);
   Addr allocate_blocks(uint64_t count);
+  void give_back(Addr a, size_t n);
   void mark_blocks(uint64_t first, uint64_t count, bool used);
   Addr field(const void* member) const {
     return static_cast<Addr>(static_cast<const std::byte*>(member) - base_);
@@ -158,6 +162,10 @@ class Heap {
   };
   Noted noted_[kNoted] = {};   // words of the present transaction whose old value is in the journal already
   uint64_t transaction_ = 1;
+  // Released by the present transaction. Were they handed out again before it commits, they would be filled without
+  // undo, and a rollback would find other bytes in them than the ones it brings back to life.
+  std::vector<std::pair<Addr, size_t>> released_;
+  bool prepared_ = false;
   Preserver* preserver_ = nullptr;
   std::function<bool(Addr, uint64_t)> reserve_;
 };

@@ -6,6 +6,7 @@
 
 #include "crc32c.h"
 #include "errors.h"
+#include "persist_point.h"
 
 namespace statepool::store {
 namespace {
@@ -109,7 +110,8 @@ void Log::append(FrameBuilder& frame) {
 void Log::roll(size_t frame_size) {
   if (preparing_.joinable()) preparing_.join();
   start_segment(number_ + 1, frame_size);
-  if (!disk_.alone()) preparing_ = std::thread([this] { prepare(); });
+  if (disk_.alone()) prepare();
+  else preparing_ = std::thread([this] { prepare(); });
 }
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
@@ -119,6 +121,7 @@ void Log::prepare() {
     const auto names = disk_.list("log");
     if (std::find(names.begin(), names.end(), "spare") == names.end()) {
       disk_.create("log/unfinished", super_.segment_size);
+      persist_point("prepare rename");
       disk_.rename("log/unfinished", kSpare);
     }
   } catch (const StoreError&) {
@@ -143,9 +146,12 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   alignas(kSector) static thread_local std::byte sector[kSector];
   std::memset(sector, 0, kSector);
   store_as(sector, header);
+  persist_point("roll header");
   file_->write(0, sector, kSector);
   file_.reset();
+  persist_point("roll rename");
   disk_.rename(kSpare, name);
+  persist_point("roll done");
   file_ = disk_.open(name);
   at_ = kSector;
   number_ = number;
@@ -162,12 +168,21 @@ uint64_t Log::segment_of(uint64_t lsn) const {
   return number;
 }
 
-void Log::recycle(uint64_t lsn) {
+// Takes the number that the superblock names, not an operation's: a segment begun since then must not change what goes.
+// Segments that an earlier process was killed before recycling are still there; they go too.
+void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.size() > 1 && segments_[1].base_lsn <= lsn + 1) {
-    retire(segment_name(segments_.front().number));
-    segments_.erase(segments_.begin());
+  while (segments_.front().number < first) segments_.erase(segments_.begin());
+  const auto names = disk_.list("log");
+  bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
+  for (const std::string& name : names) {
+    if (name.size() != 16 || "log/" + name >= segment_name(first)) continue;
+    const bool keep = !spare && disk_.open("log/" + name)->size() == super_.segment_size;
+    persist_point("recycle");
+    if (keep) disk_.rename("log/" + name, kSpare);
+    else disk_.remove("log/" + name);
+    spare = spare || keep;
   }
 }
 
@@ -271,6 +286,7 @@ bool Log::enter(uint64_t number, uint64_t& base_lsn) {
   prev_crc_ = header.prev_crc;
   number_ = number;
   base_lsn = header.base_lsn;
+  number_ = number;
   segments_.push_back({number, base_lsn});
   return true;
 }
@@ -293,7 +309,7 @@ bool Log::valid_frame_after(uint64_t at) const {
   constexpr uint64_t kPiece = 1 << 20;
   std::vector<std::byte> piece(std::min(kPiece, size_ - at)), frame;
   for (uint64_t from = at; from < size_; from += kPiece) {
-    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(kPiece, size_ - from));
+    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(piece.size(), size_ - from));
     for (size_t i = 0; i + kSector <= got; i += kSector) {
       const auto header = load_as<FrameHeader>(piece.data() + i);
       if (header.magic != kFrameMagic || header.salt != salt_ || header.first_lsn <= last_lsn_ ||
@@ -314,7 +330,7 @@ void Log::visit_records(const std::vector<std::byte>& frame, const Visitor& visi
   uint64_t lsn = header.first_lsn;
   for (; at < end; ++lsn) {
     const uint64_t size = record_size(at, static_cast<uint64_t>(end - at));
-    if (size == 0) break;
+    if (size == 0 || load_as<RecordHeader>(at).lsn_low != static_cast<uint32_t>(lsn)) break;
     if (lsn >= from) visit(at, lsn);
     at += size;
   }

@@ -71,7 +71,7 @@ class Log {
   uint64_t last_lsn() const { return last_lsn_; }
   uint64_t bytes_since(uint64_t lsn) const;    // of the frames since the segment that holds it, if any follow
   uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
-  void recycle(uint64_t lsn);                  // segments whose operations are all <= lsn
+  void recycle(uint64_t first);                // segments with lower numbers, once the superblock says so
 
  private:
   struct Segment {

@@ -1,5 +1,5 @@
+#include "persist_point.h"
 #include "store.h"
-
 #include "structures/any.h"
 
 namespace statepool::store {
@@ -48,13 +48,14 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
     for (size_t i = 0; i < count; ++i) {
       heap_->set_lsn(lsn + 1);
       outcomes[i] = apply(operations[i]);
+      persist_point("run applied");
       if (logged(i)) ++lsn;
     }
     uint64_t staged = before;
     for (size_t i = 0; i < count; ++i) {
       if (!logged(i)) continue;
       const uint16_t first = staged == before ? kTransactionBegin : 0, last = ++staged == lsn ? kTransactionEnd : 0;
-      stage(operations[i], id, first | last);
+      stage(operations[i], id, staged, first | last);
     }
     if (lsn == before) {
       roll_back();
@@ -62,24 +63,30 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
     }
     heap_->set_lsn(lsn);
     if (id.client != 0) remember(id, lsn, outcomes[count - 1]);
+    heap_->prepare();
   } catch (...) {
     roll_back();
     throw;
   }
+  persist_point("run staged");
   ring_->publish();
+  persist_point("run published");
   __atomic_store_n(&heap_->control().logged_lsn, lsn, __ATOMIC_RELEASE);
+  persist_point("run logged");
   heap_->commit();
+  persist_point("run committed");
   for (size_t i = 0; i < count; ++i) adopt(operations[i], outcomes[i]);
   return lsn;
 }
 
-void Store::stage(const Operation& o, OperationId id, uint16_t flags) {
+void Store::stage(const Operation& o, OperationId id, uint64_t lsn, uint16_t flags) {
   RecordHeader header{};
   header.type = static_cast<uint16_t>(o.verb);
   header.flags = flags;
   header.structure = o.structure;
   header.client = id.client;
   header.client_seq = id.sequence;
+  header.lsn_low = static_cast<uint32_t>(lsn);
   const BodyHeader body{static_cast<uint32_t>(o.a.size()), static_cast<uint32_t>(o.b.size()), o.x, o.y};
   const Bytes head(reinterpret_cast<const char*>(&body), sizeof(body));
   while (!ring_->stage(header, {head, o.a, o.b})) {
