@@ -179,16 +179,13 @@ void Heap::commit() {
 }
 
 void Heap::rollback() {
-  // Entries have no back links: find their starts, then undo from the last to the first.
-  uint64_t tail = control_->journal_tail;
-  for (uint64_t end = tail; end > 0;) {
-    uint64_t start = 0;
-    for (uint64_t next = 0; next < end;) {
-      start = next;
-      next += 16 + round_up(load_as<uint64_t>(journal_ + next + 8), 8);
-    }
-    fill(load_as<Addr>(journal_ + start), journal_ + start + 16, load_as<uint64_t>(journal_ + start + 8));
-    end = start;
+  // Entries have no back links: their starts are found first, then they are undone from the last to the first.
+  std::vector<uint64_t> starts;
+  for (uint64_t at = 0; at < control_->journal_tail; at += 16 + round_up(load_as<uint64_t>(journal_ + at + 8), 8))
+    starts.push_back(at);
+  for (; !starts.empty(); starts.pop_back()) {
+    const std::byte* entry = journal_ + starts.back();
+    fill(load_as<Addr>(entry), entry + 16, load_as<uint64_t>(entry + 8));
     persist_point("heap rollback");
   }
   prepared_ = false;
