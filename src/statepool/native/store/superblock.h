@@ -13,7 +13,8 @@ struct Superblock {
   uint64_t first_segment = 1, segment_size = 0, capacity = 0;
   uint64_t heap_nonce = 0;
   uint64_t clean = 0;  // 1 + the log's last lsn when the store was closed; 0 while it is open
-  uint32_t zero = 0, crc = 0;
+  uint32_t replica = 0;    // names a copy of the store on another machine or, for tests, on this one; 0: none
+  uint32_t crc = 0;
 };
 
 // False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
