@@ -73,7 +73,7 @@ std::string dump(const Store& store) {
     if (is_map_kind(s.kind)) dump_map(store, id, s, found);
     else dump_list(store, id, s, found);
   }
-  Outcome last;
+  std::vector<Outcome> last;
   found.sequence = store.last_of(kClient, last);
   return found.dump();
 }

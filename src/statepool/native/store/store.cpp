@@ -1,5 +1,8 @@
-#include "persist_point.h"
 #include "store.h"
+
+#include <algorithm>
+
+#include "persist_point.h"
 #include "structures/any.h"
 
 namespace statepool::store {
@@ -63,7 +66,10 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
       return before;
     }
     heap_->set_lsn(lsn);
-    if (id.client != 0) remember(id, lsn, outcomes[count - 1]);
+    if (id.client != 0) {
+      const bool all = std::any_of(operations, operations + count, [](auto& o) { return o.verb != Verb::put; });
+      remember(id, lsn, all ? outcomes : outcomes + count - 1, all ? count : 1);
+    }
     heap_->prepare();
   } catch (...) {
     roll_back();
@@ -118,44 +124,70 @@ void Store::check(const std::vector<Seen>& seen) const {
 
 namespace {
 
-// What is kept of a client's last operation, before the value.
+// What is kept of a client's last transaction: this, then its outcomes, each before its value.
 struct Remembered {
-  uint64_t sequence, lsn, changed, number, token, attempts;
+  uint64_t sequence, lsn, outcomes;
+};
+struct Kept {
+  uint64_t changed, number, token, attempts, size;
 };
 
 Bytes client_key(const uint32_t& client) { return {reinterpret_cast<const char*>(&client), sizeof(client)}; }
 
+template <class T>
+void append_as(std::string& to, const T& fixed) {
+  to.append(reinterpret_cast<const char*>(&fixed), sizeof(fixed));
+}
+
 }  // namespace
 
-void Store::remember(OperationId id, uint64_t lsn, const Outcome& o) {
-  const Remembered fixed{id.sequence, lsn, o.changed ? 1u : 0u, o.number, o.token, o.attempts};
-  std::string value(reinterpret_cast<const char*>(&fixed), sizeof(fixed));
-  value += o.value;
+// `outcomes`: of the whole transaction, unless only the last one can be of interest.
+void Store::remember(OperationId id, uint64_t lsn, const Outcome* outcomes, size_t count) {
+  std::string value;
+  append_as(value, Remembered{id.sequence, lsn, count});
+  for (size_t i = 0; i < count; ++i) {
+    const Outcome& o = outcomes[i];
+    append_as(value, Kept{o.changed ? 1u : 0u, o.number, o.token, o.attempts, o.value.size()});
+    value += o.value;
+  }
   const Addr clients = heap_->header().clients;
   heap_->change(clients);
   HashTable<Heap>(*heap_, clients).put(client_key(id.client), value);
 }
 
-uint64_t Store::last_of(uint32_t client, Outcome& o) const {
+uint64_t Store::last_of(uint32_t client, std::vector<Outcome>& outcomes) const {
   const Addr clients = heap_->header().clients;
   const HashTable<Heap> table(*heap_, clients);
   std::string value;
   uint64_t lsn = 0;
   uint64_t retries = 0;
+  outcomes.clear();
   if (!read_stable(*heap_, clients, retries, [&] { return table.get(client_key(client), value, lsn); })) return 0;
-  if (value.size() < sizeof(Remembered)) throw StoreError(Fault::corrupt, "clients: an entry is too short");
+  const auto corrupt = [] { return StoreError(Fault::corrupt, "clients: an entry is too short"); };
+  if (value.size() < sizeof(Remembered)) throw corrupt();
   const auto fixed = load_as<Remembered>(value.data());
-  o = Outcome{fixed.changed != 0, fixed.number, fixed.token, fixed.attempts, value.substr(sizeof(fixed))};
+  size_t at = sizeof(fixed);
+  for (uint64_t i = 0; i < fixed.outcomes; ++i) {
+    if (value.size() - at < sizeof(Kept)) throw corrupt();
+    const auto kept = load_as<Kept>(value.data() + at);
+    at += sizeof(Kept);
+    if (value.size() - at < kept.size) throw corrupt();
+    outcomes.push_back({kept.changed != 0, kept.number, kept.token, kept.attempts, value.substr(at, kept.size)});
+    at += kept.size;
+  }
   return fixed.sequence;
 }
 
 bool Store::known(OperationId id, Outcome* outcomes, size_t count, uint64_t& lsn) const {
   if (id.client == 0) return false;
-  const uint64_t last = last_of(id.client, outcomes[count - 1]);
+  std::vector<Outcome> first;
+  const uint64_t last = last_of(id.client, first);
   if (last < id.sequence) return false;
   if (last > id.sequence)
     throw StoreError(Fault::invalid, "op_id: sequence " + std::to_string(id.sequence) + " of client " +
                                          std::to_string(id.client) + " is older than its last, " + std::to_string(last));
+  for (size_t i = 1; i <= count; ++i)
+    outcomes[count - i] = i <= first.size() ? first[first.size() - i] : Outcome{true, 0, 0, 0, {}};
   lsn = heap_->control().logged_lsn;
   return true;
 }

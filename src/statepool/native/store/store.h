@@ -32,6 +32,7 @@ struct StoreOptions {
   uint64_t segment_size = 64 << 20;     // of the log
   uint64_t ring = 64 << 20, journal = 32 << 20;
   uint64_t checkpoint_bytes = 256 << 20;  // of log since the last checkpoint, then one is made in the background
+  uint64_t epoch = 0;  // the least that this opening has
   Level level = Level::power;
   bool create = true;
   bool shared = true;  // heap in named shared memory; otherwise in this process only
@@ -75,8 +76,9 @@ class Store : public View {
                   const std::vector<Seen>& seen = {});
   void wait(uint64_t lsn) { committer_->wait(lsn); }
   void flush() { committer_->flush(); }
-  // The last operation of a client: its sequence number and outcome; sequence 0 if there is none.
-  uint64_t last_of(uint32_t client, Outcome& outcome) const;
+  // The last transaction of a client: its sequence number and outcomes (of nothing but puts, that of the last one);
+  // sequence 0 if there is none.
+  uint64_t last_of(uint32_t client, std::vector<Outcome>& outcomes) const;
 
   // A reader must not be told what a power loss could take back: wait for this lsn before handing it on.
   bool must_wait(uint64_t lsn) const { return options_.level != Level::process && lsn > durable_lsn(); }
@@ -107,7 +109,7 @@ class Store : public View {
   uint64_t run(const Operation* operations, size_t count, Outcome* outcomes, OperationId id);
   Outcome apply(const Operation& operation);
   void roll_back();
-  void remember(OperationId id, uint64_t lsn, const Outcome& outcome);
+  void remember(OperationId id, uint64_t lsn, const Outcome* outcomes, size_t count);
   void stage(const Operation& operation, OperationId id, uint64_t lsn, uint16_t flags);
   uint64_t oldest_pinned(uint32_t id, uint64_t version);
   bool pinned(const Snapshot& snapshot) const;
@@ -136,6 +138,8 @@ class Store : public View {
   std::atomic<bool> checkpoint_runs_{false};
   std::thread background_;  // writes a checkpoint when the log has grown
   uint64_t last_checkpoint_ = 0;  // number of the last one tried
+  std::vector<Outcome> replayed_;  // of the transaction that is being replayed
+  bool replayed_puts_ = true;      // and whether it is nothing but puts
   bool closed_ = false;
   bool attached_ = false;  // to the heap of a process that died
   bool built_ = false;     // a heap of its own instead

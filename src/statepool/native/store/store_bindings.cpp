@@ -155,6 +155,8 @@ void bind_store(nb::module_& m) {
       .def_ro("events", &CrashReport::events)
       .def_ro("operations", &CrashReport::operations)
       .def_ro("violation", &CrashReport::violation);
+  m.def("crc32c", [](nb::bytes data, uint32_t seed) { return crc32c(data.c_str(), data.size(), seed); }, nb::arg("data"),
+        nb::arg("seed") = 0);
   m.def("crash_test", &crash_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
         "Cuts the power at every point of a drawn history on a simulated disk; see crash_test.h.");
 
@@ -172,7 +174,7 @@ void bind_store(nb::module_& m) {
   nb::class_<PyStore, PyView>(m, "Store")
       .def("__init__",
            [](PyStore* self, const std::string& path, uint64_t capacity, uint64_t segment_size, int level, bool create,
-              bool shared, uint64_t checkpoint_bytes) {
+              bool shared, uint64_t checkpoint_bytes, uint64_t epoch) {
              StoreOptions options;
              options.capacity = capacity;
              options.segment_size = segment_size;
@@ -180,10 +182,11 @@ void bind_store(nb::module_& m) {
              options.create = create;
              options.shared = shared;
              options.checkpoint_bytes = checkpoint_bytes;
+             options.epoch = epoch;
              new (self) PyStore(path, options);
            },
            nb::arg("path"), nb::kw_only(), nb::arg("capacity"), nb::arg("segment_size"), nb::arg("level"),
-           nb::arg("create"), nb::arg("shared"), nb::arg("checkpoint_bytes"))
+           nb::arg("create"), nb::arg("shared"), nb::arg("checkpoint_bytes"), nb::arg("epoch") = 0)
       .def("close", &PyStore::close)
       .def("structure",
            [](PyStore& s, const std::string& name, int kind, bool create) {
@@ -206,9 +209,9 @@ void bind_store(nb::module_& m) {
       .def("range_at", &PyStore::range_at, nb::arg("snapshot"), nb::arg("range"), nb::arg("limit"))
       .def("last_of",
            [](PyStore& s, uint32_t client) {
-             Outcome o;
-             const uint64_t sequence = s.open().last_of(client, o);
-             return nb::make_tuple(sequence, PyStore::as_tuple(o));
+             std::vector<Outcome> outcomes;
+             const uint64_t sequence = s.open().last_of(client, outcomes);
+             return nb::make_tuple(sequence, PyStore::as_tuple(outcomes.empty() ? Outcome{} : outcomes.back()));
            },
            nb::arg("client"))
       .def("wait", [](PyStore& s, uint64_t lsn) { released(s, [&](Store& store) { store.wait(lsn); }); }, nb::arg("lsn"))

@@ -47,7 +47,7 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
 }
 
 void Store::recover() {
-  ++super_.epoch;
+  super_.epoch = std::max(super_.epoch + 1, options_.epoch);
   const std::string name = region_name(super_);
   attached_ = options_.shared && attach_heap(name);
   if (!attached_) build_heap(name);
@@ -140,19 +140,23 @@ void Store::open_log() {
   control.logged_lsn = std::max(last, lsn);
 }
 
-// Transactions were logged whole, so replaying their operations one by one ends in the same state.
+// A transaction counts wholly or not here too: a recovery that is killed goes on from the end of one.
 void Store::replay(const std::byte* record, uint64_t lsn) {
   const auto header = load_as<RecordHeader>(record);
   const Bytes body(reinterpret_cast<const char*>(record + sizeof(RecordHeader)), header.length);
   const Operation o = decode_operation(header, body);
   heap_->set_lsn(lsn);
   try {
-    Outcome out = apply(o);
+    if ((header.flags & kTransactionBegin) != 0) replayed_.clear(), replayed_puts_ = true;
+    replayed_.push_back(apply(o));
+    replayed_puts_ = replayed_puts_ && o.verb == Verb::put;
+    if ((header.flags & kTransactionEnd) == 0) return;
     const OperationId id{header.client, header.client_seq};
-    if (id.client != 0) remember(id, lsn, out);
+    const size_t kept = replayed_puts_ ? 1 : replayed_.size();
+    if (id.client != 0) remember(id, lsn, replayed_.data() + replayed_.size() - kept, kept);
     persist_point("replay applied");
     heap_->commit();
-    adopt(o, out);
+    adopt(o, replayed_.back());  // what makes or drops a structure is alone in its transaction
   } catch (const StoreError& error) {
     roll_back();
     if (error.fault == Fault::full) throw;

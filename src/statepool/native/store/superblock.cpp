@@ -99,6 +99,7 @@ std::string region_name(const Superblock& super) {
     std::snprintf(hex, sizeof(hex), "%02x", byte);
     name += hex;
   }
+  if (super.replica != 0) name += "-" + std::to_string(super.replica);
   return name;
 }
 

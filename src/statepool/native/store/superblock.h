@@ -13,7 +13,8 @@ struct Superblock {
   uint64_t first_segment = 1, segment_size = 0, capacity = 0;
   uint64_t heap_nonce = 0;
   uint64_t clean = 0;  // closed in good order: the last operation's lsn + 1; otherwise 0
-  uint32_t zero = 0, crc = 0;
+  uint32_t replica = 0;    // names a copy of the store on another machine or, for tests, on this one; 0: none
+  uint32_t crc = 0;
 };
 
 // False if there is no store, or one whose making was cut off. StoreError: corrupt (no valid slot), format (a newer one).

@@ -47,7 +47,11 @@ void bind_view(nb::module_& m) {
              self->reverse = reverse;
            },
            nb::arg("low").none(), nb::arg("high").none(), nb::arg("include_low") = true,
-           nb::arg("include_high") = false, nb::arg("reverse") = false);
+           nb::arg("include_high") = false, nb::arg("reverse") = false)
+      .def("parts", [](const Range& r) {
+        const auto bound = [](bool has, const std::string& b) { return has ? nb::object(to_bytes(b)) : nb::none(); };
+        return nb::make_tuple(bound(r.has_low, r.low), bound(r.has_high, r.high), r.include_low, r.include_high, r.reverse);
+      });
 
   nb::class_<PyView>(m, "View")
       .def("structures", &PyView::structures)
