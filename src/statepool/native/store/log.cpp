@@ -211,11 +211,9 @@ void Log::scan(const Visitor& visit, uint64_t from) {
   last_lsn_ = base - 1;
   std::vector<std::byte> frame;
   for (;;) {
-    last_frame_ = 0;
     while (read_frame(frame, at_)) {
       const auto header = load_as<FrameHeader>(frame.data());
       visit_records(frame, visit, from);
-      last_frame_ = at_;
       at_ += header.length;
       if (header.last_lsn > super_.checkpoint_lsn) bytes_ += header.length;
       last_lsn_ = header.last_lsn;
@@ -242,15 +240,10 @@ void Log::scan(const Visitor& visit, uint64_t from) {
                                          std::to_string(last_lsn_) + " at byte " + std::to_string(at_) + "; " + kRestore);
 }
 
-// What a killed process had begun to write may be known to a cache alone. The last frame is written again, so that
-// operations which have been shown are durable; those before it returned before it began.
+// What a killed process had begun to write may be known to a cache alone: it is made durable before it is shown. Not by
+// writing it again, for power lost in the middle of that could take what had been acknowledged.
 void Log::settle() {
-  if (last_frame_ != 0) {
-    const uint64_t size = at_ - last_frame_;
-    const Aligned frame = aligned(size);
-    file_->read(last_frame_, frame.get(), size);
-    file_->write(last_frame_, frame.get(), size);
-  }
+  file_->sync();
   // A torn frame loses its header, or a later one that is torn too could lend it what it lacks: an operation that was
   // not there would be there again. Its other bytes stay as they are, for even a zero may be what it lacks.
   if (at_ < size_) {

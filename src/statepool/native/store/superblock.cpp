@@ -110,6 +110,7 @@ void create_superblock(Disk& disk, Superblock& block) {
 
 void write_superblock(Disk& disk, Superblock& block) {
   const auto file = disk.open(kName);
+  file->sync();  // a killed process may have left the slot that stays in a cache alone
   write_slot(*file, block);
 }
 
