@@ -14,9 +14,10 @@ from bench.machine import favour
 _SOURCE = Path(__file__).with_name("probe.c")
 _BYTES_PER_WEIGHT = {"int8": 1.0, "int4": 0.5 + 4 / 64, "bf16": 2.0, "fp32": 4.0}
 _MACS_PER_CYCLE = {
-    # Two 16-lane multiply-adds of 16-bit pairs a cycle; one 64-lane dot product of bytes a cycle.
-    "int8": {"avx2": 32, "avx512": 64, "generic": 16},
-    "float": {"avx2": 16, "avx512": 16, "generic": 8},
+    # Two 16-lane multiply-adds of 16-bit pairs a cycle; one 64-lane dot product of bytes a cycle; a product of tiles
+    # (16 x 16 x 64) in 16 cycles. The processors that have tiles also have two 512-bit units for floats.
+    "int8": {"amx": 1024, "avx512": 64, "avx2": 32, "generic": 16},
+    "float": {"amx": 32, "avx512": 16, "avx2": 16, "generic": 8},
 }
 
 
@@ -45,7 +46,7 @@ class Bounds:
 
 
 def _family(isa: str) -> str:
-    return next((name for name in ("avx512", "avx2") if isa.startswith(name)), "generic")
+    return isa if isa in _MACS_PER_CYCLE["int8"] else "generic"
 
 
 def probe(threads: int) -> Bounds:

@@ -1,4 +1,4 @@
-"""Hold the size budget: no file above 500 lines, the engine and its kernels within their lines of code.
+"""Hold the size budget: no file above 500 lines, each room within its lines of code.
 
 Prints each breach and exits 1 if there is one. Lines of code are lines that hold more than a comment or a
 docstring; a file's 500 lines count everything, since that is what a reader scrolls through.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES = 500
-ROOMS = {("engine", "kv"): 6000, ("native",): 4500}
+ROOMS = {("engine", "kv"): 6000, ("native",): 4500, ("store", "native/store"): 9000}
 COUNTED = {".py", ".cpp", ".h", ".inc", ".js", ".css", ".html"}
 
 
@@ -65,9 +65,12 @@ def breaches() -> list[str]:
 
 
 def room_lines(rooms: tuple[str, ...]) -> int:
-    """Lines of code in these rooms of the package."""
-    folders = {ROOT / "src" / "statepool" / room for room in rooms}
-    return sum(code_lines(path) for path in tracked() if folders & set(path.parents))
+    """Lines of code in these rooms of the package; a room inside another one counts for itself."""
+    package = ROOT / "src" / "statepool"
+    known = {package / room for key in ROOMS for room in key}
+    folders = {package / room for room in rooms}
+    owners = ((path, next((folder for folder in path.parents if folder in known), None)) for path in tracked())
+    return sum(code_lines(path) for path, owner in owners if owner in folders)
 
 
 def summary() -> str:

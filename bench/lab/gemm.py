@@ -66,11 +66,8 @@ def main() -> None:
     k.set_threads(arguments.threads)
     if arguments.isa:
         k.set_isa(arguments.isa)
-    macs = (
-        {"int8": 64, "int4": 64, "bf16": 16, "fp32": 16}
-        if k.isa() == "avx512"
-        else {"int8": 32, "int4": 56, "bf16": 16, "fp32": 16}
-    )
+    int8, int4 = {"amx": (1024, 64), "avx512": (64, 64)}.get(k.isa(), (32, 56))
+    macs = {"int8": int8, "int4": int4, "bf16": 16, "fp32": 16}
     bandwidth = read_bandwidth()
     print(f"{k.isa()}, {arguments.threads} threads, {bandwidth:.1f} GB/s read, {arguments.ghz} GHz assumed")
     print(f"{'shape':8} {'mode':5} {'M':>4} {'ms':>9} {'GB/s':>7} {'GOP/s':>7} {'of bound':>8}")

@@ -42,7 +42,8 @@ def install(name: str) -> None:
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if uv is None:
         raise FileNotFoundError("uv is not installed: pip install uv")
-    env = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"}
+    header = Path(__file__).with_name("gcc12_amx.h")
+    env = os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF", "CXXFLAGS": f"-include {header}"}
     if links := _find_links():
         env.setdefault("UV_FIND_LINKS", links)
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(VENVS / name)], check=True)

@@ -32,6 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
+    if arguments[:1] == ["store"]:
+        from statepool.store import commands
+
+        return commands.main(arguments[1:])
     options = parser().parse_args(arguments)
     from statepool.core.errors import StatepoolError
 
@@ -104,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print plain values")
 
     commands.add_parser("bench", add_help=False, help="compare with other engines (in a checkout)")
+    commands.add_parser("store", add_help=False, help="durable shared structures (statepool store --help)")
     commands.add_parser("train", add_help=False, help="train models (statepool train --help)")
     return tree
 

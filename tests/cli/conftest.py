@@ -3,21 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
+from tests.small_models import byte_tokenizer
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.request import Output, Usage
 from statepool.engine.text.tokenizer import Tokenizer
-
-
-def byte_tokenizer():
-    """One token per byte, no control tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return Tokenizer(backend)
 
 
 class EchoEngine:
@@ -26,7 +16,7 @@ class EchoEngine:
     def __init__(self, folder, max_seqs=2):
         self.info = SimpleNamespace(id="echo", path=str(folder))
         self.config = SimpleNamespace(max_seqs=max_seqs)
-        self.tokenizer = byte_tokenizer()
+        self.tokenizer = Tokenizer(byte_tokenizer())
         self.open = {}
         self.most_open = 0
         self.submitted = []

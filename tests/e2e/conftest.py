@@ -6,64 +6,22 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tests.small_models import TEMPLATE, write_model
 
 SOURCE = Path(__file__).parents[2] / "src"
 CHAT_PAGE = SOURCE / "statepool" / "dashboard" / "chat"
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SHAPE = {
-    "model_type": "qwen3",
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "eos_token_id": 257,
-}
 
 
 def write_random_model(path: Path, seed: int = 0) -> Path:
-    """A random Qwen3-shaped model with a byte-level tokenizer and a chat template, as a user would have it on disk."""
-    from safetensors.numpy import save_file
-
-    from statepool.engine.models import parse_config
-
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps(SHAPE))
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, shape in parse_config(SHAPE).tensors():
-        value = rng.standard_normal(shape, np.float32)
-        tensors[name] = 1 + 0.1 * value if "norm" in name else 0.08 * value
-    save_file(tensors, path / "model.safetensors")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken("<|im_start|>"), AddedToken("<|im_end|>")])
-    tokenizer.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
-    return path
+    """A random model with a chat template and room for long conversations."""
+    return write_model(path, seed, template=TEMPLATE, max_position_embeddings=4096)
 
 
 class Server:
@@ -120,10 +78,12 @@ def run_server(model: Path | str, **settings):
         "sys.exit(serve(ServeConfig(engine=EngineConfig(**engine), **settings)))"
     )
     begin = time.monotonic()
+    # A file, since a pipe that nobody empties would stop the server in the middle of a warning.
+    complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program, json.dumps(engine), json.dumps(settings)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=complaints,
         text=True,
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
     )
@@ -136,7 +96,10 @@ def run_server(model: Path | str, **settings):
             url = found[1]
             break
     if url is None:
-        _, complaint = process.communicate(timeout=60)
+        process.communicate(timeout=60)
+        complaints.seek(0)
+        complaint = complaints.read()
+        complaints.close()
         pytest.fail(f"the server did not start:\n{''.join(lines)}\n{complaint}")
     server = Server(process, url, time.monotonic() - begin)
     try:
@@ -153,6 +116,7 @@ def run_server(model: Path | str, **settings):
                 raise
         else:
             process.communicate()
+        complaints.close()
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,19 @@ def test_openai_errors_are_its_own_classes(openai_client):
     assert caught.value.code == "context_length_exceeded"
 
 
+def test_lm_eval_needs_no_tokenizer_of_its_own(server):
+    """``tokenizer_backend=remote`` of lm-eval 0.4.13: the id of the end token, then ids to score and back."""
+    info = server.http.get("/tokenizer_info").json()
+    tokenize = {"prompt": info["eos_token"], "add_special_tokens": False}
+    (start,) = server.http.post("/tokenize", json=tokenize).json()["tokens"]
+    text = server.http.post("/tokenize", json={"prompt": "two words", "add_special_tokens": False}).json()["tokens"]
+    body = {"model": "random", "prompt": [[start, *text]], "temperature": 0, "max_tokens": 1, "logprobs": 1}
+    (choice,) = server.http.post("/v1/completions", json={**body, "seed": 1234, "echo": True}).json()["choices"]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert len(choice["logprobs"]["token_logprobs"]) == 1 + len(text) + 1
+    assert server.http.post("/detokenize", json={"tokens": text}).json() == {"prompt": "two words"}
+
+
 def test_scoring_as_lm_eval_does(server):
     """Prompt log-probabilities equal those reported when the same tokens were generated."""
     body = {"prompt": "hello", "max_tokens": 12, "logprobs": 1, "return_token_ids": True, "seed": 1, "ignore_eos": True}

@@ -19,7 +19,7 @@ def snapshots(draw):
         running.append(
             SequenceView(
                 f"r{i}", draw(st.integers(0, 2)), i, computed + draw(st.integers(1, 60)), computed,
-                blocks(computed), draw(st.integers(0, blocks(computed))),
+                blocks(computed), draw(st.integers(0, blocks(computed))), decoding=draw(st.booleans()),
             )
         )  # fmt: skip
     for i in range(draw(st.integers(0, 6))):
@@ -65,11 +65,27 @@ def test_only_the_last_in_rank_are_preempted(snapshot):
     assert not (plan.preempt and plan.admit)
 
 
-def test_decodes_are_served_before_a_long_prefill():
-    decode = [SequenceView(f"d{i}", 0, i, 101, 100, 7) for i in range(4)]
+def decoders(count):
+    return [SequenceView(f"d{i}", 0, i, 101, 100, 7, decoding=True) for i in range(count)]
+
+
+def test_a_long_prefill_beside_decodes_gets_one_seats_share_of_the_step():
     prefill = SequenceView("p", 0, 9, 10_000)
-    plan = schedule(Snapshot(decode, [prefill], 1000, 64, 8))
-    assert plan.work == (("d0", 1), ("d1", 1), ("d2", 1), ("d3", 1), ("p", 32))
+    plan = schedule(Snapshot(decoders(4), [prefill], 1000, 64, 8))
+    assert plan.work == (("d0", 1), ("d1", 1), ("d2", 1), ("d3", 1), ("p", 8))
+    started = SequenceView("p", 0, 9, 10_000, 8, 1)
+    assert schedule(Snapshot([*decoders(4), started], [], 1000, 64, 8)).work == plan.work
+
+
+def test_one_decode_does_not_slow_down_a_crowd_that_just_arrived():
+    crowd = [SequenceView(f"p{i}", 0, 9 + i, 8) for i in range(7)]
+    plan = schedule(Snapshot(decoders(1), crowd, 1000, 64, 8))
+    assert plan.work == (("d0", 1), *((f"p{i}", 8) for i in range(6)))
+
+
+def test_drafts_are_no_prompt():
+    drafted = [SequenceView(f"d{i}", 0, i, 109, 100, 7, decoding=True) for i in range(4)]
+    assert schedule(Snapshot(drafted, [], 1000, 64, 8)).work == tuple((f"d{i}", 9) for i in range(4))
 
 
 def test_priority_beats_arrival():

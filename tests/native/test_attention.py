@@ -177,7 +177,7 @@ def test_threads_change_no_bit(long_case: Case, threads: int) -> None:
         assert same(long_case.row(r, rows - 1), decode[r])
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "amx"])
 def test_instruction_sets_agree(long_case: Case, isa: str) -> None:
     best = kernels.isa()
     expected = long_case.run()

@@ -16,7 +16,7 @@ if kernels is None:
     pytest.skip("needs the native module", allow_module_level=True)
 
 F32 = np.float32
-NAMES = ("generic", "avx2", "avx512")
+NAMES = ("generic", "avx2", "avx512", "amx")
 ISAS = NAMES[: NAMES.index(kernels.best_isa()) + 1]
 floats = hnp.arrays(F32, st.integers(0, 70), elements=st.floats(width=32))
 

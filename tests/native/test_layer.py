@@ -142,7 +142,7 @@ def test_threads_and_instruction_sets_change_no_bit(mode: str) -> None:
     assert same(case.run(kernels), expected)
     kernels.set_threads(1)
     best = kernels.isa()
-    for isa in ("generic", "avx2", "avx512"):
+    for isa in ("generic", "avx2", "avx512", "amx"):
         try:
             kernels.set_isa(isa)
         except ValueError:
@@ -206,20 +206,6 @@ def test_embed_widens_bf16_exactly(ops: Any) -> None:
     halves = (table.view(np.uint32) >> 16).astype(np.uint16)
     ops.embed(halves, tokens, out)
     assert np.array_equal(out.view(np.uint32), halves[tokens].astype(np.uint32) << 16)
-
-
-@pytest.mark.parametrize("ops", [kernels, reference], ids=["native", "reference"])
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_blocks_move_whole(ops: Any, dtype: type) -> None:
-    pool = np.arange(6 * 2 * 2 * 3 * 256).reshape(6, 2, 2, 3, 256).astype(dtype)
-    before, ids = pool.copy(), np.array([4, 1], np.int32)
-    out = np.empty((2, *pool.shape[1:]), dtype)
-    ops.gather_blocks(pool, ids, out)
-    assert np.array_equal(out, before[ids])
-    ops.copy_blocks(pool, np.array([0, 5], np.int32), np.array([5, 2], np.int32))
-    assert np.array_equal(pool, before[[0, 1, 0, 3, 4, 0]])
-    ops.scatter_blocks(pool, ids, before[[2, 3]])
-    assert np.array_equal(pool, before[[0, 3, 0, 3, 2, 0]])
 
 
 def test_bad_arguments_are_named() -> None:

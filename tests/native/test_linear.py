@@ -16,11 +16,8 @@ if kernels is None:
     pytest.skip("needs the native module", allow_module_level=True)
 
 MODES = ("int8", "int4", "bf16", "fp32")
-ISAS = [
-    isa
-    for isa in ("generic", "avx2", "avx512")
-    if ("generic", "avx2", "avx512").index(kernels.best_isa()) >= ("generic", "avx2", "avx512").index(isa)
-]
+NAMES = ("generic", "avx2", "avx512", "amx")
+ISAS = NAMES[: NAMES.index(kernels.best_isa()) + 1]
 F32 = np.float32
 
 

@@ -1,13 +1,12 @@
 """A gateway in this process over the echo engine in a child process, and a tokenizer folder for both."""
 
-import json
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tests.small_models import TEMPLATE, write_tokenizer
 
 from statepool.engine.config import EngineConfig, ModelInfo
 from statepool.engine.text.template import ChatTemplate
@@ -17,30 +16,13 @@ from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.served_model import ServedModel
 
 HERE = Path(__file__).parent
-TEMPLATE = (
-    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def echo_model(tmp_path_factory):
     """Folder ``echo`` with a byte-level tokenizer and a chat template, and no weights."""
-    path = tmp_path_factory.mktemp("models") / "echo"
-    path.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken("<|im_start|>"), AddedToken("<|im_end|>")]
-    tokenizer.add_special_tokens([*special, *(AddedToken(f"<|unused{i}|>") for i in range(50))])
-    tokenizer.save(str(path / "tokenizer.json"))
-    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "chat_template": TEMPLATE}))
-    return path
+    unused = (f"<|unused{i}|>" for i in range(50))
+    return write_tokenizer(tmp_path_factory.mktemp("models") / "echo", *unused, template=TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import pytest_asyncio
+from tests.small_models import TEMPLATE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -235,6 +236,19 @@ async def test_tokenize_round_trip_and_models(gateway):
     listed = (await client.get("/v1/models")).json()["data"][0]
     assert (listed["id"], listed["max_model_len"]) == ("echo", 1024)
     assert (await client.get("/v1/models/echo")).json() == listed
+
+
+async def test_the_tokenizer_can_be_used_without_its_files(gateway):
+    """What lm-eval's ``tokenizer_backend=remote`` asks, in its order."""
+    client, _ = gateway
+    info = (await client.get("/tokenizer_info")).json()
+    assert (info["eos_token"], info["bos_token"], info["pad_token"]) == ("<|im_end|>", None, None)
+    assert info["chat_template"] == TEMPLATE
+    body = {"prompt": info["eos_token"], "add_special_tokens": False}
+    assert (await client.post("/tokenize", json=body)).json()["tokens"] == [257]
+    inside = (await client.post("/tokenize", json={"prompt": "a<|im_end|>"})).json()["tokens"]
+    assert 257 not in inside
+    assert len(inside) == len("a<|im_end|>")
 
 
 async def test_embeddings_as_floats_and_base64(gateway):

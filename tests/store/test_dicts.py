@@ -15,6 +15,7 @@ from sortedcontainers import SortedDict as Oracle
 
 import statepool.store
 from statepool.core.errors import InvalidRequest, NotFound, SnapshotExpired
+from statepool.store.native import Verb
 
 KINDS: dict[str, Callable[[statepool.store.Store], Any]] = {
     "dict": lambda store: store.dict("d"),
@@ -103,6 +104,14 @@ class Machine(RuleBasedStateMachine):
         assert self.mine.get_many(names[::97]) == names[::97]
         for name in names:
             del self.mine[name]
+
+    @rule(changes=st.lists(st.tuples(st.booleans(), keys, values), min_size=1, max_size=12))
+    def a_transaction_that_fails(self, changes: list[tuple[bool, bytes, bytes]]) -> None:
+        """The last operation is none of a dictionary's: all before it is undone, memory they gave back included."""
+        identity = self.mine.identity
+        operations = [(Verb.PUT if put else Verb.ERASE, identity, key, value, 0, 0) for put, key, value in changes]
+        with pytest.raises(InvalidRequest, match="no such operation"):
+            self.store.native.commit([*operations, (Verb.PUSH, identity, b"", b"", 0, 0)], [])
 
     @rule()
     def reopen(self) -> None:

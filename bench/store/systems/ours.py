@@ -75,8 +75,7 @@ class Ours(System):
     ordered = _SORTED
 
     def open(self, folder: Path, level: Level) -> None:
-        self._folder, self._level = folder / "statepool", level
-        self._store = public.open(str(self._folder), durability=level, capacity=_ROOM)
+        self._store = public.open(folder / "statepool", durability=level, capacity=_ROOM)
 
     def session(self) -> Session:
         return OurSession(self._store)
@@ -88,6 +87,4 @@ class Ours(System):
         self._store.close()
 
     def settle(self) -> None:
-        """A store that is closed in good order has everything in its checkpoint."""
-        self._store.close()
-        self._store = public.open(str(self._folder), durability=self._level, capacity=_ROOM)
+        self._store.checkpoint()

@@ -117,6 +117,7 @@ class StepLoop:
                     sequence.computed,
                     len(blocks),
                     freeable=sum(self.pool.references(block) == 1 for block in blocks),
+                    decoding=sequence.computed == len(sequence.tokens) - 1,
                 )
             )
         waiting = []

@@ -32,6 +32,8 @@ class SequenceView:
     hit_tokens: int = 0
     hit_blocks: int = 0
     hit_free: int = 0
+    decoding: bool = False
+    """Only its newest token, and drafts behind it, are to be computed: somebody may be reading along."""
     blocked: bool = False
     """Wait, but keep the place: a sibling is just computing this sequence's prefix."""
 
@@ -54,7 +56,22 @@ class Snapshot:
     @property
     def prefill_cap(self) -> int:
         """Most tokens of one sequence in a step, so that one prefill leaves room for others."""
-        return max(self.max_tokens // 2, 1)
+        alone = len(self.running) + len(self.waiting) == 1
+        return self.max_tokens if alone else max(self.max_tokens // 2, 1)
+
+    @property
+    def prefill_budget(self) -> int:
+        """Most prompt tokens of a step: a whole step of them would hold up all who decode in it.
+
+        One seat's share of the step for each sequence by which those without a first token outnumber those who wait for
+        their next, and at least one.
+        """
+        decoding = sum(view.decoding for view in self.running)
+        if not decoding:
+            return self.max_tokens
+        waiting = sum(not view.blocked for view in self.waiting)
+        starting = len(self.running) - decoding + min(waiting, self.max_seqs - len(self.running))
+        return self.max_tokens // self.max_seqs * max(starting - decoding, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +91,10 @@ def schedule(snapshot: Snapshot) -> Plan:
     queue = sorted(snapshot.running, key=lambda view: view.rank)
     work: list[tuple[str, int]] = []
     preempted: list[SequenceView] = []
-    # With one sequence there is nobody to leave room for.
-    alone = len(snapshot.running) + len(snapshot.waiting) == 1
-    cap = snapshot.max_tokens if alone else snapshot.prefill_cap
+    cap, prompts = snapshot.prefill_cap, snapshot.prefill_budget
     while queue and budget > 0:
         view = queue.pop(0)
-        tokens = min(view.total - view.computed, cap, budget)
+        tokens = min(view.total - view.computed, cap, budget, budget if view.decoding else prompts)
         if tokens <= 0:
             continue
         need = _blocks(view.computed + tokens) - view.blocks
@@ -93,23 +108,25 @@ def schedule(snapshot: Snapshot) -> Plan:
             break
         free -= max(need, 0)
         budget -= tokens
+        prompts -= 0 if view.decoding else tokens
         work.append((view.id, tokens))
     starved = bool(preempted)
     admitted: list[str] = []
     if not preempted:
         seats = snapshot.max_seqs - len(snapshot.running)
         for view in sorted(snapshot.waiting, key=lambda view: view.rank):
-            if budget <= 0 or len(admitted) >= seats:
+            if min(budget, prompts) <= 0 or len(admitted) >= seats:
                 break
             if view.blocked:
                 continue
-            tokens = min(view.total - view.hit_tokens, cap, budget)
+            tokens = min(view.total - view.hit_tokens, cap, budget, prompts)
             need = _blocks(view.hit_tokens + tokens) - view.hit_blocks + view.hit_free
             if need > free:
                 starved = True
                 break
             free -= need
             budget -= tokens
+            prompts -= tokens
             work.append((view.id, tokens))
             admitted.append(view.id)
     return Plan(tuple(work), tuple(admitted), tuple(view.id for view in preempted), starved)

@@ -1,7 +1,7 @@
 """Native kernels, or the reason why there are none.
 
 ``kernels`` is the extension module, or ``None`` where it is missing or switched off with ``STATEPOOL_NATIVE=0``;
-``reason`` then says why, and has been logged once. ``STATEPOOL_ISA=generic|avx2|avx512`` lowers the instruction set.
+``reason`` then says why, and has been logged once. ``STATEPOOL_ISA`` (generic, avx2, avx512, amx) lowers what is used.
 """
 
 from __future__ import annotations

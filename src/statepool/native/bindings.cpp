@@ -15,14 +15,13 @@ void bind_linear(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_layer(nb::module_& m);
 void bind_sample(nb::module_& m);
-void bind_kv(nb::module_& m);
 
 NB_MODULE(_kernels, m) {
   m.doc() = "Kernels over bytes: no policy, the GIL released, the same bits on every instruction set.";
 
   m.def(
       "isa", [] { return std::string(statepool::isa_name(statepool::active_isa())); },
-      "Instruction set in use: generic, avx2 or avx512. All give the same bits.");
+      "Instruction set in use: generic, avx2, avx512 or amx. All give the same bits.");
   m.def(
       "best_isa", [] { return std::string(statepool::isa_name(statepool::best_isa())); },
       "Best instruction set of this machine.");
@@ -42,5 +41,4 @@ NB_MODULE(_kernels, m) {
   bind_attention(m);
   bind_layer(m);
   bind_sample(m);
-  bind_kv(m);
 }

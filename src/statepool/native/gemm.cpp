@@ -158,6 +158,13 @@ int64_t strips_per_chunk(const GemmJob& job, int64_t strips) {
   return strips >= threads() * 8 ? 2 : 1;
 }
 
+const GemmKernel& int8_kernel() {
+#if defined(STATEPOOL_AMX)
+  if (active_isa() == Isa::amx) return amx::gemm_int8;
+#endif
+  return gemm_int8();
+}
+
 void run_parallel(const GemmKernel& kernel, const GemmJob& job, int64_t strips) {
   parallel_for(strips, strips_per_chunk(job, strips),
                [&](int64_t begin, int64_t end) { kernel.run(job, begin, end); });
@@ -186,7 +193,7 @@ void Linear::run(const QuantRows& x, Output out) const {
   job.stride = out.stride;
   job.residual = out.residual;
   job.scratch = &thread_scratch;
-  run_parallel(mode_ == WeightMode::int8 ? gemm_int8() : gemm_int4(), job, strips_);
+  run_parallel(mode_ == WeightMode::int8 ? int8_kernel() : gemm_int4(), job, strips_);
 }
 
 void Linear::run(const float* x, int64_t rows, Output out) const {

@@ -70,7 +70,93 @@ STATEPOOL_INLINE void pass(const GemmJob& job, int64_t row, int64_t strip, int64
   for (; strip < last; ++strip) tile<Rows, 1>(job, row, strip);
 }
 
+#if defined(STATEPOOL_ISA_amx)
+
+// Tiles hold 16 rows of 64 bytes: 0 to 3 the sums of two row tiles x two strips, 4 and 5 activations, 6 and 7 weights.
+// A strip is stored as weight tiles already.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+constexpr int kTileRows = 16, kBlockRows = 2 * kTileRows;
+constexpr int kFewRows = 8;  // up to here the weights' way from memory decides, and VPDPBUSD keeps up with it
+
+void configure(int rows) {
+  const int top = rows < kTileRows ? rows : kTileRows, bottom = rows - top;
+  const int rows_of[8] = {top, top, bottom, bottom, top, bottom, kTileRows, kTileRows};
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) {
+    config.rows[i] = static_cast<uint8_t>(rows_of[i]);
+    config.bytes[i] = rows_of[i] > 0 ? 64 : 0;
+  }
+  // Not _tile_loadconfig: GCC 12 declares that it reads 8 bytes, and drops the stores to the other 56.
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+}
+
+template <bool Bottom, bool Pair>
+STATEPOOL_NOINLINE void block(const GemmJob& job, int64_t row, int rows, int64_t strip) {
+  const int64_t k = job.k;
+  const int8_t* x = job.x8 + row * k;
+  const uint8_t* w = job.packed + strip * job.strip_bytes;
+  _tile_zero(0);
+  if constexpr (Pair) _tile_zero(1);
+  if constexpr (Bottom) _tile_zero(2);
+  if constexpr (Bottom && Pair) _tile_zero(3);
+  for (int64_t at = 0; at < k; at += 64) {
+    _tile_loadd(4, x + at, k);
+    _tile_loadd(6, w + at * 16, 64);
+    _tile_dpbsud(0, 4, 6);
+    if constexpr (Pair) {
+      _tile_loadd(7, w + job.strip_bytes + at * 16, 64);
+      _tile_dpbsud(1, 4, 7);
+    }
+    if constexpr (Bottom) {
+      _tile_loadd(5, x + kTileRows * k + at, k);
+      _tile_dpbsud(2, 5, 6);
+      if constexpr (Pair) _tile_dpbsud(3, 5, 7);
+    }
+  }
+  alignas(64) int32_t sums[2][kBlockRows * 16];
+  _tile_stored(0, sums[0], 64);
+  if constexpr (Pair) _tile_stored(1, sums[1], 64);
+  if constexpr (Bottom) _tile_stored(2, sums[0] + kTileRows * 16, 64);
+  if constexpr (Bottom && Pair) _tile_stored(3, sums[1] + kTileRows * 16, 64);
+  finish_rows(job, row, rows, strip, sums[0]);
+  if constexpr (Pair) finish_rows(job, row, rows, strip + 1, sums[1]);
+}
+
+template <bool Bottom>
+void block_of_strips(const GemmJob& job, int64_t row, int rows, int64_t strip, int64_t last) {
+  for (; strip + 2 <= last; strip += 2) block<Bottom, true>(job, row, rows, strip);
+  if (strip < last) block<Bottom, false>(job, row, rows, strip);
+}
+
+void run_tiles(const GemmJob& job, int64_t first, int64_t last) {
+  int configured = 0;
+  // As below: a few strips stay in L2 while all rows pass over them.
+  for (int64_t begin = first; begin < last; begin += 4) {
+    const int64_t end = begin + 4 < last ? begin + 4 : last;
+    for (int64_t row = 0; row < job.rows; row += kBlockRows) {
+      const int rows = static_cast<int>(job.rows - row < kBlockRows ? job.rows - row : kBlockRows);
+      if (rows != configured) configure(configured = rows);
+      if (rows > kTileRows) {
+        block_of_strips<true>(job, row, rows, begin, end);
+      } else {
+        block_of_strips<false>(job, row, rows, begin, end);
+      }
+    }
+  }
+  _tile_release();  // or every switch of this thread would save the tiles
+}
+
+#endif
+
 void run(const GemmJob& job, int64_t first, int64_t last) {
+#if defined(STATEPOOL_ISA_amx)
+  if (job.rows > kFewRows) return run_tiles(job, first, last);
+#endif
   // Four strips (64 outputs) stay in L2 while all rows pass over them; with few rows they are four streams from memory.
   for (int64_t begin = first; begin < last; begin += 4) {
     const int64_t end = begin + 4 < last ? begin + 4 : last;

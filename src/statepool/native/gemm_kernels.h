@@ -47,6 +47,9 @@ struct PackKernels {
 
 STATEPOOL_KERNELS(PackKernels, pack_kernels)
 STATEPOOL_KERNELS(GemmKernel, gemm_int8)
+#if defined(STATEPOOL_AMX)
+namespace statepool::amx { extern const GemmKernel gemm_int8; }
+#endif
 STATEPOOL_KERNELS(GemmKernel, gemm_int4)
 STATEPOOL_KERNELS(GemmKernel, gemm_bf16)
 STATEPOOL_KERNELS(GemmKernel, gemm_fp32)

@@ -8,11 +8,25 @@
 #if defined(STATEPOOL_X86)
 #include <cpuid.h>
 #endif
+#if defined(STATEPOOL_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace statepool {
 namespace {
 
 #if defined(STATEPOOL_X86)
+#if defined(STATEPOOL_AMX)
+// Linux saves the 8 KB of tiles only for processes that asked; a kernel that does not know the question says no.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool may_use_tiles() { return false; }
+#endif
+
 // CPUID and XGETBV are read by hand: __builtin_cpu_supports answers 0 under some compilers, and a CPU flag alone does
 // not say that the OS saves the wide registers.
 Isa detect() {
@@ -30,7 +44,10 @@ Isa detect() {
 #else
   const unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
   const bool wide = (b & f_dq_bw_vl) == f_dq_bw_vl && (c & (1u << 11)) && (xcr_low & 0xe6) == 0xe6;
-  return wide ? Isa::avx512 : Isa::avx2;
+  if (!wide) return Isa::avx2;
+  const unsigned tile_int8 = (1u << 24) | (1u << 25), tile_state = (1u << 17) | (1u << 18);
+  const bool tiles = (d & tile_int8) == tile_int8 && (xcr_low & tile_state) == tile_state;
+  return tiles && may_use_tiles() ? Isa::amx : Isa::avx512;
 #endif
 }
 #else
@@ -38,7 +55,7 @@ Isa detect() { return Isa::generic; }
 #endif
 
 bool parse(const char* name, Isa& isa) {
-  for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512}) {
+  for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (std::strcmp(name, isa_name(candidate)) == 0) {
       isa = candidate;
       return true;
@@ -81,6 +98,7 @@ bool set_isa(const char* name) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx: return "amx";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     default: return "generic";

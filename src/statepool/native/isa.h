@@ -3,7 +3,8 @@
 
 namespace statepool {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
+// amx is avx512 with tiles of bytes for the int8 products; everything else runs the avx512 kernels.
+enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
 // The set in use: the best the CPU and the OS support, lowered by STATEPOOL_ISA.
 Isa active_isa();
@@ -29,6 +30,7 @@ Isa best_isa();
   namespace avx512 { extern const Type name; }                         \
   inline const Type& name() {                                          \
     switch (active_isa()) {                                            \
+      case Isa::amx:                                                   \
       case Isa::avx512: return avx512::name;                           \
       case Isa::avx2: return avx2::name;                               \
       default: return generic::name;                                   \

@@ -59,12 +59,16 @@ float quantize_row(const float* x, int64_t columns, int64_t k, int8_t* data, int
     total += group_sums[g];
   }
   *sum = total;
+#if defined(STATEPOOL_ISA_avx2)
   for (int64_t i = 0; i < k; i += 4) {
     wide[i] = data[i];
     wide[i + 1] = data[i + 2];
     wide[i + 2] = data[i + 1];
     wide[i + 3] = data[i + 3];
   }
+#else
+  static_cast<void>(wide);  // nobody reads it
+#endif
   return scale;
 }
 

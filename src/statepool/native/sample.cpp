@@ -242,31 +242,6 @@ double logprob_of(Row row, int64_t token) {
   return sum_row(row.data(), n).logprob(row.data()[token]);
 }
 
-void logprobs_of(Array<const float, 2> logits, Array<const int32_t, 1> tokens, Array<float, 1> out) {
-  const int64_t rows = static_cast<int64_t>(logits.shape(0)), n = static_cast<int64_t>(logits.shape(1));
-  require(static_cast<int64_t>(tokens.shape(0)) == rows, "tokens: must have one id per row");
-  require(static_cast<int64_t>(out.shape(0)) == rows, "out: must have one item per row");
-  for (int64_t r = 0; r < rows; ++r)
-    require(tokens.data()[r] >= 0 && tokens.data()[r] < n, "tokens: id outside the row");
-  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* row = logits.data() + r * n;
-      out.data()[r] = sum_row(row, n).logprob(row[tokens.data()[r]]);
-    }
-  });
-}
-
-void logsumexp(Array<const float, 2> logits, Array<double, 1> out) {
-  const int64_t rows = static_cast<int64_t>(logits.shape(0)), n = static_cast<int64_t>(logits.shape(1));
-  require(static_cast<int64_t>(out.shape(0)) == rows, "out: must have one item per row");
-  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const RowSum whole = sum_row(logits.data() + r * n, n);
-      out.data()[r] = static_cast<double>(whole.max) + std::log(whole.sum);
-    }
-  });
-}
-
 void apply_bitmask(Array<float, 1> row, Array<const uint32_t, 1> mask) {
   const int64_t n = static_cast<int64_t>(row.shape(0)), bits = static_cast<int64_t>(mask.shape(0)) * 32;
   for (int64_t i = 0; i < n; ++i)
@@ -307,10 +282,6 @@ void bind_sample(nb::module_& m) {
   m.def("top_logprobs", &top_logprobs, "row"_a.noconvert(), "k"_a,
         "Ids (int32) and log-probabilities (float32) of the k likeliest tokens, best first, equals by id.");
   m.def("logprob_of", &logprob_of, "row"_a.noconvert(), "token"_a, Release(), "Log-probability of one token.");
-  m.def("logprobs_of", &logprobs_of, "logits"_a.noconvert(), "tokens"_a.noconvert(), "out"_a.noconvert(), Release(),
-        "out[r] = log-probability of tokens[r] under logits[r]: the bits of logprob_of.");
-  m.def("logsumexp", &logsumexp, "logits"_a.noconvert(), "out"_a.noconvert(), Release(),
-        "out (float64 [R]) = log of the sum of exp of each row of float32 [R, V].");
   m.def("apply_bitmask", &apply_bitmask, "row"_a.noconvert(), "mask"_a.noconvert(), Release(),
         "row[i] = -inf, in place, where bit i of mask (uint32 words, lowest bit first) is 0 or missing.");
   m.def("philox_uniform", &philox_uniform, "seed"_a, "index"_a, "position"_a, Release(),

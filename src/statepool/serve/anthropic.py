@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from statepool.core.errors import InvalidRequest, StatepoolError
-from statepool.engine.request import GrammarSpec, Output, Request, SamplingParams
+from statepool.engine.request import GrammarSpec, Output, SamplingParams
 from statepool.serve.anthropic_schema import (
     AnthropicMessage,
     AnthropicTool,
@@ -21,6 +21,7 @@ from statepool.serve.errors import anthropic_body
 from statepool.serve.job import Event
 from statepool.serve.openai.grammars import json_schema_grammar
 from statepool.serve.reading import CallArguments, CallStart, Content, Piece, Reasoning
+from statepool.serve.sampling import engine_request
 from statepool.serve.served_model import ServedModel
 from statepool.serve.turn import Call, Turn
 
@@ -50,8 +51,7 @@ def _split(message: AnthropicMessage) -> list[dict[str, Any]]:
             case TextBlock(text=text):
                 texts.append(text)
             case ToolUseBlock(id=call_id, name=name, input=arguments):
-                function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-                calls.append({"id": call_id, "type": "function", "function": function})
+                calls.append(Call(call_id, name, json.dumps(arguments, ensure_ascii=False)).chat_form())
             case ToolResultBlock(tool_use_id=call_id, content=content):
                 text = content if isinstance(content, str) else "\n".join(part.text for part in content or ())
                 results.append({"role": "tool", "tool_call_id": call_id, "content": text})
@@ -138,16 +138,7 @@ class MessageJob:
         self._turn = Turn(conversation.reader(model, prompt))
         self._blocks = 0
         self._open: str | None = None
-        self.requests = [
-            Request(
-                id=call_id,
-                prompt=prompt,
-                params=params,
-                salt=body.cache_salt or "",
-                priority=body.priority or 0,
-                session=body.session,
-            )
-        ]
+        self.requests = [engine_request(body, call_id, prompt, params)]
 
     def opening(self) -> list[Event]:
         """``message_start``, with the whole prompt counted as new: what is cached is known later."""

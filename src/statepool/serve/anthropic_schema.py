@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from statepool.engine.request import MAX_STOP_STRINGS
-from statepool.serve.openai.schema import JsonObject, Name, Shape, StopText
+from statepool.serve.openai.schema import JsonObject, Name, Placement, Shape, StopText
 
 
 class AnthropicErrorDetail(Shape):
@@ -107,7 +107,7 @@ class CountRequest(Shape):
     thinking: dict[str, Any] | None = None
 
 
-class MessageRequest(CountRequest):
+class MessageRequest(CountRequest, Placement):
     """Body of ``POST /v1/messages``."""
 
     max_tokens: Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
@@ -119,9 +119,6 @@ class MessageRequest(CountRequest):
     metadata: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
-    cache_salt: Annotated[str, Field(max_length=256)] | None = None
-    session: Name | None = None
-    priority: Annotated[int, Field(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
 
 

@@ -21,27 +21,9 @@ import zmq.asyncio
 from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
-from statepool.serve.messages import (
-    ENGINE_FACTORY,
-    Abort,
-    Accepted,
-    Call,
-    Fatal,
-    FromEngine,
-    Outputs,
-    Pulse,
-    Ready,
-    Refused,
-    Reply,
-    Start,
-    Stop,
-    Submit,
-    ToEngine,
-    from_engine,
-    to_engine,
-)
+from statepool.serve import messages
 
-_Inbox: TypeAlias = "asyncio.Queue[Accepted | Refused | Output | None]"
+_Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | Output | None]"
 
 _GONE = "the engine process ended unexpectedly; restart the server"
 
@@ -70,7 +52,11 @@ class AsyncEngine:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(
-        self, config: EngineConfig, *, factory: str = ENGINE_FACTORY, environment: Mapping[str, str] | None = None
+        self,
+        config: EngineConfig,
+        *,
+        factory: str = messages.ENGINE_FACTORY,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Spawn the process and tell it what to build; ``wait_ready`` waits for the result."""
         self._info = asyncio.get_running_loop().create_future()
@@ -90,7 +76,7 @@ class AsyncEngine:
         )
         self._ended = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
-        await self._send(Start(config, factory))
+        await self._send(messages.Start(config, factory))
 
     @property
     def pid(self) -> int:
@@ -132,7 +118,7 @@ class AsyncEngine:
         try:
             for request in requests:
                 self._streams[request.id] = stream.inbox
-                await self._send(Submit(request))
+                await self._send(messages.Submit(request))
             await stream.accepted()
         except BaseException:
             await stream.aclose()
@@ -157,7 +143,7 @@ class AsyncEngine:
         number = next(self._numbers)
         reply = self._replies[number] = asyncio.get_running_loop().create_future()
         try:
-            await self._send(Call(number, method, arguments))
+            await self._send(messages.Call(number, method, arguments))
             return await reply
         finally:
             del self._replies[number]
@@ -176,7 +162,7 @@ class AsyncEngine:
     async def abort_all(self) -> None:
         """End every stream with the finish reason ``abort``."""
         for name, inbox in list(self._streams.items()):
-            await self._send(Abort(name))
+            await self._send(messages.Abort(name))
             inbox.put_nowait(Output(name, finish_reason="abort"))
 
     async def close(self) -> None:
@@ -185,7 +171,7 @@ class AsyncEngine:
             return
         folder, self._folder = self._folder, None
         if self._process.returncode is None:
-            await self._send(Stop())
+            await self._send(messages.Stop())
             try:
                 await asyncio.wait_for(self._process.wait(), 5)
             except TimeoutError:
@@ -204,7 +190,7 @@ class AsyncEngine:
         known = self._streams.pop(name, None) is not None
         self._left.set()
         if known and self.failure is None:
-            await self._send(Abort(name))
+            await self._send(messages.Abort(name))
 
     def finished(self, name: str) -> None:
         """Forget a request that reached its end."""
@@ -215,9 +201,9 @@ class AsyncEngine:
         """The error for whoever needs the engine after its end."""
         return Unavailable(self.failure or _GONE)
 
-    async def _send(self, message: ToEngine) -> None:
+    async def _send(self, message: messages.ToEngine) -> None:
         """Hand over a message; if the process is gone, drop it: whoever waits for an answer is told by ``_fail``."""
-        data = to_engine.encode(message)
+        data = messages.to_engine.encode(message)
         try:
             await self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
@@ -229,34 +215,34 @@ class AsyncEngine:
 
     async def _listen(self) -> None:
         while True:
-            self._take(from_engine.decode(await self._socket.recv()))
+            self._take(messages.from_engine.decode(await self._socket.recv()))
 
-    def _take(self, message: FromEngine) -> None:
+    def _take(self, message: messages.FromEngine) -> None:
         match message:
-            case Outputs(outputs=outputs):
+            case messages.Outputs(outputs=outputs):
                 for output in outputs:
                     inbox = self._streams.get(output.id)
                     if inbox is not None:
                         inbox.put_nowait(output)
-            case Accepted(id=name) | Refused(id=name):
+            case messages.Accepted(id=name) | messages.Refused(id=name):
                 inbox = self._streams.get(name)
                 if inbox is not None:
                     inbox.put_nowait(message)
-            case Reply(id=number, value=value, problem=problem):
+            case messages.Reply(id=number, value=value, problem=problem):
                 reply = self._replies.get(number)
                 if reply is not None and not reply.done():
                     if problem is None:
                         reply.set_result(value)
                     else:
                         reply.set_exception(problem.error())
-            case Pulse(stats=stats, queue_seconds=waits):
+            case messages.Pulse(stats=stats, queue_seconds=waits):
                 self.stats = stats
                 for wait in waits if self.on_queue_seconds is not None else ():
                     self.on_queue_seconds(wait)  # type: ignore[misc]
-            case Ready(info=info):
+            case messages.Ready(info=info):
                 if self._info is not None and not self._info.done():
                     self._info.set_result(info)
-            case Fatal(problem=problem):
+            case messages.Fatal(problem=problem):
                 self._fail(problem.error())
 
     async def _watch(self) -> None:
@@ -300,11 +286,11 @@ class OutputStream:
         waiting = len(self._running)
         while waiting:
             match await self.inbox.get():
-                case Accepted():
+                case messages.Accepted():
                     waiting -= 1
                 case Output() as output:
                     self._early.append(output)
-                case Refused(problem=problem):
+                case messages.Refused(problem=problem):
                     raise problem.error()
                 case None:
                     raise self._engine.gone()

@@ -19,26 +19,8 @@ from typing import Any
 import zmq
 
 from statepool.core.errors import StatepoolError, Unavailable
+from statepool.serve import messages
 from statepool.serve.commands import Commands
-from statepool.serve.messages import (
-    Abort,
-    Accepted,
-    Call,
-    Fatal,
-    FromEngine,
-    Outputs,
-    Problem,
-    Pulse,
-    Ready,
-    Refused,
-    Reply,
-    Start,
-    Stop,
-    Submit,
-    ToEngine,
-    from_engine,
-    to_engine,
-)
 
 log = logging.getLogger("statepool.engine")
 
@@ -52,8 +34,8 @@ class EngineLoop:
     def __init__(
         self,
         engine: Any,
-        receive: Callable[[int], ToEngine | None],
-        send: Callable[[FromEngine], None],
+        receive: Callable[[int], messages.ToEngine | None],
+        send: Callable[[messages.FromEngine], None],
         alive: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,32 +76,32 @@ class EngineLoop:
             command = self._receive(wait)
             if command is None:
                 return wait == 0 or self._alive()
-            if isinstance(command, Stop):
+            if isinstance(command, messages.Stop):
                 return False
             self._obey(command)
             self._resting = False
             wait = 0
 
-    def _obey(self, command: ToEngine) -> None:
+    def _obey(self, command: messages.ToEngine) -> None:
         match command:
-            case Submit(request=request):
+            case messages.Submit(request=request):
                 try:
                     self._engine.submit(request)
                 except StatepoolError as error:
-                    self._send(Refused(request.id, Problem.of(error)))
+                    self._send(messages.Refused(request.id, messages.Problem.of(error)))
                 else:
                     self._submitted[request.id] = self._clock()
-                    self._send(Accepted(request.id))
-            case Abort(id=name):
+                    self._send(messages.Accepted(request.id))
+            case messages.Abort(id=name):
                 self._submitted.pop(name, None)
                 self._engine.abort(name)
-            case Call(id=number, method=method, arguments=arguments):
+            case messages.Call(id=number, method=method, arguments=arguments):
                 try:
                     value = self._commands.run(method, arguments)
                 except StatepoolError as error:
-                    self._send(Reply(number, problem=Problem.of(error)))
+                    self._send(messages.Reply(number, problem=messages.Problem.of(error)))
                 else:
-                    self._send(Reply(number, value))
+                    self._send(messages.Reply(number, value))
             case _:
                 raise Unavailable(f"the engine process cannot obey {type(command).__name__} now")
 
@@ -127,7 +109,7 @@ class EngineLoop:
         outputs = self._engine.step()
         self._note_admissions()
         if outputs:
-            self._send(Outputs(list(outputs)))
+            self._send(messages.Outputs(list(outputs)))
 
     def _note_admissions(self) -> None:
         """Requests start in order of arrival (priorities aside): whoever is beyond the queue's length has started."""
@@ -141,7 +123,7 @@ class EngineLoop:
         now = self._clock()
         if force or now - self._last_pulse >= _PULSE_SECONDS:
             self._last_pulse = now
-            self._send(Pulse(self._engine.stats(), self._queue_seconds))
+            self._send(messages.Pulse(self._engine.stats(), self._queue_seconds))
             self._queue_seconds = []
 
 
@@ -163,31 +145,31 @@ def main(endpoint: str) -> int:
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.connect(endpoint)
 
-    def receive(wait: int) -> ToEngine | None:
+    def receive(wait: int) -> messages.ToEngine | None:
         if not socket.poll(wait):
             return None
-        return to_engine.decode(socket.recv())
+        return messages.to_engine.decode(socket.recv())
 
-    def send(message: FromEngine) -> None:
-        socket.send(from_engine.encode(message))
+    def send(message: messages.FromEngine) -> None:
+        socket.send(messages.from_engine.encode(message))
 
     def alive() -> bool:
         return os.getppid() == parent
 
     try:
         start = receive(30_000)
-        if not isinstance(start, Start):
+        if not isinstance(start, messages.Start):
             return 1
         try:
             engine = build(start.factory, start.config)
-            send(Ready(engine.info))
+            send(messages.Ready(engine.info))
             EngineLoop(engine, receive, send, alive).run()
         except StatepoolError as error:
-            send(Fatal(Problem.of(error)))
+            send(messages.Fatal(messages.Problem.of(error)))
             return 2
         except Exception as error:
             log.exception("the engine failed")
-            send(Fatal(Problem.of(error)))
+            send(messages.Fatal(messages.Problem.of(error)))
             return 1
         return 0
     finally:

@@ -1,10 +1,10 @@
-"""From the fields of a request body to the engine's sampling parameters."""
+"""From the fields of a request body to a request of the engine."""
 
 from __future__ import annotations
 
 from statepool.core.errors import InvalidRequest
-from statepool.engine.request import GrammarSpec, SamplingParams
-from statepool.serve.openai.schema import Sampling
+from statepool.engine.request import GrammarSpec, Request, SamplingParams
+from statepool.serve.openai.schema import Placement, Sampling
 from statepool.serve.served_model import ServedModel
 
 
@@ -42,6 +42,21 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
+    )
+
+
+def engine_request(
+    body: Placement, name: str, prompt: tuple[int, ...], params: SamplingParams, index: int = 0, first: bool = True
+) -> Request:
+    """The request ``name`` of a call. ``index`` numbers siblings; only the ``first`` of a call has its session."""
+    return Request(
+        id=name,
+        prompt=prompt,
+        params=params,
+        salt=body.cache_salt or "",
+        priority=body.priority or 0,
+        index=index,
+        session=body.session if first else None,
     )
 
 

@@ -40,6 +40,8 @@ def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY) -> int:
         StatepoolError: the engine could not be built.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # It warns once per write to a connection that is lost, until it says so itself; a crowd that leaves fills the log.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     return asyncio.run(_serve(config, factory))
 
 

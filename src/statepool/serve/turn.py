@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from statepool.engine.request import FinishReason, Output, TokenLogprob, Usage
 from statepool.serve.reading import CallArguments, CallStart, Content, Piece, Reader, Reasoning
@@ -15,6 +16,10 @@ class Call:
     id: str
     name: str
     arguments: str = ""
+
+    def chat_form(self) -> dict[str, Any]:
+        """The call as chat messages hold it."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass(slots=True)

@@ -15,6 +15,18 @@ Example:
 
 from __future__ import annotations
 
+from statepool.core.errors import (
+    Conflict,
+    Fenced,
+    OutcomeUnknown,
+    SnapshotExpired,
+    StoreCorrupt,
+    StoreError,
+    StoreFormat,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
 from statepool.store.coordination import Counter, Lock
 from statepool.store.dicts import Dict, Snapshot, SortedDict, VersionedDict
 from statepool.store.sequences import Item, Log, Queue, Stack
@@ -22,16 +34,26 @@ from statepool.store.store import Store, open  # noqa: A004 - as `shelve.open` a
 from statepool.store.transaction import Transaction
 
 __all__ = [
+    "Conflict",
     "Counter",
     "Dict",
+    "Fenced",
     "Item",
     "Lock",
     "Log",
+    "OutcomeUnknown",
     "Queue",
     "Snapshot",
+    "SnapshotExpired",
     "SortedDict",
     "Stack",
     "Store",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFormat",
+    "StoreFull",
+    "StoreLocked",
+    "StoreReadOnly",
     "Transaction",
     "VersionedDict",
     "open",

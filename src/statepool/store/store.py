@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from statepool.core.errors import InvalidRequest, NotFound
+from statepool.core.errors import InvalidRequest, NotFound, StoreReadOnly
 from statepool.store.codec import CodecName, codec
 from statepool.store.coordination import Counter, Lock
 from statepool.store.dicts import Dict, SortedDict, VersionedDict, make_dict
@@ -24,6 +24,7 @@ _SORTED = {"b+tree": Kind.SORTED_DICT, "skip list": Kind.SKIP_LIST, "bst": Kind.
 def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `dbm.open` are called
     path: str | os.PathLike[str],
     *,
+    mode: Literal["write", "read"] = "write",
     durability: Level = "power",
     create: bool = True,
     capacity: int | str = "1GiB",
@@ -35,6 +36,8 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
 
     Args:
         path: the folder.
+        mode: ``write`` takes the folder for this process; ``read`` sees the memory of the process that has it, with no
+            lock and no message.
         durability: what writes have survived when they return: ``process`` (the process may be killed), ``power`` (the
             machine may lose power) or ``mirror`` (it may be lost: a mirror has them too). Writes may differ one by one.
         create: make the store if there is none.
@@ -47,11 +50,13 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
         StoreLocked: another process has it open.
         StoreCorrupt: stored bytes contradict their checksums; nothing was changed.
         StoreFormat: a newer statepool wrote it.
-        NotFound: there is no store and ``create`` is false.
+        NotFound: there is no store and ``create`` is false, or with ``mode="read"`` no process has it open.
         InvalidRequest: an argument is out of range.
     """
-    if durability not in ("process", "power", "mirror"):
-        level_number(durability)
+    if mode not in ("write", "read"):
+        raise InvalidRequest(f"mode: '{mode}' is neither write nor read", param="mode")
+    if mode == "read":
+        return Store(_ReadOnly(os.fspath(path)), Path(path), durability)
     native = core.Store(
         os.fspath(path),
         capacity=_bytes("capacity", capacity, 1 << 20),
@@ -62,6 +67,21 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
         checkpoint_bytes=_bytes("checkpoint_every", checkpoint_every, 1 << 16),
     )
     return Store(native, Path(path), durability)
+
+
+class _ReadOnly(core.Reader):  # type: ignore[misc]  # the core is not annotated
+    """A reader with the methods of an owner: those that write say that they cannot."""
+
+    def structure(self, name: str, kind: int, create: bool) -> int:
+        return int(super().structure(name, kind))
+
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+        raise StoreReadOnly("store: it was opened with mode='read'; only the process that owns it writes")
+
+    put = erase = update = commit = drop = pin = flush = wait = checkpoint = last_of = _refuse
+
+    def facts(self) -> Mapping[str, int]:
+        return {"applied_lsn": self.applied_lsn, "durable_lsn": self.durable_lsn, "read_retries": self.retries}
 
 
 def _bytes(field: str, size: int | str, least: int) -> int:

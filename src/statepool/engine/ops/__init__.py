@@ -9,13 +9,10 @@ from statepool.engine.ops.reference import (
     DecoderLayer,
     attention,
     attention_segments,
-    copy_blocks,
     embed,
-    gather_blocks,
     head,
     merge_segments,
     rms_norm,
-    scatter_blocks,
 )
 
 __all__ = [
@@ -23,11 +20,8 @@ __all__ = [
     "Linear",
     "attention",
     "attention_segments",
-    "copy_blocks",
     "embed",
-    "gather_blocks",
     "head",
     "merge_segments",
     "rms_norm",
-    "scatter_blocks",
 ]

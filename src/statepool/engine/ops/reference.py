@@ -212,23 +212,6 @@ def embed(table: Array, tokens: Array, out: Array) -> None:
     tensor(out).copy_(pages(table)[tensor(tokens).long()])
 
 
-def copy_blocks(pool: Array, src: Array, dst: Array) -> None:
-    """Copy whole blocks inside the pool: ``pool[dst[i]] = pool[src[i]]`` in order of i."""
-    kv = pages(pool)
-    for a, b in zip(tensor(src).tolist(), tensor(dst).tolist(), strict=True):
-        kv[b] = kv[a]
-
-
-def gather_blocks(pool: Array, ids: Array, out: Array) -> None:
-    """out ``[n, ...]`` = blocks ``ids`` of the pool."""
-    pages(out).copy_(pages(pool)[tensor(ids).long()])
-
-
-def scatter_blocks(pool: Array, ids: Array, src: Array) -> None:
-    """Blocks ``ids`` of the pool = src ``[n, ...]``; ids are distinct."""
-    pages(pool)[tensor(ids).long()] = pages(src)
-
-
 class DecoderLayer:
     """One decoder layer but for its attention, which is called between the two halves and may be any backend.
 
@@ -309,15 +292,12 @@ __all__ = [
     "LinearOp",
     "attention",
     "attention_segments",
-    "copy_blocks",
     "embed",
-    "gather_blocks",
     "head",
     "merge_segments",
     "pages",
     "rms_norm",
     "rotate",
-    "scatter_blocks",
     "scatter_kv",
     "silu_mul",
 ]

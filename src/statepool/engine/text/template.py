@@ -48,7 +48,8 @@ class ChatTemplate:
             InvalidCheckpoint: the template does not compile.
         """
         self.source = source
-        self._variables = dict(variables or {})
+        self.variables = dict(variables or {})
+        """Names of tokens, such as ``eos_token``, and their texts."""
         self._clock = clock
         self._template: Template | None = None
         self.takes_parts = False
@@ -144,7 +145,7 @@ class ChatTemplate:
         if self._template is None:
             raise InvalidRequest("this model has no chat template; send a prompt to /v1/completions", param="messages")
         values = {
-            **self._variables,
+            **self.variables,
             "documents": None,
             **kwargs,
             "messages": messages,

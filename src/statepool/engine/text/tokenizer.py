@@ -85,6 +85,11 @@ class Tokenizer:
             ids = self.encode_plain(text)
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
 
+    def control_id(self, text: str) -> int | None:
+        """The control token that is written ``text``, if there is one."""
+        found: int | None = self.backend.token_to_id(text)
+        return found if found in self.control_ids else None
+
     def encode_plain(self, text: str, after_control: bool = False) -> list[int]:
         """Token ids of ``text`` without any control token, whatever it spells.
 

@@ -71,6 +71,11 @@ class DeferredMap {
   }
 
   void flush() {
+    if (mem_.options().batch) {
+      std::vector<Bytes> keys;
+      for (const auto& [key, value] : waiting_) keys.push_back(key);
+      mem_.gather(keys.size(), [&](size_t i) { structure_.lsn_of(keys[i]); });
+    }
     if constexpr (applies_sorted<S<Frontend>>) {
       std::vector<BatchOp> operations;
       for (const auto& [key, value] : waiting_)
@@ -140,9 +145,25 @@ class DeferredEnds {
   void end() {
     if (++count_ >= (mem_.options().batch ? mem_.options().batch_operations : 1)) flush();
   }
-  bool peek_heap(uint64_t index, std::string& value);
-  void drop();
-  void add(Bytes value);
+  bool peek_heap(uint64_t index, std::string& value) {
+    uint64_t lsn = 0;
+    if constexpr (kLast) return structure_.at(index, value, lsn);
+    else return structure_.front(index, value, lsn);
+  }
+  void drop() {
+    if constexpr (kLast) {
+      std::string value;
+      structure_.pop(value);
+    } else {
+      Taken taken;
+      structure_.take(0, 0, 0, taken);
+    }
+  }
+  void add(Bytes value) {
+    uint64_t sequence = 0;
+    if constexpr (kLast) structure_.push(value);
+    else structure_.put(value, {}, sequence);
+  }
 
   Frontend& mem_;
   S structure_;

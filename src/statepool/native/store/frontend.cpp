@@ -26,6 +26,29 @@ void Frontend::send(bool wait) const {
   log_.clear(), bytes_.clear(), unsent_.clear();
 }
 
+// False if nothing is wanted, or more than the cache could hold together with what was read for the others.
+bool Frontend::read_wanted() {
+  std::sort(wanted_.begin(), wanted_.end());
+  wanted_.erase(std::unique(wanted_.begin(), wanted_.end()), wanted_.end());
+  if (wanted_.empty() || wanted_.size() > cache_.room() / 2) {
+    wanted_.clear();
+    return false;
+  }
+  std::vector<std::byte> pages(wanted_.size() * options_.page);
+  std::vector<Port::Read> reads;
+  for (size_t i = 0; i < wanted_.size(); ++i) {
+    std::byte* out = pages.data() + i * options_.page;
+    if (!reads.empty() && reads.back().at + reads.back().size == wanted_[i] * options_.page)
+      reads.back().size += options_.page;
+    else
+      reads.push_back({wanted_[i] * options_.page, options_.page, out});
+  }
+  port_.read_all(reads);
+  for (size_t i = 0; i < wanted_.size(); ++i) cache_.put_page(wanted_[i], pages.data() + i * options_.page);
+  wanted_.clear();
+  return true;
+}
+
 // A page that was given up, or was never here, while its new bytes still wait in the memory log.
 void Frontend::send_before_reading(Addr a, size_t n) const {
   for (Addr p = a / options_.page; p <= (a + (n == 0 ? 0 : n - 1)) / options_.page; ++p)

@@ -27,7 +27,13 @@ class Port {
     uint32_t offset, size;  // of the bytes in the log's buffer
   };
   virtual ~Port() = default;
+  struct Read {
+    Addr at;
+    size_t size;
+    std::byte* out;
+  };
   virtual void read(Addr a, void* out, size_t n) = 0;             // one round trip
+  virtual void read_all(const std::vector<Read>& reads) = 0;      // together: one round trip for all of them
   virtual void append(Bytes record) = 0;                          // persist one operation record: one round trip
   virtual void write(Addr a, const void* bytes, size_t n) = 0;    // persist in place: one round trip
   // Persist and apply a whole memory log; `wait`: for its acknowledgement, one round trip.
@@ -69,6 +75,10 @@ class Frontend {
   void touch(Addr a, size_t n) const {
     if (a == 0 || (a & 7) != 0) throw Torn{};
     if (!unsent_.empty()) send_before_reading(a, n);
+    if (gathering_) {
+      if (cache_.missing(a, n, wanted_)) throw Missing{};
+      return;
+    }
     cache_.fetch(a, n, [&](Addr from, std::byte* out, size_t size) { port_.read(from, out, size); });
   }
   void store(Addr a, uint64_t value) { write(a, &value, 8); }
@@ -99,6 +109,26 @@ class Frontend {
   // ---- operations --------------------------------------------------------------------------------------------------
   void record(Bytes operation);  // makes an operation durable, if there is an operation log
   void end();                    // of an operation or a batch: its memory log goes out
+  // Brings to the cache what `probe(i)`, a read of the structures, needs for each i below `count`. The probes walk side
+  // by side: whatever all of them lack next is read together, so a batch waits as often as its longest walk is deep.
+  template <class Probe>
+  void gather(size_t count, Probe&& probe) {
+    if (!cache_.keeps()) return;
+    std::vector<size_t> open(count), left;
+    for (size_t i = 0; i < count; ++i) open[i] = i;
+    for (gathering_ = true; !open.empty(); open.swap(left)) {
+      left.clear();
+      for (const size_t i : open) {
+        try {
+          probe(i);
+        } catch (const Missing&) {
+          left.push_back(i);
+        }
+      }
+      if (!read_wanted()) break;
+    }
+    gathering_ = false;
+  }
   void forget();                 // without a cache, pages are forgotten at the end of each operation
 
   const PageCache& cache() const { return cache_; }
@@ -121,6 +151,8 @@ class Frontend {
     }
   }
 
+  struct Missing {};
+  bool read_wanted();
   void send_before_reading(Addr a, size_t n) const;
   void send(bool wait) const;
 
@@ -136,6 +168,8 @@ class Frontend {
   };
   std::unordered_map<size_t, Slab> slabs_;  // second tier of the allocator: objects of one size class each
   uint64_t lsn_ = 0;
+  bool gathering_ = false;
+  mutable std::vector<Addr> wanted_;  // pages that gather() reads next
 };
 
 }  // namespace statepool::store

@@ -1,6 +1,11 @@
 #include "heap.h"
 
+#include <signal.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <thread>
 
 #include "persist_point.h"
 
@@ -191,6 +196,13 @@ void Heap::rollback() {
 }
 
 void Heap::recover() { rollback(); }
+
+void Heap::stuck() const {
+  const auto owner = static_cast<pid_t>(__atomic_load_n(&control_->owner_pid, __ATOMIC_ACQUIRE));
+  if (owner != 0 && kill(owner, 0) != 0 && errno == ESRCH)
+    throw StoreError(Fault::missing, "store: its owner died in the middle of a change; open it for writing to repair it");
+  std::this_thread::sleep_for(std::chrono::microseconds(100));
+}
 
 Addr Heap::allocate(size_t n) {
   HeapHeader& h = header();

@@ -41,7 +41,8 @@ struct Control {
   uint64_t logged_lsn;          // every operation up to here is in the staging ring or the log
   uint64_t ring_head, ring_tail;  // bytes of the staging ring taken out, put in; both only grow
   uint64_t epoch;
-  uint64_t owner_pid;
+  uint64_t owner_pid;  // 0: the owner has let go
+  uint64_t waits;      // whether readers are told only what survives a power loss
 };
 static_assert(sizeof(Control) <= kSector);
 
@@ -90,6 +91,8 @@ class Heap {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return load(root) == before;
   }
+  // A reader has tried long: sleeps a little. StoreError: missing if the writer died in the middle of a change.
+  void stuck() const;
   // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end.
   void touch(Addr a, size_t n) const {
     check(a, n);
@@ -185,7 +188,8 @@ auto read_stable(const Mem& mem, Addr root, uint64_t& retries, Body&& body) {
         if (mem.still(root, before)) throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
       }
     }
-    relax();
+    if (retries < 10000) relax();
+    else mem.stuck();
   }
 }
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr uint32_t kSegmentMagic = 0x47535053, kFrameMagic = 0x52465053;  // "SPSG", "SPFR"
 constexpr const char* kSpare = "log/spare";
+constexpr const char* kRestore = "restore the folder from a mirror or a copy";
 
 std::string segment_name(uint64_t number) {
   char name[32];
@@ -36,7 +37,13 @@ uint32_t crc_of_frame(const std::byte* frame, size_t length) {
 
 StoreError corrupt(uint64_t segment, uint64_t at, const char* what) {
   return StoreError(Fault::corrupt, segment_name(segment) + ": " + what + " at byte " + std::to_string(at) +
-                                        ", with operations after it; restore the folder from a mirror or a copy");
+                                        ", with operations after it; " + kRestore);
+}
+
+Aligned aligned(size_t size) {
+  Aligned buffer(static_cast<std::byte*>(std::aligned_alloc(kSector, size)));
+  if (buffer == nullptr) throw StoreError(Fault::full, "log: out of memory for a frame");
+  return buffer;
 }
 
 }  // namespace
@@ -47,8 +54,7 @@ void FrameBuilder::add(const std::byte* record, size_t size, uint32_t count) {
   const size_t needed = round_up(size_ + size, kSector);
   if (needed > capacity_) {
     const size_t capacity = std::max(needed, 2 * capacity_);
-    std::unique_ptr<std::byte[], Free> bigger(static_cast<std::byte*>(std::aligned_alloc(kSector, capacity)));
-    if (bigger == nullptr) throw StoreError(Fault::full, "log: out of memory for a frame");
+    Aligned bigger = aligned(capacity);
     if (buffer_ != nullptr) std::memcpy(bigger.get(), buffer_.get(), size_);
     buffer_ = std::move(bigger);
     capacity_ = capacity;
@@ -84,6 +90,8 @@ Log::~Log() {
 
 void Log::append(FrameBuilder& frame) {
   if (frame.records() == 0) return;
+  if (failed_) throw StoreError(Fault::read_only, "log: a write failed earlier; what it left behind is known after reopening");
+  failed_ = true;  // until the frame is durable
   FrameHeader header{};
   header.first_lsn = last_lsn_ + 1;
   header.last_lsn = last_lsn_ + frame.records();
@@ -97,6 +105,7 @@ void Log::append(FrameBuilder& frame) {
   bytes_ += frame.size();
   prev_crc_ = frame.crc();
   last_lsn_ = header.last_lsn;
+  failed_ = false;
 }
 
 void Log::roll(size_t frame_size) {
@@ -182,21 +191,31 @@ void Log::recycle(uint64_t first) {
   }
 }
 
+// The caller holds files_lock_.
+void Log::retire(const std::string& name) {
+  const auto names = disk_.list("log");
+  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
+  if (spare || disk_.open(name)->size() != super_.segment_size) disk_.remove(name);
+  else disk_.rename(name, kSpare);
+}
+
 // ---- reading -------------------------------------------------------------------------------------------------------
 
 std::unique_ptr<Log> Log::open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit) {
   std::unique_ptr<Log> log(new Log(disk, super));
   log->scan(visit, from);
+  log->settle();
   return log;
 }
 
 void Log::scan(const Visitor& visit, uint64_t from) {
-  uint64_t base = 0, number = super_.first_segment;
-  if (!enter(number, base))
-    throw StoreError(Fault::corrupt, segment_name(number) + ": the first segment of the log is missing or damaged");
+  uint64_t base = 0;
+  if (!enter(super_.first_segment, base))
+    throw StoreError(Fault::corrupt, segment_name(super_.first_segment) +
+                                         ": the first segment of the log is missing or damaged; " + kRestore);
   if (base > from)
-    throw StoreError(Fault::corrupt, segment_name(number) + ": the log begins at operation " + std::to_string(base) +
-                                         ", operation " + std::to_string(from) + " is needed");
+    throw StoreError(Fault::corrupt, segment_name(number_) + ": it begins with operation " + std::to_string(base) +
+                                         ", those from " + std::to_string(from) + " on are missing; " + kRestore);
   last_lsn_ = base - 1;
   std::vector<std::byte> frame;
   for (;;) {
@@ -204,14 +223,14 @@ void Log::scan(const Visitor& visit, uint64_t from) {
       const auto header = load_as<FrameHeader>(frame.data());
       visit_records(frame, visit, from);
       at_ += header.length;
-      bytes_ += header.length;
+      if (header.last_lsn > super_.checkpoint_lsn) bytes_ += header.length;
       last_lsn_ = header.last_lsn;
       prev_crc_ = header.crc;
     }
-    const uint64_t end = at_, size = size_, salt = salt_;  // enter() may have to be taken back
-    if (valid_frame_after(at_)) throw corrupt(number, at_, "a damaged frame");
-    auto present = std::move(file_);
+    if (valid_frame_after(at_)) throw corrupt(number_, at_, "a damaged frame");
+    const uint64_t end = at_, size = size_, salt = salt_, number = number_;
     const uint32_t chain = prev_crc_;
+    auto present = std::move(file_);
     if (!enter(number + 1, base)) {
       const auto names = disk_.list("log");
       const std::string later = segment_name(number + 1).substr(4);
@@ -219,11 +238,24 @@ void Log::scan(const Visitor& visit, uint64_t from) {
         if (name.size() == later.size() && name >= later) throw corrupt(number + 1, 0, "a missing or damaged segment");
       file_ = std::move(present);
       at_ = end, size_ = size, salt_ = salt;
-      return;
+      break;
     }
     if (base != last_lsn_ + 1 || prev_crc_ != chain) throw corrupt(number, end, "a damaged frame");
-    ++number;
   }
+  if (last_lsn_ + 1 < super_.clean)
+    throw StoreError(Fault::corrupt, segment_name(number_) + ": the log was closed after operation " +
+                                         std::to_string(super_.clean - 1) + " and now ends with " +
+                                         std::to_string(last_lsn_) + " at byte " + std::to_string(at_) + "; " + kRestore);
+}
+
+// What a killed process had begun to write may be known to a cache alone: a flush makes it durable before it is shown.
+// The frame is not written again, for it may have been acknowledged, and a write that is cut off can damage it.
+void Log::settle() {
+  file_->sync();
+  // Segments that a checkpoint had made superfluous when the power went.
+  const std::string first = segment_name(super_.first_segment).substr(4);
+  for (const std::string& name : disk_.list("log"))
+    if (name.size() == first.size() && name < first) retire("log/" + name);
 }
 
 // Makes a segment the present one. False if there is none by that number, or its header is damaged.
@@ -237,18 +269,21 @@ bool Log::enter(uint64_t number, uint64_t& base_lsn) {
   }
   SegmentHeader header{};
   file_->read(0, &header, sizeof(header));
-  if (header.magic != kSegmentMagic || header.crc != crc32c(&header, offsetof(SegmentHeader, crc))) return false;
+  if (header.magic != kSegmentMagic) return false;
   if (header.version != 1)
     throw StoreError(Fault::format, name + ": format " + std::to_string(header.version) + ", this program reads 1");
+  if (header.crc != crc32c(&header, offsetof(SegmentHeader, crc))) return false;
   if (std::memcmp(header.uuid, super_.uuid, sizeof(header.uuid)) != 0)
     throw StoreError(Fault::corrupt, name + ": belongs to another store");
   if (header.number != number) return false;
   size_ = file_->size();
+  if (size_ < super_.segment_size)
+    throw StoreError(Fault::corrupt, name + ": cut off at byte " + std::to_string(size_) + "; " + kRestore);
   salt_ = header.salt;
   at_ = kSector;
   prev_crc_ = header.prev_crc;
-  base_lsn = header.base_lsn;
   number_ = number;
+  base_lsn = header.base_lsn;
   segments_.push_back({number, base_lsn});
   return true;
 }
@@ -266,15 +301,14 @@ bool Log::read_frame(std::vector<std::byte>& frame, uint64_t at) const {
          crc_of_frame(frame.data(), header.length) == header.crc;
 }
 
-// Whether any later frame of this segment is whole, whatever precedes it.
+// Whether any later frame of this segment is whole, whatever precedes it. Not a copy of an old one in somebody's value.
 bool Log::valid_frame_after(uint64_t at) const {
-  constexpr size_t kPiece = 1 << 20;
-  std::vector<std::byte> piece(std::min<uint64_t>(kPiece, size_ - at)), frame;
+  constexpr uint64_t kPiece = 1 << 20;
+  std::vector<std::byte> piece(std::min(kPiece, size_ - at)), frame;
   for (uint64_t from = at; from < size_; from += kPiece) {
     const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(piece.size(), size_ - from));
     for (size_t i = 0; i + kSector <= got; i += kSector) {
       const auto header = load_as<FrameHeader>(piece.data() + i);
-      // An earlier lsn: a copy of an older frame inside a value, not a frame that follows.
       if (header.magic != kFrameMagic || header.salt != salt_ || header.first_lsn <= last_lsn_ ||
           header.length % kSector != 0 || header.length == 0 || header.length > size_ - from - i)
         continue;
@@ -289,19 +323,17 @@ bool Log::valid_frame_after(uint64_t at) const {
 
 void Log::visit_records(const std::vector<std::byte>& frame, const Visitor& visit, uint64_t from) const {
   const auto header = load_as<FrameHeader>(frame.data());
+  const std::byte *at = frame.data() + sizeof(header), *const end = at + header.payload;
   uint64_t lsn = header.first_lsn;
-  size_t at = sizeof(header);
-  const size_t end = at + header.payload;
-  for (uint32_t i = 0; i < header.records; ++i, ++lsn) {
-    const size_t rest = end - at;
-    const auto record = rest < sizeof(RecordHeader) ? RecordHeader{} : load_as<RecordHeader>(frame.data() + at);
-    const uint64_t length = record.length;
-    if (rest < sizeof(record) || length > kMaxBody || sizeof(record) + round_up(length, 8) > rest ||
-        record.lsn_low != static_cast<uint32_t>(lsn))
-      throw StoreError(Fault::corrupt, "log: a frame whose checksum is right holds a record that does not fit it");
-    if (lsn >= from) visit(frame.data() + at, lsn);
-    at += sizeof(RecordHeader) + round_up(length, 8);
+  for (; at < end; ++lsn) {
+    const uint64_t size = record_size(at, static_cast<uint64_t>(end - at));
+    if (size == 0 || load_as<RecordHeader>(at).lsn_low != static_cast<uint32_t>(lsn)) break;
+    if (lsn >= from) visit(at, lsn);
+    at += size;
   }
+  if (at != end || lsn != header.last_lsn + 1 || lsn - header.first_lsn != header.records)
+    throw StoreError(Fault::corrupt, segment_name(number_) + ": the frame at byte " + std::to_string(at_) +
+                                         " has the right checksum and not the records it announces");
 }
 
 }  // namespace statepool::store

@@ -34,7 +34,12 @@ struct SegmentHeader {
 };
 static_assert(sizeof(SegmentHeader) == 64);
 
-// A frame in the making, in memory that direct I/O can take.
+struct FreeAligned {
+  void operator()(std::byte* p) const { std::free(p); }
+};
+using Aligned = std::unique_ptr<std::byte[], FreeAligned>;  // memory that direct I/O can take
+
+// A frame in the making.
 class FrameBuilder {
  public:
   void clear() { size_ = sizeof(FrameHeader), records_ = 0; }
@@ -46,10 +51,7 @@ class FrameBuilder {
   uint32_t crc() const { return load_as<FrameHeader>(buffer_.get()).crc; }
 
  private:
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
-  std::unique_ptr<std::byte[], Free> buffer_;
+  Aligned buffer_;
   size_t capacity_ = 0, size_ = sizeof(FrameHeader);
   uint32_t records_ = 0;
 };
@@ -60,15 +62,16 @@ class Log {
   using Visitor = std::function<void(const std::byte* record, uint64_t lsn)>;
 
   static std::unique_ptr<Log> create(Disk& disk, const Superblock& super);
-  // StoreError: corrupt, format, or what the visitor throws. Nothing on disk is changed.
+  // StoreError: corrupt, format, or what the visitor throws; nothing on disk is changed then.
   static std::unique_ptr<Log> open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit);
   ~Log();
 
-  void append(FrameBuilder& frame);  // durable when it returns; StoreError: full, unknown
+  // Durable when it returns. StoreError: full, unknown; after one of them read_only, for what is on disk is not known.
+  void append(FrameBuilder& frame);
   uint64_t last_lsn() const { return last_lsn_; }
   uint64_t bytes_since(uint64_t lsn) const;    // of the frames since the segment that holds it, if any follow
   uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
-  void recycle(uint64_t first);                // segments of a lower number
+  void recycle(uint64_t first);                // segments with lower numbers, once the superblock says so
 
  private:
   struct Segment {
@@ -79,7 +82,9 @@ class Log {
   void roll(size_t frame_size);
   void start_segment(uint64_t number, size_t frame_size);
   void prepare();
+  void retire(const std::string& name);
   void scan(const Visitor& visit, uint64_t from);
+  void settle();
   bool enter(uint64_t number, uint64_t& base_lsn);
   bool read_frame(std::vector<std::byte>& frame, uint64_t at) const;
   bool valid_frame_after(uint64_t at) const;
@@ -90,6 +95,7 @@ class Log {
   std::unique_ptr<File> file_;
   std::vector<Segment> segments_;
   uint64_t number_ = 0, size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
+  bool failed_ = false;
   std::atomic<uint64_t> last_lsn_{0}, bytes_{0};  // read by any thread; the rest belongs to the committer
   mutable std::mutex files_lock_;  // of segments_ and the files' names: the committer, a checkpoint, prepare()
   uint32_t prev_crc_ = 0;

@@ -39,10 +39,27 @@ class PageCache {
       buffer_.resize((end - p) * page_);
       read(p * page_, buffer_.data(), buffer_.size());
       ++reads_;
-      for (Addr q = p; q < end; ++q) std::memcpy(data_.data() + place(q) * page_, buffer_.data() + (q - p) * page_, page_);
+      for (Addr q = p; q < end; ++q) {
+        const size_t at = place(q);  // first: it may move the data
+        std::memcpy(data_.data() + at * page_, buffer_.data() + (q - p) * page_, page_);
+      }
       p = end;
     }
   }
+
+  // Adds the numbers of the pages of [a, a + n) that are not here; whether there are any.
+  bool missing(Addr a, size_t n, std::vector<Addr>& numbers) {
+    const size_t before = numbers.size();
+    for (Addr p = a / page_; p <= (a + (n == 0 ? 0 : n - 1)) / page_; ++p)
+      if (find(p * page_) == nullptr) numbers.push_back(p);
+    return numbers.size() > before;
+  }
+  void put_page(Addr number, const std::byte* bytes) {
+    if (has(number * page_)) return;
+    const size_t at = place(number);
+    std::memcpy(data_.data() + at * page_, bytes, page_);
+  }
+  size_t room() const { return room_; }
 
   // New bytes of a page, if it is here; they lie within one page.
   void put(Addr a, const std::byte* bytes, size_t n) {
@@ -52,7 +69,9 @@ class PageCache {
 
   // A page of zeros that nobody has written yet, so it need not be read.
   void put_new(Addr a) {
-    if (index_.find(a / page_) == index_.end()) std::memset(data_.data() + place(a / page_) * page_, 0, page_);
+    if (index_.find(a / page_) != index_.end()) return;
+    const size_t at = place(a / page_);
+    std::memset(data_.data() + at * page_, 0, page_);
   }
   bool has(Addr a) const { return index_.find(a / page_) != index_.end(); }
   size_t page() const { return page_; }

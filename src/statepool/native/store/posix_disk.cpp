@@ -96,17 +96,18 @@ void sync_folder(const std::string& path) {
   if (result != 0) fail(path);
 }
 
+std::string parent_of(const std::string& path) {
+  const size_t slash = path.find_last_of('/', path.find_last_not_of('/'));
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
 // With all folders above it, each one's name durable: a store whose folder is lost is lost.
 void make_folder(const std::string& path) {
   for (size_t at = 0; at != std::string::npos;) {
     at = path.find('/', at + 1);
-    const std::string folder = path.substr(0, at);
-    if (mkdir(folder.c_str(), 0700) == 0) {
-      const size_t slash = folder.find_last_of('/', folder.find_last_not_of('/'));
-      sync_folder(slash == std::string::npos ? "." : folder.substr(0, slash + 1));
-    } else if (errno != EEXIST) {
-      fail(path);
-    }
+    const std::string part = path.substr(0, at);
+    if (mkdir(part.c_str(), 0700) == 0) sync_folder(parent_of(part));
+    else if (errno != EEXIST) fail(part);
   }
 }
 
@@ -125,6 +126,13 @@ PosixDisk::PosixDisk(std::string folder, bool create) : folder_(std::move(folder
     ::close(lock_);
     throw StoreError(Fault::locked, "path: " + folder_ + " is open already, here or in another process; close it there");
   }
+  // A process may have been killed between a rename and its fsync: names that are seen from here on are durable.
+  sync_folder(folder_);
+  for (const char* part : {"log", "ckpt"})
+    if (stat(path(part).c_str(), &facts) == 0) sync_folder(path(part));
+  const int probe = ::open(path("lock").c_str(), O_RDWR | O_DIRECT | O_CLOEXEC);
+  direct_ = probe >= 0;
+  if (probe >= 0) ::close(probe);
 }
 
 // Unlocked by name, because a forked child may hold the same lock by its copy of the descriptor.
@@ -137,19 +145,22 @@ std::unique_ptr<File> PosixDisk::open(const std::string& name) { return std::mak
 
 // Space is taken by writing zeros: merely reserved space would cost a journal commit at each first write.
 std::unique_ptr<File> PosixDisk::create(const std::string& name, uint64_t size) {
-  if (const size_t slash = name.rfind('/'); slash != std::string::npos) {
-    make_folder(path(name.substr(0, slash)));
-  }
+  make_folder(parent_of(path(name)));
   const int fd = ::open(path(name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) fail(path(name));
   ::close(fd);
-  auto file = std::make_unique<PosixFile>(path(name));
-  const std::string zeros(1 << 20, '\0');
-  for (uint64_t at = 0; at < size; at += zeros.size())
-    file->write_later(at, zeros.data(), std::min<uint64_t>(zeros.size(), size - at));
-  file->sync();
-  sync_parent(name);
-  return file;
+  try {
+    auto file = std::make_unique<PosixFile>(path(name));
+    const std::string zeros(1 << 20, '\0');
+    for (uint64_t at = 0; at < size; at += zeros.size())
+      file->write_later(at, zeros.data(), std::min<uint64_t>(zeros.size(), size - at));
+    file->sync();
+    sync_folder(parent_of(path(name)));
+    return file;
+  } catch (const StoreError&) {
+    unlink(path(name).c_str());  // half a file would keep what room there is
+    throw;
+  }
 }
 
 std::vector<std::string> PosixDisk::list(const std::string& folder) const {
@@ -165,17 +176,12 @@ std::vector<std::string> PosixDisk::list(const std::string& folder) const {
 
 void PosixDisk::rename(const std::string& from, const std::string& to) {
   if (::rename(path(from).c_str(), path(to).c_str()) != 0) fail(path(from));
-  sync_parent(to);
+  sync_folder(parent_of(path(to)));
 }
 
 void PosixDisk::remove(const std::string& name) {
   if (unlink(path(name).c_str()) != 0 && errno != ENOENT) fail(path(name));
-  sync_parent(name);
-}
-
-void PosixDisk::sync_parent(const std::string& name) const {
-  const size_t slash = name.rfind('/');
-  sync_folder(slash == std::string::npos ? folder_ : path(name.substr(0, slash)));
+  sync_folder(parent_of(path(name)));
 }
 
 }  // namespace statepool::store

@@ -18,13 +18,14 @@ class PosixDisk final : public Disk {
   std::vector<std::string> list(const std::string& folder) const override;
   void rename(const std::string& from, const std::string& to) override;
   void remove(const std::string& name) override;
+  bool direct() const { return direct_; }  // false: the file system has no O_DIRECT, writes pass its page cache
 
  private:
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
-  void sync_parent(const std::string& name) const;
 
   std::string folder_;
   int lock_ = -1;
+  bool direct_ = false;
 };
 
 }  // namespace statepool::store

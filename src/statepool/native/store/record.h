@@ -23,4 +23,12 @@ inline uint64_t lsn_near(uint32_t low, uint64_t other) {
 constexpr uint16_t kTransactionBegin = 1, kTransactionEnd = 2;
 constexpr uint64_t kMaxBody = 17 << 20;
 
+// Bytes of the record that begins at `at`, header and padding too; 0 if it does not fit into the `rest` that is left.
+inline uint64_t record_size(const void* at, uint64_t rest) {
+  if (rest < sizeof(RecordHeader)) return 0;
+  const uint64_t length = load_as<RecordHeader>(at).length;
+  const uint64_t size = sizeof(RecordHeader) + round_up(length, 8);
+  return length <= kMaxBody && size <= rest ? size : 0;
+}
+
 }  // namespace statepool::store

@@ -21,6 +21,16 @@ class SimPort final : public Port {
     spend(timing_.round_trip + timing_.read, n);
     heap_.read(a, out, n);
   }
+  void read_all(const std::vector<Read>& reads) override {
+    ++this->reads;
+    posts += reads.size();
+    size_t bytes = 0;
+    for (const Read& r : reads) {
+      heap_.read(r.at, r.out, r.size);
+      bytes += r.size;
+    }
+    spend(timing_.round_trip + timing_.read + timing_.post * reads.size(), bytes);
+  }
   void append(Bytes record) override {
     ++appends;
     spend(timing_.round_trip + timing_.write, record.size());
@@ -49,7 +59,7 @@ class SimPort final : public Port {
     heap_.commit();
   }
 
-  uint64_t reads = 0, appends = 0, writes = 0, transactions = 0, calls = 0, nanoseconds = 0;
+  uint64_t reads = 0, appends = 0, writes = 0, transactions = 0, calls = 0, posts = 0, nanoseconds = 0;
 
  private:
   void spend(uint64_t ns, size_t bytes) { nanoseconds += ns + static_cast<uint64_t>(static_cast<double>(bytes) * timing_.per_byte); }

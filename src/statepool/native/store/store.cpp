@@ -141,7 +141,8 @@ uint64_t Store::last_of(uint32_t client, Outcome& o) const {
   const HashTable<Heap> table(*heap_, clients);
   std::string value;
   uint64_t lsn = 0;
-  if (!read_stable(*heap_, clients, retries_, [&] { return table.get(client_key(client), value, lsn); })) return 0;
+  uint64_t retries = 0;
+  if (!read_stable(*heap_, clients, retries, [&] { return table.get(client_key(client), value, lsn); })) return 0;
   if (value.size() < sizeof(Remembered)) throw StoreError(Fault::corrupt, "clients: an entry is too short");
   const auto fixed = load_as<Remembered>(value.data());
   o = Outcome{fixed.changed != 0, fixed.number, fixed.token, fixed.attempts, value.substr(sizeof(fixed))};
@@ -157,76 +158,6 @@ bool Store::known(OperationId id, Outcome* outcomes, size_t count, uint64_t& lsn
                                          std::to_string(id.client) + " is older than its last, " + std::to_string(last));
   lsn = heap_->control().logged_lsn;
   return true;
-}
-
-// ---- reading -------------------------------------------------------------------------------------------------------
-
-template <class Body>
-auto Store::read(uint32_t id, Body&& body) const {
-  const Structure& s = table_.at(id);
-  const Addr root = s.root;
-  const auto dropped = [&] { return s.root.load(std::memory_order_acquire) != root; };
-  try {
-    auto result = read_stable(*heap_, root, retries_, [&] {
-      return with_structure(*heap_, s.kind, root, [&](auto& structure) { return body(structure, root); });
-    });
-    if (!dropped()) return result;
-  } catch (const StoreError& error) {  // memory of a dropped structure may hold anything
-    if (error.fault != Fault::corrupt || !dropped()) throw;
-  }
-  throw StoreError(Fault::missing, "structure '" + s.name + "' was dropped meanwhile");
-}
-
-bool Store::get(uint32_t id, Bytes key, std::string& value, uint64_t& lsn) const {
-  return read(id, [&](auto& s, Addr root) -> bool {
-    STATEPOOL_ONLY(is_map<std::decay_t<decltype(s)>>) {
-      if (s.get(key, value, lsn)) return true;
-      lsn = heap_->load(root + Root::removal_lsn);
-      return false;
-    }
-  });
-}
-
-uint64_t Store::size(uint32_t id) const {
-  return read(id, [&](auto&, Addr root) { return heap_->load(root + Root::size); });
-}
-
-uint64_t Store::last_change(uint32_t id) const {
-  return read(id, [&](auto&, Addr root) { return heap_->load(root + Root::last_lsn); });
-}
-
-uint64_t Store::scan(uint32_t id, uint64_t cursor, std::vector<Entry>& out) const {
-  return read(id, [&](auto& s, Addr) -> uint64_t {
-    out.clear();
-    STATEPOOL_ONLY(is_hash<std::decay_t<decltype(s)>>) { return s.scan(cursor, out); }
-  });
-}
-
-void Store::scan(uint32_t id, const Range& range, size_t limit, std::vector<Entry>& out) const {
-  read(id, [&](auto& s, Addr) -> int {
-    out.clear();
-    STATEPOOL_ONLY(is_sorted<std::decay_t<decltype(s)>>) {
-      s.scan(range, limit, out);
-      return 0;
-    }
-  });
-}
-
-void Store::peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const {
-  read(id, [&](auto& s, Addr) -> int {
-    using S = std::decay_t<decltype(s)>;
-    out.clear();
-    STATEPOOL_ONLY(is_stack<S> || is_queue<S>) {
-      if constexpr (is_queue<S>) {
-        s.peek(start, limit, out);
-      } else {
-        std::string value;
-        uint64_t lsn = 0;
-        for (uint64_t i = start; out.size() < limit && s.at(i, value, lsn); ++i) out.emplace_back(i, value);
-      }
-      return 0;
-    }
-  });
 }
 
 }  // namespace statepool::store

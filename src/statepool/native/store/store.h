@@ -21,7 +21,7 @@
 #include "ring.h"
 #include "structures/range.h"
 #include "superblock.h"
-#include "table.h"
+#include "view.h"
 
 namespace statepool::store {
 
@@ -59,7 +59,7 @@ struct Snapshot {
   uint64_t version = 0, size = 0;
 };
 
-class Store {
+class Store : public View {
  public:
   Store(std::unique_ptr<Disk> disk, const StoreOptions& options);
   ~Store();
@@ -68,7 +68,6 @@ class Store {
   // ---- structures ------------------------------------------------------------------------------------------------
   uint32_t structure(const std::string& name, Kind kind, bool create);  // its id. StoreError: missing, invalid
   void drop(uint32_t id);
-  const Table& structures() const { return table_; }
 
   // ---- writing ---------------------------------------------------------------------------------------------------
   // All operations or none, with their outcomes; returns the lsn to wait for. It has been waited for as `level` says.
@@ -79,17 +78,8 @@ class Store {
   // The last operation of a client: its sequence number and outcome; sequence 0 if there is none.
   uint64_t last_of(uint32_t client, Outcome& outcome) const;
 
-  // ---- reading ---------------------------------------------------------------------------------------------------
-  // lsn: of the entry or, if there is none, of the last removal.
-  bool get(uint32_t id, Bytes key, std::string& value, uint64_t& lsn) const;
-  uint64_t size(uint32_t id) const;
-  uint64_t last_change(uint32_t id) const;  // lsn
   // A reader must not be told what a power loss could take back: wait for this lsn before handing it on.
   bool must_wait(uint64_t lsn) const { return options_.level != Level::process && lsn > durable_lsn(); }
-  uint64_t scan(uint32_t id, uint64_t cursor, std::vector<Entry>& out) const;  // dict: next cursor, 0 at the end
-  // Stacks: places below the top and their values. Queues: numbers and values of items not acknowledged.
-  void peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const;
-  void scan(uint32_t id, const Range& range, size_t limit, std::vector<Entry>& out) const;
 
   // ---- snapshots of multi-version structures ---------------------------------------------------------------------
   // Holds the present version for `lease` ms. Reading it later than that raises StoreError expired.
@@ -99,19 +89,14 @@ class Store {
   void scan_at(const Snapshot& snapshot, const Range& range, size_t limit, std::vector<Entry>& out) const;
 
   void checkpoint();
-  uint64_t applied_lsn() const { return heap_->applied_lsn(); }
-  uint64_t durable_lsn() const { return committer_->durable_lsn(); }
-  uint64_t retries() const { return retries_; }
   std::map<std::string, uint64_t> facts() const;
 
  private:
-  std::string region_name() const;
   static uint64_t heap_nonce();
   bool attach_heap(const std::string& name);
   void build_heap(const std::string& name);
   void open_log();
   void replay(const std::byte* record, uint64_t lsn);
-  void load_catalog();
   void recover();
   void sweep();
   void make_checkpoint();
@@ -130,21 +115,16 @@ class Store {
   auto read_pinned(const Snapshot& snapshot, Body&& body) const;
   void adopt(const Operation& operation, const Outcome& outcome);
   void checkpoint_if_due();
-  template <class Body>
-  auto read(uint32_t id, Body&& body) const;
 
   StoreOptions options_;
   std::unique_ptr<Disk> disk_;
   Superblock super_;
   Region region_;
-  std::unique_ptr<Heap> heap_;
   std::unique_ptr<Ring> ring_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Committer> committer_;
   mutable std::mutex writer_;
   std::mutex creating_, checkpointing_, closing_;
-  std::unordered_map<std::string, uint32_t> names_;
-  Table table_;
   std::pair<uint32_t, Addr> dropping_{};  // a structure whose drop is not committed yet, and its root
   struct Pin {
     uint32_t structure;
@@ -159,7 +139,6 @@ class Store {
   bool closed_ = false;
   bool attached_ = false;  // to the heap of a process that died
   bool built_ = false;     // a heap of its own instead
-  mutable uint64_t retries_ = 0;
 };
 
 }  // namespace statepool::store

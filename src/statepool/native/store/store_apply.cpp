@@ -13,27 +13,12 @@ std::string catalog_entry(uint32_t id, Kind kind, Addr root) {
 
 }  // namespace
 
-void Store::load_catalog() {
-  const HashTable<Heap> catalog(*heap_, heap_->header().catalog);
-  std::vector<Entry> entries;
-  uint64_t cursor = 0;
-  do {
-    entries.clear();
-    cursor = catalog.scan(cursor, entries);
-    for (const Entry& entry : entries) {
-      if (entry.value.size() != 24) throw StoreError(Fault::corrupt, "catalog: an entry has the wrong size");
-      const auto id = static_cast<uint32_t>(load_as<uint64_t>(entry.value.data()));
-      table_.put(id, entry.key, static_cast<Kind>(entry.value[8]), load_as<uint64_t>(entry.value.data() + 16));
-      names_[entry.key] = id;
-    }
-  } while (cursor != 0);
-}
-
 Outcome Store::apply(const Operation& o) {
   HashTable<Heap> catalog(*heap_, heap_->header().catalog);
   Outcome out;
   if (o.verb == Verb::create) {
     // The id comes with the operation, so that a replay gives the same one.
+    heap_->change(heap_->header().catalog);
     const auto kind = static_cast<Kind>(o.x);
     out.number = create_structure(*heap_, kind);
     catalog.put(o.a, catalog_entry(o.structure, kind, out.number));
@@ -56,6 +41,7 @@ Outcome Store::apply(const Operation& o) {
   table_.set_root(o.structure, 0);
   dropping_ = {o.structure, root};
   heap_->store(root + Root::sequence, heap_->load(root + Root::sequence) | 1);
+  heap_->change(heap_->header().catalog);
   with_structure(*heap_, s.kind, root, [](auto& structure) { structure.destroy(); });
   catalog.erase(s.name);
   out.changed = true;

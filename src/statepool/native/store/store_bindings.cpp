@@ -1,29 +1,17 @@
-#include <nanobind/nanobind.h>
+// The owner of a store, as Python holds it.
 #include <nanobind/stl/map.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <pthread.h>
 
 #include "crash_test.h"
 #include "crc32c.h"
 #include "posix_disk.h"
+#include "python_view.h"
 #include "store.h"
-#include "structures/any.h"
 
-namespace nb = nanobind;
 using namespace statepool::store;
 
 namespace {
-
-// Of a bytes object, which the caller keeps alive.
-Bytes view(nb::handle b) {
-  if (!PyBytes_Check(b.ptr()))
-    throw StoreError(Fault::invalid, std::string("expected bytes, got ") + nb::type_name(b.type()).c_str() +
-                                         "; encode it, or name a codec (str, msgpack, json)");
-  return {PyBytes_AsString(b.ptr()), static_cast<size_t>(PyBytes_Size(b.ptr()))};
-}
-nb::bytes to_bytes(const std::string& s) { return nb::bytes(s.data(), s.size()); }
 
 unsigned forks = 0;  // how often this process came out of a fork
 [[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { ++forks; });
@@ -33,7 +21,7 @@ unsigned forks = 0;  // how often this process came out of a fork
 // Calls that release the GIL hold the store by a pointer of their own, so that closing it in another thread meanwhile
 // leaves them with a closed store, not with none. A forked child shares the folder, the heap and the lock with its
 // parent but has no thread to write the log: there the store can be neither used nor closed.
-class PyStore {
+class PyStore final : public PyView {
  public:
   PyStore(const std::string& path, const StoreOptions& options) : forks_(forks) {
     nb::gil_scoped_release released;
@@ -77,36 +65,6 @@ class PyStore {
     store->wait(lsn);
   }
 
-  // Before a value goes out to the caller: see Store::must_wait.
-  void see(uint64_t lsn) const {
-    if (!open().must_wait(lsn)) return;
-    const std::shared_ptr<Store> store = holding();
-    nb::gil_scoped_release released;
-    store->wait(lsn);
-  }
-
-  nb::object get(uint32_t id, nb::handle key, const nb::object& otherwise) const {
-    thread_local std::string value;
-    uint64_t lsn = 0;
-    const bool found = open().get(id, view(key), value, lsn);
-    see(lsn);
-    return found ? nb::object(to_bytes(value)) : otherwise;
-  }
-
-  nb::list get_many(uint32_t id, const nb::sequence& keys) const {
-    nb::list out;
-    thread_local std::string value;
-    uint64_t last = 0, lsn = 0;
-    for (const nb::handle key : keys) {
-      const bool found = open().get(id, view(key), value, lsn);
-      last = std::max(last, lsn);
-      if (found) out.append(to_bytes(value));
-      else out.append(nb::none());
-    }
-    see(last);
-    return out;
-  }
-
   // Pairs of one mapping or iterable as one commit; the bytes objects are kept alive by `held`.
   void update(uint32_t id, const nb::object& pairs, int level) {
     const nb::list held(pairs);
@@ -115,7 +73,7 @@ class PyStore {
     for (const nb::handle item : held) {
       const auto pair = nb::cast<nb::tuple>(item);
       if (pair.size() != 2) throw StoreError(Fault::invalid, "update: each item must be a (key, value) pair");
-      operations.push_back({Verb::put, id, view(pair[0]), view(pair[1])});
+      operations.push_back({Verb::put, id, view_of(pair[0]), view_of(pair[1])});
     }
     if (operations.empty()) return;
     std::vector<Outcome> outcomes(operations.size());
@@ -127,13 +85,14 @@ class PyStore {
     std::vector<Operation> all;
     for (const nb::handle item : operations) {
       const auto t = nb::cast<nb::tuple>(item);
-      all.push_back({static_cast<Verb>(nb::cast<int>(t[0])), nb::cast<uint32_t>(t[1]), view(t[2]), view(t[3]), nb::cast<uint64_t>(t[4]), nb::cast<uint64_t>(t[5])});
+      all.push_back({static_cast<Verb>(nb::cast<int>(t[0])), nb::cast<uint32_t>(t[1]), view_of(t[2]), view_of(t[3]),
+                     nb::cast<uint64_t>(t[4]), nb::cast<uint64_t>(t[5])});
     }
     std::vector<Seen> read;
     for (const nb::handle item : seen) {
       const auto t = nb::cast<nb::tuple>(item);
       const bool whole = t[1].is_none();
-      read.push_back({nb::cast<uint32_t>(t[0]), whole ? std::string() : std::string(view(t[1])),
+      read.push_back({nb::cast<uint32_t>(t[0]), whole ? std::string() : std::string(view_of(t[1])),
                       nb::cast<uint64_t>(t[2]), whole});
     }
     nb::list out;
@@ -148,30 +107,6 @@ class PyStore {
     return nb::make_tuple(o.changed, o.number, o.token, o.attempts, to_bytes(o.value));
   }
 
-  // (key, value, lsn) of up to `limit` entries.
-  nb::list range(uint32_t id, const Range& range, size_t limit) const {
-    std::vector<Entry> entries;
-    open().scan(id, range, limit, entries);
-    see(open().last_change(id));
-    return listed(entries);
-  }
-
-  nb::tuple scan(uint32_t id, uint64_t cursor) const {
-    std::vector<Entry> entries;
-    const uint64_t next = open().scan(id, cursor, entries);
-    see(open().last_change(id));
-    return nb::make_tuple(next, listed(entries));
-  }
-
-  nb::list peek(uint32_t id, uint64_t start, size_t limit) const {
-    std::vector<std::pair<uint64_t, std::string>> found;
-    open().peek(id, start, limit, found);
-    see(open().last_change(id));
-    nb::list out;
-    for (const auto& [number, value] : found) out.append(nb::make_tuple(number, to_bytes(value)));
-    return out;
-  }
-
   nb::list range_at(const Snapshot& snapshot, const Range& range, size_t limit) const {
     std::vector<Entry> entries;
     open().scan_at(snapshot, range, limit, entries);
@@ -180,7 +115,7 @@ class PyStore {
 
   nb::object get_at(const Snapshot& snapshot, nb::handle key) const {
     std::string value;
-    return open().get_at(snapshot, view(key), value) ? nb::object(to_bytes(value)) : nb::none();
+    return open().get_at(snapshot, view_of(key), value) ? nb::object(to_bytes(value)) : nb::none();
   }
 
   Snapshot pin(uint32_t id, uint64_t lease) {
@@ -189,26 +124,13 @@ class PyStore {
     return snapshot;
   }
 
-  static nb::list listed(const std::vector<Entry>& entries) {
-    nb::list out;
-    for (const Entry& e : entries) out.append(nb::make_tuple(to_bytes(e.key), to_bytes(e.value), e.lsn));
-    return out;
-  }
-
-  nb::tuple lookup(uint32_t id, nb::handle key) const {
-    std::string value;
-    uint64_t lsn = 0;
-    const bool found = open().get(id, view(key), value, lsn);
-    see(lsn);
-    return nb::make_tuple(found ? nb::object(to_bytes(value)) : nb::none(), found ? lsn : 0);
-  }
-
-  nb::list structures() const {
-    nb::list out;
-    const Table& table = open().structures();
-    for (uint32_t id = 0; id < table.size(); ++id)
-      if (table.live(id)) out.append(nb::make_tuple(table.at(id).name, id, static_cast<int>(table.at(id).kind)));
-    return out;
+ protected:
+  View& view() const override { return open(); }
+  void see(uint64_t lsn) const override {
+    if (!open().must_wait(lsn)) return;
+    const std::shared_ptr<Store> store = holding();
+    nb::gil_scoped_release released;
+    store->wait(lsn);
   }
 
  private:
@@ -241,27 +163,13 @@ void bind_store(nb::module_& m) {
   m.def("rot_test", &rot_test, nb::arg("seed"), nb::arg("operations"), nb::arg("flips"),
         nb::call_guard<nb::gil_scoped_release>(), "Turns over single bits of a store's files; see crash_test.h.");
 
-  m.def("crc32c", [](nb::handle data) { return crc32c(view(data).data(), view(data).size()); }, nb::arg("data"));
-  m.def("crc32c_table", [](nb::handle data) { return crc32c_table(view(data).data(), view(data).size()); }, nb::arg("data"));
-
-  nb::class_<Range>(m, "Range")
-      .def("__init__",
-           [](Range* self, const nb::object& low, const nb::object& high, bool include_low, bool include_high, bool reverse) {
-             new (self) Range{};
-             self->has_low = !low.is_none();
-             self->has_high = !high.is_none();
-             if (self->has_low) self->low = view(low);
-             if (self->has_high) self->high = view(high);
-             self->include_low = include_low;
-             self->include_high = include_high;
-             self->reverse = reverse;
-           },
-           nb::arg("low").none(), nb::arg("high").none(), nb::arg("include_low") = true,
-           nb::arg("include_high") = false, nb::arg("reverse") = false);
+  m.def("crc32c", [](nb::handle data) { return crc32c(view_of(data).data(), view_of(data).size()); }, nb::arg("data"));
+  m.def("crc32c_table", [](nb::handle data) { return crc32c_table(view_of(data).data(), view_of(data).size()); },
+        nb::arg("data"));
 
   nb::class_<Snapshot>(m, "Snapshot").def_ro("version", &Snapshot::version).def_ro("size", &Snapshot::size);
 
-  nb::class_<PyStore>(m, "Store")
+  nb::class_<PyStore, PyView>(m, "Store")
       .def("__init__",
            [](PyStore* self, const std::string& path, uint64_t capacity, uint64_t segment_size, int level, bool create,
               bool shared, uint64_t checkpoint_bytes) {
@@ -283,28 +191,19 @@ void bind_store(nb::module_& m) {
            },
            nb::arg("name"), nb::arg("kind"), nb::arg("create"))
       .def("drop", [](PyStore& s, uint32_t id) { released(s, [&](Store& store) { store.drop(id); }); }, nb::arg("id"))
-      .def("structures", &PyStore::structures)
-      .def("get", &PyStore::get, nb::arg("id"), nb::arg("key").none(), nb::arg("default") = nb::none())
-      .def("get_many", &PyStore::get_many, nb::arg("id"), nb::arg("keys"))
-      .def("lookup", &PyStore::lookup, nb::arg("id"), nb::arg("key").none())
       .def("put", [](PyStore& s, uint32_t id, nb::handle key, nb::handle value,
-                     int level) { return s.one({Verb::put, id, view(key), view(value)}, level).number != 0; },
+                     int level) { return s.one({Verb::put, id, view_of(key), view_of(value)}, level).number != 0; },
            nb::arg("id"), nb::arg("key").none(), nb::arg("value").none(), nb::arg("level") = -1)
       .def("erase", [](PyStore& s, uint32_t id, nb::handle key,
-                       int level) { return s.one({Verb::erase, id, view(key), {}}, level).changed; },
+                       int level) { return s.one({Verb::erase, id, view_of(key), {}}, level).changed; },
            nb::arg("id"), nb::arg("key").none(), nb::arg("level") = -1)
       .def("update", &PyStore::update, nb::arg("id"), nb::arg("pairs"), nb::arg("level") = -1)
       .def("commit", &PyStore::commit, nb::arg("operations"), nb::arg("seen"), nb::arg("client") = 0,
            nb::arg("sequence") = 0, nb::arg("level") = -1)
-      .def("range", &PyStore::range, nb::arg("id"), nb::arg("range"), nb::arg("limit"))
-      .def("scan", &PyStore::scan, nb::arg("id"), nb::arg("cursor"))
       .def("pin", &PyStore::pin, nb::arg("id"), nb::arg("lease"))
       .def("unpin", [](PyStore& s, const Snapshot& snapshot) { s.open().unpin(snapshot); }, nb::arg("snapshot"))
       .def("get_at", &PyStore::get_at, nb::arg("snapshot"), nb::arg("key").none())
       .def("range_at", &PyStore::range_at, nb::arg("snapshot"), nb::arg("range"), nb::arg("limit"))
-      .def("peek", &PyStore::peek, nb::arg("id"), nb::arg("start"), nb::arg("limit"))
-      .def("size", [](PyStore& s, uint32_t id) { return s.open().size(id); }, nb::arg("id"))
-      .def("last_change", [](PyStore& s, uint32_t id) { return s.open().last_change(id); }, nb::arg("id"))
       .def("last_of",
            [](PyStore& s, uint32_t client) {
              Outcome o;
@@ -315,7 +214,5 @@ void bind_store(nb::module_& m) {
       .def("wait", [](PyStore& s, uint64_t lsn) { released(s, [&](Store& store) { store.wait(lsn); }); }, nb::arg("lsn"))
       .def("flush", [](PyStore& s) { released(s, [](Store& store) { store.flush(); }); })
       .def("checkpoint", [](PyStore& s) { released(s, [](Store& store) { store.checkpoint(); }); })
-      .def_prop_ro("applied_lsn", [](PyStore& s) { return s.open().applied_lsn(); })
-      .def_prop_ro("durable_lsn", [](PyStore& s) { return s.open().durable_lsn(); })
       .def("facts", [](PyStore& s) { return s.open().facts(); });
 }

@@ -39,7 +39,7 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
   try {
     recover();
   } catch (...) {
-    if (options_.shared && built_) Region::remove(region_name());  // nobody could attach to it
+    if (options_.shared && built_) Region::remove(region_name(super_));  // nobody could attach to it
     throw;
   }
   committer_ = std::make_unique<Committer>(*log_, *ring_, heap_->control());
@@ -48,7 +48,7 @@ Store::Store(std::unique_ptr<Disk> disk, const StoreOptions& options) : options_
 
 void Store::recover() {
   ++super_.epoch;
-  const std::string name = region_name();
+  const std::string name = region_name(super_);
   attached_ = options_.shared && attach_heap(name);
   if (!attached_) build_heap(name);
   persist_point("recovery heap");
@@ -63,6 +63,7 @@ void Store::recover() {
   last_checkpoint_ = super_.checkpoint_id;
   sweep();
   heap_->control().epoch = super_.epoch;
+  heap_->control().waits = options_.level == Level::process ? 0 : 1;
   heap_->control().owner_pid = static_cast<uint64_t>(getpid());
 }
 
@@ -71,16 +72,6 @@ void Store::sweep() {
   const std::string present = numbered("ckpt", super_.checkpoint_id);
   for (const std::string& name : disk_->list("ckpt"))
     if ("ckpt/" + name != present || super_.checkpoint_id == 0) disk_->remove("ckpt/" + name);
-}
-
-std::string Store::region_name() const {
-  std::string name = "/statepool-";
-  for (const uint8_t byte : super_.uuid) {
-    char hex[3];
-    std::snprintf(hex, sizeof(hex), "%02x", byte);
-    name += hex;
-  }
-  return name;
 }
 
 // The heap of a process that died, if it is still in memory.
@@ -101,6 +92,9 @@ bool Store::attach_heap(const std::string& name) {
 // A new heap from the last checkpoint, or an empty one.
 void Store::build_heap(const std::string& name) {
   const uint64_t size = Heap::region_size(super_.capacity, options_.journal, options_.ring);
+  if (options_.shared)
+    if (const Region old = Region::open(name, true); old && old.size() >= kSector)
+      reinterpret_cast<Control*>(old.data())->owner_pid = 0;  // its readers let go
   built_ = true;
   region_ = options_.shared ? Region::create(name, size) : Region::anonymous(size);
   Heap::prepare(region_.data(), super_.capacity, options_.journal, options_.ring);
@@ -134,7 +128,7 @@ void Store::open_log() {
   if (last < control.durable_lsn)
     throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + " though operation " +
                                          std::to_string(control.durable_lsn) + " was durable; its end is damaged, or " +
-                                         "the folder is older than the heap in shared memory " + region_name());
+                                         "the folder is older than the heap in shared memory " + region_name(super_));
   uint64_t lsn = last, in_log = control.ring_head;
   ring_->each([&](const std::byte* record, uint64_t, uint64_t next) {
     lsn = lsn_near(load_as<RecordHeader>(record).lsn_low, last);
@@ -144,12 +138,6 @@ void Store::open_log() {
   ring_->taken(in_log);
   control.durable_lsn = last;
   control.logged_lsn = std::max(last, lsn);
-  if (super_.clean != 0 && last + 1 != super_.clean)
-    throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + ", but the store was closed after " +
-                                         std::to_string(super_.clean - 1) + "; restore the folder from a mirror or a copy");
-  if (last < super_.checkpoint_lsn)
-    throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + ", before the checkpoint of " +
-                                         std::to_string(super_.checkpoint_lsn));
 }
 
 // Transactions were logged whole, so replaying their operations one by one ends in the same state.
@@ -283,7 +271,8 @@ void Store::close() {
   }
   committer_->stop();
   persist_point("close region");
-  if (options_.shared) Region::remove(region_name());
+  heap_->control().owner_pid = 0;  // readers let go
+  if (options_.shared) Region::remove(region_name(super_));
 }
 
 std::map<std::string, uint64_t> Store::facts() const {
@@ -293,7 +282,7 @@ std::map<std::string, uint64_t> Store::facts() const {
           {"commits", committer_->frames()}, {"log_bytes", log_->bytes_since(super_.checkpoint_lsn)},
           {"heap_used", header.used_bytes},  {"capacity", heap_->capacity()},
           {"epoch", super_.epoch},           {"checkpoint_lsn", super_.checkpoint_lsn},
-          {"read_retries", retries_},        {"staged_bytes", ring_->held()},
+          {"read_retries", retries()},        {"staged_bytes", ring_->held()},
           {"attached", attached_ ? 1 : 0}};
 }
 

@@ -1,6 +1,8 @@
 #include "superblock.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <memory>
 
 #include "crc32c.h"
 #include "errors.h"
@@ -37,7 +39,32 @@ void check_unmade(Disk& disk) {
     disk.open("log/" + name)->read(kSector, start, sizeof(start));
     data = data || name != "0000000000000001" || std::any_of(start, start + 8, [](char c) { return c != 0; });
   }
-  if (data) throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid, but there is a log; restore the folder from a mirror or a copy");
+  if (data)
+    throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid, but there is a log; restore the folder "
+                                     "from a mirror or a copy");
+}
+
+// `read(offset, data, size)` of the file. False if no slot is valid. A slot of a newer format forbids using an older one
+// beside it, and where there is no valid slot it is believed without a checksum: that may have moved.
+template <class Read>
+bool choose(Read&& read, Superblock& out) {
+  bool found = false;
+  uint32_t newer = 0, unsure = 0;
+  for (int slot = 0; slot < 2; ++slot) {
+    Superblock block;
+    block.magic = 0;
+    read(slot * kSector, &block, sizeof(block));
+    if (block.magic != Superblock{}.magic) continue;
+    const bool valid = block.crc == crc_of(block);
+    if (block.version > Superblock{}.version) (valid ? newer : unsure) = block.version;
+    if (block.version != Superblock{}.version || !valid || (found && block.generation < out.generation)) continue;
+    out = block;
+    found = true;
+  }
+  if (newer == 0 && !found) newer = unsure;
+  if (newer != 0)
+    throw StoreError(Fault::format, "meta: format " + std::to_string(newer) + ", this program reads 1");
+  return found;
 }
 
 }  // namespace
@@ -46,20 +73,30 @@ bool read_superblock(Disk& disk, Superblock& out) {
   const auto names = disk.list("");
   const bool present = std::find(names.begin(), names.end(), kName) != names.end();
   const auto file = present ? disk.open(kName) : nullptr;
-  bool found = false;
-  for (int slot = 0; slot < 2 && present; ++slot) {
-    Superblock block;
-    block.magic = 0;
-    file->read(slot * kSector, &block, sizeof(block));
-    if (block.magic != Superblock{}.magic || block.crc != crc_of(block)) continue;
-    if (block.version != Superblock{}.version)
-      throw StoreError(Fault::format, "meta: format " + std::to_string(block.version) + ", this program reads 1");
-    if (found && block.generation < out.generation) continue;
-    out = block;
-    found = true;
+  const auto read = [&](uint64_t at, void* data, size_t size) { file->read(at, data, size); };
+  if (present && choose(read, out)) return true;
+  check_unmade(disk);
+  return false;
+}
+
+bool peek_superblock(const std::string& path, Superblock& out) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), std::fclose);
+  if (file == nullptr) return false;
+  const auto read = [&](uint64_t at, void* data, size_t size) {
+    if (std::fseek(file.get(), static_cast<long>(at), SEEK_SET) == 0 && std::fread(data, 1, size, file.get()) != size)
+      std::memset(data, 0, size);
+  };
+  return choose(read, out);
+}
+
+std::string region_name(const Superblock& super) {
+  std::string name = "/statepool-";
+  for (const uint8_t byte : super.uuid) {
+    char hex[3];
+    std::snprintf(hex, sizeof(hex), "%02x", byte);
+    name += hex;
   }
-  if (!found) check_unmade(disk);
-  return found;
+  return name;
 }
 
 void create_superblock(Disk& disk, Superblock& block) {

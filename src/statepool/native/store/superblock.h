@@ -18,6 +18,8 @@ struct Superblock {
 
 // False if there is no store, or one whose making was cut off. StoreError: corrupt (no valid slot), format (a newer one).
 bool read_superblock(Disk& disk, Superblock& out);
+bool peek_superblock(const std::string& path, Superblock& out);  // the same, of a file that another process writes
+std::string region_name(const Superblock& super);                // of the shared memory its heap lies in
 void create_superblock(Disk& disk, Superblock& block);
 // Into the other slot, with the next generation. After a failed write the same slot is written again: the other one is
 // then the only good one.

@@ -23,7 +23,7 @@ from statepool.serve.openai.chat_schema import (
 from statepool.serve.openai.grammars import json_schema_grammar
 from statepool.serve.openai.reports import logprob_entry, usage_body
 from statepool.serve.reading import CallArguments, CallStart, Content, Piece, Reasoning
-from statepool.serve.sampling import sampling_params
+from statepool.serve.sampling import engine_request, sampling_params
 from statepool.serve.served_model import ServedModel
 from statepool.serve.turn import Turn
 
@@ -119,15 +119,7 @@ class ChatJob:
             grammar=conversation.grammar(),
         )
         self.requests = [
-            Request(
-                id=f"{call_id}-{index}",
-                prompt=self._prompt,
-                params=params,
-                salt=body.cache_salt or "",
-                priority=body.priority or 0,
-                index=index,
-                session=body.session if index == 0 else None,
-            )
+            engine_request(body, f"{call_id}-{index}", self._prompt, params, index, first=index == 0)
             for index in range(body.n or 1)
         ]
         self._turns = {request.id: Turn(conversation.reader(model, self._prompt)) for request in self.requests}
@@ -185,10 +177,7 @@ class ChatJob:
             message["reasoning_content"] = turn.reasoning
         if turn.calls:
             message["content"] = turn.content or None
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in turn.calls
-            ]
+            message["tool_calls"] = [call.chat_form() for call in turn.calls]
         choice: dict[str, Any] = {
             "index": request.index,
             "message": message,

@@ -134,3 +134,13 @@ class DetokenizeAnswer(Shape):
     """Answer of ``POST /detokenize``."""
 
     prompt: str
+
+
+class TokenizerInfo(Shape):
+    """Answer of ``GET /tokenizer_info``."""
+
+    model_max_length: int
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None

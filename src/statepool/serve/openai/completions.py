@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from statepool.core.errors import InvalidRequest, StatepoolError
-from statepool.engine.request import GrammarSpec, Output, Request, TokenLogprob
+from statepool.engine.request import GrammarSpec, Output, TokenLogprob
 from statepool.serve.errors import code_of, of_validation, openai_body
 from statepool.serve.job import Event
 from statepool.serve.openai.chat import answer_grammar, finish_reason
@@ -15,7 +15,7 @@ from statepool.serve.openai.chat_schema import ResponseFormat
 from statepool.serve.openai.completion_schema import CompletionRequest
 from statepool.serve.openai.reports import finite, usage_counts
 from statepool.serve.reading import PlainReader
-from statepool.serve.sampling import sampling_params
+from statepool.serve.sampling import engine_request, sampling_params
 from statepool.serve.served_model import ServedModel
 from statepool.serve.turn import Turn, total
 
@@ -74,17 +74,8 @@ class CompletionJob:
             )
             for sibling in range(n):
                 index = position * n + sibling
-                self.requests.append(
-                    Request(
-                        id=f"{call_id}-{index}",
-                        prompt=prompt,
-                        params=params,
-                        salt=body.cache_salt or "",
-                        priority=body.priority or 0,
-                        index=sibling,
-                        session=body.session if index == 0 else None,
-                    )
-                )
+                name = f"{call_id}-{index}"
+                self.requests.append(engine_request(body, name, prompt, params, sibling, first=index == 0))
         self._place = {request.id: index for index, request in enumerate(self.requests)}
         self._turns = [Turn(PlainReader()) for _ in self.requests]
         self._offsets = [0] * len(self.requests)

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from statepool.core.errors import StatepoolError
-from statepool.engine.request import GrammarSpec, Output, Request
+from statepool.engine.request import GrammarSpec, Output
 from statepool.serve.conversation import AUTO, Conversation
 from statepool.serve.errors import code_of
 from statepool.serve.job import Event
@@ -26,9 +26,9 @@ from statepool.serve.openai.response_schema import (
     ResponseTool,
 )
 from statepool.serve.response_store import ResponseStore, StoredResponse
-from statepool.serve.sampling import sampling_params
+from statepool.serve.sampling import engine_request, sampling_params
 from statepool.serve.served_model import ServedModel
-from statepool.serve.turn import Turn
+from statepool.serve.turn import Call, Turn
 
 
 def input_messages(items: str | list[InputItem]) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def input_messages(items: str | list[InputItem]) -> list[dict[str, Any]]:
             case InputMessage(role=role, content=content):
                 messages.append({"role": "system" if role == "developer" else role, "content": _text(content)})
             case InputCall(call_id=call_id, name=name, arguments=arguments):
-                call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+                call = Call(call_id, name, arguments).chat_form()
                 if messages and messages[-1]["role"] == "assistant":
                     messages[-1].setdefault("tool_calls", []).append(call)
                 else:
@@ -121,16 +121,7 @@ class ResponseJob:
         self._turn = Turn(conversation.reader(model, prompt))
         self._items = OutputItems()
         self._sequence = 0
-        self.requests = [
-            Request(
-                id=call_id,
-                prompt=prompt,
-                params=params,
-                salt=body.cache_salt or "",
-                priority=body.priority or 0,
-                session=body.session,
-            )
-        ]
+        self.requests = [engine_request(body, call_id, prompt, params)]
 
     def opening(self) -> list[Event]:
         """``response.created`` and ``response.in_progress``."""
@@ -174,10 +165,7 @@ class ResponseJob:
     def _own_message(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self._turn.content}
         if self._turn.calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in self._turn.calls
-            ]
+            message["tool_calls"] = [call.chat_form() for call in self._turn.calls]
         return message
 
     def _response(self, status: str) -> dict[str, Any]:

@@ -49,8 +49,20 @@ class StreamOptions(Shape):
     continuous_usage_stats: bool = False
 
 
-class Sampling(Shape):
-    """How to choose tokens, and this server's own fields, common to chat and text completions."""
+class Placement(Shape):
+    """This server's own fields, in every dialect: whose KV a request may use, and when it runs."""
+
+    cache_salt: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="KV blocks are shared only between requests with equal salt."
+    )
+    session: Name | None = Field(None, description="Keep the KV of this conversation under a name.")
+    priority: Annotated[int, Field(ge=-(1 << 31), le=(1 << 31) - 1)] | None = Field(
+        None, description="Lower runs first."
+    )
+
+
+class Sampling(Placement):
+    """How to choose tokens, common to all OpenAI endpoints that generate."""
 
     model: Name | None = Field(None, description="A name from /v1/models; without it, the served model answers.")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -72,13 +84,6 @@ class Sampling(Shape):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    cache_salt: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="KV blocks are shared only between requests with equal salt."
-    )
-    session: Name | None = Field(None, description="Keep the KV of this conversation under a name.")
-    priority: Annotated[int, Field(ge=-(1 << 31), le=(1 << 31) - 1)] | None = Field(
-        None, description="Lower runs first."
-    )
     return_token_ids: bool | None = None
     user: str | None = None
 

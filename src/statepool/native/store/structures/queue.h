@@ -111,6 +111,19 @@ class Queue {
     return true;
   }
 
+  // The value `index` places behind the oldest ready item, if all from there on are ready too.
+  bool front(uint64_t index, std::string& value, uint64_t& lsn) const {
+    const uint64_t s = get(kReady) + index;
+    if (s >= get(kNext)) return false;
+    const Addr at = slot(s);
+    mem_.touch(at, kSlotSize);
+    if (!ready(s)) return false;
+    const Addr item = mem_.load(at + kItem);
+    mem_.touch(item, kItemGuess);
+    read_value(mem_, item, value, lsn);
+    return true;
+  }
+
   uint64_t size() const { return get(Root::size); }  // items not acknowledged
 
   // Numbers and values of items not acknowledged, from `start` on.

@@ -71,8 +71,8 @@ class SkipList {
 
  private:
   static constexpr int kMaxHeight = 20;
-  // A node: its item, its height, its links. The head has links of all heights in the place of a node's.
-  static constexpr Addr kItem = 0, kHeight = 8, kLinks = 16;
+  // A node: its item, its height, the first eight bytes of its key, its links. The head has links of all heights.
+  static constexpr Addr kItem = 0, kHeight = 8, kPrefix = 16, kLinks = 24;
   static constexpr Addr kHead = Root::own, kRootSize = kHead + kLinks + 8 * kMaxHeight;
   using Path = std::array<Addr, kMaxHeight>;  // by level, the last node before the key
 
@@ -87,7 +87,16 @@ class SkipList {
     return std::min(1 + __builtin_ctzll(bits) / 2, kMaxHeight);
   }
 
+  static uint64_t prefix_of(Bytes key) {
+    uint64_t word = 0;
+    std::memcpy(&word, key.data(), std::min<size_t>(8, key.size()));
+    return __builtin_bswap64(word);
+  }
+
+  // Sign of the node's key against `key`; most are decided by what the node has of it.
   int compare(Addr node, Bytes key) const {
+    const uint64_t ours = mem_.load(node + kPrefix), theirs = prefix_of(key);
+    if (ours != theirs) return ours < theirs ? -1 : 1;
     mem_.touch(item_of(node), kItemGuess);
     return compare_key(mem_, item_of(node), key);
   }
@@ -128,6 +137,7 @@ class SkipList {
     const Addr node = mem_.allocate(node_size(height));
     mem_.fill(node + kItem, make_item(mem_, key, value));
     mem_.fill(node + kHeight, static_cast<uint64_t>(height));
+    mem_.fill(node + kPrefix, prefix_of(key));
     for (int level = 0; level < height; ++level) {
       mem_.fill(node + kLinks + 8 * level, next(path[level], level));
       mem_.store(path[level] + kLinks + 8 * level, node);

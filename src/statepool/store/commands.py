@@ -1,0 +1,141 @@
+"""``statepool store …``: look into a store, check it, cut its power on a simulated disk."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import statepool.store
+from statepool.core.errors import NotFound, StatepoolError
+from statepool.store.native import Kind, core
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns 0, 1 if what was checked is wrong, 2 for what a user can repair."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except StatepoolError as error:
+        print(f"statepool store {options.command}: {error.message}", file=sys.stderr)
+        return 2
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    tree = argparse.ArgumentParser(prog="statepool store", description="Durable shared structures.")
+    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        found.set_defaults(run=run)
+        return found
+
+    for name, text, run in (
+        ("status", "figures of a store and its structures", _status),
+        ("dump", "all entries of a store, a JSON object a line", _dump),
+        ("fsck", "open a store as after a crash and walk all of it", _fsck),
+    ):
+        with_path = command(name, text, run)
+        with_path.add_argument("path", type=Path, help="the store's folder")
+    crash = command("crashtest", "cut the power at every point of drawn histories on a simulated disk", _crashtest)
+    crash.add_argument("--seed", type=int, default=0, help="first history (default 0)")
+    crash.add_argument("--histories", type=int, default=10, help="how many (default 10)")
+    crash.add_argument("--operations", type=int, default=30, help="length of each (default 30)")
+    return tree
+
+
+def _open(path: Path) -> statepool.store.Store:
+    """As a reader beside the process that has it, or as its owner if none has."""
+    try:
+        return statepool.store.open(path, mode="read")
+    except NotFound:
+        return statepool.store.open(path, create=False)
+
+
+def _status(options: argparse.Namespace) -> int:
+    with _open(options.path) as store:
+        for name, value in store.stat().items():
+            print(f"{name:16} {value}")
+        for name, identity, kind in store.native.structures():
+            print(f"{Kind(kind).name.lower():16} {name}: {store.native.size(identity)} entries")
+    return 0
+
+
+def _dump(options: argparse.Namespace) -> int:
+    with _open(options.path) as store:
+        for record in _records(store):
+            print(json.dumps(record, ensure_ascii=False))
+    return 0
+
+
+def _fsck(options: argparse.Namespace) -> int:
+    """Opening replays the log and checks all checksums; walking finds what does not hang together."""
+    with statepool.store.open(options.path, create=False) as store:
+        wrong = 0
+        for name, identity, kind in store.native.structures():
+            found, said = sum(1 for _ in _entries(store, identity, Kind(kind))), store.native.size(identity)
+            if found != said:
+                print(f"{name}: {found} entries found, {said} counted")
+                wrong += 1
+        print(
+            f"{len(store.structures())} structures, {store.applied_lsn} operations: {'damaged' if wrong else 'sound'}"
+        )
+    return 1 if wrong else 0
+
+
+def _crashtest(options: argparse.Namespace) -> int:
+    total = 0
+    for seed in range(options.seed, options.seed + options.histories):
+        report = core.crash_test(seed, options.operations)
+        total += report.states
+        print(f"seed {seed}: {report.states} states of {report.events} disk operations", flush=True)
+        if report.violation:
+            print(f"seed {seed}: {report.violation}", file=sys.stderr)
+            return 1
+    print(f"{total} states, 0 violations")
+    return 0
+
+
+def _records(store: statepool.store.Store) -> Iterator[dict[str, Any]]:
+    for name, identity, kind in store.native.structures():
+        for key, value in _entries(store, identity, Kind(kind)):
+            yield {"structure": name, "kind": Kind(kind).name.lower(), "key": _plain(key), "value": _plain(value)}
+
+
+def _entries(store: statepool.store.Store, identity: int, kind: Kind) -> Iterator[tuple[bytes | int, bytes]]:
+    native = store.native
+    if kind is Kind.DICT:
+        cursor = 0
+        while True:
+            cursor, page = native.scan(identity, cursor)
+            yield from ((key, value) for key, value, _ in page)
+            if cursor == 0:
+                return
+    elif kind in (Kind.STACK, Kind.QUEUE):
+        start = 0
+        while page := native.peek(identity, start, 256):
+            yield from page
+            start = page[-1][0] + 1
+    else:
+        low = None
+        while page := native.range(identity, core.Range(low, None, low is None, False, False), 256):
+            yield from ((key, value) for key, value, _ in page)
+            low = page[-1][0]
+
+
+def _plain(value: bytes | int) -> Any:
+    """Text as it is, other bytes as {"base64": …}."""
+    if isinstance(value, int):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}

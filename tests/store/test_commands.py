@@ -1,0 +1,75 @@
+"""The commands a user types, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import statepool.store
+
+
+def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "statepool.cli", "store", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with statepool.store.open(tmp_path / "s") as store:
+        store.dict("d", keys="str").update({"é": b"text", "b": b"\xff\xfe"})
+        store.sorted_dict("t").update((b"%04d" % i, b"") for i in range(700))
+        store.queue("q").put_many([b"one", b"two"])
+        store.stack("s").push(b"top")
+    return tmp_path / "s"
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_dump_and_status(path: Path, live: bool) -> None:
+    owner = statepool.store.open(path) if live else None
+    done = run("dump", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    by_name = {name: [(r["key"], r["value"]) for r in records if r["structure"] == name] for name in "dtqs"}
+    assert dict(by_name["d"]) == {"é": "text", "b": {"base64": "//4="}}
+    assert by_name["t"] == [(f"{i:04}", "") for i in range(700)]
+    assert by_name["q"] == [(1, "one"), (2, "two")]
+    assert by_name["s"] == [(0, "top")]
+    done = run("status", path)
+    assert done.returncode == 0
+    assert "applied_lsn" in done.stdout and "sorted_dict      t: 700 entries" in done.stdout
+    if owner is not None:
+        owner.close()
+
+
+def test_fsck_says_what_is_wrong(path: Path) -> None:
+    done = run("fsck", path)
+    assert (done.returncode, done.stdout) == (0, "4 structures, 709 operations: sound\n")
+    log = path / "log" / "0000000000000001"
+    with log.open("r+b") as file:
+        file.seek(4096 + 200)  # in the first frame
+        byte = file.read(1)
+        file.seek(4096 + 200)
+        file.write(bytes([byte[0] ^ 1]))
+    done = run("fsck", path)
+    assert done.returncode == 2
+    assert "damaged frame at byte 4096" in done.stderr
+
+
+def test_no_store_and_wrong_commands(tmp_path: Path) -> None:
+    for command in ("status", "dump", "fsck"):
+        done = run(command, tmp_path / "none")
+        assert done.returncode == 2
+        assert "there is no" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert run("nothing").returncode == 2
+
+
+def test_crashtest(path: Path) -> None:
+    done = run("crashtest", "--seed", 3, "--histories", 1, "--operations", 6)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("states, 0 violations\n")

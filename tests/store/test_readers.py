@@ -1,0 +1,132 @@
+"""Other processes read the live store: never a torn value, never a value of another key, through kills and restarts."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import statepool.store
+from statepool.core.errors import InvalidRequest, NotFound, StoreReadOnly
+
+KINDS = ("dict", "b+tree", "skip list", "bst", "versioned")
+
+# Rewrites entries of changing sizes; a value names its key and carries its own checksum.
+WRITER = """
+import hashlib, random, sys
+import statepool.store
+store = statepool.store.open(sys.argv[1], durability="process", capacity="256MiB")
+faces = [store.dict("dict"), store.sorted_dict("b+tree"), store.sorted_dict("skip list", structure="skip list"),
+         store.sorted_dict("bst", structure="bst"), store.versioned_dict("versioned")]
+draw = random.Random(int(sys.argv[2]))
+def value(key):
+    body = key + b":" + bytes([draw.randrange(256)]) * draw.randrange(400)
+    return hashlib.blake2b(body, digest_size=8).digest() + body
+for face in faces:
+    face.update((b"%04d" % i, value(b"%04d" % i)) for i in range(500))
+print("ready", flush=True)
+while True:
+    for face in faces:
+        key = b"%04d" % draw.randrange(500)
+        if draw.randrange(4) == 0:
+            face.pop(key, None)
+        else:
+            face[key] = value(key)
+"""
+
+
+def writer(path: Path, seed: int) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(seed)], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+    return child
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert child.stdout is not None
+    child.stdout.close()
+
+
+def faces_of(store: statepool.store.Store) -> list[Any]:
+    return [
+        store.dict("dict"),
+        store.sorted_dict("b+tree"),
+        store.sorted_dict("skip list", structure="skip list"),
+        store.sorted_dict("bst", structure="bst"),
+        store.versioned_dict("versioned"),
+    ]
+
+
+def check(key: bytes, value: bytes) -> None:
+    assert value[8:].startswith(key + b":")
+    assert hashlib.blake2b(value[8:], digest_size=8).digest() == value[:8]
+
+
+def read_for(faces: list[Any], seconds: float) -> int:
+    end, reads, i = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < end:
+        for face in faces:
+            i = (i + 77) % 500
+            value = face.get(b"%04d" % i)
+            if value is not None:
+                check(b"%04d" % i, value)
+            reads += 1
+        if i % 11 == 0:
+            for face in faces[1:]:
+                page = list(face.range(b"0100", b"0200", limit=50))
+                assert [key for key, _ in page] == sorted({key for key, _ in page})
+                for key, value in page:
+                    check(key, value)
+    return reads
+
+
+def test_reads_are_never_torn_and_survive_the_owner(tmp_path: Path) -> None:
+    child = writer(tmp_path / "s", 1)
+    try:
+        with statepool.store.open(tmp_path / "s", mode="read") as store:
+            faces = faces_of(store)
+            assert read_for(faces, 1.5) > 1000
+            stop(child)
+            child = writer(tmp_path / "s", 2)  # repairs the heap, in which the reader still reads
+            assert read_for(faces, 1.0) > 1000
+            assert store.stat()["applied_lsn"] > 5
+    finally:
+        stop(child)
+
+
+def test_what_a_reader_cannot_do(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no store"):
+        statepool.store.open(tmp_path / "s", mode="read")
+    with pytest.raises(InvalidRequest, match="mode"):
+        statepool.store.open(tmp_path / "s", mode="append")  # type: ignore[arg-type]
+    owner = statepool.store.open(tmp_path / "s")
+    owner.dict("d")[b"k"] = b"v"
+    reader = statepool.store.open(tmp_path / "s", mode="read")
+    seen = reader.dict("d")
+    assert seen[b"k"] == b"v"
+    for attempt in (
+        lambda: seen.__setitem__(b"k", b"w"),
+        lambda: seen.pop(b"k"),
+        lambda: reader.drop("d"),
+        reader.sync,
+    ):
+        with pytest.raises(StoreReadOnly, match="mode='read'"):
+            attempt()
+    with pytest.raises(NotFound, match="no structure 'other'"):
+        reader.dict("other")
+    other = owner.queue("other")
+    other.put(b"item")
+    assert reader.queue("other").peek_range() == [(1, b"item")]
+    owner.drop("d")
+    with pytest.raises(NotFound, match="dropped"):
+        seen[b"k"]
+    owner.close()
+    with pytest.raises(NotFound, match="no process has"):
+        reader.queue("other")
