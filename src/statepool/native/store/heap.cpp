@@ -59,7 +59,8 @@ Heap::Heap(std::byte* region, bool format) : control_(reinterpret_cast<Control*>
   HeapHeader& h = header();
   h = HeapHeader{};
   h.magic = kHeapMagic;
-  h.blocks = capacity_ / kBlock;
+  // The last block stays empty: readers ask for a guess of an object's size (kItemGuess) before they know it.
+  h.blocks = capacity_ / kBlock - 1;
   h.bitmap = kSector;
   const uint64_t words = round_up(h.blocks, 64) / 64;
   const uint64_t used = round_up(kSector + words * 8, kBlock) / kBlock;

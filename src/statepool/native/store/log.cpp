@@ -178,7 +178,7 @@ uint64_t Log::segment_of(uint64_t lsn) const {
 void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.front().number < first) segments_.erase(segments_.begin());
+  while (segments_.size() > 1 && segments_.front().number < first) segments_.erase(segments_.begin());
   const auto names = disk_.list("log");
   bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
   for (const std::string& name : names) {
@@ -189,14 +189,6 @@ void Log::recycle(uint64_t first) {
     else disk_.remove("log/" + name);
     spare = spare || keep;
   }
-}
-
-// The caller holds files_lock_.
-void Log::retire(const std::string& name) {
-  const auto names = disk_.list("log");
-  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  if (spare || disk_.open(name)->size() != super_.segment_size) disk_.remove(name);
-  else disk_.rename(name, kSpare);
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
@@ -252,10 +244,17 @@ void Log::scan(const Visitor& visit, uint64_t from) {
 // The frame is not written again, for it may have been acknowledged, and a write that is cut off can damage it.
 void Log::settle() {
   file_->sync();
-  // Segments that a checkpoint had made superfluous when the power went.
-  const std::string first = segment_name(super_.first_segment).substr(4);
-  for (const std::string& name : disk_.list("log"))
-    if (name.size() == first.size() && name < first) retire("log/" + name);
+  // A torn frame loses its header, or a later one that is torn too could lend it what it lacks: an operation that was
+  // not there would be there again. Its other bytes stay as they are, for even a zero may be what it lacks.
+  if (at_ < size_) {
+    const Aligned sector = aligned(kSector);
+    file_->read(at_, sector.get(), kSector);
+    const auto header = load_as<FrameHeader>(sector.get());
+    if (header.magic == kFrameMagic && header.salt == salt_) {
+      std::memset(sector.get(), 0, sizeof(header));
+      file_->write(at_, sector.get(), kSector);
+    }
+  }
 }
 
 // Makes a segment the present one. False if there is none by that number, or its header is damaged.

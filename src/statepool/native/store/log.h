@@ -82,7 +82,6 @@ class Log {
   void roll(size_t frame_size);
   void start_segment(uint64_t number, size_t frame_size);
   void prepare();
-  void retire(const std::string& name);
   void scan(const Visitor& visit, uint64_t from);
   void settle();
   bool enter(uint64_t number, uint64_t& base_lsn);

@@ -128,6 +128,12 @@ bool PowerCut::next() {
       later_.erase(std::remove_if(later_.begin(), later_.end(), synced), later_.end());
     }
     SimDisk::apply(e, base_);
+    // What is certain now cannot be overtaken by an older write of the same place.
+    const auto covered = [&](const SimDisk::Event* w) {
+      return e.kind == SimDisk::Kind::write && w->name == e.name && w->offset >= e.offset &&
+             w->offset + w->size <= e.offset + e.size;
+    };
+    later_.erase(std::remove_if(later_.begin(), later_.end(), covered), later_.end());
   }
   look();
   return true;
@@ -174,6 +180,18 @@ Image PowerCut::image(const std::function<bool(size_t)>& keep, uint64_t variant)
   }
   e.size = e.size * (variant - 1) / 2;  // a file being created: nothing of it, half or all
   SimDisk::apply(e, out);
+  return out;
+}
+
+std::vector<SimDisk::Event> PowerCut::pending(const std::function<bool(size_t)>& keep) const {
+  std::vector<SimDisk::Event> out;
+  for (size_t i = 0; i < sectors_.size(); ++i) {
+    if (!keep(i)) continue;
+    const SimDisk::Event& e = *sectors_[i].event;
+    const auto from = e.data.begin() + static_cast<long>(sectors_[i].offset);
+    out.push_back({SimDisk::Kind::write_later, e.name, {}, e.offset + sectors_[i].offset, SimDisk::kTear,
+                   {from, from + SimDisk::kTear}});
+  }
   return out;
 }
 

@@ -80,6 +80,8 @@ class PowerCut {
   uint64_t variants() const;                            // of what became of the operation in flight
   // keep(i): whether outstanding sector i is on the disk.
   Image image(const std::function<bool(size_t)>& keep, uint64_t variant) const;
+  // If not the power went but the process was killed: the kept sectors, as writes on top of base() not synced yet.
+  std::vector<SimDisk::Event> pending(const std::function<bool(size_t)>& keep) const;
   const Image& base() const { return base_; }  // everything up to here, as a process that lives on sees it synced
 
  private:

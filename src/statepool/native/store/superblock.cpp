@@ -39,31 +39,34 @@ void check_unmade(Disk& disk) {
     disk.open("log/" + name)->read(kSector, start, sizeof(start));
     data = data || name != "0000000000000001" || std::any_of(start, start + 8, [](char c) { return c != 0; });
   }
-  if (data)
-    throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid, but there is a log; restore the folder "
-                                     "from a mirror or a copy");
+  if (data) throw StoreError(Fault::corrupt, "meta: neither of its two slots is valid, but there is a log; restore the folder from a mirror or a copy");
 }
 
-// `read(offset, data, size)` of the file. False if no slot is valid. A slot of a newer format forbids using an older one
-// beside it, and where there is no valid slot it is believed without a checksum: that may have moved.
+StoreError newer_format(uint32_t version) {
+  return {Fault::format, "meta: format " + std::to_string(version) + ", this program reads 1"};
+}
+
+// `read(offset, data, size)` of the file.
 template <class Read>
 bool choose(Read&& read, Superblock& out) {
   bool found = false;
-  uint32_t newer = 0, unsure = 0;
+  uint32_t newer = 0;
   for (int slot = 0; slot < 2; ++slot) {
     Superblock block;
     block.magic = 0;
     read(slot * kSector, &block, sizeof(block));
     if (block.magic != Superblock{}.magic) continue;
-    const bool valid = block.crc == crc_of(block);
-    if (block.version > Superblock{}.version) (valid ? newer : unsure) = block.version;
-    if (block.version != Superblock{}.version || !valid || (found && block.generation < out.generation)) continue;
+    const bool whole = block.crc == crc_of(block);
+    if (block.version > Superblock{}.version) {
+      newer = block.version;
+      if (whole) throw newer_format(newer);  // even beside an older slot: a newer program has written here
+    }
+    if (block.version != Superblock{}.version || !whole) continue;
+    if (found && block.generation < out.generation) continue;
     out = block;
     found = true;
   }
-  if (newer == 0 && !found) newer = unsure;
-  if (newer != 0)
-    throw StoreError(Fault::format, "meta: format " + std::to_string(newer) + ", this program reads 1");
+  if (!found && newer != 0) throw newer_format(newer);
   return found;
 }
 
@@ -71,10 +74,10 @@ bool choose(Read&& read, Superblock& out) {
 
 bool read_superblock(Disk& disk, Superblock& out) {
   const auto names = disk.list("");
-  const bool present = std::find(names.begin(), names.end(), kName) != names.end();
-  const auto file = present ? disk.open(kName) : nullptr;
-  const auto read = [&](uint64_t at, void* data, size_t size) { file->read(at, data, size); };
-  if (present && choose(read, out)) return true;
+  if (std::find(names.begin(), names.end(), kName) != names.end()) {
+    const auto file = disk.open(kName);
+    if (choose([&](uint64_t at, void* data, size_t size) { file->read(at, data, size); }, out)) return true;
+  }
   check_unmade(disk);
   return false;
 }
