@@ -14,6 +14,7 @@ import pytest
 
 import statepool.store
 from statepool.core.errors import InvalidRequest, OutcomeUnknown, StatepoolError, StoreLocked, StoreReadOnly
+from statepool.store.logreader import Files
 
 SMALL = {"capacity": "16MiB", "segment_size": "64KiB"}
 
@@ -197,6 +198,34 @@ def test_what_is_too_large_is_refused_before_it_is_logged(tmp_path: Path) -> Non
         assert len(store.dict("d")) == len(store.queue("q")) == 1
 
 
+def test_a_checkpoint_is_of_one_moment(tmp_path: Path) -> None:
+    """Blocks that change while it is written are kept as they were: pushes replayed on later ones would be doubled."""
+    with statepool.store.open(tmp_path, shared=False, capacity="64MiB", durability="process") as store:
+        store.dict("ballast").update({b"%d" % i: b"v" * 4000 for i in range(3000)})
+        stack, done = store.stack("s"), threading.Event()
+
+        def push() -> None:
+            i = 0
+            while not done.is_set():
+                stack.push(b"%d" % i)
+                i += 1
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        for _ in range(8):
+            store.checkpoint()
+        done.set()
+        thread.join()
+        # The copy has the last checkpoint and the log behind it.
+        store.sync()
+        pushed = len(stack)
+        shutil.copytree(tmp_path, tmp_path.with_name("killed"), ignore=shutil.ignore_patterns("spare", "unfinished"))
+    with statepool.store.open(tmp_path.with_name("killed"), shared=False) as store:
+        stack = store.stack("s")
+        assert len(stack) == pushed
+        assert all(stack[i] == b"%d" % i for i in range(0, pushed, 7))
+
+
 def test_waiting_for_what_is_not_there(tmp_path: Path) -> None:
     with statepool.store.open(tmp_path, **SMALL) as store:
         store.dict("d")[b"k"] = b"v"
@@ -233,12 +262,12 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_no_shared_memory_is_left_behind(tmp_path: Path) -> None:
-    before = set(Path("/dev/shm").glob("statepool-*"))
     with statepool.store.open(tmp_path / "s", **SMALL) as store:
         store.dict("d")[b"k"] = b"v"
         store.checkpoint()
+    shared = Path(f"/dev/shm/statepool-{Files(tmp_path / 's').meta.uuid.hex()}")
     (file,) = (tmp_path / "s" / "ckpt").iterdir()
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(StatepoolError):
         statepool.store.open(tmp_path / "s")
-    assert set(Path("/dev/shm").glob("statepool-*")) - before == set()
+    assert not shared.exists()
