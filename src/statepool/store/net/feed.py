@@ -29,6 +29,8 @@ class Pull(msgspec.Struct, array_like=True):
     term: int
     position: Position
     wait: float
+    copying: bool = False
+    """It makes a copy beside what it has; this is how far the copy is, and acknowledges nothing."""
 
 
 class Pulled(msgspec.Struct, array_like=True):
@@ -72,12 +74,13 @@ class Feed:
         role.heard(ask.term)
         if role.fenced:
             raise Fenced(f"primary: term {role.fenced} has begun; follow the new one")
-        reader = self._readers.setdefault(ask.node, LogReader(self._folder))
+        reader = self._readers.setdefault(f"{ask.node} {ask.copying}", LogReader(self._folder))
         if reader.position != ask.position or ask.position == Position():
             if not await asyncio.to_thread(reader.seek, ask.position):
                 return Pulled(role.term, copy=True)
-        role.pulled(ask.node, ask.position, time.monotonic())
-        self._advance()
+        if not ask.copying:
+            role.pulled(ask.node, ask.position, time.monotonic())
+            self._advance()
         await self._more_than(ask.position.lsn, min(ask.wait, role.patience / 2))
         try:
             pieces = await asyncio.to_thread(self._read, reader)

@@ -141,7 +141,7 @@ def parse_frame(raw: bytes) -> Frame | None:
 
 def is_whole(frame: Frame, data: bytes) -> bool:
     """Whether these are the bytes that the frame's checksum is of."""
-    field = 56 + 4  # of the checksum, counted as 0
+    field = 56  # where the checksum ends, which is counted as 0
     return len(data) == frame.length and frame.crc == core.crc32c(
         data[field:], core.crc32c(bytes(4), core.crc32c(data[: field - 4]))
     )
