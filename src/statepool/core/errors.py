@@ -156,6 +156,13 @@ class SnapshotExpired(StoreError):
     code = "snapshot_expired"
 
 
+class MirrorLost(StoreError):
+    """No mirror follows the store now, so nothing is written at the level ``mirror``. Nothing was changed."""
+
+    status = 503
+    code = "mirror_lost"
+
+
 class Fenced(StoreError):
     """A newer epoch or lock holder exists; what an older one sends is refused."""
 

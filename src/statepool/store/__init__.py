@@ -18,6 +18,7 @@ from __future__ import annotations
 from statepool.core.errors import (
     Conflict,
     Fenced,
+    MirrorLost,
     OutcomeUnknown,
     SnapshotExpired,
     StoreCorrupt,
@@ -41,6 +42,7 @@ __all__ = [
     "Item",
     "Lock",
     "Log",
+    "MirrorLost",
     "OutcomeUnknown",
     "Queue",
     "Snapshot",

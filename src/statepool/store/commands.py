@@ -1,4 +1,4 @@
-"""``statepool store …``: look into a store, check it, cut its power on a simulated disk."""
+"""``statepool store …``: look into a store, check it, cut its power on a simulated disk, serve it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import statepool.store
 from statepool.core.errors import NotFound, StatepoolError
 from statepool.store.native import Kind, core
+from statepool.store.net import commands as net
 
 __all__ = ["main"]
 
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         with_path = command(name, text, run)
         with_path.add_argument("path", type=Path, help="the store's folder")
+    net.add(command)
     crash = command("crashtest", "cut the power at every point of drawn histories on a simulated disk", _crashtest)
     crash.add_argument("--seed", type=int, default=0, help="first history (default 0)")
     crash.add_argument("--histories", type=int, default=10, help="how many (default 10)")

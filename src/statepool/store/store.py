@@ -31,22 +31,29 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
     segment_size: int | str = "64MiB",
     checkpoint_every: int | str = "256MiB",
     shared: bool = True,
+    timeout: float = 10.0,
+    epoch: int = 0,
 ) -> Store:
-    """Open the store in a folder, or make one there.
+    """Open the store in a folder, or make one there, or connect to the daemon that serves one.
 
     Args:
-        path: the folder.
+        path: the folder; or ``tcp://host:port`` or ``unix:///path`` of a daemon (``statepool store serve``). Several
+            addresses with commas between them are those of a primary and of the mirrors that may take over.
         mode: ``write`` takes the folder for this process; ``read`` sees the memory of the process that has it, with no
             lock and no message.
         durability: what writes have survived when they return: ``process`` (the process may be killed), ``power`` (the
-            machine may lose power) or ``mirror`` (it may be lost: a mirror has them too). Writes may differ one by one.
+            machine may lose power) or ``mirror`` (it may be lost: a mirror has them too; of daemons only). Writes may
+            differ one by one.
         create: make the store if there is none.
         capacity: bytes of heap at most, fixed when the store is made; pages are taken when first used.
         segment_size: bytes of one file of the log, fixed when the store is made.
         checkpoint_every: bytes of log after which a checkpoint is written, so that opening stays fast.
         shared: keep the heap in shared memory, where other processes read it and a restarted one finds it again.
+        timeout: seconds until a call to a daemon that does not answer gives up.
+        epoch: the least number of this opening in the log; for daemons, whose terms start at high ones.
 
     Raises:
+        Unavailable: no daemon answers at the address.
         StoreLocked: another process has it open.
         StoreCorrupt: stored bytes contradict their checksums; nothing was changed.
         StoreFormat: a newer statepool wrote it.
@@ -55,8 +62,13 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
     """
     if mode not in ("write", "read"):
         raise InvalidRequest(f"mode: '{mode}' is neither write nor read", param="mode")
+    if "://" in os.fspath(path):
+        return _connect(os.fspath(path), mode, durability, timeout)
+    if durability == "mirror":
+        raise InvalidRequest("durability: a mirror follows a daemon; see `statepool store serve`", param="durability")
     if mode == "read":
         return Store(_ReadOnly(os.fspath(path)), Path(path), durability)
+    _check_role(Path(path))
     native = core.Store(
         os.fspath(path),
         capacity=_bytes("capacity", capacity, 1 << 20),
@@ -65,8 +77,28 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
         create=create,
         shared=shared,
         checkpoint_bytes=_bytes("checkpoint_every", checkpoint_every, 1 << 16),
+        epoch=epoch,
     )
     return Store(native, Path(path), durability)
+
+
+def _connect(urls: str, mode: str, durability: str, timeout: float) -> Store:
+    from statepool.store.net.remote import RemoteNative
+
+    if mode != "write":
+        raise InvalidRequest("mode: a store is read in place only on its own machine; leave it out", param="mode")
+    native = RemoteNative([url.strip() for url in urls.split(",")], level_number(durability), timeout)
+    return Store(native, urls, durability)
+
+
+def _check_role(path: Path) -> None:
+    if not (path / "node").exists():
+        return
+    from statepool.store.net.node import read_node
+
+    node = read_node(path)
+    if node is not None and node.mirror:
+        raise InvalidRequest(f"path: {path} is the mirror of another store; `statepool store promote` ends that")
 
 
 class _ReadOnly(core.Reader):  # type: ignore[misc]  # the core is not annotated
@@ -100,7 +132,7 @@ class Store:
     Structures are made when first asked for. Asking for one by another kind raises ``InvalidRequest``.
     """
 
-    def __init__(self, native: Any, path: Path, durability: str) -> None:
+    def __init__(self, native: Any, path: Path | str, durability: str) -> None:
         self.native, self.path, self.durability = native, path, durability
 
     # ---- structures -----------------------------------------------------------------------------------------------

@@ -55,15 +55,17 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
       persist_point("run applied");
       if (logged(i)) ++lsn;
     }
+    const bool slot = id.client >= kFirstSlot;
+    if (slot && std::none_of(outcomes, outcomes + count, [](auto& o) { return o.changed; })) lsn = before;
     uint64_t staged = before;
+    if (lsn == before) {
+      roll_back();
+      return before;
+    }
     for (size_t i = 0; i < count; ++i) {
       if (!logged(i)) continue;
       const uint16_t first = staged == before ? kTransactionBegin : 0, last = ++staged == lsn ? kTransactionEnd : 0;
       stage(operations[i], id, staged, first | last);
-    }
-    if (lsn == before) {
-      roll_back();
-      return before;
     }
     heap_->set_lsn(lsn);
     if (id.client != 0) {

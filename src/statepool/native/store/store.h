@@ -52,6 +52,9 @@ struct OperationId {
   uint64_t sequence = 0;
 };
 
+// Clients from here on are slots of remote callers: what changes nothing need not be done once only, and is not logged.
+constexpr uint32_t kFirstSlot = 1u << 31;
+
 // A version of a multi-version structure that is kept for a reader.
 struct Snapshot {
   uint64_t number = 0;  // names the pin
