@@ -1,5 +1,6 @@
 // Queue with leases. Items lie in the order they were put, in segments of slots; a slot says whether its item is ready,
-// held until a deadline, or done. Segments whose items are all done are released from the front.
+// held until a deadline, or done. A segment counts its items that are back for another try and knows a time before
+// which none of its leases ends, so a search goes by segments. One whose items are all done is released.
 #pragma once
 
 #include <string>
@@ -26,19 +27,22 @@ class Queue {
   static Addr create(Mem& mem) {
     const Addr root = mem.allocate(kRootSize);
     for (Addr a = 0; a < kRootSize; a += 8) mem.fill(root + a, uint64_t{0});
-    mem.fill(root + kHead, uint64_t{1});
-    mem.fill(root + kNext, uint64_t{1});
-    mem.fill(root + kReady, uint64_t{1});
-    mem.fill(root + kDeadline, ~uint64_t{0});
+    for (const Addr field : {kHead, kNext, kFresh, kBack}) mem.fill(root + field, uint64_t{1});
+    mem.fill(root + kDeadline, kNever);
     mem.fill(root + kIds, HashTable<Mem>::create(mem));
     mem.fill(root + kDone, HashTable<Mem>::create(mem));
     return root;
   }
 
   void destroy() {
-    for (uint64_t s = get(kHead); s < get(kNext); ++s)
-      if (const Addr item = mem_.load(slot(s) + kItem); item != 0) release_item(mem_, item);
-    for (uint64_t i = first_segment(); i < end_segment(); ++i) mem_.release(mem_.load(entry(i)), kSegmentSize);
+    const uint64_t next = get(kNext);
+    for (uint64_t i = segment_of(get(kHead)); i < end_segment(); ++i) {
+      const Addr segment = segment_at(i);
+      if (segment == 0) continue;
+      for (uint64_t s = i * kSlots + 1; s < std::min(next, (i + 1) * kSlots + 1); ++s)
+        if (const Addr item = mem_.load(slot(segment, s) + kItem); item != 0) release_item(mem_, item);
+      mem_.release(segment, kSegmentSize);
+    }
     ids().destroy();
     done().destroy();
     if (get(kDirectory) != 0) mem_.release(get(kDirectory), get(kEntries) * 8);
@@ -49,11 +53,9 @@ class Queue {
   bool put(Bytes value, Bytes id, uint64_t& sequence) {
     if (!id.empty() && known(id, sequence)) return false;
     sequence = get(kNext);
-    if ((sequence - 1) % kSlots == 0) add_segment();
-    const Addr at = slot(sequence);
-    mem_.fill(at + kItem, make_item(mem_, id, value));
-    mem_.fill(at + kUntil, uint64_t{0});
-    mem_.fill(at + kTries, uint64_t{0});
+    const Addr segment = (sequence - 1) % kSlots == 0 ? add_segment() : segment_at(segment_of(sequence));
+    const uint64_t words[] = {make_item(mem_, id, value), 0, 0, 0};
+    mem_.fill(slot(segment, sequence), words, sizeof(words));
     set(kNext, sequence + 1);
     if (!id.empty()) ids().put(id, word(sequence));
     note_change(mem_, root_, 1, false);
@@ -63,26 +65,24 @@ class Queue {
   // The oldest item that is ready or whose lease has ended. A lease of 0 acknowledges it at once.
   bool take(uint64_t now, uint64_t lease, uint64_t owner, Taken& out) {
     if (get(kDeadline) <= now) expire(now);
-    uint64_t s = get(kReady);
-    const uint64_t next = get(kNext);
-    while (s < next && !ready(s)) ++s;
-    set(kReady, s);
-    if (s == next) return false;
-    const Addr at = slot(s), item = mem_.load(at + kItem);
+    const uint64_t s = first_ready(get(kBack));
+    if (s == get(kNext)) return false;
+    const Addr segment = segment_at(segment_of(s)), at = slot(segment, s), item = mem_.load(at + kItem);
     uint64_t lsn = 0;
     mem_.touch(item, kItemGuess);
     read_value(mem_, item, out.value, lsn);
     out.sequence = s;
     out.attempts = mem_.load(at + kTries) + 1;
     out.token = mem_.lsn() << 8 | (owner & 0xff);
-    mem_.store(at + kTries, out.attempts);
-    set(kReady, s + 1);
+    set(kBack, s + 1);
+    if (s == get(kFresh)) set(kFresh, s + 1);
+    else mem_.store(segment + kReturned, mem_.load(segment + kReturned) - 1);
     if (lease == 0) {
-      finish(s);
+      finish(s, segment);
     } else {
-      mem_.store(at + kUntil, now + lease);
-      mem_.store(at + kToken, out.token);
-      if (now + lease < get(kDeadline)) set(kDeadline, now + lease);
+      const uint64_t words[] = {end_of(now, lease), out.token, out.attempts};
+      mem_.write(at + kUntil, words, sizeof(words));
+      hold(segment, words[0]);
       note_change(mem_, root_, 0, true);
     }
     return true;
@@ -90,34 +90,37 @@ class Queue {
 
   // These do nothing and return false unless the item is held under this token.
   bool acknowledge(uint64_t sequence, uint64_t token) {
-    if (!holds(sequence, token)) return false;
-    finish(sequence);
+    const Addr segment = holder(sequence, token);
+    if (segment == 0) return false;
+    finish(sequence, segment);
     return true;
   }
 
   bool give_back(uint64_t sequence, uint64_t token) {
-    if (!holds(sequence, token)) return false;
-    mem_.store(slot(sequence) + kUntil, 0);
-    if (sequence < get(kReady)) set(kReady, sequence);
+    const Addr segment = holder(sequence, token);
+    if (segment == 0) return false;
+    put_back(sequence, segment);
     note_change(mem_, root_, 0, false);
     return true;
   }
 
   bool extend(uint64_t sequence, uint64_t token, uint64_t now, uint64_t lease) {
-    if (!holds(sequence, token)) return false;
-    mem_.store(slot(sequence) + kUntil, now + lease);
-    if (now + lease < get(kDeadline)) set(kDeadline, now + lease);
+    const Addr segment = holder(sequence, token);
+    if (segment == 0) return false;
+    mem_.store(slot(segment, sequence) + kUntil, end_of(now, lease));
+    hold(segment, end_of(now, lease));
     note_change(mem_, root_, 0, false);
     return true;
   }
 
-  // The value `index` places behind the oldest ready item, if all from there on are ready too.
+  // The value that a take would give after `index` other ones.
   bool front(uint64_t index, std::string& value, uint64_t& lsn) const {
-    const uint64_t s = get(kReady) + index;
+    uint64_t s = first_ready(get(kBack));
+    for (; index > 0 && s < get(kFresh); --index) s = first_ready(s + 1);
+    s += index;
     if (s >= get(kNext)) return false;
-    const Addr at = slot(s);
+    const Addr at = slot(segment_at(segment_of(s)), s);
     mem_.touch(at, kSlotSize);
-    if (!ready(s)) return false;
     const Addr item = mem_.load(at + kItem);
     mem_.touch(item, kItemGuess);
     read_value(mem_, item, value, lsn);
@@ -129,95 +132,146 @@ class Queue {
   // Numbers and values of items not acknowledged, from `start` on.
   void peek(uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const {
     const uint64_t next = get(kNext);
-    for (uint64_t s = std::max(start, get(kHead)); s < next && out.size() < limit; ++s) {
-      const Addr item = mem_.load(slot(s) + kItem);
-      if (item == 0) continue;
-      uint64_t lsn = 0;
-      out.emplace_back(s, std::string());
-      read_value(mem_, item, out.back().second, lsn);
+    if (end_segment() - segment_of(get(kHead)) > get(kEntries)) throw Torn{};
+    uint64_t lsn = 0;
+    for (uint64_t s = std::max(start, get(kHead)); s < next && out.size() < limit;) {
+      const Addr segment = segment_at(segment_of(s));
+      const uint64_t end = std::min(next, (segment_of(s) + 1) * kSlots + 1);
+      if (segment == 0) s = end;
+      else mem_.touch(segment, kSegmentSize);
+      for (; s < end && out.size() < limit; ++s) {
+        const Addr item = mem_.load(slot(segment, s) + kItem);
+        if (item == 0) continue;
+        out.emplace_back(s, std::string());
+        read_value(mem_, item, out.back().second, lsn);
+      }
     }
   }
 
  private:
+  static constexpr uint64_t kNever = ~uint64_t{0};
   // A slot: its item (0: done), the end of its lease (0: ready), its token, how often it was taken.
   static constexpr Addr kItem = 0, kUntil = 8, kToken = 16, kTries = 24, kSlotSize = 32;
-  static constexpr uint64_t kSlots = 128, kSegmentSize = kSlots * kSlotSize;
-  // kHead: the oldest item not done. kNext: the next number. kReady: nothing before it is ready. kDeadline: no lease ends
-  // before it. Segments are found through a ring of their addresses, kDirectory, of kEntries (a power of two) words.
-  static constexpr Addr kHead = Root::own, kNext = kHead + 8, kReady = kNext + 8, kDeadline = kReady + 8,
-                        kIds = kDeadline + 8, kDone = kIds + 8, kDoneNext = kDone + 8, kDirectory = kDoneNext + 8,
-                        kEntries = kDirectory + 8, kRootSize = kEntries + 8;
+  // A segment: how many of its items are done, how many are ready that were taken before, a time before which no lease
+  // of them ends; then its slots.
+  static constexpr Addr kFinished = 0, kReturned = 8, kSoonest = 16, kFirst = 32;
+  static constexpr uint64_t kSlots = 127, kSegmentSize = kFirst + kSlots * kSlotSize;
+  // kHead: nothing before it is left. kFresh: the first item that was never taken. kBack: no item before it is ready.
+  // kNext: the next number. kDeadline: no lease ends before it. Segments are found through a ring of their addresses (0:
+  // released), kDirectory, of kEntries (a power of two) words.
+  static constexpr Addr kHead = Root::own, kBack = kHead + 8, kFresh = kBack + 8, kNext = kFresh + 8,
+                        kDeadline = kNext + 8, kIds = kDeadline + 8, kDone = kIds + 8, kDoneNext = kDone + 8,
+                        kDirectory = kDoneNext + 8, kEntries = kDirectory + 8, kRootSize = kEntries + 8;
 
   uint64_t get(Addr field) const { return mem_.load(root_ + field); }
-  void set(Addr field, uint64_t value) {
-    if (get(field) != value) mem_.store(root_ + field, value);
-  }
+  void set(Addr field, uint64_t value) { mem_.store(root_ + field, value); }
   HashTable<Mem> ids() const { return {mem_, get(kIds)}; }    // id -> sequence, of items in the queue and remembered ones
   HashTable<Mem> done() const { return {mem_, get(kDone)}; }  // ring place -> id, of remembered ones
 
   static std::string word(uint64_t v) { return {reinterpret_cast<const char*>(&v), 8}; }
+  static uint64_t end_of(uint64_t now, uint64_t lease) { return lease < kNever - now ? now + lease : kNever; }
 
   // ---- where an item lies ----------------------------------------------------------------------------------------
   static uint64_t segment_of(uint64_t sequence) { return (sequence - 1) / kSlots; }
-  uint64_t first_segment() const { return segment_of(get(kHead)); }
-  uint64_t end_segment() const { return (get(kNext) - 1 + kSlots - 1) / kSlots; }
-  Addr entry(uint64_t segment) const {
-    const uint64_t entries = get(kEntries);
-    if (entries == 0) throw Torn{};
-    return get(kDirectory) + segment % entries * 8;
-  }
-  Addr slot(uint64_t sequence) const { return mem_.load(entry(segment_of(sequence))) + (sequence - 1) % kSlots * kSlotSize; }
+  uint64_t end_segment() const { return segment_of(get(kNext) + kSlots - 1); }
+  Addr entry(uint64_t segment) const { return get(kDirectory) + (segment & (get(kEntries) - 1)) * 8; }
+  Addr segment_at(uint64_t segment) const { return mem_.load(entry(segment)); }
+  static Addr slot(Addr segment, uint64_t sequence) { return segment + kFirst + (sequence - 1) % kSlots * kSlotSize; }
 
-  void add_segment() {
-    const uint64_t first = first_segment(), end = end_segment(), entries = get(kEntries);
+  Addr add_segment() {
+    const uint64_t first = segment_of(get(kHead)), end = end_segment(), entries = get(kEntries);
     if (end - first >= entries) {
       const uint64_t more = std::max<uint64_t>(8, 2 * entries);
       const Addr bigger = mem_.allocate(more * 8);
-      for (uint64_t i = first; i < end; ++i) mem_.fill(bigger + i % more * 8, mem_.load(entry(i)));
+      for (uint64_t i = first; i < end; ++i) mem_.fill(bigger + (i & (more - 1)) * 8, segment_at(i));
       if (entries > 0) mem_.release(get(kDirectory), entries * 8);
       set(kDirectory, bigger);
       set(kEntries, more);
     }
-    mem_.store(entry(end), mem_.allocate(kSegmentSize));
+    const Addr segment = mem_.allocate(kSegmentSize);
+    const uint64_t words[] = {0, 0, kNever};
+    mem_.fill(segment, words, sizeof(words));
+    mem_.store(entry(end), segment);
+    return segment;
   }
 
-  // ---- states ------------------------------------------------------------------------------------------------------
-  bool ready(uint64_t s) const { return mem_.load(slot(s) + kItem) != 0 && mem_.load(slot(s) + kUntil) == 0; }
-
-  bool holds(uint64_t s, uint64_t token) const {
-    if (s < get(kHead) || s >= get(kNext)) return false;
-    const Addr at = slot(s);
-    return mem_.load(at + kItem) != 0 && mem_.load(at + kUntil) != 0 && mem_.load(at + kToken) == token;
+  // ---- leases ------------------------------------------------------------------------------------------------------
+  // The segment of an item that is held under this token, 0 if it is not.
+  Addr holder(uint64_t s, uint64_t token) const {
+    if (s < get(kHead) || s >= get(kFresh)) return 0;
+    const Addr segment = segment_at(segment_of(s)), at = slot(segment, s);
+    if (segment == 0) return 0;
+    const bool held = mem_.load(at + kItem) != 0 && mem_.load(at + kUntil) != 0 && mem_.load(at + kToken) == token;
+    return held ? segment : 0;
   }
+
+  void hold(Addr segment, uint64_t until) {
+    if (until < mem_.load(segment + kSoonest)) mem_.store(segment + kSoonest, until);
+    if (until < get(kDeadline)) set(kDeadline, until);
+  }
+
+  void put_back(uint64_t s, Addr segment) {
+    mem_.store(slot(segment, s) + kUntil, 0);
+    mem_.store(segment + kReturned, mem_.load(segment + kReturned) + 1);
+    if (s < get(kBack)) set(kBack, s);
+  }
+
+  // The oldest item from `s` on that is ready; the next number if there is none.
+  uint64_t first_ready(uint64_t s) const {
+    const uint64_t fresh = get(kFresh);
+    s = std::max(s, get(kHead));
+    while (s < fresh) {
+      const Addr segment = segment_at(segment_of(s));
+      const uint64_t end = std::min(fresh, (segment_of(s) + 1) * kSlots + 1);
+      if (segment == 0 || mem_.load(segment + kReturned) == 0) s = end;
+      else if (s < end && !ready(slot(segment, s))) ++s;
+      else break;
+    }
+    return s;
+  }
+
+  bool ready(Addr at) const { return mem_.load(at + kItem) != 0 && mem_.load(at + kUntil) == 0; }
 
   // Items whose lease has ended are ready again.
   void expire(uint64_t now) {
-    uint64_t earliest = ~uint64_t{0};
-    for (uint64_t s = get(kHead); s < get(kNext); ++s) {
-      const uint64_t until = mem_.load(slot(s) + kUntil);
-      if (until == 0 || mem_.load(slot(s) + kItem) == 0) continue;
-      if (until > now) {
-        earliest = std::min(earliest, until);
-        continue;
-      }
-      mem_.store(slot(s) + kUntil, 0);
-      if (s < get(kReady)) set(kReady, s);
+    uint64_t soonest = kNever;
+    const uint64_t fresh = get(kFresh);
+    for (uint64_t i = segment_of(get(kHead)); i * kSlots + 1 < fresh; ++i) {
+      const Addr segment = segment_at(i);
+      if (segment == 0) continue;
+      if (mem_.load(segment + kSoonest) <= now) expire(i, segment, now);
+      soonest = std::min(soonest, mem_.load(segment + kSoonest));
     }
-    set(kDeadline, earliest);
+    set(kDeadline, soonest);
   }
 
-  void finish(uint64_t s) {
-    const Addr at = slot(s), item = mem_.load(at + kItem);
-    const std::string id = key_of(mem_, item);
-    if (!id.empty()) remember(id);
+  void expire(uint64_t index, Addr segment, uint64_t now) {
+    uint64_t soonest = kNever;
+    const uint64_t end = std::min(get(kFresh), (index + 1) * kSlots + 1);
+    for (uint64_t s = index * kSlots + 1; s < end; ++s) {
+      const Addr at = slot(segment, s);
+      const uint64_t until = mem_.load(at + kUntil);
+      if (until == 0 || mem_.load(at + kItem) == 0) continue;
+      if (until > now) soonest = std::min(soonest, until);
+      else put_back(s, segment);
+    }
+    mem_.store(segment + kSoonest, soonest);
+  }
+
+  void finish(uint64_t s, Addr segment) {
+    const Addr at = slot(segment, s), item = mem_.load(at + kItem);
+    if (item_at(mem_, item).key_size != 0) remember(key_of(mem_, item));
     release_item(mem_, item);
     mem_.store(at + kItem, 0);
     note_change(mem_, root_, -1, true);
-    uint64_t head = get(kHead);
-    for (const uint64_t next = get(kNext); head < next && mem_.load(slot(head) + kItem) == 0; ++head)
-      if (head % kSlots == 0) mem_.release(mem_.load(entry(segment_of(head))), kSegmentSize);
-    set(kHead, head);
-    if (get(kReady) < head) set(kReady, head);
+    const uint64_t finished = mem_.load(segment + kFinished) + 1;
+    mem_.store(segment + kFinished, finished);
+    if (finished < kSlots) return;
+    mem_.store(entry(segment_of(s)), 0);
+    mem_.release(segment, kSegmentSize);
+    uint64_t i = segment_of(get(kHead));
+    for (const uint64_t end = end_segment(); i < end && segment_at(i) == 0;) ++i;
+    set(kHead, i * kSlots + 1);
   }
 
   // ---- deduplication -----------------------------------------------------------------------------------------------
