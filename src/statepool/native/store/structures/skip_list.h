@@ -1,5 +1,6 @@
 // Skip list: towers of links over the entries in order, their heights drawn from the hash of the key, so that a replay
-// builds the same towers.
+// builds the same towers. A link holds the first 16 bytes of the key it leads to: a search reads the nodes that it goes
+// to, not those it stops before.
 #pragma once
 
 #include <array>
@@ -8,6 +9,7 @@
 #include "../hash.h"
 #include "../item.h"
 #include "range.h"
+#include "steps.h"
 
 namespace statepool::store {
 
@@ -23,44 +25,48 @@ class SkipList {
   }
 
   void destroy() {
-    for (Addr node = mem_.load(head() + kLinks), next; node != 0; node = next) {
-      next = mem_.load(node + kLinks);
+    for (Addr node = next(head(), 0), after; node != 0; node = after) {
+      after = next(node, 0);
       release_node(node);
     }
     mem_.release(root_, kRootSize);
   }
 
   bool get(Bytes key, std::string& value, uint64_t& lsn) const {
-    const Addr node = at_or_after(key, nullptr);
-    if (node == 0 || compare(node, key) != 0) return false;
-    read_value(mem_, item_of(node), value, lsn);
-    return true;
+    const Addr node = find(key);
+    if (node != 0) read_value(mem_, item_of(node), value, lsn);
+    return node != 0;
   }
 
   uint64_t lsn_of(Bytes key) const {
-    const Addr node = at_or_after(key, nullptr);
-    return node == 0 || compare(node, key) != 0 ? 0 : item_at(mem_, item_of(node)).lsn;
+    const Addr node = find(key);
+    return node == 0 ? 0 : mem_.load(item_of(node));
   }
 
   bool put(Bytes key, Bytes value) {
-    Path path;
-    path.fill(head());
-    return put(key, value, path);
+    Path path = start();
+    search(Key(key), head(), kMaxHeight, &path);
+    return put_at(path, Key(key), value);
   }
 
   bool erase(Bytes key) {
-    Path path;
-    path.fill(head());
-    return erase(key, path);
+    Path path = start();
+    search(Key(key), head(), kMaxHeight, &path);
+    return erase_at(path, Key(key));
   }
 
-  // Keys in ascending order share one walk: each search goes on from the towers that the one before ended at.
-  void apply_sorted(const std::vector<BatchOp>& operations, std::vector<bool>& results) {
-    Path path;
-    path.fill(head());
+  // Operations on distinct keys in ascending order: each search goes on from where the one before ended, up as far as
+  // it must and down again.
+  void apply_sorted(const std::vector<BatchOp>& ops, std::vector<bool>& results) {
+    Path path = start();
     results.clear();
-    for (const BatchOp& o : operations)
-      results.push_back(o.kind == BatchOp::put ? put(o.key, o.value, path) : erase(o.key, path));
+    for (const BatchOp& op : ops) {
+      const Key key(op.key);
+      int level = 0;
+      while (level < kMaxHeight && before(link(path[level], level), key)) ++level;
+      if (level > 0) search(key, path[level - 1], level, &path);
+      results.push_back(op.kind == BatchOp::put ? put_at(path, key, op.value) : erase_at(path, key));
+    }
   }
 
   uint64_t size() const { return mem_.load(root_ + Root::size); }
@@ -70,16 +76,37 @@ class SkipList {
   }
 
  private:
-  static constexpr int kMaxHeight = 20;
-  // A node: its item, its height, the first eight bytes of its key, its links. The head has links of all heights.
-  static constexpr Addr kItem = 0, kHeight = 8, kPrefix = 16, kLinks = 24;
-  static constexpr Addr kHead = Root::own, kRootSize = kHead + kLinks + 8 * kMaxHeight;
+  static constexpr int kMaxHeight = 20, kRunLevel = 2;
+  // A node: its item with its height in the 16 bits above, then a link per level: the next node, 16 bytes of its key.
+  static constexpr Addr kItem = 0, kLinks = 8, kLinkSize = 24, kFirst = 8, kSecond = 16;
+  static constexpr int kHeightShift = 48;
+  // The head is a node without an item.
+  static constexpr Addr kHead = Root::own, kRootSize = kHead + kLinks + kLinkSize * kMaxHeight;
   using Path = std::array<Addr, kMaxHeight>;  // by level, the last node before the key
 
+  struct Key {
+    Bytes bytes;
+    uint64_t first, second;
+    explicit Key(Bytes key) : bytes(key), first(word_of(key, 0)), second(word_of(key, 8)) {}
+    static uint64_t word_of(Bytes key, size_t at) {
+      uint64_t word = 0;
+      if (key.size() > at) std::memcpy(&word, key.data() + at, std::min<size_t>(8, key.size() - at));
+      return __builtin_bswap64(word);
+    }
+  };
+
   Addr head() const { return root_ + kHead; }
-  Addr item_of(Addr node) const { return mem_.load(node + kItem); }
-  Addr next(Addr node, int level) const { return mem_.load(node + kLinks + 8 * level); }
-  static size_t node_size(int height) { return kLinks + 8 * static_cast<size_t>(height); }
+  Path start() const {
+    Path path;
+    path.fill(head());
+    return path;
+  }
+  Addr item_of(Addr node) const { return mem_.load(node + kItem) & ((Addr{1} << kHeightShift) - 1); }
+  int height_at(Addr node) const { return static_cast<int>(mem_.load(node + kItem) >> kHeightShift); }
+  static Addr link(Addr node, int level) { return node + kLinks + kLinkSize * static_cast<Addr>(level); }
+  Addr next(Addr node, int level) const { return mem_.load(link(node, level)); }
+  static size_t node_size(int height) { return kLinks + kLinkSize * static_cast<size_t>(height); }
+  Steps steps() const { return Steps(size() + kMaxHeight + 1); }
 
   // One level more with probability 1/4 each.
   static int height_of(Bytes key) {
@@ -87,70 +114,78 @@ class SkipList {
     return std::min(1 + __builtin_ctzll(bits) / 2, kMaxHeight);
   }
 
-  static uint64_t prefix_of(Bytes key) {
-    uint64_t word = 0;
-    std::memcpy(&word, key.data(), std::min<size_t>(8, key.size()));
-    return __builtin_bswap64(word);
+  // Sign of the key that a link, which leads somewhere, leads to, against `key`.
+  int compare(Addr link, const Key& key) const {
+    const uint64_t first = mem_.load(link + kFirst), second = mem_.load(link + kSecond);
+    if (first != key.first) return first < key.first ? -1 : 1;
+    if (second != key.second) return second < key.second ? -1 : 1;
+    const Addr item = item_of(mem_.load(link));
+    mem_.touch(item, kItemGuess);
+    return compare_key(mem_, item, key.bytes);
   }
+  bool before(Addr link, const Key& key) const { return mem_.load(link) != 0 && compare(link, key) < 0; }
 
-  // Sign of the node's key against `key`; most are decided by what the node has of it.
-  int compare(Addr node, Bytes key) const {
-    const uint64_t ours = mem_.load(node + kPrefix), theirs = prefix_of(key);
-    if (ours != theirs) return ours < theirs ? -1 : 1;
-    mem_.touch(item_of(node), kItemGuess);
-    return compare_key(mem_, item_of(node), key);
-  }
-
-  // The first node whose key is not below `key`; with a path, which must lie before the key, the way to it.
-  Addr at_or_after(Bytes key, Path* path) const {
-    Addr at = path == nullptr ? head() : (*path)[kMaxHeight - 1];
-    uint64_t steps = 0;
-    const uint64_t most = size() + kMaxHeight + 1;
-    for (int level = kMaxHeight - 1; level >= 0; --level) {
-      // The path of the search before may be further along on this level than where the level above ended.
-      if (path != nullptr && (*path)[level] != head() && (at == head() || later((*path)[level], at))) at = (*path)[level];
-      for (Addr node = next(at, level); node != 0; node = next(at, level)) {
-        mem_.touch(node, node_size(level + 1));
-        if (compare(node, key) >= 0) break;
+  // Goes from `at`, which lies before the key, down from the levels below `level`. Returns the last node before the key.
+  Addr search(const Key& key, Addr at, int level, Path* path) const {
+    Steps left = steps();
+    for (Addr stop = 0; --level >= 0;) {  // stop: a node known not to lie before the key
+      for (Addr node; (node = next(at, level)) != stop && node != 0; left.next()) {
+        if (compare(link(at, level), key) >= 0) {
+          stop = node;
+          break;
+        }
         at = node;
-        if (++steps > most * kMaxHeight) throw Torn{};
+        mem_.touch(at, node_size(level + 1));
       }
       if (path != nullptr) (*path)[level] = at;
     }
-    return next(at, 0);
+    return at;
   }
 
-  bool later(Addr a, Addr b) const { return a != b && compare(b, key_of(mem_, item_of(a))) < 0; }
+  // The node that follows `at`, the last one before the key, if it has the key; else 0.
+  Addr match(Addr at, const Key& key) const {
+    const Addr node = next(at, 0);
+    return node != 0 && compare(link(at, 0), key) == 0 ? node : 0;
+  }
 
-  bool put(Bytes key, Bytes value, Path& path) {
-    const Addr found = at_or_after(key, &path);
-    if (found != 0 && compare(found, key) == 0) {
+  Addr find(Bytes bytes) const {
+    const Key key(bytes);
+    return match(search(key, head(), kMaxHeight, nullptr), key);
+  }
+
+  bool put_at(const Path& path, const Key& key, Bytes value) {
+    const Addr found = match(path[0], key);
+    if (found != 0) {
       const Addr item = item_of(found);
       if (!rewrite_item(mem_, item, value)) {
-        mem_.store(found + kItem, make_item(mem_, key, value));
+        mem_.store(found + kItem, make_item(mem_, key.bytes, value) | static_cast<Addr>(height_at(found)) << kHeightShift);
         release_item(mem_, item);
       }
       note_change(mem_, root_, 0, false);
       return false;
     }
-    const int height = height_of(key);
+    const int height = height_of(key.bytes);
     const Addr node = mem_.allocate(node_size(height));
-    mem_.fill(node + kItem, make_item(mem_, key, value));
-    mem_.fill(node + kHeight, static_cast<uint64_t>(height));
-    mem_.fill(node + kPrefix, prefix_of(key));
+    mem_.fill(node + kItem, make_item(mem_, key.bytes, value) | static_cast<Addr>(height) << kHeightShift);
+    const uint64_t here[] = {node, key.first, key.second};
     for (int level = 0; level < height; ++level) {
-      mem_.fill(node + kLinks + 8 * level, next(path[level], level));
-      mem_.store(path[level] + kLinks + 8 * level, node);
+      const Addr from = link(path[level], level);
+      const uint64_t after[] = {mem_.load(from), mem_.load(from + kFirst), mem_.load(from + kSecond)};
+      mem_.fill(link(node, level), after, kLinkSize);
+      mem_.write(from, here, kLinkSize);
     }
     note_change(mem_, root_, 1, false);
     return true;
   }
 
-  bool erase(Bytes key, Path& path) {
-    const Addr node = at_or_after(key, &path);
-    if (node == 0 || compare(node, key) != 0) return false;
-    const auto height = static_cast<int>(mem_.load(node + kHeight));
-    for (int level = 0; level < height; ++level) mem_.store(path[level] + kLinks + 8 * level, next(node, level));
+  bool erase_at(const Path& path, const Key& key) {
+    const Addr node = match(path[0], key);
+    if (node == 0) return false;
+    for (int level = height_at(node) - 1; level >= 0; --level) {
+      const Addr from = link(node, level);
+      const uint64_t after[] = {mem_.load(from), mem_.load(from + kFirst), mem_.load(from + kSecond)};
+      mem_.write(link(path[level], level), after, kLinkSize);
+    }
     release_node(node);
     note_change(mem_, root_, -1, true);
     return true;
@@ -158,54 +193,74 @@ class SkipList {
 
   void release_node(Addr node) {
     release_item(mem_, item_of(node));
-    mem_.release(node, node_size(static_cast<int>(mem_.load(node + kHeight))));
+    mem_.release(node, node_size(height_at(node)));
   }
 
   size_t scan_up(const Range& range, size_t limit, std::vector<Entry>& out) const {
-    Addr node = range.has_low ? at_or_after(range.low, nullptr) : next(head(), 0);
-    if (node != 0 && range.has_low && !range.include_low && compare(node, range.low) == 0) node = next(node, 0);
+    const Key low(range.low), high(range.high);
+    Addr at = range.has_low ? search(low, head(), kMaxHeight, nullptr) : head();
+    if (range.has_low && !range.include_low)
+      if (const Addr equal = match(at, low); equal != 0) at = equal;
+    Steps left = steps();
     size_t count = 0;
-    for (; node != 0 && count < limit; node = next(node, 0)) {
-      mem_.touch(node, node_size(1));
+    for (Addr node; count < limit && (node = next(at, 0)) != 0; at = node, left.next()) {
       if (range.has_high) {
-        const int sign = compare(node, range.high);
+        const int sign = compare(link(at, 0), high);
         if (sign > 0 || (sign == 0 && !range.include_high)) break;
       }
+      mem_.touch(node, node_size(1));
       out.push_back(entry_at(mem_, item_of(node)));
       ++count;
     }
     return count;
   }
 
-  // Links go one way only, so each step down is a search for the node before.
+  // Links go one way only: a run of nodes between two higher towers is read forwards and handed out backwards.
   size_t scan_down(const Range& range, size_t limit, std::vector<Entry>& out) const {
-    size_t count = 0;
-    for (Addr node = range.has_high ? last_below(range.high, range.include_high) : last(); node != 0 && count < limit;) {
-      Entry entry = entry_at(mem_, item_of(node));
-      if (range.has_low) {
-        const int sign = entry.key.compare(range.low);
-        if (sign < 0 || (sign == 0 && !range.include_low)) break;
-      }
-      node = last_below(entry.key, false);
-      out.push_back(std::move(entry));
-      ++count;
+    const int level = limit < 4 ? 0 : kRunLevel;
+    const size_t begin = out.size();
+    Steps left = steps();
+    Path path = start();
+    std::vector<Addr> run;
+    Addr end = 0;  // the run ends before this node
+    if (range.has_high) {
+      const Key high(range.high);
+      end = next(search(high, head(), kMaxHeight, &path), 0);
+      if (const Addr equal = match(path[0], high); equal != 0 && range.include_high) end = next(equal, 0);
+    } else {
+      last(path);
     }
-    return count;
+    for (;;) {
+      run.clear();
+      const Addr base = path[level];
+      for (Addr node = base == head() ? next(base, 0) : base; node != end; node = next(node, 0), left.next()) {
+        if (node == 0) throw Torn{};
+        run.push_back(node);
+      }
+      for (; !run.empty(); run.pop_back()) {
+        if (out.size() - begin == limit) return limit;
+        Entry entry = entry_at(mem_, item_of(run.back()));
+        if (below(entry.key, range)) return out.size() - begin;
+        out.push_back(std::move(entry));
+      }
+      if (base == head()) return out.size() - begin;
+      end = base;
+      search(Key(out.back().key), head(), kMaxHeight, &path);
+    }
   }
 
-  Addr last_below(Bytes key, bool inclusive) const {
-    Path path;
-    path.fill(head());
-    const Addr node = at_or_after(key, &path);
-    if (inclusive && node != 0 && compare(node, key) == 0) return node;
-    return path[0] == head() ? 0 : path[0];
+  static bool below(Bytes key, const Range& range) {
+    return range.has_low && (key < Bytes(range.low) || (key == range.low && !range.include_low));
   }
 
-  Addr last() const {
+  // The last node of each level.
+  void last(Path& path) const {
+    Steps left = steps();
     Addr at = head();
-    for (int level = kMaxHeight - 1; level >= 0; --level)
-      for (Addr node = next(at, level); node != 0; node = next(at, level)) at = node;
-    return at == head() ? 0 : at;
+    for (int level = kMaxHeight - 1; level >= 0; --level) {
+      for (Addr node; (node = next(at, level)) != 0; at = node) left.next();
+      path[level] = at;
+    }
   }
 
   Mem& mem_;
