@@ -3,6 +3,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "../item.h"
 
@@ -20,11 +22,12 @@ class Stack {
   }
 
   void destroy() {
-    std::string dropped;
-    while (pop(dropped)) {
-    }
+    each(0, ~size_t{0}, [&](Addr item) { release_item(mem_, item); });
     for (const Addr field : {kTop, kSpare})
-      if (const Addr segment = mem_.load(root_ + field); segment != 0) mem_.release(segment, kSegmentSize);
+      for (Addr segment = mem_.load(root_ + field), below; segment != 0; segment = below) {
+        below = field == kTop ? mem_.load(segment + kBelow) : 0;
+        mem_.release(segment, kSegmentSize);
+      }
     mem_.release(root_, kRootSize);
   }
 
@@ -51,16 +54,21 @@ class Stack {
 
   // The value `index` places below the top.
   bool at(uint64_t index, std::string& value, uint64_t& lsn) const {
-    const uint64_t size = mem_.load(root_ + Root::size);
-    if (index >= size) return false;
-    const uint64_t place = size - 1 - index;
-    Addr segment = mem_.load(root_ + kTop);
-    for (uint64_t up = (size - 1) / kSlots - place / kSlots; up > 0; --up) segment = mem_.load(segment + kBelow);
-    mem_.touch(segment, kSegmentSize);
-    const Addr item = mem_.load(segment + kFirst + 8 * (place % kSlots));
-    mem_.touch(item, kItemGuess);
-    read_value(mem_, item, value, lsn);
-    return true;
+    bool found = false;
+    each(index, 1, [&](Addr item) {
+      read_value(mem_, item, value, lsn);
+      found = true;
+    });
+    return found;
+  }
+
+  // Places below the top and values, from `start` on.
+  void peek(uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const {
+    uint64_t lsn = 0;
+    each(start, limit, [&](Addr item) {
+      out.emplace_back(start + out.size(), std::string());
+      read_value(mem_, item, out.back().second, lsn);
+    });
   }
 
   uint64_t size() const { return mem_.load(root_ + Root::size); }
@@ -69,6 +77,25 @@ class Stack {
   static constexpr uint64_t kSlots = 31;  // a segment is 256 bytes
   static constexpr Addr kBelow = 0, kFirst = 8, kSegmentSize = kFirst + 8 * kSlots;
   static constexpr Addr kTop = Root::own, kSpare = Root::own + 8, kRootSize = Root::own + 16;
+
+  template <class Visit>
+  void each(uint64_t start, size_t limit, Visit&& visit) const {
+    const uint64_t size = mem_.load(root_ + Root::size);
+    if (start >= size || limit == 0) return;
+    Addr segment = mem_.load(root_ + kTop);
+    uint64_t place = size - 1 - start;
+    for (uint64_t up = (size - 1) / kSlots - place / kSlots; up > 0; --up) segment = mem_.load(segment + kBelow);
+    mem_.touch(segment, kSegmentSize);
+    for (uint64_t left = std::min<uint64_t>(limit, place + 1);; --place) {
+      const Addr item = mem_.load(segment + kFirst + 8 * (place % kSlots));
+      mem_.touch(item, kItemGuess);
+      visit(item);
+      if (--left == 0) return;
+      if (place % kSlots != 0) continue;
+      segment = mem_.load(segment + kBelow);
+      mem_.touch(segment, kSegmentSize);
+    }
+  }
 
   void add_segment() {
     Addr segment = mem_.load(root_ + kSpare);
