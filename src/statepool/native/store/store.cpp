@@ -9,6 +9,8 @@ void check_sizes(const Operation& o) {
   const bool keyed = o.verb == Verb::put || o.verb == Verb::erase || o.verb == Verb::create;
   if (keyed && o.a.size() > kMaxKey)
     throw StoreError(Fault::invalid, "key: " + std::to_string(o.a.size()) + " bytes, the limit is 65,536");
+  if (o.verb == Verb::enqueue && o.b.size() > kMaxKey)
+    throw StoreError(Fault::invalid, "dedup: an id of " + std::to_string(o.b.size()) + " bytes, the limit is 65,536");
   const size_t value = keyed ? o.b.size() : o.a.size();
   if (value > kMaxValue)
     throw StoreError(Fault::invalid, "value: " + std::to_string(value) + " bytes, the limit is 16 MiB; split it");
@@ -63,6 +65,9 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
     heap_->set_lsn(lsn);
     if (id.client != 0) remember(id, lsn, outcomes[count - 1]);
     heap_->seal();
+  } catch (const Torn&) {  // nobody changes what the writer reads
+    roll_back();
+    throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
   } catch (...) {
     roll_back();
     throw;
