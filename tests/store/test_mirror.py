@@ -36,7 +36,10 @@ def put_until_mirrored(entries: statepool.store.Dict, key: bytes, seconds: float
 
 def same_frames(one: Path, two: Path) -> bool:
     """Whether all segments both have hold the same bytes."""
-    names = {p.name for p in (one / "log").iterdir()} & {p.name for p in (two / "log").iterdir()} - {"spare", "unfinished"}
+    names = {p.name for p in (one / "log").iterdir()} & {p.name for p in (two / "log").iterdir()} - {
+        "spare",
+        "unfinished",
+    }
     return bool(names) and all((one / "log" / n).read_bytes() == (two / "log" / n).read_bytes() for n in names)
 
 

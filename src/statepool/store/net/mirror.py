@@ -165,7 +165,9 @@ class Following:
         """
         self._copying = await asyncio.to_thread(Copying, self._folder)
         node = read_node(self._folder)
-        if node is None and (self._folder / "meta").exists() or node and not node.mirror and node.fenced <= node.term:
+        if (node is None and (self._folder / "meta").exists()) or (
+            node and not node.mirror and node.fenced <= node.term
+        ):
             self._copying.close()
             raise InvalidRequest(f"path: {self._folder} is a store of its own; a mirror would replace it")
         self._node = node or Node()
@@ -242,8 +244,10 @@ class Following:
             return
         path, at = folder / "ckpt" / f"{block.checkpoint_id:016x}", 0
         unfinished = path.with_name("unfinished")
-        with unfinished.open("wb") as file:  # noqa: ASYNC230 - each piece is short
-            while data := await caller.call("piece", [self.role.node, block.checkpoint_id, at, _PIECE], 30.0, kind=bytes):
+        with unfinished.open("wb") as file:
+            while data := await caller.call(
+                "piece", [self.role.node, block.checkpoint_id, at, _PIECE], 30.0, kind=bytes
+            ):
                 await asyncio.to_thread(file.write, data)
                 at += len(data)
             await asyncio.to_thread(_sync, file)
