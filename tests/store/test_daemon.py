@@ -98,7 +98,8 @@ def test_conflicts_and_bad_calls(url: str) -> None:
             mine.update((b"%d" % i, bytes(1 << 20)) for i in range(80))
         with pytest.raises(MirrorLost, match="none follows"):
             mine.put(b"k", b"3", durability="mirror")
-        for method, arguments in (("nonsense", []), ("get", [1]), ("get", [-1, b""]), ("commit", [[(1, 0, b"x", b"", 1, 0)], [], 0, 0, 1])):
+        create = [[(1, 0, b"x", b"", 1, 0)], [], 0, 0, 1]
+        for method, arguments in (("nonsense", []), ("get", [1]), ("get", [-1, b""]), ("commit", create)):
             with pytest.raises(InvalidRequest):
                 one.native._call(method, *arguments)
     with pytest.raises(StoreReadOnly, match="closed"):
@@ -109,7 +110,12 @@ def test_bad_bytes_end_their_connection_only(url: str) -> None:
     where = address(url)
     good = pack(REQUESTS.encode(Request(1, "facts", [])))
     huge = struct.pack("<2sHI", b"SP", 1, LIMIT + 1)
-    for bad in (b"GET / HTTP/1.1\r\n\r\n", huge, good[:2] + b"\x09\x00" + good[4:], good[:8] + b"\xc1" * (len(good) - 8)):
+    for bad in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        huge,
+        good[:2] + b"\x09\x00" + good[4:],
+        good[:8] + b"\xc1" * (len(good) - 8),
+    ):
         with socket.socket(socket.AF_UNIX) as raw:
             raw.settimeout(10)
             raw.connect(where)

@@ -36,7 +36,10 @@ def put_until_mirrored(entries: statepool.store.Dict, key: bytes, seconds: float
 
 def same_frames(one: Path, two: Path) -> bool:
     """Whether all segments both have hold the same bytes."""
-    names = {p.name for p in (one / "log").iterdir()} & {p.name for p in (two / "log").iterdir()} - {"spare", "unfinished"}
+    names = {p.name for p in (one / "log").iterdir()} & {p.name for p in (two / "log").iterdir()} - {
+        "spare",
+        "unfinished",
+    }
     return bool(names) and all((one / "log" / n).read_bytes() == (two / "log" / n).read_bytes() for n in names)
 
 
@@ -144,7 +147,7 @@ def test_the_mirror_takes_over_with_a_witness(tmp_path: Path) -> None:
         start("serve", second, "--listen", second_url, *lease)
         # The old primary finds out that its reign is over, and becomes the mirror of the new one.
         primary = start("serve", first, "--listen", first_url, *lease)
-        with pytest.raises(StatepoolError, match="its term 0 is over|cannot renew"):
+        with pytest.raises(StatepoolError, match=r"its term 0 is over|cannot renew"):
             statepool.store.open(first_url, timeout=1.0)
         time.sleep(0.5)
         kill(primary)

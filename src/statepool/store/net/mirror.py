@@ -29,7 +29,7 @@ from statepool.store.net.files import (
     write_superblock,
 )
 from statepool.store.net.node import Node, read_node, sync_folder, write_node
-from statepool.store.net.roles import Answer, Mirror, Position
+from statepool.store.net.roles import TERM_SHIFT, Answer, Mirror, Position
 
 _WAIT = 0.5
 _PIECE = 4 << 20
@@ -165,7 +165,9 @@ class Following:
         """
         self._copying = await asyncio.to_thread(Copying, self._folder)
         node = read_node(self._folder)
-        if node is None and (self._folder / "meta").exists() or node and not node.mirror and node.fenced <= node.term:
+        if (node is None and (self._folder / "meta").exists()) or (
+            node and not node.mirror and node.fenced <= node.term
+        ):
             self._copying.close()
             raise InvalidRequest(f"path: {self._folder} is a store of its own; a mirror would replace it")
         self._node = node or Node()
@@ -195,6 +197,8 @@ class Following:
         answer: Pulled = await self._caller.call("pull", [ask], _WAIT + 5.0, kind=Pulled)
         await self._accept(answer.term)
         if answer.copy or self._checkpoint < 0:
+            if role.position.epoch >> TERM_SHIFT == answer.term and answer.durable < role.position.lsn:
+                raise StoreCorrupt("mirror: the primary has less than this mirror; the mirror's copy is not replaced")
             await self._copy()
             return
         if answer.pieces:
@@ -242,8 +246,10 @@ class Following:
             return
         path, at = folder / "ckpt" / f"{block.checkpoint_id:016x}", 0
         unfinished = path.with_name("unfinished")
-        with unfinished.open("wb") as file:  # noqa: ASYNC230 - each piece is short
-            while data := await caller.call("piece", [self.role.node, block.checkpoint_id, at, _PIECE], 30.0, kind=bytes):
+        with unfinished.open("wb") as file:
+            while data := await caller.call(
+                "piece", [self.role.node, block.checkpoint_id, at, _PIECE], 30.0, kind=bytes
+            ):
                 await asyncio.to_thread(file.write, data)
                 at += len(data)
             await asyncio.to_thread(_sync, file)
@@ -256,7 +262,7 @@ class Following:
             begin: Copy = await self._second.call("copy", [], 10.0, kind=Copy)
             (self._folder / "ckpt").mkdir(exist_ok=True)
             await self._fetch(self._second, self._folder, begin.superblock)
-            while self.role.position.lsn < begin.superblock.checkpoint_lsn:
+            while self.role.position.lsn < begin.superblock.checkpoint_lsn:  # noqa: ASYNC110 - the log comes first
                 await asyncio.sleep(0.05)
             await asyncio.to_thread(self._copying.take_checkpoint, begin.superblock)
             self._checkpoint = begin.superblock.checkpoint_id

@@ -106,7 +106,9 @@ class RemoteNative:
             left = until - time.monotonic()
             try:
                 link = Link(url, max(min(left, self._timeout / max(2, len(self._urls))), 0.01))
-                reply = link.call("hello", [self._level, self._term], min(until, time.monotonic() + max(left / 2, 0.01)))
+                reply = link.call(
+                    "hello", [self._level, self._term], min(until, time.monotonic() + max(left / 2, 0.01))
+                )
             except LinkLost as lost:
                 why = lost
             else:
@@ -221,7 +223,8 @@ class RemoteNative:
             raise Unavailable(f"store: {lost}") from lost
         if reply.error is not None:
             raise raised(reply.error)
-        return RemoteSnapshot(*reply.result, link)
+        number, version, size = reply.result
+        return RemoteSnapshot(number, version, size, link)
 
     def _at(self, snapshot: RemoteSnapshot, method: str, *arguments: Any) -> Any:
         try:
