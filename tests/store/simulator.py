@@ -76,7 +76,7 @@ class Machine:
             disk.mirror = True  # what an operator does with a primary whose reign is over
         if disk.mirror:
             self.mirror = Mirror(self.name, disk.term, disk.position)
-            self.asked, self.target, self.promoting = 0, self.name, False
+            self.asked, self.target, self.promoting = self.up << 20, self.name, False  # no two lives share a connection
             self.pull()
             return
         disk.epoch = max(disk.epoch + 1, disk.term << TERM_SHIFT)
@@ -392,7 +392,8 @@ class World:
             self.run_until(SECONDS + 10 * (turn + 1))
             if len(self.acked) > before + 20:
                 break
-            self.machines[self.vote.mirror or self.draw.choice(MACHINES)].promote()
+            granted = self.machines[self.vote.holder]  # it may have died before it heard of that
+            (granted if granted.mirror else self.machines[self.vote.mirror or self.draw.choice(MACHINES)]).promote()
         assert len(self.acked) > before + 20, "it does not get going again"
         reigning = next(m for m in self.machines.values() if m.name == self.vote.holder)
         self.check_nothing_lost(reigning)
