@@ -30,7 +30,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "statepool-setup.json"
 CONSTRAINTS = VENV / "constraints.txt"
 NATIVE = ROOT / "src" / "statepool" / "native"
-MODULES = 2  # _kernels and _store
+MODULES = ("_kernels", "_store")
 TORCH_RANGE = "torch>=2.11,<3"
 OLDEST = (3, 11)
 
@@ -199,9 +199,9 @@ def install(torch: str, extras: list[str]) -> str:
 
 def native_is_current() -> bool:
     """Whether a built extension is newer than everything it is made from."""
-    built = [path.stat().st_mtime for path in NATIVE.glob("_*.so")]
+    built = [max((path.stat().st_mtime for path in NATIVE.glob(f"{name}*.so")), default=0.0) for name in MODULES]
     sources = [ROOT / "CMakeLists.txt", *(path for kind in ("cpp", "h", "inc") for path in NATIVE.rglob(f"*.{kind}"))]
-    return len(built) == MODULES and min(built) >= max(path.stat().st_mtime for path in sources)
+    return min(built) >= max(path.stat().st_mtime for path in sources)
 
 
 def build_native() -> bool:
@@ -227,7 +227,7 @@ def build_native() -> bool:
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
     run([*configure, "-DSTATEPOOL_INPLACE=ON", f"-DPython_EXECUTABLE={PYTHON}"], "cmake", tools)
     run(["cmake", "--build", folder], "compiling the native kernels", tools)
-    for path in NATIVE.glob("_*.so"):
+    for path in (path for name in MODULES for path in NATIVE.glob(f"{name}*.so")):
         path.touch()  # ninja leaves the file alone when an edit did not change it
     return True
 

@@ -1,92 +1,164 @@
-"""A real process, really killed: nothing that was acknowledged may be gone."""
+"""A real process, really killed: nothing that was acknowledged may be gone, with its shared memory or without."""
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import statepool.store
 
-# Writes numbered entries and says each number once its write has returned. `both` changes two structures at once.
-CHILD = """
-import sys
-import statepool.store
-path, level, start = sys.argv[1], sys.argv[2], int(sys.argv[3])
-store = statepool.store.open(path, durability=level, capacity="64MiB", segment_size="256KiB", checkpoint_every="512KiB")
-entries, tree, queue, stack = store.dict("d"), store.sorted_dict("t"), store.queue("q"), store.stack("s")
-i = start
-while True:
-    with store.transaction() as tx:
-        tx[entries][b"%d" % (i % 5000)] = b"%d" % i * (1 + i % 30)
-        tx[tree][b"%08d" % i] = b"%d" % i
-        tx[queue].put(b"%d" % i)
-        tx[stack].push(b"%d" % i)
-    if i % 7 == 0:
-        queue.take(0.0)
-    sys.stdout.write("%d\\n" % i)
-    sys.stdout.flush()
-    i += 1
-"""
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "src" / "statepool" / "native" / "store"
+POINTS = sorted(
+    {
+        name
+        for source in [*SOURCES.glob("*.cpp"), *SOURCES.glob("structures/*.h")]
+        for name in re.findall(r'^\s+persist_point\("([a-z ]+)"\)', source.read_text(), re.MULTILINE)
+    }
+)
 
 
-def run_and_kill(path: Path, level: str, start: int, seconds: float) -> int:
-    """The last number that was acknowledged before the kill; start - 1 if there is none."""
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), level, str(start)], stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    first = child.stdout.readline()
-    time.sleep(seconds)
-    child.send_signal(signal.SIGKILL)
-    said = (first + child.stdout.read()).splitlines(keepends=True)
-    child.wait()
-    child.stdout.close()
-    return max([int(line) for line in said if line.endswith(b"\n")], default=start - 1)
+class Killer:
+    """Has children work on a store and die; remembers what they said was written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.acks = folder / "store", folder / "acks"
+        self.last = 0  # number that the store was found to hold
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "kill_child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def kill(self, **how: Any) -> int:
+        """The signal that ended the child: SIGKILL, or the test's point was not reached."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        request = {"path": str(self.path), "acks": str(self.acks), **how}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return os.WTERMSIG(int(self.process.stdout.readline()))
+
+    def acknowledged(self, *levels: str) -> int:
+        lines = self.acks.read_text().splitlines() if self.acks.exists() else []
+        return max([int(line.split()[0]) for line in lines if line.split()[1] in levels], default=0)
+
+    def check(self) -> None:
+        """Opens a copy without the heap, then the folder itself: both hold what they promised."""
+        copy = self.path.with_name("copy")
+        if not (self.path / "meta").exists():
+            return  # killed before there was a store
+        shutil.copytree(self.path, copy)
+        with statepool.store.open(copy, shared=False) as store:
+            verify(store, self.acknowledged("power"))
+        shutil.rmtree(copy)
+        with statepool.store.open(self.path) as store:
+            self.last = verify(store, self.acknowledged("power", "process"))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
 
 
-def last_of(store: statepool.store.Store, acknowledged: int) -> int:
-    """Checks that all structures agree and hold everything acknowledged; returns the last number they hold."""
+@pytest.fixture
+def killer(tmp_path: Path) -> Iterator[Killer]:
+    it = Killer(tmp_path)
+    yield it
+    it.close()
+
+
+def verify(store: statepool.store.Store, acknowledged: int) -> int:
+    """All structures agree on the last number, which is not below the acknowledged one; returns it."""
     tree = store.sorted_dict("t")
     newest = tree.last()
     last = 0 if newest is None else int(newest[0])
     assert last >= acknowledged
-    assert len(tree) == last
-    assert store.stack("s")[-1] == b"%d" % last
-    assert len(store.stack("s")) == last
-    entries = store.dict("d")
-    for i in range(max(1, last - 4999), last + 1):
-        assert entries[b"%d" % (i % 5000)] == b"%d" % i * (1 + i % 30)
-    in_queue = store.queue("q").peek_range(0, last + 1)
-    assert [value for _, value in in_queue] == [b"%d" % number for number, _ in in_queue]
-    assert in_queue[-1][0] == last
+    assert len(tree) == len(store.stack("s")) == last
+    assert last == 0 or store.stack("s")[-1] == b"%d" % last
+    assert dict(store.dict("d")) == {
+        b"%d" % (i % 50): b"%d" % i * (1 + i % 300) for i in range(max(1, last - 49), last + 1)
+    }
+    queued = store.queue("q").peek_range(0, last + 1)
+    assert [value for _, value in queued] == [b"%d" % number for number, _ in queued]
+    assert last == 0 or queued[-1][0] == last
     return last
 
 
-@pytest.mark.parametrize(("level", "kills"), [("process", 10), ("power", 10)])
-def test_killed_at_random_instants(level: str, kills: int, tmp_path: Path) -> None:
-    instants, last = random.Random(level), 0
+def kill_at_random(killer: Killer, kills: int, seed: int) -> None:
+    instants = random.Random(seed)
     for _ in range(kills):
-        acknowledged = run_and_kill(tmp_path / "s", level, last + 1, instants.uniform(0.0, 0.15))
-        with statepool.store.open(tmp_path / "s") as store:
-            assert store.stat()["attached"] == 1
-            last = last_of(store, acknowledged)
+        assert killer.kill(seconds=instants.uniform(0.0, 0.12)) == signal.SIGKILL
+        killer.check()
+    assert killer.last > kills
 
 
-def test_without_the_heap_what_was_durable_is_there(tmp_path: Path) -> None:
-    """The shared memory goes too, as in a power loss: checkpoint and log must do."""
-    instants, last = random.Random(5), 0
-    for _ in range(6):
-        acknowledged = run_and_kill(tmp_path / "s", "power", last + 1, instants.uniform(0.0, 0.3))
-        shutil.copytree(tmp_path / "s", tmp_path / "copy")
-        uuid = (tmp_path / "s" / "meta").read_bytes()[4096 + 8 : 4096 + 24].hex()
-        Path(f"/dev/shm/statepool-{uuid}").unlink()
-        with statepool.store.open(tmp_path / "copy") as store:
-            assert store.stat()["attached"] == 0
-            last = last_of(store, acknowledged)
-        shutil.rmtree(tmp_path / "s")
-        (tmp_path / "copy").rename(tmp_path / "s")
+def test_killed_at_random_instants(killer: Killer) -> None:
+    kill_at_random(killer, 20, 1)
+
+
+@pytest.mark.slow
+def test_killed_at_many_random_instants(killer: Killer) -> None:
+    kill_at_random(killer, 200, 2)
+
+
+def kill_at(killer: Killer, point: str, passes: list[int]) -> None:
+    for n in passes:
+        # The store that the point is then looked for in was itself left by a killed process.
+        assert killer.kill(point=f"run logged:{5 + n}") == signal.SIGKILL
+        assert killer.kill(point=f"{point}:{n}") == signal.SIGKILL, f"'{point}' was not passed {n} times"
+        killer.check()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point(point: str, killer: Killer) -> None:
+    kill_at(killer, point, [1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_later_passes_of_a_point(point: str, killer: Killer) -> None:
+    # What recovery passes once cannot be passed twice before the store is used.
+    kill_at(killer, point, [2, 3, 5, 8])
+
+
+def test_points_cover_the_steps() -> None:
+    assert len(POINTS) >= 28
+
+
+def test_an_acknowledgement_leaves_after_the_write(tmp_path: Path) -> None:
+    """Seen from outside: the system calls of the process, in their order."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    trace = tmp_path / "trace"
+    script = (
+        "import os, statepool.store as s\n"
+        f"d = s.open({str(tmp_path / 'store')!r}, shared=False, capacity='8MiB', segment_size='1MiB').dict('d')\n"
+        "for i in range(50):\n"
+        "    d[b'%d' % i] = b'value-%d.' % i\n"
+        "    os.write(1, b'acknowledged %d\\n' % i)\n"
+    )
+    options = ["-f", "-y", "-s", "256", "-e", "trace=pwrite64,write", "-o", str(trace)]
+    done = subprocess.run([strace, *options, sys.executable, "-c", script], capture_output=True, text=True)
+    if "ptrace" in done.stderr.lower():
+        pytest.skip("this machine does not let strace trace")
+    assert done.returncode == 0, done.stderr
+    written = -1
+    acknowledged = 0
+    for line in trace.read_text().splitlines():
+        if (frame := re.search(r"pwrite64\(\d+<[^>]*/log/[^>]*>.*value-(\d+)\..*\) += 4096$", line)) is not None:
+            written = int(frame[1])
+        if (said := re.search(r"write\(1<.*acknowledged (\d+)", line)) is not None:
+            acknowledged += 1
+            assert written == int(said[1]), f"acknowledged before its frame was written: {line}"
+    assert acknowledged == 50

@@ -28,4 +28,11 @@ void store_as(void* at, T value) {
   std::memcpy(at, &value, sizeof(T));
 }
 
+// Eight bytes of a key from `skip` on, zeros behind its end, as a number: keys with different ones are ordered as these.
+inline uint64_t prefix_of(Bytes key, size_t skip = 0) {
+  uint64_t word = 0;
+  if (skip < key.size()) std::memcpy(&word, key.data() + skip, key.size() - skip < 8 ? key.size() - skip : 8);
+  return __builtin_bswap64(word);
+}
+
 }  // namespace statepool::store

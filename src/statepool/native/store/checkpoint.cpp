@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "crc32c.h"
+#include "persist_point.h"
 
 namespace statepool::store {
 namespace {
@@ -32,13 +33,19 @@ using Aligned = std::unique_ptr<std::byte[], Free>;
 Aligned aligned(size_t size) {
   auto* p = static_cast<std::byte*>(std::aligned_alloc(kSector, size));
   if (p == nullptr) throw StoreError(Fault::full, "checkpoint: out of memory");
-  std::memset(p, 0, size);
   return Aligned(p);
 }
 
 template <class Header>
 uint32_t crc_of(const Header& h) {
   return crc32c(reinterpret_cast<const std::byte*>(&h), offsetof(Header, crc));
+}
+
+// Of a block. A new heap is zeros already: pages of zeros stay untouched, so that they take no memory.
+void copy_pages(const std::byte* from, std::byte* to, bool all) {
+  static const std::byte zeros[kSector] = {};
+  for (size_t at = 0; at < kBlock; at += kSector)
+    if (all || std::memcmp(from + at, zeros, kSector) != 0) std::memcpy(to + at, from + at, kSector);
 }
 
 }  // namespace
@@ -90,16 +97,20 @@ void Checkpoint::write(Disk& disk, const std::string& name) {
     }
     chunk.data_crc = crc32c(buffer.get() + kSector, chunk.count * kBlock);
     chunk.crc = crc_of(chunk);
+    std::memset(buffer.get(), 0, kSector);
     std::memcpy(buffer.get(), &chunk, sizeof(chunk));
     const uint64_t size = kSector + chunk.count * kBlock;
+    persist_point("checkpoint chunk");
     file->write_later(at, buffer.get(), size);
     at += size;
   }
   file->sync();
+  persist_point("checkpoint head");
   // The head comes last: a file without one is no checkpoint.
   const Aligned sector = aligned(kSector);
   Head head{kMagic, kVersion, lsn_, heap_.capacity(), blocks_.size(), 0, 0, 0};
   head.crc = crc_of(head);
+  std::memset(sector.get(), 0, kSector);
   std::memcpy(sector.get(), &head, sizeof(head));
   file->write(0, sector.get(), kSector);
 }
@@ -117,20 +128,21 @@ uint64_t load_checkpoint(Disk& disk, const std::string& name, Heap& heap) {
     throw StoreError(Fault::format, name + ": format " + std::to_string(head.version) + ", this program reads 1");
   if (head.capacity != heap.capacity())
     throw StoreError(Fault::invalid, "capacity: the checkpoint has " + std::to_string(head.capacity) + " bytes of heap");
+  const Aligned buffer = aligned(kPerChunk * kBlock);
+  const uint64_t formatted = round_up(kSector + heap.header().blocks / 8 + 8, kBlock) / kBlock;  // header and bitmap
   uint64_t at = kSector;
   for (uint64_t done = 0; done < head.blocks;) {
     ChunkHead chunk{};
     if (file->read(at, &chunk, sizeof(chunk)) != sizeof(chunk) || chunk.magic != kMagic || chunk.crc != crc_of(chunk) ||
         chunk.count == 0 || chunk.count > kPerChunk)
       throw corrupt(at);
-    uint32_t crc = 0;
+    const uint64_t size = chunk.count * kBlock;
+    if (file->read(at + kSector, buffer.get(), size) != size || crc32c(buffer.get(), size) != chunk.data_crc)
+      throw corrupt(at);
     for (uint32_t i = 0; i < chunk.count; ++i) {
-      if (chunk.blocks[i] >= heap.header().blocks && chunk.blocks[i] >= heap.capacity() / kBlock) throw corrupt(at);
-      std::byte* block = heap.base() + chunk.blocks[i] * kBlock;
-      if (file->read(at + kSector + i * kBlock, block, kBlock) != kBlock) throw corrupt(at);
-      crc = crc32c(block, kBlock, crc);
+      if (chunk.blocks[i] >= heap.capacity() / kBlock) throw corrupt(at);
+      copy_pages(buffer.get() + i * kBlock, heap.base() + chunk.blocks[i] * kBlock, chunk.blocks[i] < formatted);
     }
-    if (crc != chunk.data_crc) throw corrupt(at);
     at += kSector + chunk.count * kBlock;
     done += chunk.count;
   }

@@ -3,6 +3,8 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include "persist_point.h"
+
 namespace statepool::store {
 namespace {
 
@@ -16,22 +18,35 @@ Committer::Committer(Log& log, Ring& ring, Control& control) : log_(log), ring_(
 }
 
 Committer::~Committer() {
+  stop();
+  std::unique_lock<std::mutex> lock(mutex_);
+  left_.wait(lock, [&] { return waiting_ == 0; });
+}
+
+void Committer::stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
+    if (failure_.empty()) failure_ = "store: it is closed";
+    for (auto& turn : turn_) turn.notify_all();
   }
   work_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void Committer::wait(uint64_t lsn) {
   if (durable_lsn() >= lsn) return;
+  // An operation that is not in the ring yet would be looked for in it for ever.
+  if (lsn > __atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE))
+    throw StoreError(Fault::invalid, "lsn: there is no operation " + std::to_string(lsn) + " yet");
   std::unique_lock<std::mutex> lock(mutex_);
   ++waiting_;
   struct Leave {
-    uint64_t& waiting;
-    ~Leave() { --waiting; }
-  } leave{waiting_};
+    Committer& committer;
+    ~Leave() {
+      if (--committer.waiting_ == 0) committer.left_.notify_all();
+    }
+  } leave{*this};
   while (durable_lsn() < lsn) {
     if (!failure_.empty()) throw StoreError(Fault::unknown, failure_);
     if (!writing_ && waiting_ == 1) {
@@ -55,6 +70,11 @@ void Committer::nudge() {
 bool Committer::failed() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return !failure_.empty();
+}
+
+uint64_t Committer::frames() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return frames_;
 }
 
 void Committer::set_ship(Ship ship) {
@@ -84,16 +104,20 @@ void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
     lock.lock();
     writing_until_ = until;
     lock.unlock();
+    persist_point("frame before");
     log_.append(frame_);
+    persist_point("frame after");
     if (ship_) ship_(frame_.data(), frame_.size(), until);
-  } catch (const StoreError& error) {
+  } catch (const std::exception& error) {
     failure = error.what();
   }
-  lock.lock();
+  if (!lock.owns_lock()) lock.lock();
   writing_ = false;
   if (failure.empty()) {
     __atomic_store_n(&control_.durable_lsn, until, __ATOMIC_RELEASE);
+    persist_point("frame durable");
     ring_.taken(position);
+    persist_point("frame taken");
   } else {
     failure_ = failure;
   }

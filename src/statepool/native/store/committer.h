@@ -28,11 +28,12 @@ class Committer {
   // Returns when everything up to lsn is durable. StoreError: unknown after a failed write, now or earlier.
   void wait(uint64_t lsn);
   void flush();           // everything logged so far
+  void stop();            // the thread ends; waiting goes on for what is durable only
   void nudge();           // there may be a lot in the ring: write it without anybody waiting
   bool idle() const { return idle_.load(std::memory_order_relaxed); }  // asleep until somebody nudges
   uint64_t durable_lsn() const { return __atomic_load_n(&control_.durable_lsn, __ATOMIC_ACQUIRE); }
   bool failed() const;
-  uint64_t frames() const { return frames_; }
+  uint64_t frames() const;
   bool set_realtime();    // of the committer's thread: false if this process may not
   void set_ship(Ship ship);
 
@@ -47,7 +48,7 @@ class Committer {
   Ship ship_;
   mutable std::mutex mutex_;
   std::condition_variable turn_[2];  // waiters of the frame being written and of the next one, by its number's parity
-  std::condition_variable work_;
+  std::condition_variable work_, left_;
   uint64_t frames_ = 0, waiting_ = 0;
   uint64_t writing_until_ = 0;  // last lsn of the frame being written
   bool writing_ = false, stopping_ = false, nudged_ = false;

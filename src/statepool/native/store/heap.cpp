@@ -7,6 +7,8 @@
 #include <chrono>
 #include <thread>
 
+#include "persist_point.h"
+
 namespace statepool::store {
 namespace {
 
@@ -57,7 +59,8 @@ Heap::Heap(std::byte* region, bool format) : control_(reinterpret_cast<Control*>
   HeapHeader& h = header();
   h = HeapHeader{};
   h.magic = kHeapMagic;
-  h.blocks = capacity_ / kBlock;
+  // The last block stays empty: readers ask for a guess of an object's size (kItemGuess) before they know it.
+  h.blocks = capacity_ / kBlock - 1;
   h.bitmap = kSector;
   const uint64_t words = round_up(h.blocks, 64) / 64;
   const uint64_t used = round_up(kSector + words * 8, kBlock) / kBlock;
@@ -158,35 +161,36 @@ static void release_readers(Control& control, std::byte* base) {
   __atomic_store_n(&control.changed_count, 0, __ATOMIC_RELEASE);
 }
 
-void Heap::seal() {
-  for (const Released& r : released_) free(r.at, r.size);
-  released_.clear();
+void Heap::prepare() {
+  for (const auto& [a, n] : released_) give_back(a, n);
   store(field(&header().applied_lsn), lsn_);
-  sealed_ = true;
+  prepared_ = true;
+  persist_point("heap prepared");
 }
 
 void Heap::commit() {
-  if (!sealed_) seal();
-  sealed_ = false;
+  if (!prepared_) prepare();
+  prepared_ = false;
+  released_.clear();
   ++transaction_;
+  persist_point("heap before commit");
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);  // this store is the commit
+  persist_point("heap after commit");
   release_readers(*control_, base_);
 }
 
 void Heap::rollback() {
-  released_.clear();
-  sealed_ = false;
   // Entries have no back links: find their starts, then undo from the last to the first.
-  uint64_t tail = control_->journal_tail;
-  for (uint64_t end = tail; end > 0;) {
-    uint64_t start = 0;
-    for (uint64_t next = 0; next < end;) {
-      start = next;
-      next += 16 + round_up(load_as<uint64_t>(journal_ + next + 8), 8);
-    }
-    fill(load_as<Addr>(journal_ + start), journal_ + start + 16, load_as<uint64_t>(journal_ + start + 8));
-    end = start;
+  std::vector<uint64_t> starts;
+  for (uint64_t at = 0; at < control_->journal_tail; at += 16 + round_up(load_as<uint64_t>(journal_ + at + 8), 8))
+    starts.push_back(at);
+  for (auto start = starts.rbegin(); start != starts.rend(); ++start) {
+    const std::byte* entry = journal_ + *start;
+    fill(load_as<Addr>(entry), entry + 16, load_as<uint64_t>(entry + 8));
+    persist_point("heap rollback");
   }
+  prepared_ = false;
+  released_.clear();
   ++transaction_;
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);
   release_readers(*control_, base_);
@@ -229,7 +233,12 @@ Addr Heap::allocate(size_t n) {
   return a;
 }
 
-void Heap::free(Addr a, size_t n) {
+void Heap::release(Addr a, size_t n) {
+  check(a, n);
+  released_.emplace_back(a, n);
+}
+
+void Heap::give_back(Addr a, size_t n) {
   HeapHeader& h = header();
   if (n > kSmallLimit) {
     const uint64_t count = round_up(n, kBlock) / kBlock;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bytes.h"
@@ -92,15 +93,16 @@ class Heap {
   }
   // A reader has tried long: sleeps a little. StoreError: missing if the writer died in the middle of a change.
   void stuck() const;
-  // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end.
-  void touch(Addr a, size_t n) const {
-    check(a, n);
+  // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end. n may be a guess
+  // that goes past the end of the heap, so only the address is checked.
+  void touch(Addr a, size_t) const {
+    check(a, 8);
     __builtin_prefetch(base_ + a);
   }
 
   // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
   void begin() {}
-  void seal();      // nothing more will be written; after it commit() cannot fail. StoreError: full
+  void prepare();   // the last step of a transaction that can fail; commit() takes it if nobody did
   void commit();    // everything since begin() takes effect, applied_lsn() becomes lsn()
   void rollback();  // nothing of it does
   void store(Addr a, uint64_t value) {
@@ -116,8 +118,7 @@ class Heap {
     __atomic_store_n(word(a), value, __ATOMIC_RELAXED);
   }
   Addr allocate(size_t n);         // contents undefined. StoreError: full
-  // n as given to allocate(). The memory is not used again before the commit: a rollback needs what is in it.
-  void release(Addr a, size_t n) { released_.push_back({a, n}); }
+  void release(Addr a, size_t n);  // n as given to allocate(); free for others after commit()
   // Makes readers of the structure at `root`, whose first word is its sequence word, retry until commit().
   void change(Addr root);
   uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
@@ -144,8 +145,8 @@ class Heap {
   uint64_t* word(Addr a) const { return reinterpret_cast<uint64_t*>(base_ + a); }
   void undo(Addr a, size_t n);
   void open_blocks(Addr a, size_t n);
-  void free(Addr a, size_t n);
   Addr allocate_blocks(uint64_t count);
+  void give_back(Addr a, size_t n);
   void mark_blocks(uint64_t first, uint64_t count, bool used);
   Addr field(const void* member) const {
     return static_cast<Addr>(static_cast<const std::byte*>(member) - base_);
@@ -154,12 +155,6 @@ class Heap {
   Control* control_;
   std::byte *journal_, *ring_, *base_;
   uint64_t capacity_, lsn_ = 0;
-  struct Released {
-    Addr at;
-    size_t size;
-  };
-  std::vector<Released> released_;
-  bool sealed_ = false;
   static constexpr size_t kNoted = 512;
   struct Noted {
     Addr at;
@@ -167,6 +162,10 @@ class Heap {
   };
   Noted noted_[kNoted] = {};   // words of the present transaction whose old value is in the journal already
   uint64_t transaction_ = 1;
+  // Released by the present transaction. Were they handed out again before it commits, they would be filled without
+  // undo, and a rollback would find other bytes in them than the ones it brings back to life.
+  std::vector<std::pair<Addr, size_t>> released_;
+  bool prepared_ = false;
   Preserver* preserver_ = nullptr;
   std::function<bool(Addr, uint64_t)> reserve_;
 };

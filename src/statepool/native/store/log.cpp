@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <random>
+#include <system_error>
 
 #include "crc32c.h"
 #include "errors.h"
+#include "persist_point.h"
 
 namespace statepool::store {
 namespace {
@@ -109,7 +111,12 @@ void Log::append(FrameBuilder& frame) {
 void Log::roll(size_t frame_size) {
   if (preparing_.joinable()) preparing_.join();
   start_segment(number_ + 1, frame_size);
-  if (!disk_.alone()) preparing_ = std::thread([this] { prepare(); });
+  if (disk_.alone()) return prepare();
+  try {
+    preparing_ = std::thread([this] { prepare(); });
+  } catch (const std::system_error&) {
+    // No thread to be had: the next roll writes its zeros itself.
+  }
 }
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
@@ -119,6 +126,7 @@ void Log::prepare() {
     const auto names = disk_.list("log");
     if (std::find(names.begin(), names.end(), "spare") == names.end()) {
       disk_.create("log/unfinished", super_.segment_size);
+      persist_point("prepare rename");
       disk_.rename("log/unfinished", kSpare);
     }
   } catch (const StoreError&) {
@@ -143,9 +151,12 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   alignas(kSector) static thread_local std::byte sector[kSector];
   std::memset(sector, 0, kSector);
   store_as(sector, header);
+  persist_point("roll header");
   file_->write(0, sector, kSector);
   file_.reset();
+  persist_point("roll rename");
   disk_.rename(kSpare, name);
+  persist_point("roll done");
   file_ = disk_.open(name);
   at_ = kSector;
   number_ = number;
@@ -162,21 +173,22 @@ uint64_t Log::segment_of(uint64_t lsn) const {
   return number;
 }
 
+// Takes the number that the superblock names, not an operation's: a segment begun since then must not change what goes.
+// Segments that an earlier process was killed before recycling are still there; they go too.
 void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
-  while (segments_.front().number < first) {
-    retire(segment_name(segments_.front().number));
-    segments_.erase(segments_.begin());
-  }
-}
-
-// The caller holds files_lock_.
-void Log::retire(const std::string& name) {
+  while (segments_.size() > 1 && segments_.front().number < first) segments_.erase(segments_.begin());
   const auto names = disk_.list("log");
-  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  if (spare || disk_.open(name)->size() != super_.segment_size) disk_.remove(name);
-  else disk_.rename(name, kSpare);
+  bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
+  for (const std::string& name : names) {
+    if (name.size() != 16 || "log/" + name >= segment_name(first)) continue;
+    const bool keep = !spare && disk_.open("log/" + name)->size() == super_.segment_size;
+    persist_point("recycle");
+    if (keep) disk_.rename("log/" + name, kSpare);
+    else disk_.remove("log/" + name);
+    spare = spare || keep;
+  }
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
@@ -199,11 +211,9 @@ void Log::scan(const Visitor& visit, uint64_t from) {
   last_lsn_ = base - 1;
   std::vector<std::byte> frame;
   for (;;) {
-    last_frame_ = 0;
     while (read_frame(frame, at_)) {
       const auto header = load_as<FrameHeader>(frame.data());
       visit_records(frame, visit, from);
-      last_frame_ = at_;
       at_ += header.length;
       if (header.last_lsn > super_.checkpoint_lsn) bytes_ += header.length;
       last_lsn_ = header.last_lsn;
@@ -230,19 +240,21 @@ void Log::scan(const Visitor& visit, uint64_t from) {
                                          std::to_string(last_lsn_) + " at byte " + std::to_string(at_) + "; " + kRestore);
 }
 
-// What a killed process had begun to write may be known to a cache alone. The last frame is written again, so that
-// operations which have been shown are durable; those before it returned before it began.
+// What a killed process had begun to write may be known to a cache alone: it is made durable before it is shown. Not by
+// writing it again, for power lost in the middle of that could take what had been acknowledged.
 void Log::settle() {
-  if (last_frame_ != 0) {
-    const uint64_t size = at_ - last_frame_;
-    const Aligned frame = aligned(size);
-    file_->read(last_frame_, frame.get(), size);
-    file_->write(last_frame_, frame.get(), size);
+  file_->sync();
+  // A torn frame loses its header, or a later one that is torn too could lend it what it lacks: an operation that was
+  // not there would be there again. Its other bytes stay as they are, for even a zero may be what it lacks.
+  if (at_ < size_) {
+    const Aligned sector = aligned(kSector);
+    file_->read(at_, sector.get(), kSector);
+    const auto header = load_as<FrameHeader>(sector.get());
+    if (header.magic == kFrameMagic && header.salt == salt_) {
+      std::memset(sector.get(), 0, sizeof(header));
+      file_->write(at_, sector.get(), kSector);
+    }
   }
-  // Segments that a checkpoint had made superfluous when the power went.
-  const std::string first = segment_name(super_.first_segment).substr(4);
-  for (const std::string& name : disk_.list("log"))
-    if (name.size() == first.size() && name < first) retire("log/" + name);
 }
 
 // Makes a segment the present one. False if there is none by that number, or its header is damaged.
@@ -293,7 +305,7 @@ bool Log::valid_frame_after(uint64_t at) const {
   constexpr uint64_t kPiece = 1 << 20;
   std::vector<std::byte> piece(std::min(kPiece, size_ - at)), frame;
   for (uint64_t from = at; from < size_; from += kPiece) {
-    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(kPiece, size_ - from));
+    const size_t got = file_->read(from, piece.data(), std::min<uint64_t>(piece.size(), size_ - from));
     for (size_t i = 0; i + kSector <= got; i += kSector) {
       const auto header = load_as<FrameHeader>(piece.data() + i);
       if (header.magic != kFrameMagic || header.salt != salt_ || header.first_lsn <= last_lsn_ ||
@@ -314,7 +326,7 @@ void Log::visit_records(const std::vector<std::byte>& frame, const Visitor& visi
   uint64_t lsn = header.first_lsn;
   for (; at < end; ++lsn) {
     const uint64_t size = record_size(at, static_cast<uint64_t>(end - at));
-    if (size == 0) break;
+    if (size == 0 || load_as<RecordHeader>(at).lsn_low != static_cast<uint32_t>(lsn)) break;
     if (lsn >= from) visit(at, lsn);
     at += size;
   }

@@ -82,7 +82,6 @@ class Log {
   void roll(size_t frame_size);
   void start_segment(uint64_t number, size_t frame_size);
   void prepare();
-  void retire(const std::string& name);
   void scan(const Visitor& visit, uint64_t from);
   void settle();
   bool enter(uint64_t number, uint64_t& base_lsn);
@@ -95,7 +94,6 @@ class Log {
   std::unique_ptr<File> file_;
   std::vector<Segment> segments_;
   uint64_t number_ = 0, size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
-  uint64_t last_frame_ = 0;                              // where the last one begins that scan() found in it, or 0
   bool failed_ = false;
   std::atomic<uint64_t> last_lsn_{0}, bytes_{0};  // read by any thread; the rest belongs to the committer
   mutable std::mutex files_lock_;  // of segments_ and the files' names: the committer, a checkpoint, prepare()

@@ -4,6 +4,7 @@
 namespace nb = nanobind;
 
 void bind_errors(nb::module_& m);
+void bind_log(nb::module_& m);
 void bind_view(nb::module_& m);
 void bind_store(nb::module_& m);
 void bind_ablation(nb::module_& m);
@@ -11,6 +12,7 @@ void bind_ablation(nb::module_& m);
 NB_MODULE(_store, m) {
   m.doc() = "The store's core: log, heap, structures, commit. statepool.store is its face.";
   bind_errors(m);
+  bind_log(m);
   bind_view(m);
   bind_store(m);
   bind_ablation(m);

@@ -74,7 +74,8 @@ class PosixFile final : public File {
     while (size > 0) {
       const ssize_t n = pwrite(fd, from, size, static_cast<off_t>(offset));
       if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail(path_);
+      if (n == 0) errno = EIO;
+      if (n <= 0) fail(path_);
       from += n;
       offset += static_cast<uint64_t>(n);
       size -= static_cast<size_t>(n);
@@ -89,16 +90,18 @@ void sync_folder(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) fail(path);
   const int result = fsync(fd);
+  const int error = errno;
   ::close(fd);
+  errno = error;
   if (result != 0) fail(path);
 }
 
 std::string parent_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
+  const size_t slash = path.find_last_of('/', path.find_last_not_of('/'));
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
-// With those above it; a folder that is made is durable.
+// With all folders above it, each one's name durable: a store whose folder is lost is lost.
 void make_folder(const std::string& path) {
   for (size_t at = 0; at != std::string::npos;) {
     at = path.find('/', at + 1);
@@ -132,7 +135,11 @@ PosixDisk::PosixDisk(std::string folder, bool create) : folder_(std::move(folder
   if (probe >= 0) ::close(probe);
 }
 
-PosixDisk::~PosixDisk() { ::close(lock_); }
+// Unlocked by name, because a forked child may hold the same lock by its copy of the descriptor.
+PosixDisk::~PosixDisk() {
+  flock(lock_, LOCK_UN);
+  ::close(lock_);
+}
 
 std::unique_ptr<File> PosixDisk::open(const std::string& name) { return std::make_unique<PosixFile>(path(name)); }
 

@@ -20,12 +20,6 @@ inline Bytes view_of(nb::handle b) {
 }
 inline nb::bytes to_bytes(const std::string& s) { return nb::bytes(s.data(), s.size()); }
 
-template <class Call>
-auto released(Call&& call) {
-  nb::gil_scoped_release release;
-  return call();
-}
-
 // Reading. Waits release the GIL; everything else is too short for that to pay.
 class PyView {
  public:

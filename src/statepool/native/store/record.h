@@ -10,9 +10,15 @@ struct RecordHeader {
   uint16_t type, flags;
   uint32_t structure, client;
   uint64_t client_seq;
-  uint32_t lock_epoch, reserved;
+  uint32_t lock_epoch;
+  uint32_t lsn_low;  // of its lsn: a ring whose owner was killed says by itself which of its records the log has
 };
 static_assert(sizeof(RecordHeader) == 32);
+
+// The lsn with these low bits that is nearest to another one.
+inline uint64_t lsn_near(uint32_t low, uint64_t other) {
+  return other + static_cast<uint64_t>(static_cast<int64_t>(static_cast<int32_t>(low - static_cast<uint32_t>(other))));
+}
 
 constexpr uint16_t kTransactionBegin = 1, kTransactionEnd = 2;
 constexpr uint64_t kMaxBody = 17 << 20;

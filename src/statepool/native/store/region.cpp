@@ -1,6 +1,7 @@
 #include "region.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,6 +37,7 @@ Region Region::create(const std::string& name, uint64_t size) {
   Descriptor file{shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600)};
   if (file.fd < 0 || ftruncate(file.fd, static_cast<off_t>(size)) != 0)
     throw StoreError(Fault::full, "heap: cannot create shared memory " + name + ": " + std::strerror(errno));
+  flock(file.fd, LOCK_EX | LOCK_NB);  // nobody else can have it
   std::byte* at = map(file.fd, size, true);
   return {at, size, file.release()};
 }
@@ -44,6 +46,9 @@ Region Region::open(const std::string& name, bool writable) {
   Descriptor file{shm_open(name.c_str(), writable ? O_RDWR : O_RDONLY, 0)};
   struct stat facts {};
   if (file.fd < 0 || fstat(file.fd, &facts) != 0 || facts.st_size == 0) return {};
+  if (writable && flock(file.fd, LOCK_EX | LOCK_NB) != 0)
+    throw StoreError(Fault::locked, "heap: shared memory " + name +
+                                        " is in use; this folder is a copy of a store that is open: open it with shared=False");
   const auto size = static_cast<uint64_t>(facts.st_size);
   std::byte* at = map(file.fd, size, writable);
   return {at, size, file.release()};
@@ -67,7 +72,10 @@ Region& Region::operator=(Region&& other) noexcept {
 
 Region::~Region() {
   if (data_ != nullptr) munmap(data_, size_);
-  if (fd_ >= 0) close(fd_);
+  if (fd_ >= 0) {
+    flock(fd_, LOCK_UN);  // a forked child may have a copy of the descriptor
+    close(fd_);
+  }
 }
 
 }  // namespace statepool::store

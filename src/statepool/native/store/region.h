@@ -14,7 +14,8 @@ class Region {
   static Region anonymous(uint64_t size);
   // Shared memory by that name, `size` bytes of zeros (pages come when first used). StoreError: full.
   static Region create(const std::string& name, uint64_t size);
-  // Existing shared memory, whole; an empty Region if there is none by that name.
+  // Existing shared memory, whole; an empty Region if there is none by that name. Writable for one process at a time
+  // (StoreError: locked).
   static Region open(const std::string& name, bool writable);
   static void remove(const std::string& name);
 

@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "heap.h"
+#include "persist_point.h"
 #include "record.h"
 
 namespace statepool::store {
@@ -30,6 +31,7 @@ class Ring {
     if (empty() && staged_ % capacity_ != 0) {  // begin at the front again: those bytes are still in the cache
       staged_ = round_up(staged_, capacity_);
       __atomic_store_n(&control_.ring_head, staged_, __ATOMIC_RELEASE);
+      persist_point("ring restart");
       __atomic_store_n(&control_.ring_tail, staged_, __ATOMIC_RELEASE);
     }
   }

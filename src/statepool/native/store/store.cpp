@@ -2,18 +2,20 @@
 
 #include <algorithm>
 
+#include "persist_point.h"
 #include "structures/any.h"
 
 namespace statepool::store {
 namespace {
 
+// What passes here can be read back from the log: its records have a limit of their own.
 void check_sizes(const Operation& o) {
   const bool keyed = o.verb == Verb::put || o.verb == Verb::erase || o.verb == Verb::create;
-  if (keyed && o.a.size() > kMaxKey)
-    throw StoreError(Fault::invalid, "key: " + std::to_string(o.a.size()) + " bytes, the limit is 65,536");
-  const size_t value = keyed ? o.b.size() : o.a.size();
-  if (value > kMaxValue)
-    throw StoreError(Fault::invalid, "value: " + std::to_string(value) + " bytes, the limit is 16 MiB; split it");
+  const Bytes key = keyed ? o.a : o.b, value = keyed ? o.b : o.a;
+  if (key.size() > kMaxKey)
+    throw StoreError(Fault::invalid, "key: " + std::to_string(key.size()) + " bytes, the limit is 65,536");
+  if (value.size() > kMaxValue)
+    throw StoreError(Fault::invalid, "value: " + std::to_string(value.size()) + " bytes, the limit is 16 MiB; split it");
 }
 
 }  // namespace
@@ -50,6 +52,7 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
     for (size_t i = 0; i < count; ++i) {
       heap_->set_lsn(lsn + 1);
       outcomes[i] = apply(operations[i]);
+      persist_point("run applied");
       if (logged(i)) ++lsn;
     }
     const bool slot = id.client >= kFirstSlot;
@@ -62,32 +65,40 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
     for (size_t i = 0; i < count; ++i) {
       if (!logged(i)) continue;
       const uint16_t first = staged == before ? kTransactionBegin : 0, last = ++staged == lsn ? kTransactionEnd : 0;
-      stage(operations[i], id, first | last);
+      stage(operations[i], id, staged, first | last);
     }
     heap_->set_lsn(lsn);
     if (id.client != 0) {
       const bool all = std::any_of(operations, operations + count, [](auto& o) { return o.verb != Verb::put; });
       remember(id, lsn, all ? outcomes : outcomes + count - 1, all ? count : 1);
     }
-    heap_->seal();
+    heap_->prepare();
+  } catch (const Torn&) {  // nobody changes what the writer reads
+    roll_back();
+    throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
   } catch (...) {
     roll_back();
     throw;
   }
+  persist_point("run staged");
   ring_->publish();
+  persist_point("run published");
   __atomic_store_n(&heap_->control().logged_lsn, lsn, __ATOMIC_RELEASE);
+  persist_point("run logged");
   heap_->commit();
+  persist_point("run committed");
   for (size_t i = 0; i < count; ++i) adopt(operations[i], outcomes[i]);
   return lsn;
 }
 
-void Store::stage(const Operation& o, OperationId id, uint16_t flags) {
+void Store::stage(const Operation& o, OperationId id, uint64_t lsn, uint16_t flags) {
   RecordHeader header{};
   header.type = static_cast<uint16_t>(o.verb);
   header.flags = flags;
   header.structure = o.structure;
   header.client = id.client;
   header.client_seq = id.sequence;
+  header.lsn_low = static_cast<uint32_t>(lsn);
   const BodyHeader body{static_cast<uint32_t>(o.a.size()), static_cast<uint32_t>(o.b.size()), o.x, o.y};
   const Bytes head(reinterpret_cast<const char*>(&body), sizeof(body));
   while (!ring_->stage(header, {head, o.a, o.b})) {

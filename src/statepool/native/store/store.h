@@ -102,6 +102,10 @@ class Store : public View {
   void build_heap(const std::string& name);
   void open_log();
   void replay(const std::byte* record, uint64_t lsn);
+  void recover();
+  void sweep();
+  void make_checkpoint();
+  void write_checkpoint(Checkpoint& checkpoint, const std::string& name);
   void check_writable() const;
   void check(const std::vector<Seen>& seen) const;
   bool known(OperationId id, Outcome* outcomes, size_t count, uint64_t& lsn) const;
@@ -109,7 +113,7 @@ class Store : public View {
   Outcome apply(const Operation& operation);
   void roll_back();
   void remember(OperationId id, uint64_t lsn, const Outcome* outcomes, size_t count);
-  void stage(const Operation& operation, OperationId id, uint16_t flags);
+  void stage(const Operation& operation, OperationId id, uint64_t lsn, uint16_t flags);
   uint64_t oldest_pinned(uint32_t id, uint64_t version);
   bool pinned(const Snapshot& snapshot) const;
   template <class Body>
@@ -124,7 +128,8 @@ class Store : public View {
   std::unique_ptr<Ring> ring_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Committer> committer_;
-  std::mutex writer_, creating_, checkpointing_;
+  mutable std::mutex writer_;
+  std::mutex creating_, checkpointing_, closing_;
   std::pair<uint32_t, Addr> dropping_{};  // a structure whose drop is not committed yet, and its root
   struct Pin {
     uint32_t structure;
@@ -135,10 +140,12 @@ class Store : public View {
   mutable std::mutex pins_lock_;
   std::atomic<bool> checkpoint_runs_{false};
   std::thread background_;  // writes a checkpoint when the log has grown
+  uint64_t last_checkpoint_ = 0;  // number of the last one tried
   std::vector<Outcome> replayed_;  // of the transaction that is being replayed
   bool replayed_puts_ = true;      // and whether it is nothing but puts
   bool closed_ = false;
   bool attached_ = false;  // to the heap of a process that died
+  bool built_ = false;     // a heap of its own instead
 };
 
 }  // namespace statepool::store

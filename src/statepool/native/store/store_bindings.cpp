@@ -1,6 +1,8 @@
 // The owner of a store, as Python holds it.
 #include <nanobind/stl/map.h>
 
+#include <pthread.h>
+
 #include "crash_test.h"
 #include "crc32c.h"
 #include "posix_disk.h"
@@ -11,24 +13,40 @@ using namespace statepool::store;
 
 namespace {
 
+unsigned forks = 0;  // how often this process came out of a fork
+[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
 // What Python holds. Waits release the GIL; everything else is too short for that to pay.
+//
+// Calls that release the GIL hold the store by a pointer of their own, so that closing it in another thread meanwhile
+// leaves them with a closed store, not with none. A forked child shares the folder, the heap and the lock with its
+// parent but has no thread to write the log: there the store can be neither used nor closed.
 class PyStore final : public PyView {
  public:
-  PyStore(const std::string& path, const StoreOptions& options) {
+  PyStore(const std::string& path, const StoreOptions& options) : forks_(forks) {
     nb::gil_scoped_release released;
-    store_ = std::make_unique<Store>(std::make_unique<PosixDisk>(path, options.create), options);
+    store_ = std::make_shared<Store>(std::make_unique<PosixDisk>(path, options.create), options);
     level_ = options.level;
   }
+  ~PyStore() {
+    if (forks_ != forks) new std::shared_ptr<Store>(std::move(store_));  // never destroyed: it is the parent's
+  }
 
-  Store& open() const {
+  Store& open() const { return *holding(); }
+
+  const std::shared_ptr<Store>& holding() const {
+    if (forks_ != forks)
+      throw StoreError(Fault::read_only, "store: it was opened before this process was forked; open it in one of the two");
     if (store_ == nullptr) throw StoreError(Fault::read_only, "store: it is closed");
-    return *store_;
+    return store_;
   }
 
   void close() {
+    if (forks_ != forks) return;
+    const std::shared_ptr<Store> store = std::move(store_);
+    store_ = nullptr;
     nb::gil_scoped_release released;
-    if (store_ != nullptr) store_->close();
-    store_.reset();
+    if (store != nullptr) store->close();
   }
 
   Outcome one(const Operation& o, int level) {
@@ -41,9 +59,10 @@ class PyStore final : public PyView {
 
   void settle(uint64_t lsn, int level) {
     const Level wanted = level < 0 ? level_ : static_cast<Level>(level);
-    if (wanted == Level::process || lsn <= store_->durable_lsn()) return;
+    if (wanted == Level::process || lsn <= open().durable_lsn()) return;
+    const std::shared_ptr<Store> store = holding();
     nb::gil_scoped_release released;
-    store_->wait(lsn);
+    store->wait(lsn);
   }
 
   // Pairs of one mapping or iterable as one commit; the bytes objects are kept alive by `held`.
@@ -108,15 +127,24 @@ class PyStore final : public PyView {
  protected:
   View& view() const override { return open(); }
   void see(uint64_t lsn) const override {
-    if (!store_->must_wait(lsn)) return;
+    if (!open().must_wait(lsn)) return;
+    const std::shared_ptr<Store> store = holding();
     nb::gil_scoped_release released;
-    store_->wait(lsn);
+    store->wait(lsn);
   }
 
  private:
-  std::unique_ptr<Store> store_;
+  std::shared_ptr<Store> store_;
   Level level_ = Level::power;
+  unsigned forks_;
 };
+
+template <class Call>
+auto released(PyStore& s, Call&& call) {
+  const std::shared_ptr<Store> store = s.holding();
+  nb::gil_scoped_release release;
+  return call(*store);
+}
 
 }  // namespace
 
@@ -131,6 +159,15 @@ void bind_store(nb::module_& m) {
         nb::arg("seed") = 0);
   m.def("crash_test", &crash_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
         "Cuts the power at every point of a drawn history on a simulated disk; see crash_test.h.");
+
+  m.def("fault_test", &fault_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
+        "Lets the disk fail at every point of a drawn history; see crash_test.h.");
+  m.def("rot_test", &rot_test, nb::arg("seed"), nb::arg("operations"), nb::arg("flips"),
+        nb::call_guard<nb::gil_scoped_release>(), "Turns over single bits of a store's files; see crash_test.h.");
+
+  m.def("crc32c", [](nb::handle data) { return crc32c(view_of(data).data(), view_of(data).size()); }, nb::arg("data"));
+  m.def("crc32c_table", [](nb::handle data) { return crc32c_table(view_of(data).data(), view_of(data).size()); },
+        nb::arg("data"));
 
   nb::class_<Snapshot>(m, "Snapshot").def_ro("version", &Snapshot::version).def_ro("size", &Snapshot::size);
 
@@ -153,10 +190,10 @@ void bind_store(nb::module_& m) {
       .def("close", &PyStore::close)
       .def("structure",
            [](PyStore& s, const std::string& name, int kind, bool create) {
-             return released([&] { return s.open().structure(name, static_cast<Kind>(kind), create); });
+             return released(s, [&](Store& store) { return store.structure(name, static_cast<Kind>(kind), create); });
            },
            nb::arg("name"), nb::arg("kind"), nb::arg("create"))
-      .def("drop", [](PyStore& s, uint32_t id) { released([&] { s.open().drop(id); }); }, nb::arg("id"))
+      .def("drop", [](PyStore& s, uint32_t id) { released(s, [&](Store& store) { store.drop(id); }); }, nb::arg("id"))
       .def("put", [](PyStore& s, uint32_t id, nb::handle key, nb::handle value,
                      int level) { return s.one({Verb::put, id, view_of(key), view_of(value)}, level).number != 0; },
            nb::arg("id"), nb::arg("key").none(), nb::arg("value").none(), nb::arg("level") = -1)
@@ -177,8 +214,8 @@ void bind_store(nb::module_& m) {
              return nb::make_tuple(sequence, PyStore::as_tuple(outcomes.empty() ? Outcome{} : outcomes.back()));
            },
            nb::arg("client"))
-      .def("wait", [](PyStore& s, uint64_t lsn) { released([&] { s.open().wait(lsn); }); }, nb::arg("lsn"))
-      .def("flush", [](PyStore& s) { released([&] { s.open().flush(); }); })
-      .def("checkpoint", [](PyStore& s) { released([&] { s.open().checkpoint(); }); })
+      .def("wait", [](PyStore& s, uint64_t lsn) { released(s, [&](Store& store) { store.wait(lsn); }); }, nb::arg("lsn"))
+      .def("flush", [](PyStore& s) { released(s, [](Store& store) { store.flush(); }); })
+      .def("checkpoint", [](PyStore& s) { released(s, [](Store& store) { store.checkpoint(); }); })
       .def("facts", [](PyStore& s) { return s.open().facts(); });
 }

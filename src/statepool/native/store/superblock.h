@@ -12,16 +12,18 @@ struct Superblock {
   uint64_t checkpoint_lsn = 0, checkpoint_id = 0;  // 0: none
   uint64_t first_segment = 1, segment_size = 0, capacity = 0;
   uint64_t heap_nonce = 0;
-  uint64_t clean = 0;  // 1 + the log's last lsn when the store was closed; 0 while it is open
+  uint64_t clean = 0;  // closed in good order: the last operation's lsn + 1; otherwise 0
   uint32_t replica = 0;    // names a copy of the store on another machine or, for tests, on this one; 0: none
   uint32_t crc = 0;
 };
 
-// False if there is no store. StoreError: corrupt (no valid slot), format (a newer version).
+// False if there is no store, or one whose making was cut off. StoreError: corrupt (no valid slot), format (a newer one).
 bool read_superblock(Disk& disk, Superblock& out);
 bool peek_superblock(const std::string& path, Superblock& out);  // the same, of a file that another process writes
 std::string region_name(const Superblock& super);                // of the shared memory its heap lies in
 void create_superblock(Disk& disk, Superblock& block);
-void write_superblock(Disk& disk, Superblock& block);  // into the other slot, with the next generation
+// Into the other slot, with the next generation. After a failed write the same slot is written again: the other one is
+// then the only good one.
+void write_superblock(Disk& disk, Superblock& block);
 
 }  // namespace statepool::store

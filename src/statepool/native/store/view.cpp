@@ -88,13 +88,8 @@ void View::peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair
     using S = std::decay_t<decltype(s)>;
     out.clear();
     STATEPOOL_ONLY(is_stack<S> || is_queue<S>) {
-      if constexpr (is_queue<S>) {
-        s.peek(start, limit, out);
-      } else {
-        std::string value;
-        uint64_t lsn = 0;
-        for (uint64_t i = start; out.size() < limit && s.at(i, value, lsn); ++i) out.emplace_back(i, value);
-      }
+      if constexpr (is_queue<S>) s.peek(start, limit, out);
+      else s.scan(start, limit, out);
       return 0;
     }
   });

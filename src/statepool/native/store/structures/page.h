@@ -27,12 +27,6 @@ struct Slot {
   Addr object, child;
 };
 
-inline uint64_t prefix_of(Bytes key, size_t skip) {
-  uint64_t word = 0;
-  if (skip < key.size()) std::memcpy(&word, key.data() + skip, std::min<size_t>(8, key.size() - skip));
-  return __builtin_bswap64(word);
-}
-
 inline size_t common_prefix(Bytes a, Bytes b) {
   return static_cast<size_t>(std::mismatch(a.begin(), a.begin() + std::min(a.size(), b.size()), b.begin()).first -
                              a.begin());

@@ -19,12 +19,13 @@ class SkipList {
   static Addr create(Mem& mem) {
     const Addr root = mem.allocate(kRootSize);
     for (Addr a = 0; a < kRootSize; a += 8) mem.fill(root + a, uint64_t{0});
+    mem.fill(root + kHead + kPrevious, root + kHead);
     return root;
   }
 
   void destroy() {
-    for (Addr node = mem_.load(head() + kLinks), next; node != 0; node = next) {
-      next = mem_.load(node + kLinks);
+    for (Addr node = next(head(), 0), after; node != 0; node = after) {
+      after = next(node, 0);
       release_node(node);
     }
     mem_.release(root_, kRootSize);
@@ -33,7 +34,7 @@ class SkipList {
   bool get(Bytes key, std::string& value, uint64_t& lsn) const {
     const Addr node = at_or_after(key, nullptr);
     if (node == 0 || compare(node, key) != 0) return false;
-    read_value(mem_, item_of(node), value, lsn);
+    read_value(mem_, item_of(node), value, lsn);  // compare() has touched it
     return true;
   }
 
@@ -59,11 +60,15 @@ class SkipList {
     Path path;
     path.fill(head());
     results.clear();
+    results.reserve(operations.size());
     for (const BatchOp& o : operations)
       results.push_back(o.kind == BatchOp::put ? put(o.key, o.value, path) : erase(o.key, path));
   }
 
-  uint64_t size() const { return mem_.load(root_ + Root::size); }
+  uint64_t size() const {
+    mem_.touch(root_, kRootSize);
+    return mem_.load(root_ + Root::size);
+  }
 
   size_t scan(const Range& range, size_t limit, std::vector<Entry>& out) const {
     return range.reverse ? scan_down(range, limit, out) : scan_up(range, limit, out);
@@ -71,15 +76,22 @@ class SkipList {
 
  private:
   static constexpr int kMaxHeight = 20;
-  // A node: its item, its height, the first eight bytes of its key, its links. The head has links of all heights.
-  static constexpr Addr kItem = 0, kHeight = 8, kPrefix = 16, kLinks = 24;
+  // A node: its item with its height above the address, the first eight bytes of its key, the node before it, its links.
+  // The head is one of full height in the root; it comes before the first node and, backwards, after the last one.
+  static constexpr Addr kItem = 0, kPrefix = 8, kPrevious = 16, kLinks = 24;
+  static constexpr int kHeightShift = 48;
   static constexpr Addr kHead = Root::own, kRootSize = kHead + kLinks + 8 * kMaxHeight;
   using Path = std::array<Addr, kMaxHeight>;  // by level, the last node before the key
 
   Addr head() const { return root_ + kHead; }
-  Addr item_of(Addr node) const { return mem_.load(node + kItem); }
+  Addr item_of(Addr node) const { return mem_.load(node + kItem) & ((uint64_t{1} << kHeightShift) - 1); }
+  int height_at(Addr node) const { return static_cast<int>(mem_.load(node + kItem) >> kHeightShift); }
   Addr next(Addr node, int level) const { return mem_.load(node + kLinks + 8 * level); }
+  Addr previous(Addr node) const { return mem_.load(node + kPrevious); }
   static size_t node_size(int height) { return kLinks + 8 * static_cast<size_t>(height); }
+  void set_item(Addr node, Addr item, int height) {
+    mem_.store(node + kItem, item | static_cast<uint64_t>(height) << kHeightShift);
+  }
 
   // One level more with probability 1/4 each.
   static int height_of(Bytes key) {
@@ -87,47 +99,57 @@ class SkipList {
     return std::min(1 + __builtin_ctzll(bits) / 2, kMaxHeight);
   }
 
-  static uint64_t prefix_of(Bytes key) {
-    uint64_t word = 0;
-    std::memcpy(&word, key.data(), std::min<size_t>(8, key.size()));
-    return __builtin_bswap64(word);
-  }
+  // Ends a walk that a changing list leads around in circles: no walk takes more steps than there are nodes.
+  class Steps {
+   public:
+    explicit Steps(const SkipList& list) : left_(list.size()) {}
+    void next() {
+      if (left_-- == 0) throw Torn{};
+    }
+
+   private:
+    uint64_t left_;
+  };
 
   // Sign of the node's key against `key`; most are decided by what the node has of it.
-  int compare(Addr node, Bytes key) const {
-    const uint64_t ours = mem_.load(node + kPrefix), theirs = prefix_of(key);
-    if (ours != theirs) return ours < theirs ? -1 : 1;
+  int compare(Addr node, Bytes key, uint64_t prefix) const {
+    const uint64_t ours = mem_.load(node + kPrefix);
+    if (ours != prefix) return ours < prefix ? -1 : 1;
     mem_.touch(item_of(node), kItemGuess);
     return compare_key(mem_, item_of(node), key);
   }
+  int compare(Addr node, Bytes key) const { return compare(node, key, prefix_of(key)); }
 
   // The first node whose key is not below `key`; with a path, which must lie before the key, the way to it.
   Addr at_or_after(Bytes key, Path* path) const {
-    Addr at = path == nullptr ? head() : (*path)[kMaxHeight - 1];
-    uint64_t steps = 0;
-    const uint64_t most = size() + kMaxHeight + 1;
+    const uint64_t prefix = prefix_of(key);
+    Addr at = head(), stop = 0;  // stop: a node that is known not to be below the key
+    bool moved = false;
+    Steps steps(*this);
     for (int level = kMaxHeight - 1; level >= 0; --level) {
-      // The path of the search before may be further along on this level than where the level above ended.
-      if (path != nullptr && (*path)[level] != head() && (at == head() || later((*path)[level], at))) at = (*path)[level];
-      for (Addr node = next(at, level); node != 0; node = next(at, level)) {
+      // Until this search passes the one before, the path of that one is further along on each level.
+      if (path != nullptr && !moved) at = (*path)[level];
+      for (Addr node = next(at, level); node != 0 && node != stop; node = next(at, level)) {
         mem_.touch(node, node_size(level + 1));
-        if (compare(node, key) >= 0) break;
+        if (compare(node, key, prefix) >= 0) {
+          stop = node;
+          break;
+        }
         at = node;
-        if (++steps > most * kMaxHeight) throw Torn{};
+        moved = true;
+        steps.next();
       }
       if (path != nullptr) (*path)[level] = at;
     }
     return next(at, 0);
   }
 
-  bool later(Addr a, Addr b) const { return a != b && compare(b, key_of(mem_, item_of(a))) < 0; }
-
   bool put(Bytes key, Bytes value, Path& path) {
     const Addr found = at_or_after(key, &path);
     if (found != 0 && compare(found, key) == 0) {
       const Addr item = item_of(found);
       if (!rewrite_item(mem_, item, value)) {
-        mem_.store(found + kItem, make_item(mem_, key, value));
+        set_item(found, make_item(mem_, key, value), height_at(found));
         release_item(mem_, item);
       }
       note_change(mem_, root_, 0, false);
@@ -135,9 +157,10 @@ class SkipList {
     }
     const int height = height_of(key);
     const Addr node = mem_.allocate(node_size(height));
-    mem_.fill(node + kItem, make_item(mem_, key, value));
-    mem_.fill(node + kHeight, static_cast<uint64_t>(height));
+    mem_.fill(node + kItem, make_item(mem_, key, value) | static_cast<uint64_t>(height) << kHeightShift);
     mem_.fill(node + kPrefix, prefix_of(key));
+    mem_.fill(node + kPrevious, path[0]);
+    mem_.store((found != 0 ? found : head()) + kPrevious, node);
     for (int level = 0; level < height; ++level) {
       mem_.fill(node + kLinks + 8 * level, next(path[level], level));
       mem_.store(path[level] + kLinks + 8 * level, node);
@@ -149,8 +172,10 @@ class SkipList {
   bool erase(Bytes key, Path& path) {
     const Addr node = at_or_after(key, &path);
     if (node == 0 || compare(node, key) != 0) return false;
-    const auto height = static_cast<int>(mem_.load(node + kHeight));
-    for (int level = 0; level < height; ++level) mem_.store(path[level] + kLinks + 8 * level, next(node, level));
+    const Addr after = next(node, 0);
+    mem_.store((after != 0 ? after : head()) + kPrevious, path[0]);
+    for (int level = 0; level < height_at(node); ++level)
+      mem_.store(path[level] + kLinks + 8 * level, next(node, level));
     release_node(node);
     note_change(mem_, root_, -1, true);
     return true;
@@ -158,54 +183,48 @@ class SkipList {
 
   void release_node(Addr node) {
     release_item(mem_, item_of(node));
-    mem_.release(node, node_size(static_cast<int>(mem_.load(node + kHeight))));
+    mem_.release(node, node_size(height_at(node)));
+  }
+
+  Entry entry_of(Addr node) const {
+    mem_.touch(item_of(node), kItemGuess);
+    return entry_at(mem_, item_of(node));
   }
 
   size_t scan_up(const Range& range, size_t limit, std::vector<Entry>& out) const {
     Addr node = range.has_low ? at_or_after(range.low, nullptr) : next(head(), 0);
     if (node != 0 && range.has_low && !range.include_low && compare(node, range.low) == 0) node = next(node, 0);
     size_t count = 0;
-    for (; node != 0 && count < limit; node = next(node, 0)) {
+    for (Steps steps(*this); node != 0 && count < limit; node = next(node, 0), ++count) {
+      steps.next();
       mem_.touch(node, node_size(1));
       if (range.has_high) {
         const int sign = compare(node, range.high);
         if (sign > 0 || (sign == 0 && !range.include_high)) break;
       }
-      out.push_back(entry_at(mem_, item_of(node)));
-      ++count;
+      out.push_back(entry_of(node));
     }
     return count;
   }
 
-  // Links go one way only, so each step down is a search for the node before.
   size_t scan_down(const Range& range, size_t limit, std::vector<Entry>& out) const {
+    Addr node = previous(head());
+    if (range.has_high) {
+      node = at_or_after(range.high, nullptr);
+      const bool itself = node != 0 && range.include_high && compare(node, range.high) == 0;
+      if (!itself) node = previous(node != 0 ? node : head());
+    }
     size_t count = 0;
-    for (Addr node = range.has_high ? last_below(range.high, range.include_high) : last(); node != 0 && count < limit;) {
-      Entry entry = entry_at(mem_, item_of(node));
+    for (Steps steps(*this); node != head() && count < limit; node = previous(node), ++count) {
+      steps.next();
+      mem_.touch(node, node_size(1));
       if (range.has_low) {
-        const int sign = entry.key.compare(range.low);
+        const int sign = compare(node, range.low);
         if (sign < 0 || (sign == 0 && !range.include_low)) break;
       }
-      node = last_below(entry.key, false);
-      out.push_back(std::move(entry));
-      ++count;
+      out.push_back(entry_of(node));
     }
     return count;
-  }
-
-  Addr last_below(Bytes key, bool inclusive) const {
-    Path path;
-    path.fill(head());
-    const Addr node = at_or_after(key, &path);
-    if (inclusive && node != 0 && compare(node, key) == 0) return node;
-    return path[0] == head() ? 0 : path[0];
-  }
-
-  Addr last() const {
-    Addr at = head();
-    for (int level = kMaxHeight - 1; level >= 0; --level)
-      for (Addr node = next(at, level); node != 0; node = next(at, level)) at = node;
-    return at == head() ? 0 : at;
   }
 
   Mem& mem_;

@@ -1,0 +1,88 @@
+"""Forks processes that use a store until they are killed. Run by test_kill.py; one JSON request a line.
+
+A request: path, acks (file that gets "number level" once that write has returned), and either
+point (a named persist point, see persist_point.h) or seconds (until SIGKILL). The answer: the child's wait status.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from itertools import count
+from typing import Any
+
+import statepool.store
+from statepool.core.errors import StatepoolError
+
+
+def open_store(path: str) -> statepool.store.Store:
+    return statepool.store.open(path, capacity="8MiB", segment_size="64KiB", checkpoint_every="256KiB")
+
+
+def work(path: str, acks: int) -> None:
+    """Write numbered entries to four structures at once, with checkpoints, reopening and failing transactions."""
+    store = open_store(path)
+    newest = store.sorted_dict("t").last()
+    for i in count(1 if newest is None else int(newest[0]) + 1):
+        level = "process" if i % 3 else "power"
+        with store.transaction(durability=level) as tx:  # type: ignore[arg-type]
+            tx[store.dict("d")][b"%d" % (i % 50)] = b"%d" % i * (1 + i % 300)
+            tx[store.sorted_dict("t")][b"%08d" % i] = b"%d" % i
+            tx[store.queue("q")].put(b"%d" % i)
+            tx[store.stack("s")].push(b"%d" % i)
+        os.write(acks, b"%d %s\n" % (i, level.encode()))
+        if i % 5 == 0:
+            store.queue("q").take(0.0)
+        if i % 4 == 0:
+            fail(store)
+        if i % 20 == 0:
+            store.checkpoint()
+        if i % 31 == 0:
+            store.close()
+            store = open_store(path)
+
+
+def fail(store: statepool.store.Store) -> None:
+    """A transaction that erases, puts and then finds no room: it must leave nothing behind."""
+    try:
+        with store.transaction(durability="power") as tx:
+            for key in range(50):
+                del tx[store.dict("d")][b"%d" % key]
+                tx[store.dict("d")][b"x%d" % key] = b"never" * 40
+            tx[store.dict("d")][b"huge"] = b"never" * (2 << 20)
+    except (StatepoolError, KeyError):
+        return
+    raise AssertionError("there is room for what must not fit")
+
+
+def child(request: dict[str, Any]) -> None:
+    if "point" in request:
+        os.environ["STATEPOOL_STORE_KILL_AT"] = request["point"]
+    work(request["path"], os.open(request["acks"], os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(request)
+            finally:
+                os._exit(3)  # nobody killed it
+        # A point that is never reached must not hang the test.
+        time_left = request.get("seconds", 20.0)
+        end = time.monotonic() + time_left
+        status = 0
+        while time.monotonic() < end and status == 0:
+            _, status = os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.001)
+        if status == 0:
+            os.kill(pid, signal.SIGKILL if "seconds" in request else signal.SIGTERM)
+            _, status = os.waitpid(pid, 0)
+        sys.stdout.write(f"{status}\n")
+        sys.stdout.flush()
+
+
+main()
