@@ -15,7 +15,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @contextmanager
 def processes() -> Iterator[Start]:
-    """A function that starts ``statepool store …`` and returns when it says that it is ready; all are killed at the end."""
+    """A function that starts ``statepool store …`` and waits until it is ready; all are killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:

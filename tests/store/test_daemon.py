@@ -98,12 +98,8 @@ def test_conflicts_and_bad_calls(url: str) -> None:
             mine.update((b"%d" % i, bytes(1 << 20)) for i in range(80))
         with pytest.raises(MirrorLost, match="none follows"):
             mine.put(b"k", b"3", durability="mirror")
-        for method, arguments in (
-            ("nonsense", []),
-            ("get", [1]),
-            ("get", [-1, b""]),
-            ("commit", [[(1, 0, b"x", b"", 1, 0)], [], 0, 0, 1]),
-        ):
+        create = [[(1, 0, b"x", b"", 1, 0)], [], 0, 0, 1]
+        for method, arguments in (("nonsense", []), ("get", [1]), ("get", [-1, b""]), ("commit", create)):
             with pytest.raises(InvalidRequest):
                 one.native._call(method, *arguments)
     with pytest.raises(StoreReadOnly, match="closed"):

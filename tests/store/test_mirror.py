@@ -147,7 +147,7 @@ def test_the_mirror_takes_over_with_a_witness(tmp_path: Path) -> None:
         start("serve", second, "--listen", second_url, *lease)
         # The old primary finds out that its reign is over, and becomes the mirror of the new one.
         primary = start("serve", first, "--listen", first_url, *lease)
-        with pytest.raises(StatepoolError, match="its term 0 is over|cannot renew"):
+        with pytest.raises(StatepoolError, match=r"its term 0 is over|cannot renew"):
             statepool.store.open(first_url, timeout=1.0)
         time.sleep(0.5)
         kill(primary)

@@ -20,7 +20,7 @@ class Caller:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._number = 0
 
-    async def call(self, method: str, arguments: list[Any], timeout: float, kind: Any = Any) -> Any:
+    async def call(self, method: str, arguments: list[Any], seconds: float, kind: Any = Any) -> Any:
         """The result, as a ``kind``.
 
         Raises:
@@ -28,7 +28,7 @@ class Caller:
             StatepoolError: what the other side refused with.
         """
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 return msgspec.convert(await self._exchange(method, arguments), kind)
         except (OSError, TimeoutError, EOFError, msgspec.ValidationError) as error:
             self.close()

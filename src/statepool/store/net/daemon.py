@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,8 @@ class _Connection(asyncio.Protocol):
             if request.method == "commit":
                 self._commit(number, request.arguments)
             elif daemon.service.is_slow(request.method):
-                call = (daemon.service.run, self._session, request.method, request.arguments)
-                self._later(number, asyncio.get_running_loop().run_in_executor(daemon.threads, *call))
+                call = partial(daemon.service.run, self._session, request.method, request.arguments)
+                self._later(number, asyncio.get_running_loop().run_in_executor(daemon.threads, call))
             else:
                 self._settle(number, daemon.service.run(self._session, request.method, request.arguments), 0)
         except StatepoolError as error:
@@ -240,7 +241,7 @@ class _Connection(asyncio.Protocol):
         self._settle(number, outcomes, level)
 
     def _settle(self, number: int, result: Any, level: int) -> None:
-        """Reply once the level is reached. A reader at the level ``mirror`` is told nothing that a takeover could undo."""
+        """Reply once the level is reached. To a reader at the level ``mirror`` only what a takeover keeps is told."""
         daemon, level = self._daemon, max(level, self._session.level if self._session.level == _MIRROR else 0)
         lsn = daemon.native.applied_lsn
         if level == 0 or lsn <= (daemon.role.mirrored if level == _MIRROR else daemon.native.durable_lsn):

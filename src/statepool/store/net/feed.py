@@ -37,6 +37,7 @@ class Pulled(msgspec.Struct, array_like=True):
     """What follows. ``copy``: nothing can, for the mirror's last frame is not in the log; it must copy the store."""
 
     term: int
+    durable: int
     copy: bool = False
     checkpoint: int = 0
     pieces: list[Piece] = msgspec.field(default_factory=list)
@@ -75,9 +76,9 @@ class Feed:
         if role.fenced:
             raise Fenced(f"primary: term {role.fenced} has begun; follow the new one")
         reader = self._readers.setdefault(f"{ask.node} {ask.copying}", LogReader(self._folder))
-        if reader.position != ask.position or ask.position == Position():
-            if not await asyncio.to_thread(reader.seek, ask.position):
-                return Pulled(role.term, copy=True)
+        there = reader.position == ask.position != Position()
+        if not there and not await asyncio.to_thread(reader.seek, ask.position):
+            return Pulled(role.term, self._native.durable_lsn, copy=True)
         if not ask.copying:
             role.pulled(ask.node, ask.position, time.monotonic())
             self._advance()
@@ -85,8 +86,8 @@ class Feed:
         try:
             pieces = await asyncio.to_thread(self._read, reader)
         except StoreCorrupt:
-            return Pulled(role.term, copy=True)
-        return Pulled(role.term, False, self._checkpoint(), pieces)
+            return Pulled(role.term, self._native.durable_lsn, copy=True)
+        return Pulled(role.term, self._native.durable_lsn, False, self._checkpoint(), pieces)
 
     async def _more_than(self, lsn: int, wait: float) -> None:
         if self._native.durable_lsn > lsn:

@@ -1,4 +1,4 @@
-"""Messages of the store between processes: a header of 8 bytes, then msgpack. Sizes are checked before memory is taken."""
+"""Messages of the store between processes: a header of 8 bytes, then msgpack; sizes are checked first."""
 
 from __future__ import annotations
 

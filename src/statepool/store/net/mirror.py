@@ -29,7 +29,7 @@ from statepool.store.net.files import (
     write_superblock,
 )
 from statepool.store.net.node import Node, read_node, sync_folder, write_node
-from statepool.store.net.roles import Answer, Mirror, Position
+from statepool.store.net.roles import TERM_SHIFT, Answer, Mirror, Position
 
 _WAIT = 0.5
 _PIECE = 4 << 20
@@ -197,6 +197,8 @@ class Following:
         answer: Pulled = await self._caller.call("pull", [ask], _WAIT + 5.0, kind=Pulled)
         await self._accept(answer.term)
         if answer.copy or self._checkpoint < 0:
+            if role.position.epoch >> TERM_SHIFT == answer.term and answer.durable < role.position.lsn:
+                raise StoreCorrupt("mirror: the primary has less than this mirror; the mirror's copy is not replaced")
             await self._copy()
             return
         if answer.pieces:
@@ -260,7 +262,7 @@ class Following:
             begin: Copy = await self._second.call("copy", [], 10.0, kind=Copy)
             (self._folder / "ckpt").mkdir(exist_ok=True)
             await self._fetch(self._second, self._folder, begin.superblock)
-            while self.role.position.lsn < begin.superblock.checkpoint_lsn:
+            while self.role.position.lsn < begin.superblock.checkpoint_lsn:  # noqa: ASYNC110 - the log comes first
                 await asyncio.sleep(0.05)
             await asyncio.to_thread(self._copying.take_checkpoint, begin.superblock)
             self._checkpoint = begin.superblock.checkpoint_id

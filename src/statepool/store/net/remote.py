@@ -223,7 +223,8 @@ class RemoteNative:
             raise Unavailable(f"store: {lost}") from lost
         if reply.error is not None:
             raise raised(reply.error)
-        return RemoteSnapshot(*reply.result, link)
+        number, version, size = reply.result
+        return RemoteSnapshot(number, version, size, link)
 
     def _at(self, snapshot: RemoteSnapshot, method: str, *arguments: Any) -> Any:
         try:

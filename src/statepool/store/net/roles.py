@@ -75,7 +75,7 @@ class Witness:
         return Answer(True, self.vote, ask.number)
 
     def promote(self, node: str, now: float) -> Answer:
-        """A mirror asks to reign. Granted once the present lease has ended, and only to the mirror that has everything."""
+        """A mirror asks to reign: granted once the lease has ended, and only to the one that has everything."""
         if self.vote.holder == node:  # it has been granted, and the answer was lost
             return Answer(True, self.vote)
         if self.vote.mirror != node:

@@ -20,7 +20,7 @@ _Operation = tuple[Annotated[int, msgspec.Meta(ge=int(Verb.PUT), le=int(Verb.EXT
 _Seen = tuple[_Id, bytes | None, _Word]
 
 FIRST_SLOT = 1 << 31
-"""Client numbers from here on are slots: the daemon gives them out, the core does not log their calls that change nothing."""
+"""Client numbers from here on are slots, which the daemon gives out; the core logs only what they change."""
 
 
 @dataclass
