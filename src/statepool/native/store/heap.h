@@ -94,9 +94,11 @@ class Heap {
   // A reader has tried long: sleeps a little. StoreError: missing if the writer died in the middle of a change.
   void stuck() const;
   // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end.
+  // Of a small object all lines are on their way then, of a page those that a search in it reads first (page.h).
   void touch(Addr a, size_t n) const {
     check(a, n);
-    __builtin_prefetch(base_ + a);
+    const size_t step = n < kSector ? 64 : 256, end = n < kSector ? n : kSector / 2;
+    for (size_t i = 0; i < end; i += step) __builtin_prefetch(base_ + a + i);
   }
 
   // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
@@ -122,6 +124,8 @@ class Heap {
   void change(Addr root);
   uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
   void set_lsn(uint64_t lsn) { lsn_ = lsn; }
+  // Whether what operation `lsn` made belongs to this transaction: nobody else has seen it.
+  bool unseen(uint64_t lsn) const { return lsn > header().applied_lsn; }
 
   // ---- the whole --------------------------------------------------------------------------------------------------
   Control& control() { return *control_; }
