@@ -152,6 +152,8 @@ class Heap {
   void open_blocks(Addr a, size_t n);
   Addr allocate_blocks(uint64_t count);
   void give_back(Addr a, size_t n);
+  static constexpr uint64_t kJournalKept = 32 << 20;
+  void trim(uint64_t used);
   void mark_blocks(uint64_t first, uint64_t count, bool used);
   Addr field(const void* member) const {
     return static_cast<Addr>(static_cast<const std::byte*>(member) - base_);
