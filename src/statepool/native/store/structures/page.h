@@ -195,15 +195,15 @@ class Page {
   // those lie in lines that Heap::touch() asked for together, where halving would wait for one line after the other.
   size_t lower_bound(uint64_t wanted, size_t from) const {
     const Addr base = prefixes();
-    size_t at = 0;
+    size_t at = from;
     while (at + kSample <= count_ && mem_->load(base + 8 * (at + kSample - 1)) < wanted) at += kSample;
-    size_t left = std::min(kSample, count_ - at);
+    size_t left = std::min(kSample, count_ - std::min(at, count_));
     while (left > 0) {
       const size_t half = (left + 1) / 2;
       at += mem_->load(base + 8 * (at + half - 1)) < wanted ? half : 0;
       left -= half;
     }
-    return std::max(at, from);
+    return at;
   }
 
   Place find(Bytes key, size_t from) const {
