@@ -85,6 +85,7 @@ void fill(Heap& heap, S& structure, Addr root, const Load& load) {
   for (uint64_t i = 0; i < load.items; ++i) {
     heap.set_lsn(i + 1);
     heap.change(root);
+    if constexpr (has_versions<S>) structure.collect(structure.version());
     if constexpr (is_map<S>) structure.put(key_of_rank(i), kValue);
     else if constexpr (is_stack<S>) structure.push(kValue);
     else {

@@ -43,7 +43,7 @@ class DeferredMap {
     mem_.record(encode_record(Verb::put, 0, key, value));
     if (!mem_.options().batch) {
       structure_.put(key, value);
-      return mem_.end();
+      return end();
     }
     waiting_[std::string(key)] = std::string(value);
     if (++count_ == mem_.options().batch_operations) flush();
@@ -53,7 +53,7 @@ class DeferredMap {
     mem_.record(encode_record(Verb::erase, 0, key, {}));
     if (!mem_.options().batch) {
       structure_.erase(key);
-      return mem_.end();
+      return end();
     }
     waiting_[std::string(key)] = std::nullopt;
     if (++count_ == mem_.options().batch_operations) flush();
@@ -87,10 +87,15 @@ class DeferredMap {
     }
     waiting_.clear();
     count_ = 0;
-    mem_.end();
+    end();
   }
 
  private:
+  void end() {
+    if constexpr (has_versions<S<Frontend>>) structure_.collect(structure_.version());  // nobody holds an old version here
+    mem_.end();
+  }
+
   Frontend& mem_;
   S<Frontend> structure_;
   std::map<std::string, std::optional<std::string>> waiting_;
