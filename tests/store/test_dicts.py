@@ -232,6 +232,19 @@ def test_codecs_and_their_limits(tmp_path: Any) -> None:
         assert len(plain) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_large_structure_can_be_dropped(kind: str, tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", durability="process", capacity="1GiB") as store:
+        empty = store.stat()["heap_used"]
+        mine = KINDS[kind](store)
+        for start in range(0, 1_500_000, 50_000):
+            mine.update((b"%08d" % i, b"") for i in range(start, start + 50_000))
+        store.drop("d")
+        assert store.structures() == {}
+        assert store.stat()["heap_used"] <= empty + 1024  # the catalog has grown by a line
+
+
 def test_structures_have_names_and_kinds(tmp_path: Any) -> None:
     with statepool.store.open(tmp_path / "s", **SMALL) as store:
         store.dict("a")[b"k"] = b"v"

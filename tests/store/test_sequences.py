@@ -189,6 +189,44 @@ def test_deduplication_remembers_the_last_65536_acknowledged(tmp_path: Any) -> N
         assert queue.put(b"known", dedup="65535") == first + 65536
 
 
+def test_limits_of_a_queue(tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", durability="process", capacity="64MiB") as store:
+        queue = store.queue("q")
+        with pytest.raises(InvalidRequest, match="65537 bytes"):
+            queue.put(b"", dedup="d" * 65537)
+        assert queue.put(b"", dedup="d" * 65536) == 1
+        for lease in (-1.0, 1e30, float("nan")):
+            with pytest.raises(InvalidRequest, match="lease"):
+                queue.take(lease)
+        item = queue.take(3.2e10)
+        assert item is not None
+        with pytest.raises(InvalidRequest, match="lease"):
+            item.extend(-1.0)
+        assert queue.take() is None
+        assert item.ack()
+        assert queue.put(b"v" * (16 << 20)) == 2
+        taken = queue.take(0.0)
+        assert taken is not None
+        assert taken.value == b"v" * (16 << 20)
+
+
+def test_a_stuck_item_does_not_hold_the_memory_of_those_behind_it(tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", durability="process", capacity="64MiB") as store:
+        queue = store.queue("q")
+        queue.put(b"stuck")
+        stuck = queue.take(1000.0)
+        used = []
+        for _ in range(4):
+            queue.put_many([b"value"] * 5000)
+            assert queue.ack_many(queue.take_many(5000)) == 5000
+            used.append(store.stat()["heap_used"])
+        assert used[3] - used[0] < 16 << 10
+        assert queue.peek_range() == [(1, b"stuck")]
+        assert stuck is not None
+        assert stuck.nack()
+        assert queue.take_many(2)[0].attempts == 2
+
+
 def test_a_log_keeps_its_numbers(tmp_path: Any) -> None:
     for _ in range(2):
         with statepool.store.open(tmp_path / "s", **SMALL) as store:

@@ -21,6 +21,13 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _lease(seconds: float) -> int:
+    """In milliseconds. Raises InvalidRequest for what is no time ahead, or is more than a thousand years of it."""
+    if not 0 <= seconds <= 3.2e10:
+        raise InvalidRequest(f"lease: {seconds} seconds; it must be between 0 and 3.2e10", param="lease")
+    return round(seconds * 1000)
+
+
 @dataclass(slots=True)
 class Item:
     """A value taken from a queue. It comes back to the queue when its lease ends without :meth:`ack`."""
@@ -43,7 +50,7 @@ class Item:
 
     def extend(self, lease: float) -> bool:
         """Hold it for ``lease`` more seconds from now. False as in :meth:`ack`."""
-        span = _now().to_bytes(8, "little") + round(lease * 1000).to_bytes(8, "little")
+        span = _now().to_bytes(8, "little") + _lease(lease).to_bytes(8, "little")
         return self.queue.operate(Verb.EXTEND, self, span)
 
 
@@ -84,9 +91,7 @@ class Queue:
 
     def take_many(self, limit: int, lease: float = 30.0, *, owner: int = 0) -> list[Item]:
         """Up to ``limit`` items at once, as :meth:`take`."""
-        if lease < 0:
-            raise InvalidRequest(f"lease: {lease} seconds is in the past", param="lease")
-        operation = (Verb.TAKE, self.identity, owner.to_bytes(8, "little"), b"", _now(), round(lease * 1000))
+        operation = (Verb.TAKE, self.identity, owner.to_bytes(8, "little"), b"", _now(), _lease(lease))
         taken = self.native.commit([operation] * limit, [])
         return [
             Item(self.decode(value), sequence, attempts, token, self)

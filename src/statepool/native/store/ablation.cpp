@@ -161,6 +161,32 @@ nb::dict ablation(int kind_number, bool operation_log, bool cache, bool batch, u
   throw StoreError(Fault::invalid, "kind: no such structure");
 }
 
+// Objects of 64 B to 4 KiB, some of them released again, with and without the allocator's second tier.
+nb::dict allocations(bool slabs, uint64_t objects, uint64_t seed) {
+  constexpr uint64_t kCapacity = 2ull << 30, kSide = 32 << 20;
+  const Region region = Region::anonymous(Heap::region_size(kCapacity, kSide, kSector));
+  Heap::prepare(region.data(), kCapacity, kSide, kSector);
+  Heap heap(region.data(), true);
+  FrontendOptions options;
+  options.slabs = slabs;
+  SimPort port(heap, SimTiming{});
+  Frontend frontend(port, options);
+  std::mt19937_64 random(seed);
+  std::vector<std::pair<Addr, size_t>> held;
+  for (uint64_t i = 0; i < objects; ++i) {
+    if (!held.empty() && random() % 3 == 0) {
+      frontend.release(held.back().first, held.back().second);
+      held.pop_back();
+    }
+    const size_t size = 64 + random() % (4096 - 64);
+    held.emplace_back(frontend.allocate(size), size);
+  }
+  nb::dict out;
+  out["calls"] = port.calls;
+  out["simulated_ns"] = port.nanoseconds;
+  return out;
+}
+
 }  // namespace
 
 void bind_ablation(nb::module_& m) {

@@ -103,6 +103,7 @@ class Frontend {
   void fill(Addr a, uint64_t value) { write(a, &value, 8); }
   void change(Addr) {}  // the heap's side does this around its apply
   uint64_t lsn() const { return lsn_; }
+  bool unseen(uint64_t lsn) const { return lsn == lsn_; }
   Addr allocate(size_t n);
   void release(Addr a, size_t n);
 

@@ -1,6 +1,7 @@
 #include "heap.h"
 
 #include <signal.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -168,8 +169,16 @@ void Heap::prepare() {
   persist_point("heap prepared");
 }
 
+// Memory that one large transaction took for the journal goes back to the machine.
+void Heap::trim(uint64_t used) {
+  if (used <= kJournalKept) return;
+  std::byte* from = journal_ + kJournalKept;
+  if (madvise(from, used - kJournalKept, MADV_REMOVE) != 0) madvise(from, used - kJournalKept, MADV_DONTNEED);
+}
+
 void Heap::commit() {
   if (!prepared_) prepare();
+  const uint64_t used = control_->journal_tail;
   prepared_ = false;
   released_.clear();
   ++transaction_;
@@ -177,6 +186,7 @@ void Heap::commit() {
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);  // this store is the commit
   persist_point("heap after commit");
   release_readers(*control_, base_);
+  trim(used);
 }
 
 void Heap::rollback() {

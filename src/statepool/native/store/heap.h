@@ -6,6 +6,7 @@
 // access held inside the heap, and ask the structure's sequence word afterwards whether it was still.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -93,11 +94,13 @@ class Heap {
   }
   // A reader has tried long: sleeps a little. StoreError: missing if the writer died in the middle of a change.
   void stuck() const;
-  // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end. n may be a guess
-  // that goes past the end of the heap, so only the address is checked.
-  void touch(Addr a, size_t) const {
+  // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end. Of a small object
+  // all lines are on their way then, of a page those that a search in it reads first (page.h). n may be a guess that goes
+  // past the end of the heap, so only the address is checked.
+  void touch(Addr a, size_t n) const {
     check(a, 8);
-    __builtin_prefetch(base_ + a);
+    const size_t step = n < kSector ? 64 : 256, end = std::min<size_t>(n < kSector ? n : kSector / 2, capacity_ - a);
+    for (size_t i = 0; i < end; i += step) __builtin_prefetch(base_ + a + i);
   }
 
   // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
@@ -123,6 +126,8 @@ class Heap {
   void change(Addr root);
   uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
   void set_lsn(uint64_t lsn) { lsn_ = lsn; }
+  // Whether what operation `lsn` made belongs to this transaction: nobody else has seen it.
+  bool unseen(uint64_t lsn) const { return lsn > header().applied_lsn; }
 
   // ---- the whole --------------------------------------------------------------------------------------------------
   Control& control() { return *control_; }
@@ -147,6 +152,8 @@ class Heap {
   void open_blocks(Addr a, size_t n);
   Addr allocate_blocks(uint64_t count);
   void give_back(Addr a, size_t n);
+  static constexpr uint64_t kJournalKept = 32 << 20;
+  void trim(uint64_t used);
   void mark_blocks(uint64_t first, uint64_t count, bool used);
   Addr field(const void* member) const {
     return static_cast<Addr>(static_cast<const std::byte*>(member) - base_);

@@ -20,7 +20,7 @@ enum class Verb : uint16_t {
   push = 5,   // a = value
   pop = 6,
   enqueue = 7,  // a = value, b = deduplication id or nothing
-  take = 8,     // x = now in ms, y = lease in ms
+  take = 8,     // a = owner, a word; x = now in ms, y = lease in ms
   acknowledge = 9,  // x = sequence number, y = token
   give_back = 10,   // x, y likewise
   extend = 11,      // x, y likewise; a = now and lease in ms, a word each

@@ -73,7 +73,7 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
       remember(id, lsn, all ? outcomes : outcomes + count - 1, all ? count : 1);
     }
     heap_->prepare();
-  } catch (const Torn&) {  // nobody changes what the writer reads
+  } catch (const Torn&) {  // nobody else changes what the writer reads
     roll_back();
     throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
   } catch (...) {

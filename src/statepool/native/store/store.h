@@ -30,7 +30,8 @@ enum class Level : int8_t { inherit = -1, process, power, mirror };
 struct StoreOptions {
   uint64_t capacity = 1ull << 30;       // bytes of heap; pages are taken when first used
   uint64_t segment_size = 64 << 20;     // of the log
-  uint64_t ring = 64 << 20, journal = 32 << 20;
+  uint64_t ring = 64 << 20;
+  uint64_t journal = 0;  // 0: half of the capacity, which the dropping of a structure as large as the heap may need
   uint64_t checkpoint_bytes = 256 << 20;  // of log since the last checkpoint, then one is made in the background
   uint64_t epoch = 0;  // the least that this opening has
   Level level = Level::power;

@@ -91,13 +91,14 @@ bool Store::attach_heap(const std::string& name) {
 
 // A new heap from the last checkpoint, or an empty one.
 void Store::build_heap(const std::string& name) {
-  const uint64_t size = Heap::region_size(super_.capacity, options_.journal, options_.ring);
+  const uint64_t journal = options_.journal != 0 ? options_.journal : std::max<uint64_t>(32 << 20, super_.capacity / 2);
+  const uint64_t size = Heap::region_size(super_.capacity, journal, options_.ring);
   if (options_.shared)
     if (const Region old = Region::open(name, true); old && old.size() >= kSector)
       reinterpret_cast<Control*>(old.data())->owner_pid = 0;  // its readers let go
   built_ = true;
   region_ = options_.shared ? Region::create(name, size) : Region::anonymous(size);
-  Heap::prepare(region_.data(), super_.capacity, options_.journal, options_.ring);
+  Heap::prepare(region_.data(), super_.capacity, journal, options_.ring);
   super_.heap_nonce = heap_nonce();
   heap_ = std::make_unique<Heap>(region_.data(), true);
   Control& control = heap_->control();

@@ -18,7 +18,7 @@ class BPlusTree {
     const Addr root = mem.allocate(kRootSize);
     for (Addr a = 0; a < kRootSize; a += 8) mem.fill(root + a, uint64_t{0});
     const Addr leaf = mem.allocate(kPage);
-    Page<Mem>::write(mem, leaf, 0, 0, nullptr, 0, false);
+    Page<Mem>::write(mem, leaf, 0, 0, nullptr, 0);
     mem.fill(root + kTop, leaf);
     return root;
   }
@@ -192,7 +192,7 @@ class BPlusTree {
     const Slot only{0, 0, path.steps[0].page};
     const size_t level = Page<Mem>(mem_, only.child).level() + 1;
     if (level > kMaxLevel) throw StoreError(Fault::full, "B+tree: it would need more levels than a tree can have");
-    Page<Mem>::write(mem_, above.page, level, 0, &only, 1, false);
+    Page<Mem>::write(mem_, above.page, level, 0, &only, 1);
     mem_.store(root_ + kTop, above.page);
     split(above, path.steps[0], index);
   }
@@ -208,7 +208,7 @@ class BPlusTree {
     const size_t skip = shared_bytes(mem_, separator, step.high);
     if (skip != left.skip()) Page<Mem>::recode(mem_, slots, skip);
     const Addr right = mem_.allocate(kPage);
-    Page<Mem>::write(mem_, right, left.level(), skip, slots.data(), slots.size(), false);
+    Page<Mem>::write(mem_, right, left.level(), skip, slots.data(), slots.size());
     left.truncate(middle);
     left.recode(shared_bytes(mem_, step.low, separator));
     if (left.leaf()) link(left, right);

@@ -25,7 +25,7 @@ class MvBPlusTree {
   // ---- versions ----------------------------------------------------------------------------------------------------
   Addr current() const { return versions_.current(); }  // what the *_at methods take
   uint64_t version() const { return versions_.version_of(current()); }
-  size_t collect(uint64_t oldest_pinned_version, size_t limit = 64) {
+  size_t collect(uint64_t oldest_pinned_version, size_t limit = 128) {
     return versions_.collect(oldest_pinned_version, limit);
   }
   uint64_t retired() const { return versions_.retired(); }
@@ -295,13 +295,10 @@ class MvBPlusTree {
   }
 
   Addr write_page(size_t level, const Page<Mem>* old, const Slot* slots, size_t count, size_t skip) {
-    if (old != nullptr && old->version() == mem_.lsn()) {
-      Page<Mem>::write(mem_, old->at(), level, skip, slots, count, true);
-      return old->at();
-    }
-    const Addr at = mem_.allocate(kPage);
-    Page<Mem>::write(mem_, at, level, skip, slots, count, false);
-    if (old != nullptr) versions_.drop_node(old->at(), old->version());
+    const bool ours = old != nullptr && mem_.unseen(old->version());
+    const Addr at = ours ? old->at() : mem_.allocate(kPage);
+    Page<Mem>::write(mem_, at, level, skip, slots, count);
+    if (old != nullptr && !ours) versions_.drop_node(old->at(), old->version());
     return at;
   }
 

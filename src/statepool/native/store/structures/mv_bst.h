@@ -34,7 +34,7 @@ class MvBst {
   // ---- versions ----------------------------------------------------------------------------------------------------
   Addr current() const { return versions_.current(); }  // what the *_at methods take
   uint64_t version() const { return versions_.version_of(current()); }
-  size_t collect(uint64_t oldest_pinned_version, size_t limit = 64) {
+  size_t collect(uint64_t oldest_pinned_version, size_t limit = 128) {
     return versions_.collect(oldest_pinned_version, limit);
   }
   uint64_t retired() const { return versions_.retired(); }
@@ -260,13 +260,13 @@ class MvBst {
     return at;
   }
 
-  // `node`, which was read at `at`, with other children or another item: in place if this version made it.
+  // `node`, which was read at `at`, with other children or another item: in place if this transaction made it.
   Addr replace(Addr at, const Node& node) {
-    if (node.version != mem_.lsn()) {
+    if (!mem_.unseen(node.version)) {
       versions_.drop_node(at, node.version);
       return copy(node);
     }
-    mem_.write(at, &node, 3 * 8);
+    mem_.fill(at, &node, 3 * 8);
     return at;
   }
 

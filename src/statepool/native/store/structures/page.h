@@ -150,8 +150,8 @@ class Page {
     for (Slot& slot : slots) slot.prefix = slot.object == 0 ? 0 : prefix_of(key_of(mem, slot.object), skip);
   }
 
-  // A whole page, in memory of this transaction unless `logged`.
-  static void write(Mem& mem, Addr at, size_t level, size_t skip, const Slot* slots, size_t count, bool logged) {
+  // A whole page, in memory that this transaction allocated.
+  static void write(Mem& mem, Addr at, size_t level, size_t skip, const Slot* slots, size_t count) {
     uint64_t words[kPage / 8];
     words[0] = head_word(count, level, skip);
     words[1] = words[2] = 0;
@@ -161,13 +161,14 @@ class Page {
     for (size_t i = 0; i < count; ++i) to[i] = slots[i].prefix, to[room + i] = slots[i].object;
     if (level > 0)
       for (size_t i = 0; i < count; ++i) to[2 * room + i] = slots[i].child;
-    put_words(mem, at, words, kPageHeader / 8 + count, logged);
-    put_words(mem, at + kPageHeader + 8 * room, to + room, count, logged);
-    if (level > 0) put_words(mem, at + kPageHeader + 16 * room, to + 2 * room, count, logged);
+    mem.fill(at, words, 8 * (kPageHeader / 8 + count));
+    mem.fill(at + kPageHeader + 8 * room, to + room, 8 * count);
+    if (level > 0) mem.fill(at + kPageHeader + 16 * room, to + 2 * room, 8 * count);
   }
 
  private:
   static constexpr Addr kNext = 8, kPrev = 16, kVersion = 24;
+  static constexpr size_t kSample = 32;
   static constexpr size_t kAhead = 8;  // items on their way from memory while one is copied
 
   Addr prefixes() const { return at_ + kPageHeader; }
@@ -190,10 +191,13 @@ class Page {
     mem_->store(at_, head_word(count, level_, skip));
   }
 
-  // Number of prefixes from `from` on that are below `wanted`, plus `from`.
+  // Number of prefixes from `from` on that are below `wanted`, plus `from`. Every 32nd prefix narrows it down first:
+  // those lie in lines that Heap::touch() asked for together, where halving would wait for one line after the other.
   size_t lower_bound(uint64_t wanted, size_t from) const {
     const Addr base = prefixes();
-    size_t at = from, left = count_ > from ? count_ - from : 0;
+    size_t at = from;
+    while (at + kSample <= count_ && mem_->load(base + 8 * (at + kSample - 1)) < wanted) at += kSample;
+    size_t left = std::min(kSample, count_ - std::min(at, count_));
     while (left > 0) {
       const size_t half = (left + 1) / 2;
       at += mem_->load(base + 8 * (at + half - 1)) < wanted ? half : 0;
@@ -248,13 +252,6 @@ class Page {
     uint64_t words[kLeafEntries];
     mem_->read(array + 8 * (i + 1), words, 8 * (count_ - i - 1));
     mem_->write(array + 8 * i, words, 8 * (count_ - i - 1));
-  }
-
-  static void put_words(Mem& mem, Addr at, const uint64_t* words, size_t count, bool logged) {
-    if (logged)
-      mem.write(at, words, 8 * count);
-    else
-      mem.fill(at, words, 8 * count);
   }
 
   static constexpr size_t kSeparatorGuess = 48;

@@ -1,7 +1,7 @@
 // What both multi-version structures keep beside their nodes: the current version and what earlier ones left behind.
 //
-// A version is the lsn of the operation that made it, an lsn never spans two transactions. Nodes and items of earlier
-// versions are never written to; a change copies what it must and publishes a record {node, size, version}, the address
+// A version is the lsn of the operation that made it. Nodes and items that a committed version has are never written
+// to; a change copies what it must, once in each transaction, and publishes a record {node, size, version}, the address
 // by which a reader holds a snapshot. What a version replaced is retired, not freed: it waits in a list, oldest first,
 // until no pinned version is old enough to see it.
 #pragma once
@@ -43,8 +43,7 @@ class Versions {
     unseen_.clear();
   }
 
-  // What is no longer part of the structure. publish() frees what this version itself had made, which nobody has seen,
-  // and retires the rest.
+  // What is no longer part of the structure. publish() frees what this transaction itself had made and retires the rest.
   void drop_node(Addr a, uint64_t made_in) { drop(a, node, made_in); }
   void drop_item(Addr a) { drop(a, item, mem_.load(a)); }
 
@@ -52,9 +51,9 @@ class Versions {
   void publish(Addr top, int64_t grown) {
     const Addr before = current();
     const uint64_t size = size_of(before) + static_cast<uint64_t>(grown);
-    if (version_of(before) == mem_.lsn()) {
-      mem_.store(before, top);
-      mem_.store(before + 8, size);
+    if (mem_.unseen(version_of(before))) {
+      const uint64_t words[] = {top, size, mem_.lsn()};
+      mem_.fill(before, words, sizeof(words));
     } else {
       mem_.store(root_ + kCurrent, make_record(mem_, top, size));
       retired_.push_back(before | record);
@@ -118,7 +117,7 @@ class Versions {
   }
 
   void drop(Addr a, Kind kind, uint64_t made_in) {
-    (made_in == mem_.lsn() ? unseen_ : retired_).push_back(a | kind);
+    (mem_.unseen(made_in) ? unseen_ : retired_).push_back(a | kind);
   }
 
   void release(uint64_t tagged) {
