@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -36,10 +37,13 @@ _PIECE = 4 << 20
 
 
 class Copying:
-    """A mirror's folder: what is in it, and how it grows. Blocking; one thread at a time."""
+    """A mirror's folder: what is in it, and how it grows. Blocking; closing waits for what another thread does."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, part: bool = False) -> None:
+        self.folder, self._busy, self._lock = folder, threading.Lock(), -1
+        self._closed = False
+        if part:  # of a folder that is locked
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -70,6 +74,12 @@ class Copying:
         Raises:
             StoreCorrupt: one is damaged or is not the next.
         """
+        with self._busy:
+            if self._closed:
+                raise StoreLocked("mirror: its folder was let go")
+            self._append(role, pieces)
+
+    def _append(self, role: Mirror, pieces: list[Piece]) -> None:
         opened: dict[int, int] = {}
         position = role.position
         try:
@@ -123,7 +133,9 @@ class Copying:
 
     def close(self) -> None:
         """Let the folder go."""
-        os.close(self._lock)
+        with self._busy:
+            self._closed = True
+            os.close(self._lock)
 
 
 def _write_all(handle: int, data: bytes, offset: int) -> None:
@@ -225,8 +237,7 @@ class Following:
         await self._fetch(self._caller, incoming, block)
         block.heap_nonce, block.clean, block.replica = 0, 0, secrets.randbits(31) | 1
         await asyncio.to_thread(write_superblock, incoming, block)
-        with_log = Copying.__new__(Copying)  # the same writing, in another folder
-        with_log.folder = incoming
+        with_log = Copying(incoming, part=True)
         role = Mirror(self.role.node, self.role.term, begin.position)
         while not (incoming / "complete").exists():
             ask = Pull(role.node, role.term, role.position, 0.0, copying=True)
