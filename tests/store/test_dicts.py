@@ -263,3 +263,18 @@ def test_structures_have_names_and_kinds(tmp_path: Any) -> None:
         store.queue("a").put(b"now a queue")
     with statepool.store.open(tmp_path / "s", **SMALL) as store:
         assert store.structures() == {"a": "queue", "b": "bst"}
+
+
+@pytest.mark.parametrize("kind", ["b+tree", "versioned b+tree"])
+def test_keys_before_a_removed_first_leaf(kind: str, tmp_path: Any) -> None:
+    """The leaf that takes over the range of a removed first one is split below where it used to begin."""
+    with statepool.store.open(tmp_path, **SMALL) as store:
+        mine = KINDS[kind](store)
+        mine.update({b"m%06d" % n: b"" for n in range(1000)})
+        for n in range(400):
+            del mine[b"m%06d" % n]
+        low = {b"a%06d" % (n * 7919 % 2000): b"%d" % n for n in range(2000)}
+        for key, value in low.items():
+            mine[key] = value
+        assert list(mine) == sorted(low) + [b"m%06d" % n for n in range(400, 1000)]
+        assert all(mine[key] == value for key, value in low.items())
