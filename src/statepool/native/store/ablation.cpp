@@ -194,4 +194,6 @@ void bind_ablation(nb::module_& m) {
   m.def("ablation", &ablation, nb::arg("kind"), nb::arg("operation_log"), nb::arg("cache"), nb::arg("batch"),
         nb::arg("items"), nb::arg("operations"), nb::arg("write_percent"), nb::arg("theta"), nb::arg("cache_share"),
         nb::arg("seed"), "Round trips and simulated time of one structure on a front-end with these mechanisms on or off.");
+  m.def("allocations", &allocations, nb::arg("slabs"), nb::arg("objects"), nb::arg("seed"),
+        "Calls and simulated time of a front-end that allocates, with or without the second tier.");
 }

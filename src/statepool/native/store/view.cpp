@@ -40,7 +40,7 @@ auto View::read(uint32_t id, Body&& body) const {
     auto result = read_stable(*heap_, root, retries, [&] {
       return with_structure(*heap_, s.kind, root, [&](auto& structure) { return body(structure, root); });
     });
-    if (retries > 0) retries_.fetch_add(retries, std::memory_order_relaxed);
+    if (retries > 0) retries_.fetch_add(1, std::memory_order_relaxed);
     if (!dropped()) return result;
   } catch (const StoreError& error) {  // memory of a dropped structure may hold anything
     if (error.fault != Fault::corrupt || !dropped()) throw;

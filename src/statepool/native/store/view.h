@@ -28,6 +28,7 @@ class View {
 
   uint64_t applied_lsn() const { return heap_->applied_lsn(); }
   uint64_t durable_lsn() const { return __atomic_load_n(&heap_->control().durable_lsn, __ATOMIC_ACQUIRE); }
+  // Reads that met a change and waited or began again.
   uint64_t retries() const { return retries_.load(std::memory_order_relaxed); }
 
  protected:
