@@ -1,8 +1,5 @@
 #include "committer.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include "persist_point.h"
 
 namespace statepool::store {
@@ -77,17 +74,6 @@ uint64_t Committer::frames() const {
   return frames_;
 }
 
-void Committer::set_ship(Ship ship) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  ship_ = std::move(ship);
-}
-
-bool Committer::set_realtime() {
-  sched_param param{};
-  param.sched_priority = 1;
-  return pthread_setschedparam(thread_.native_handle(), SCHED_RR, &param) == 0;
-}
-
 // Takes the lock's holder as the one that writes; the lock is free while the disk works.
 void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
   writing_ = true;
@@ -107,7 +93,6 @@ void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
     persist_point("frame before");
     log_.append(frame_);
     persist_point("frame after");
-    if (ship_) ship_(frame_.data(), frame_.size(), until);
   } catch (const std::exception& error) {
     failure = error.what();
   }

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -19,9 +18,6 @@ namespace statepool::store {
 
 class Committer {
  public:
-  // `ship` is called with every durable frame before its operations count as durable, if there is a mirror.
-  using Ship = std::function<void(const std::byte* frame, size_t size, uint64_t last_lsn)>;
-
   Committer(Log& log, Ring& ring, Control& control);
   ~Committer();
 
@@ -34,8 +30,6 @@ class Committer {
   uint64_t durable_lsn() const { return __atomic_load_n(&control_.durable_lsn, __ATOMIC_ACQUIRE); }
   bool failed() const;
   uint64_t frames() const;
-  bool set_realtime();    // of the committer's thread: false if this process may not
-  void set_ship(Ship ship);
 
  private:
   void write_frame(std::unique_lock<std::mutex>& lock);
@@ -45,7 +39,6 @@ class Committer {
   Ring& ring_;
   Control& control_;
   FrameBuilder frame_;
-  Ship ship_;
   mutable std::mutex mutex_;
   std::condition_variable turn_[2];  // waiters of the frame being written and of the next one, by its number's parity
   std::condition_variable work_, left_;

@@ -103,10 +103,9 @@ class Heap {
     for (size_t i = 0; i < end; i += step) __builtin_prefetch(base_ + a + i);
   }
 
-  // ---- writing: one thread, between begin() and commit() or rollback() --------------------------------------------
-  void begin() {}
+  // ---- writing: one thread, up to commit() or rollback() --------------------------------------------
   void prepare();   // the last step of a transaction that can fail; commit() takes it if nobody did
-  void commit();    // everything since begin() takes effect, applied_lsn() becomes lsn()
+  void commit();    // everything since the last one takes effect, applied_lsn() becomes lsn()
   void rollback();  // nothing of it does
   void store(Addr a, uint64_t value) {
     check(a, 8);

@@ -28,7 +28,6 @@ class PageCache {
   template <class Read>
   void fetch(Addr a, size_t n, Read&& read) {
     const Addr first = a / page_, last = (a + (n == 0 ? 0 : n - 1)) / page_;
-    ++touches_;
     for (Addr p = first; p <= last;) {
       if (find(p * page_) != nullptr) {
         ++p;
@@ -83,7 +82,6 @@ class PageCache {
     data_.clear();
   }
   bool keeps() const { return room_ > 0; }
-  uint64_t touches() const { return touches_; }
   uint64_t reads() const { return reads_; }
 
  private:
@@ -124,7 +122,7 @@ class PageCache {
   std::vector<Addr> owner_;
   std::vector<uint64_t> used_;
   std::vector<std::byte> data_, buffer_;
-  uint64_t clock_ = 0, random_ = 0x9e3779b97f4a7c15, touches_ = 0, reads_ = 0;
+  uint64_t clock_ = 0, random_ = 0x9e3779b97f4a7c15, reads_ = 0;
 };
 
 }  // namespace statepool::store
