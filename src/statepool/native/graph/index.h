@@ -1,0 +1,67 @@
+// The index behind the Python face: segments, the scratch of running searches, and the engines that search.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "pool.h"
+#include "segment.h"
+#include "sequential.h"
+#include "visited.h"
+
+namespace statepool::graph {
+
+enum class Engine : int { sequential = 0 };
+
+struct Request {
+  int k = 10;
+  int width = 64;           // capacity of the candidate pool (ef)
+  int threads = 1;
+  Engine engine = Engine::sequential;
+  int64_t deadline_ns = 0;  // 0: none
+};
+
+struct Answer {
+  std::vector<Entry> nearest;  // at most k, nearest first
+  Counts counts;
+};
+
+// Everything one search needs besides the index; kept between searches.
+struct Context {
+  Visited visited;
+  Pool pool;
+  Hits hits;
+  std::vector<float> query;
+};
+
+class Index {
+ public:
+  Index(const Space& space, int degree) : space_(space), degree_(degree) {}
+
+  const Space& space() const { return space_; }
+  int degree() const { return degree_; }
+  size_t size() const { return segment_ ? segment_->size() : 0; }
+  Segment* segment() { return segment_.get(); }
+
+  // Replace all by `count` raw vectors (space.dim floats each). Raises std::domain_error, naming the row.
+  void load_rows(const float* rows, size_t count);
+  // Replace all by stored rows and links. Raises std::out_of_range for a link or an entry that leads nowhere.
+  void adopt(const void* rows, const uint32_t* links, size_t count, uint32_t entry, float norm);
+  // `query` holds space.dim floats.
+  Answer search(const float* query, const Request& request);
+  Answer exact(const float* query, int k);
+
+ private:
+  std::unique_ptr<Context> borrow();
+  void give_back(std::unique_ptr<Context> context);
+
+  Space space_;
+  int degree_;
+  std::unique_ptr<Segment> segment_;
+  std::mutex contexts_mutex_;
+  std::vector<std::unique_ptr<Context>> contexts_;
+};
+
+}  // namespace statepool::graph

@@ -1,0 +1,128 @@
+// The Python module of the vector room: arrays in, ids and distances out, the GIL released in between.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <memory>
+#include <string>
+
+#include "build.h"
+#include "index.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace statepool::graph;
+using statepool::Dtype;
+
+namespace {
+
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> owned(std::unique_ptr<T[]> data, std::initializer_list<size_t> shape) {
+  T* raw = data.release();
+  return {raw, shape, nb::capsule(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); })};
+}
+
+void check_width(const char* name, size_t got, int dim) {
+  if (got != static_cast<size_t>(dim))
+    throw nb::value_error((std::string(name) + " has " + std::to_string(got) + " values per vector, the index " +
+                           std::to_string(dim)).c_str());
+}
+
+nb::tuple tuple_of(const Answer& answer) {
+  const size_t count = answer.nearest.size();
+  auto ids = std::make_unique<int64_t[]>(count);
+  auto distances = std::make_unique<float[]>(count);
+  for (size_t i = 0; i < count; ++i) {
+    ids[i] = id_of(answer.nearest[i]);
+    distances[i] = distance_of(answer.nearest[i]);
+  }
+  return nb::make_tuple(owned(std::move(ids), {count}), owned(std::move(distances), {count}), answer.counts);
+}
+
+}  // namespace
+
+NB_MODULE(_graph, m) {
+  m.doc() = "Graph search over vectors. statepool.vector is its face.";
+  m.def("isa", [] { return statepool::isa_name(statepool::active_isa()); }, "The instruction set in use.");
+  m.def("set_isa", &statepool::set_isa, "name"_a, "Use another instruction set; False if this machine lacks it.");
+
+  nb::class_<Counts>(m, "Counts")
+      .def_ro("ndc", &Counts::distances)
+      .def_ro("ndc_max", &Counts::most)
+      .def_ro("hops", &Counts::hops)
+      .def_ro("thresholds", &Counts::thresholds)
+      .def_ro("threads", &Counts::threads)
+      .def_ro("truncated", &Counts::truncated);
+
+  nb::class_<Index>(m, "Index")
+      .def("__init__",
+           [](Index* self, int dim, int metric, int dtype, int degree) {
+             new (self) Index(Space(static_cast<Metric>(metric), static_cast<Dtype>(dtype), dim), degree);
+           },
+           "dim"_a, "metric"_a, "dtype"_a, "degree"_a)
+      .def("__len__", &Index::size)
+      .def("build",
+           [](Index& self, const Matrix& rows, int window, float alpha, int threads, uint64_t seed) {
+             check_width("X", rows.shape(1), self.space().dim);
+             const nb::gil_scoped_release release;
+             self.load_rows(rows.data(), rows.shape(0));
+             BuildOptions options;
+             options.window = window;
+             options.alpha = alpha;
+             options.threads = threads;
+             options.seed = seed;
+             build(*self.segment(), options);
+           },
+           "rows"_a, "window"_a, "alpha"_a, "threads"_a, "seed"_a)
+      .def("arrays",
+           [](nb::object self) {
+             Segment* segment = nb::cast<Index&>(self).segment();
+             const size_t count = segment->size();
+             nb::ndarray<nb::numpy, const uint8_t> rows(segment->rows(), {count, segment->space.stride}, self);
+             nb::ndarray<nb::numpy, const uint32_t> links(segment->links(0), {count, static_cast<size_t>(segment->degree)}, self);
+             return nb::make_tuple(rows, links, segment->entries.empty() ? 0u : segment->entries[0], segment->space.norm);
+           },
+           "Views of the stored rows and links, the first entry, the common norm under ip. Needs a built index.")
+      .def("adopt",
+           [](Index& self, const nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& rows,
+              const nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& links, uint32_t entry,
+              float norm) {
+             const size_t count = rows.shape(0);
+             if (rows.shape(1) != self.space().stride || links.shape(0) != count ||
+                 links.shape(1) != static_cast<size_t>(self.degree()))
+               throw nb::value_error("the rows and links do not have the shapes of this index");
+             self.adopt(rows.data(), links.data(), count, entry, norm);
+           },
+           "rows"_a, "links"_a, "entry"_a, "norm"_a)
+      .def("search",
+           [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns) {
+             check_width("q", query.shape(0), self.space().dim);
+             Request request;
+             request.k = k;
+             request.width = width;
+             request.threads = threads;
+             request.engine = static_cast<Engine>(engine);
+             request.deadline_ns = deadline_ns;
+             Answer answer;
+             {
+               const nb::gil_scoped_release release;
+               answer = self.search(query.data(), request);
+             }
+             return tuple_of(answer);
+           },
+           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a)
+      .def("exact",
+           [](Index& self, const Vector& query, int k) {
+             check_width("q", query.shape(0), self.space().dim);
+             Answer answer;
+             {
+               const nb::gil_scoped_release release;
+               answer = self.exact(query.data(), k);
+             }
+             return tuple_of(answer);
+           },
+           "query"_a, "k"_a);
+}

@@ -1,0 +1,57 @@
+// One step of a search over the plain graph: the neighbours of a node that nobody met yet, with their distances.
+#pragma once
+
+#include <cstdint>
+
+#include "segment.h"
+#include "visited.h"
+
+namespace statepool::graph {
+
+constexpr int kMostDegree = 128;
+
+// What expanding a node found.
+struct Hits {
+  int count = 0;
+  uint32_t ids[kMostDegree];
+  float distances[kMostDegree];
+};
+
+// A query over a segment, shared by the threads that work on it.
+struct Walk {
+  const Segment& segment;
+  const float* query;  // space.dims floats
+  Visited& visited;
+
+  void fetch(uint32_t node) const {
+    const char* links = reinterpret_cast<const char*>(segment.links(node));
+    for (int byte = 0; byte < 4 * segment.degree; byte += 64) __builtin_prefetch(links + byte);
+  }
+  void expand(uint32_t node, Hits& hits) const {
+    collect(segment.links(node), hits);
+    segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
+  }
+  // The start: `count` entries from the `first`-th on.
+  void enter(const uint32_t* nodes, int count, Hits& hits) const {
+    hits.count = 0;
+    for (int i = 0; i < count; ++i)
+      if (visited.claim(nodes[i])) hits.ids[hits.count++] = nodes[i];
+    segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
+  }
+
+ private:
+  void collect(const uint32_t* links, Hits& hits) const {
+    constexpr int kAhead = 8;
+    const int degree = segment.degree;
+    for (int i = 0; i < kAhead && links[i] != kNone; ++i) visited.prefetch(links[i]);
+    int count = 0;
+    for (int i = 0; i < degree && links[i] != kNone; ++i) {
+      if (i + kAhead < degree && links[i + kAhead] != kNone) visited.prefetch(links[i + kAhead]);
+      hits.ids[count] = links[i];
+      count += visited.claim(links[i]);
+    }
+    hits.count = count;
+  }
+};
+
+}  // namespace statepool::graph
