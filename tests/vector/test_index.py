@@ -55,7 +55,7 @@ def test_stored_precision(dtype: str, error: float, data: tuple[np.ndarray, np.n
     for number, query in enumerate(queries):
         found = index.exact(query, 50)
         want = np.sqrt(truth[number, found.ids])
-        # A rounding by `error` of each element moves a point by at most error times its norm (i8: of its largest value).
+        # A rounding by `error` of each element moves a point by at most error times its norm (i8: its largest).
         moved = error * np.linalg.norm(rows[found.ids], axis=1)
         assert (np.abs(np.sqrt(found.distances) - want) <= moved + 1e-5).all()
 
