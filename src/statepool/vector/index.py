@@ -72,7 +72,7 @@ class Index:
         *,
         R: int = 32,  # noqa: N803 - the name of the literature
         build_window: int = 150,
-        alpha: float = 1.2,
+        alpha: float = 1.0,
         seed: int = 0,
     ) -> None:
         _one_of("metric", metric, METRICS)
@@ -145,7 +145,7 @@ class Index:
         wait = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         try:
-            found = self._core.search(query, k, width, threads, ENGINES[engine], wait)
+            found = self._core.search(query, k, width, threads, ENGINES[engine], wait, 8, 0)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         return self._result(found)

@@ -19,8 +19,8 @@ Metric = Literal["l2", "cos", "ip"]
 Dtype = Literal["f32", "f16", "bf16", "i8"]
 """How a vector is stored; ``i8`` keeps one scale per vector."""
 
-EngineName = Literal["auto", "sequential"]
+EngineName = Literal["auto", "sequential", "edge", "iqan", "nosync", "async", "roles"]
 
 METRICS: dict[str, int] = {"l2": 0, "cos": 1, "ip": 2}
 DTYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 2, "i8": 3}
-ENGINES: dict[str, int] = {"auto": 0, "sequential": 0}
+ENGINES: dict[str, int] = {"auto": 4, "sequential": 0, "edge": 1, "iqan": 2, "nosync": 3, "async": 4, "roles": 5}

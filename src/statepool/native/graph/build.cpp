@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "pool.h"
-#include "sequential.h"
+#include "walk.h"
 
 namespace statepool::graph {
 namespace {
@@ -30,7 +30,6 @@ struct RowWalk {
   const float* from;
   Visited& visited;
 
-  void fetch(uint32_t node) const { __builtin_prefetch(segment.links(node)); }
   void expand(uint32_t node, Hits& hits) const {
     const uint32_t* links = segment.links(node);
     hits.count = 0;
@@ -39,6 +38,10 @@ struct RowWalk {
     segment.squared(from, hits.ids, hits.count, hits.distances);
   }
 };
+
+void take(Pool& pool, const Hits& hits) {
+  for (int i = 0; i < hits.count; ++i) pool.insert(entry_of(hits.distances[i], hits.ids[i]));
+}
 
 class Builder {
  public:
@@ -141,13 +144,13 @@ class Builder {
     hits.ids[0] = segment_.entries[0];
     scratch.visited.claim(hits.ids[0]);
     segment_.squared(from, hits.ids, 1, hits.distances);
-    take(scratch.pool, hits, walk);
+    take(scratch.pool, hits);
     scratch.candidates.clear();
     for (int i = scratch.pool.next(); i < scratch.pool.size(); i = scratch.pool.next()) {
       scratch.candidates.push_back(scratch.pool.at(i));
       scratch.pool.mark(i);
       walk.expand(id_of(scratch.pool.at(i)), hits);
-      take(scratch.pool, hits, walk);
+      take(scratch.pool, hits);
     }
     std::sort(scratch.candidates.begin(), scratch.candidates.end());
     prune(node, scratch);

@@ -1,18 +1,11 @@
 #include "index.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 
+#include "engines.h"
+
 namespace statepool::graph {
-namespace {
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
 std::unique_ptr<Context> Index::borrow() {
   const std::lock_guard<std::mutex> lock(contexts_mutex_);
   if (contexts_.empty()) return std::make_unique<Context>();
@@ -66,19 +59,15 @@ Answer Index::search(const float* query, const Request& request) {
   const size_t count = size();
   if (count == 0) return answer;
   std::unique_ptr<Context> context = borrow();
-  context->query.resize(static_cast<size_t>(space_.dims));
-  space_.prepare(query, context->query.data(), true);
+  context->vector.resize(static_cast<size_t>(space_.dims));
+  space_.prepare(query, context->vector.data(), true);
   context->visited.reset(count);
-  context->pool.reset(request.width);
-  const Walk walk{*segment_, context->query.data(), context->visited};
-  walk.enter(segment_->entries.data(), 1, context->hits);
-  answer.counts.distances += static_cast<uint64_t>(context->hits.count);
-  take(context->pool, context->hits, walk);
-  const int64_t end = request.deadline_ns == 0 ? 0 : now_ns() + request.deadline_ns;
-  best_first(walk, context->pool, context->hits, answer.counts, [&] { return end != 0 && now_ns() > end; });
-  answer.counts.most = answer.counts.distances;
-  const int found = std::min(request.k, context->pool.size());
-  answer.nearest.assign(context->pool.begin(), context->pool.begin() + found);
+  context->query.reset(request);
+  context->query.entries = segment_->entries;
+  const Walk walk{*segment_, context->vector.data(), context->visited};
+  run_engine(walk, context->query);
+  answer.counts = total(context->query);
+  gather(context->query, false, context->merged, answer.nearest);
   give_back(std::move(context));
   return answer;
 }

@@ -6,22 +6,10 @@
 #include <mutex>
 #include <vector>
 
-#include "pool.h"
+#include "query.h"
 #include "segment.h"
-#include "sequential.h"
-#include "visited.h"
 
 namespace statepool::graph {
-
-enum class Engine : int { sequential = 0 };
-
-struct Request {
-  int k = 10;
-  int width = 64;           // capacity of the candidate pool (ef)
-  int threads = 1;
-  Engine engine = Engine::sequential;
-  int64_t deadline_ns = 0;  // 0: none
-};
 
 struct Answer {
   std::vector<Entry> nearest;  // at most k, nearest first
@@ -31,9 +19,9 @@ struct Answer {
 // Everything one search needs besides the index; kept between searches.
 struct Context {
   Visited visited;
-  Pool pool;
-  Hits hits;
-  std::vector<float> query;
+  Query query;
+  Pool merged;
+  std::vector<float> vector;
 };
 
 class Index {

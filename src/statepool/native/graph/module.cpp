@@ -98,7 +98,8 @@ NB_MODULE(_graph, m) {
            },
            "rows"_a, "links"_a, "entry"_a, "norm"_a)
       .def("search",
-           [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns) {
+           [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns, int local_hops,
+              uint64_t jitter) {
              check_width("q", query.shape(0), self.space().dim);
              Request request;
              request.k = k;
@@ -106,6 +107,8 @@ NB_MODULE(_graph, m) {
              request.threads = threads;
              request.engine = static_cast<Engine>(engine);
              request.deadline_ns = deadline_ns;
+             request.local_hops = local_hops;
+             request.jitter = jitter;
              Answer answer;
              {
                const nb::gil_scoped_release release;
@@ -113,7 +116,7 @@ NB_MODULE(_graph, m) {
              }
              return tuple_of(answer);
            },
-           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a)
+           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a)
       .def("exact",
            [](Index& self, const Vector& query, int k) {
              check_width("q", query.shape(0), self.space().dim);

@@ -1,6 +1,7 @@
 // The candidate list of a best-first search: sorted, bounded, each entry with its expanded bit.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -61,6 +62,16 @@ class Pool {
     if (!full()) ++size_;
     if (low < cursor_) cursor_ = low;
     return true;
+  }
+
+  // Insert, or open the same entry again if it is there and `entry` was not expanded.
+  void reopen(Entry entry) {
+    if (insert(entry) || expanded(entry)) return;
+    Entry* end = entries_.data() + size_;
+    Entry* found = std::lower_bound(entries_.data(), end, entry);
+    if (found == end || *found >> 1 != entry >> 1) return;
+    *found = entry;
+    cursor_ = std::min(cursor_, static_cast<int>(found - entries_.data()));
   }
 
   // Index of the nearest entry that is not expanded, size() if there is none.

@@ -13,6 +13,7 @@ constexpr int kMostDegree = 128;
 // What expanding a node found.
 struct Hits {
   int count = 0;
+  float own = 0;  // of the node itself, from walks whose other distances are estimates
   uint32_t ids[kMostDegree];
   float distances[kMostDegree];
 };
@@ -23,9 +24,18 @@ struct Walk {
   const float* query;  // space.dims floats
   Visited& visited;
 
+  static constexpr bool kEstimates = false;
+
+  // Nodes were claimed when they were met.
+  bool open(uint32_t) const { return true; }
   void fetch(uint32_t node) const {
     const char* links = reinterpret_cast<const char*>(segment.links(node));
     for (int byte = 0; byte < 4 * segment.degree; byte += 64) __builtin_prefetch(links + byte);
+  }
+  // The unmet neighbours only, without distances; `measure` does a slice of them.
+  void meet(uint32_t node, Hits& hits) const { collect(segment.links(node), hits); }
+  void measure(Hits& hits, int first, int count) const {
+    segment.space.distances(query, segment.rows(), hits.ids + first, count, hits.distances + first);
   }
   void expand(uint32_t node, Hits& hits) const {
     collect(segment.links(node), hits);

@@ -1,0 +1,43 @@
+// Edge-parallel fork and join (baseline: the parallel searcher of VSAG): each hop's neighbours are cut into equal slices.
+#pragma once
+
+#include "query.h"
+#include "rounds.h"
+
+namespace statepool::graph {
+
+class Edge {
+ public:
+  Edge(const Walk& walk, Query& query)
+      : walk_(walk), query_(query), rounds_(query.request.threads, &Edge::slice, this) {}
+
+  void run() {
+    Lane& lane = query_.lane(0);
+    enter(walk_, query_, 0);
+    for (int i = lane.pool.next(); i < lane.pool.size() && !query_.late(); i = lane.pool.next()) {
+      lane.pool.mark(i);
+      walk_.meet(id_of(lane.pool.at(i)), lane.hits);
+      ++lane.counts.hops;
+      rounds_.run();
+      keep(lane, std::numeric_limits<Entry>::max());
+      fetch_next(walk_, lane);
+      lane.jitter.maybe();
+    }
+  }
+
+ private:
+  static void slice(void* shared, int part, int parts) {
+    Edge& self = *static_cast<Edge*>(shared);
+    Hits& hits = self.query_.lane(0).hits;
+    const int first = hits.count * part / parts, last = hits.count * (part + 1) / parts;
+    self.walk_.measure(hits, first, last - first);
+    self.query_.lane(part).counts.distances += static_cast<uint64_t>(last - first);
+    if (part != 0) self.query_.lane(part).jitter.maybe();
+  }
+
+  const Walk& walk_;
+  Query& query_;
+  Rounds rounds_;
+};
+
+}  // namespace statepool::graph

@@ -1,0 +1,20 @@
+// The engines by name, and what is made of their lanes at the end.
+#pragma once
+
+#include <vector>
+
+#include "query.h"
+#include "walk.h"
+
+namespace statepool::graph {
+
+// Search with query.request.engine on query.request.threads threads.
+void run_engine(const Walk& walk, Query& query);
+
+// Sums over the lanes.
+Counts total(Query& query);
+
+// The k nearest of all lanes, a node once; from the lists of exact distances if the pools hold estimates.
+void gather(Query& query, bool estimates, Pool& merged, std::vector<Entry>& nearest);
+
+}  // namespace statepool::graph
