@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.checkpoint import CACHE
-
+CACHE = Path(__file__).resolve().parents[2] / ".bench"
 REAL = "STATEPOOL_ANN_DATA"
 """Folder with base_50k_384_f16.npy, queries_{passages,headings}_1k_f16.npy and gt_{passages,headings}_1k.npy."""
 

@@ -50,7 +50,7 @@ class Async {
       if (query_.late()) return;
       const uint32_t node = id_of(lane.pool.at(i));
       lane.pool.mark(i);
-      if (!visit(walk_, lane, node)) continue;
+      if (!visit(walk_, lane, node, bound)) continue;
       keep(lane, bound);
       fetch_next(walk_, lane);
       if (threads_ == 1) continue;
@@ -148,7 +148,7 @@ class Async {
   const Walk& walk_;
   Query& query_;
   const int threads_;
-  alignas(128) std::atomic<Entry> threshold_{std::numeric_limits<Entry>::max()};
+  alignas(128) std::atomic<Entry> threshold_{kNoBound};
   alignas(128) std::atomic<int> active_{1};
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <numeric>
 #include <random>
@@ -56,6 +57,7 @@ class Builder {
   void run() {
     const size_t count = segment_.size();
     segment_.entries = {medoid()};
+    spread();
     std::vector<uint32_t> order(count);
     std::iota(order.begin(), order.end(), 0u);
     std::swap(order[0], order[segment_.entries[0]]);
@@ -108,6 +110,53 @@ class Builder {
       best = std::min(best, entry_of(distance, node));
     }
     return id_of(best);
+  }
+
+  // More entries: rows near the centres of a short k-means over a sample, so that a search starts near its goal.
+  void spread() {
+    constexpr size_t kCenters = 32, kSample = 4096;
+    constexpr int kRounds = 6;
+    const size_t count = segment_.size(), dims = static_cast<size_t>(segment_.space.dims);
+    if (count < 2 * kCenters) return;
+    const size_t step = std::max<size_t>(1, count / kSample), sample = count / step;
+    std::vector<float> centers(kCenters * dims), buffer(dims);
+    std::vector<uint32_t> ids(sample);
+    for (size_t i = 0; i < sample; ++i) ids[i] = static_cast<uint32_t>(i * step);
+    for (size_t c = 0; c < kCenters; ++c)
+      std::copy_n(segment_.floats(ids[c * sample / kCenters], buffer.data()), dims, centers.data() + c * dims);
+    std::vector<float> least(sample), gaps(sample);
+    std::vector<size_t> owner(sample);
+    for (int round = 0; round <= kRounds; ++round) {
+      std::vector<Entry> nearest(kCenters, kNoBound);
+      std::fill(least.begin(), least.end(), std::numeric_limits<float>::infinity());
+      for (size_t c = 0; c < kCenters; ++c) {
+        segment_.squared(centers.data() + c * dims, ids.data(), static_cast<int>(sample), gaps.data());
+        for (size_t i = 0; i < sample; ++i) {
+          nearest[c] = std::min(nearest[c], entry_of(gaps[i], ids[i]));
+          if (gaps[i] < least[i]) {
+            least[i] = gaps[i];
+            owner[i] = c;
+          }
+        }
+      }
+      if (round == kRounds) {
+        for (const Entry entry : nearest)
+          if (std::find(segment_.entries.begin(), segment_.entries.end(), id_of(entry)) == segment_.entries.end() &&
+              segment_.entries.size() < kCenters)
+            segment_.entries.push_back(id_of(entry));
+        return;
+      }
+      std::vector<double> sums(kCenters * dims);
+      std::vector<size_t> members(kCenters);
+      for (size_t i = 0; i < sample; ++i) {
+        const float* row = segment_.floats(ids[i], buffer.data());
+        for (size_t d = 0; d < dims; ++d) sums[owner[i] * dims + d] += row[d];
+        ++members[owner[i]];
+      }
+      for (size_t c = 0; c < kCenters; ++c)
+        for (size_t d = 0; d < dims && members[c] > 0; ++d)
+          centers[c * dims + d] = static_cast<float>(sums[c * dims + d] / static_cast<double>(members[c]));
+    }
   }
 
   // Everything but the first, by a generator of our own: std::shuffle differs between libraries.

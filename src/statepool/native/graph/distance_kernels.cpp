@@ -5,6 +5,8 @@
 namespace statepool::STATEPOOL_NS {
 namespace {
 
+#include "half.inc"
+
 constexpr int kAhead = 6;       // vectors in flight: enough to cover a miss to the last-level cache
 constexpr int kMaxLines = 24;   // beyond that the hardware streams on its own
 
@@ -23,40 +25,18 @@ struct Element<Dtype::bf16> {
   static STATEPOOL_INLINE F16 get(const char* row, int i) { return load_bf16(reinterpret_cast<const uint16_t*>(row) + i); }
 };
 
-#if defined(STATEPOOL_ISA_avx512) || defined(STATEPOOL_ISA_avx2)
-STATEPOOL_INLINE F16 load_half(const uint16_t* p) {
-#if defined(STATEPOOL_ISA_avx512)
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-#else
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
-          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
-#endif
-}
 STATEPOOL_INLINE F16 load_bytes(const int8_t* p) {
 #if defined(STATEPOOL_ISA_avx512)
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
-#else
+#elif defined(STATEPOOL_ISA_avx2)
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8))))};
-#endif
-}
 #else
-inline float float_of_half(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 0x3ffu;
-  if (exponent == 0) return float_of(sign | bits_of(static_cast<float>(mantissa) * 0x1p-24f));
-  return float_of(sign | ((exponent == 31 ? 255u : exponent + 112u) << 23) | (mantissa << 13));
-}
-STATEPOOL_INLINE F16 load_half(const uint16_t* p) {
-  F16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = float_of_half(p[i]);
-  return r;
-}
-STATEPOOL_INLINE F16 load_bytes(const int8_t* p) {
   F16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(p[i]);
   return r;
-}
 #endif
+}
 
 template <>
 struct Element<Dtype::f16> {

@@ -19,7 +19,7 @@ class Edge {
       walk_.meet(id_of(lane.pool.at(i)), lane.hits);
       ++lane.counts.hops;
       rounds_.run();
-      keep(lane, std::numeric_limits<Entry>::max());
+      keep(lane, kNoBound);
       fetch_next(walk_, lane);
       lane.jitter.maybe();
     }

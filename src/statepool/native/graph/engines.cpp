@@ -1,6 +1,7 @@
 #include "engines.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "async.h"
 #include "edge.h"
@@ -23,7 +24,7 @@ template <class AnyWalk>
 bool run_alone(const AnyWalk& walk, Query& query) {
   if (query.request.threads > 1 && query.request.engine != Engine::sequential) return false;
   enter(walk, query, 0);
-  search_alone(walk, query, query.lane(0), std::numeric_limits<uint32_t>::max(), std::numeric_limits<Entry>::max());
+  search_alone(walk, query, query.lane(0), std::numeric_limits<uint32_t>::max(), kNoBound);
   return true;
 }
 
@@ -32,6 +33,12 @@ bool run_alone(const AnyWalk& walk, Query& query) {
 void run_engine(const Walk& walk, Query& query) {
   if (run_alone(walk, query)) return;
   if (query.request.engine == Engine::edge) return Edge(walk, query).run();
+  run_shared(walk, query);
+}
+
+void run_engine(const SealedWalk& walk, Query& query) {
+  if (run_alone(walk, query)) return;
+  if (query.request.engine == Engine::edge) throw std::invalid_argument("engine edge needs an index that is not sealed");
   run_shared(walk, query);
 }
 
@@ -50,18 +57,17 @@ Counts total(Query& query) {
   return sum;
 }
 
-void gather(Query& query, bool estimates, Pool& merged, std::vector<Entry>& nearest) {
-  const int k = query.request.k;
+void gather(Query& query, bool estimates, int count, Pool& merged, std::vector<Entry>& nearest) {
   if (query.request.threads == 1) {
     const Pool& only = estimates ? query.lane(0).best : query.lane(0).pool;
-    nearest.reserve(static_cast<size_t>(std::min(k, only.size())));
-    for (int i = 0; i < std::min(k, only.size()); ++i) nearest.push_back(only.at(i) & ~Entry{1});
+    nearest.reserve(static_cast<size_t>(std::min(count, only.size())));
+    for (int i = 0; i < std::min(count, only.size()); ++i) nearest.push_back(only.at(i) & ~Entry{1});
     return;
   }
-  merged.reset(k);
+  merged.reset(count);
   for (int i = 0; i < query.request.threads; ++i) {
     const Pool& pool = estimates ? query.lane(i).best : query.lane(i).pool;
-    for (int j = 0; j < std::min(k, pool.size()); ++j) merged.insert(pool.at(j) & ~Entry{1});
+    for (int j = 0; j < std::min(count, pool.size()); ++j) merged.insert(pool.at(j) & ~Entry{1});
   }
   for (int i = 0; i < merged.size(); ++i) nearest.push_back(merged.at(i));
 }

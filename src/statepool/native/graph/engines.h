@@ -4,17 +4,20 @@
 #include <vector>
 
 #include "query.h"
+#include "sealed.h"
 #include "walk.h"
 
 namespace statepool::graph {
 
 // Search with query.request.engine on query.request.threads threads.
 void run_engine(const Walk& walk, Query& query);
+// The same over quantised rows. Raises std::invalid_argument for Engine::edge, which cuts exact distances into slices.
+void run_engine(const SealedWalk& walk, Query& query);
 
 // Sums over the lanes.
 Counts total(Query& query);
 
-// The k nearest of all lanes, a node once; from the lists of exact distances if the pools hold estimates.
-void gather(Query& query, bool estimates, Pool& merged, std::vector<Entry>& nearest);
+// The `count` nearest of all lanes, a node once; from the lists of exact distances if the pools hold estimates.
+void gather(Query& query, bool estimates, int count, Pool& merged, std::vector<Entry>& nearest);
 
 }  // namespace statepool::graph

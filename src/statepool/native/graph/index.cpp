@@ -6,6 +6,11 @@
 #include "engines.h"
 
 namespace statepool::graph {
+namespace {
+
+constexpr int kSpare = 8;  // candidates beyond k that are measured at stored precision
+
+}  // namespace
 std::unique_ptr<Context> Index::borrow() {
   const std::lock_guard<std::mutex> lock(contexts_mutex_);
   if (contexts_.empty()) return std::make_unique<Context>();
@@ -36,11 +41,14 @@ void Index::load_rows(const float* rows, size_t count) {
     segment->append(prepared.data(), 1);
   }
   space_ = space;
+  sealed_.reset();
   segment_ = std::move(segment);
 }
 
-void Index::adopt(const void* rows, const uint32_t* links, size_t count, uint32_t entry, float norm) {
-  if (count > 0 && entry >= count) throw std::out_of_range("the entry is no row");
+void Index::adopt(const void* rows, const uint32_t* links, size_t count, std::vector<uint32_t> entries, float norm) {
+  if (count > 0 && entries.empty()) throw std::out_of_range("there is no entry");
+  for (const uint32_t entry : entries)
+    if (entry >= count) throw std::out_of_range("an entry is no row");
   for (size_t i = 0; i < count * static_cast<size_t>(degree_); ++i)
     if (links[i] != kNone && links[i] >= count) throw std::out_of_range("a link leads to no row");
   Space space = space_;
@@ -48,9 +56,10 @@ void Index::adopt(const void* rows, const uint32_t* links, size_t count, uint32_
   auto segment = std::make_unique<Segment>(space, degree_, std::max<size_t>(count, 1));
   if (count > 0) {
     segment->adopt(rows, links, count);
-    segment->entries = {entry};
+    segment->entries = std::move(entries);
   }
   space_ = space;
+  sealed_.reset();
   segment_ = std::move(segment);
 }
 
@@ -61,15 +70,50 @@ Answer Index::search(const float* query, const Request& request) {
   std::unique_ptr<Context> context = borrow();
   context->vector.resize(static_cast<size_t>(space_.dims));
   space_.prepare(query, context->vector.data(), true);
-  context->visited.reset(count);
-  context->query.reset(request);
-  context->query.entries = segment_->entries;
-  const Walk walk{*segment_, context->vector.data(), context->visited};
-  run_engine(walk, context->query);
+  context->visited.reset(count + 1);
+  if (sealed_) {
+    search_sealed(*context, request, answer);
+  } else {
+    context->query.reset(request);
+    const Walk walk{*segment_, context->vector.data(), context->visited};
+    run_engine(walk, context->query);
+    gather(context->query, false, request.k, context->merged, answer.nearest);
+  }
   answer.counts = total(context->query);
-  gather(context->query, false, context->merged, answer.nearest);
   give_back(std::move(context));
   return answer;
+}
+
+void Index::search_sealed(Context& context, const Request& request, Answer& answer) {
+  const SealedSegment& sealed = *sealed_;
+  const size_t dims = static_cast<size_t>(sealed.dims());
+  context.turned = context.vector;
+  context.spare.resize(dims);
+  context.lookup.resize(4 * dims);
+  sealed.turn(context.turned.data(), context.spare.data());
+  SealedWalk walk{sealed, context.turned.data(), context.lookup.data(), 0, 0, 0, context.visited};
+  scan_kernels().tables(walk.query, sealed.tables(), context.lookup.data(), &walk.delta, &walk.offset);
+  const float norm = static_cast<float>(Space::norm_of(walk.query, sealed.dims()));
+  walk.square = norm * norm;
+  Request wider = request;
+  wider.kept = std::min(request.width, request.k + kSpare);
+  context.query.reset(wider);
+  run_engine(walk, context.query);
+  gather(context.query, true, wider.kept, context.merged, answer.nearest);
+  // Eight bits chose these; the stored precision orders them.
+  const int count = static_cast<int>(answer.nearest.size());
+  std::vector<uint32_t> ids(answer.nearest.size());
+  std::vector<float> distances(answer.nearest.size());
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = id_of(answer.nearest[i]);
+  space_.distances(context.vector.data(), segment_->rows(), ids.data(), count, distances.data());
+  for (size_t i = 0; i < ids.size(); ++i) answer.nearest[i] = entry_of(distances[i], ids[i]);
+  std::sort(answer.nearest.begin(), answer.nearest.end());
+  if (count > request.k) answer.nearest.resize(static_cast<size_t>(request.k));
+}
+
+void Index::seal(int threads, uint64_t seed) {
+  sealed_.reset();
+  sealed_ = std::make_unique<SealedSegment>(*segment_, threads, seed);
 }
 
 Answer Index::exact(const float* query, int k) {

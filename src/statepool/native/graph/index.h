@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "query.h"
+#include "sealed.h"
 #include "segment.h"
 
 namespace statepool::graph {
@@ -21,7 +22,8 @@ struct Context {
   Visited visited;
   Query query;
   Pool merged;
-  std::vector<float> vector;
+  std::vector<float> vector, turned, spare;
+  std::vector<uint8_t> lookup;
 };
 
 class Index {
@@ -36,7 +38,10 @@ class Index {
   // Replace all by `count` raw vectors (space.dim floats each). Raises std::domain_error, naming the row.
   void load_rows(const float* rows, size_t count);
   // Replace all by stored rows and links. Raises std::out_of_range for a link or an entry that leads nowhere.
-  void adopt(const void* rows, const uint32_t* links, size_t count, uint32_t entry, float norm);
+  void adopt(const void* rows, const uint32_t* links, size_t count, std::vector<uint32_t> entries, float norm);
+  // Quantise the neighbours of every node; searches use them from then on. Needs rows and links.
+  void seal(int threads, uint64_t seed);
+  bool sealed() const { return sealed_ != nullptr; }
   // `query` holds space.dim floats.
   Answer search(const float* query, const Request& request);
   Answer exact(const float* query, int k);
@@ -47,7 +52,10 @@ class Index {
 
   Space space_;
   int degree_;
+  void search_sealed(Context& context, const Request& request, Answer& answer);
+
   std::unique_ptr<Segment> segment_;
+  std::unique_ptr<SealedSegment> sealed_;
   std::mutex contexts_mutex_;
   std::vector<std::unique_ptr<Context>> contexts_;
 };

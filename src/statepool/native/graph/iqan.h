@@ -20,7 +20,7 @@ class Iqan {
   void run() {
     Lane& master = query_.lane(0);
     enter(walk_, query_, 0);
-    search_alone(walk_, query_, master, 1, std::numeric_limits<Entry>::max());
+    search_alone(walk_, query_, master, 1, kNoBound);
     while (master.pool.next() < master.pool.size() && !query_.late()) {
       parts_ = rounds_.parts();
       deal(master);

@@ -1,6 +1,7 @@
 // What one thread of a query owns, and the little it shows the others.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include "counts.h"
 #include "crew.h"
 #include "pool.h"
+#include "scan.h"
 #include "walk.h"
 
 namespace statepool::graph {
@@ -81,9 +83,9 @@ struct alignas(128) Lane {
   alignas(128) Mailbox mailbox;
   alignas(128) Board board;
 
-  void reset(int width, int k, uint64_t jitter_seed) {
+  void reset(int width, int kept, uint64_t jitter_seed) {
     pool.reset(width);
-    best.reset(k);
+    best.reset(kept);
     counts = Counts();
     known_count = 0;
     turn = 0;
@@ -99,12 +101,13 @@ struct alignas(128) Lane {
   }
 };
 
-// Expand one candidate: count, keep the exact distance if the walk has estimates only. False if another thread did.
+// Expand one candidate: count, keep the exact distance if the walk has estimates only. What is not below `bound` may be
+// left out of the hits. False if another thread expanded it.
 template <class Walk>
-bool visit(const Walk& walk, Lane& lane, uint32_t node) {
+bool visit(const Walk& walk, Lane& lane, uint32_t node, Entry bound) {
   if (!walk.open(node)) return false;
-  walk.expand(node, lane.hits);
-  lane.counts.distances += static_cast<uint64_t>(lane.hits.count);
+  walk.expand(node, distance_of(std::min(bound, lane.pool.bound())), lane.hits);
+  lane.counts.distances += static_cast<uint64_t>(Walk::kEstimates ? kScanLanes + 1 : lane.hits.count);
   ++lane.counts.hops;
   if constexpr (Walk::kEstimates) lane.best.insert(entry_of(lane.hits.own, node));
   return true;

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -77,26 +78,35 @@ NB_MODULE(_graph, m) {
              build(*self.segment(), options);
            },
            "rows"_a, "window"_a, "alpha"_a, "threads"_a, "seed"_a)
+      .def("seal",
+           [](Index& self, int threads, uint64_t seed) {
+             const nb::gil_scoped_release release;
+             self.seal(threads, seed);
+           },
+           "threads"_a, "seed"_a)
       .def("arrays",
            [](nb::object self) {
              Segment* segment = nb::cast<Index&>(self).segment();
              const size_t count = segment->size();
              nb::ndarray<nb::numpy, const uint8_t> rows(segment->rows(), {count, segment->space.stride}, self);
              nb::ndarray<nb::numpy, const uint32_t> links(segment->links(0), {count, static_cast<size_t>(segment->degree)}, self);
-             return nb::make_tuple(rows, links, segment->entries.empty() ? 0u : segment->entries[0], segment->space.norm);
+             const size_t starts = segment->entries.size();
+             auto entries = std::make_unique<uint32_t[]>(starts);
+             std::copy(segment->entries.begin(), segment->entries.end(), entries.get());
+             return nb::make_tuple(rows, links, owned(std::move(entries), {starts}), segment->space.norm);
            },
-           "Views of the stored rows and links, the first entry, the common norm under ip. Needs a built index.")
+           "Views of the stored rows and links, the entries, the common norm under ip. Needs a built index.")
       .def("adopt",
            [](Index& self, const nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& rows,
-              const nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& links, uint32_t entry,
-              float norm) {
+              const nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& links,
+              const nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& entries, float norm) {
              const size_t count = rows.shape(0);
              if (rows.shape(1) != self.space().stride || links.shape(0) != count ||
                  links.shape(1) != static_cast<size_t>(self.degree()))
                throw nb::value_error("the rows and links do not have the shapes of this index");
-             self.adopt(rows.data(), links.data(), count, entry, norm);
+             self.adopt(rows.data(), links.data(), count, {entries.data(), entries.data() + entries.shape(0)}, norm);
            },
-           "rows"_a, "links"_a, "entry"_a, "norm"_a)
+           "rows"_a, "links"_a, "entries"_a, "norm"_a)
       .def("search",
            [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns, int local_hops,
               uint64_t jitter) {

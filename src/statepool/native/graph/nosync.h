@@ -21,8 +21,7 @@ class NoSync {
     NoSync& self = *static_cast<NoSync*>(shared);
     Lane& lane = self.query_.lane(worker);
     enter(self.walk_, self.query_, worker);
-    constexpr Entry kAll = std::numeric_limits<Entry>::max();
-    search_alone(self.walk_, self.query_, lane, std::numeric_limits<uint32_t>::max(), kAll);
+      search_alone(self.walk_, self.query_, lane, std::numeric_limits<uint32_t>::max(), kNoBound);
   }
 
   const Walk& walk_;

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 namespace statepool::graph {
@@ -26,6 +25,7 @@ inline float distance_of(Entry entry) {
   return distance;
 }
 inline uint32_t id_of(Entry entry) { return static_cast<uint32_t>(entry) >> 1; }
+constexpr Entry kNoBound = 0xff800000ffffffffu;  // the entry of an infinite distance
 inline bool expanded(Entry entry) { return entry & 1u; }
 
 class Pool {
@@ -42,7 +42,7 @@ class Pool {
   Entry at(int i) const { return entries_[static_cast<size_t>(i)]; }
   const Entry* begin() const { return entries_.data(); }
   // What a new candidate must be below.
-  Entry bound() const { return full() ? entries_[static_cast<size_t>(size_) - 1] : std::numeric_limits<Entry>::max(); }
+  Entry bound() const { return full() ? entries_[static_cast<size_t>(size_) - 1] : kNoBound; }
 
   // Insert in order, dropping the last entry when full. False if it is no better than the bound or is there already.
   bool insert(Entry entry) {

@@ -16,6 +16,7 @@ enum class Engine : int { sequential = 0, edge = 1, iqan = 2, nosync = 3, async 
 
 struct Request {
   int k = 10;
+  int kept = 10;            // exact distances kept to choose the k from, where pools hold estimates
   int width = 64;           // capacity of the candidate pool (ef)
   int threads = 1;
   Engine engine = Engine::async;
@@ -28,11 +29,10 @@ inline int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Lanes and entry points of a query; kept from one query to the next.
+// The lanes of a query; kept from one query to the next.
 struct Query {
   Request request;
   std::vector<std::unique_ptr<Lane>> lanes;
-  std::vector<uint32_t> entries;  // nearest first
   int64_t end_ns = 0;
   std::atomic<bool> stop{false};
 
@@ -41,14 +41,12 @@ struct Query {
     while (lanes.size() < static_cast<size_t>(wanted.threads)) lanes.push_back(std::make_unique<Lane>());
     for (int i = 0; i < wanted.threads; ++i) {
       const uint64_t seed = wanted.jitter == 0 ? 0 : wanted.jitter * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(i) + 1;
-      lane(i).reset(wanted.width, wanted.k, seed);
+      lane(i).reset(wanted.width, wanted.kept, seed);
     }
     end_ns = wanted.deadline_ns == 0 ? 0 : now_ns() + wanted.deadline_ns;
     stop.store(false, std::memory_order_relaxed);
   }
   Lane& lane(int i) { return *lanes[static_cast<size_t>(i)]; }
-  // Where lane `i` starts.
-  uint32_t entry(int i) const { return entries[static_cast<size_t>(i) % entries.size()]; }
   // Asked before every expansion; true once the deadline has passed.
   bool late() {
     if (end_ns == 0) return false;
@@ -59,14 +57,13 @@ struct Query {
   }
 };
 
-// Put the entry of lane `i` into its pool.
+// Put the share of lane `i` in the entry points into its pool.
 template <class Walk>
 void enter(const Walk& walk, Query& query, int i) {
   Lane& lane = query.lane(i);
-  const uint32_t node = query.entry(i);
-  walk.enter(&node, 1, lane.hits);
+  walk.enter(i, query.request.threads, lane.hits);
   lane.counts.distances += static_cast<uint64_t>(lane.hits.count);
-  keep(lane, std::numeric_limits<Entry>::max());
+  keep(lane, kNoBound);
 }
 
 // Best-first search in one lane, at most `hops` expansions of candidates up to `bound`.
@@ -77,7 +74,7 @@ void search_alone(const Walk& walk, Query& query, Lane& lane, uint64_t hops, Ent
     if (lane.pool.at(i) > bound || query.late()) return;
     const uint32_t node = id_of(lane.pool.at(i));
     lane.pool.mark(i);
-    if (!visit(walk, lane, node)) continue;
+    if (!visit(walk, lane, node, bound)) continue;
     keep(lane, bound);
     fetch_next(walk, lane);
     lane.jitter.maybe();

@@ -37,14 +37,15 @@ struct Walk {
   void measure(Hits& hits, int first, int count) const {
     segment.space.distances(query, segment.rows(), hits.ids + first, count, hits.distances + first);
   }
-  void expand(uint32_t node, Hits& hits) const {
+  void expand(uint32_t node, float, Hits& hits) const {
     collect(segment.links(node), hits);
     segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
   }
-  // The start: `count` entries from the `first`-th on.
-  void enter(const uint32_t* nodes, int count, Hits& hits) const {
+  // The entries of which this part is the `part`-th of `parts`.
+  void enter(int part, int parts, Hits& hits) const {
     hits.count = 0;
-    for (int i = 0; i < count; ++i)
+    const std::vector<uint32_t>& nodes = segment.entries;
+    for (size_t i = static_cast<size_t>(part) % nodes.size(); i < nodes.size(); i += static_cast<size_t>(parts))
       if (visited.claim(nodes[i])) hits.ids[hits.count++] = nodes[i];
     segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
   }

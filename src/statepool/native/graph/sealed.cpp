@@ -1,0 +1,162 @@
+#include "sealed.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <thread>
+
+#include "pool.h"
+
+namespace statepool::graph {
+namespace {
+
+constexpr float kFar = std::numeric_limits<float>::infinity();
+
+size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+void to_half(float value, uint16_t* out) {
+  float lanes[16] = {value};
+  char row[32];
+  distance_kernels().encode[static_cast<int>(Dtype::f16)](lanes, row, 16);
+  std::memcpy(out, row, 2);
+}
+
+}  // namespace
+
+SealedSegment::SealedSegment(const Segment& source, int threads, uint64_t seed)
+    : source_(source), dims_(source.space.dims), rotation_(dims_, seed) {
+  const size_t dims = static_cast<size_t>(dims_);
+  codes_at_ = round_up(dims + 8);
+  add_at_ = codes_at_ + 4 * dims;
+  ids_at_ = add_at_ + 2 * sizeof(uint16_t) * kScanLanes;
+  stride_ = round_up(ids_at_ + sizeof(uint32_t) * kScanLanes);
+  const size_t count = source.size();
+  float longest = 0;
+  std::vector<float> decoded(dims);
+  for (uint32_t node = 0; node < count; ++node)
+    longest = std::max(longest, static_cast<float>(Space::norm_of(source.floats(node, decoded.data()), dims_)));
+  if (longest > 0) unit_ = 1 / longest;
+  rows_ = Region((count + 1) * stride_);
+  std::atomic<uint32_t> next{0};
+  const auto work = [&] {
+    std::vector<float> scratch(4 * dims);
+    std::vector<uint64_t> near;
+    uint32_t links[kScanLanes];
+    for (uint32_t node = next++; node < count; node = next++) {
+      fill(node, links, near, scratch.data());
+      write_row(node, source_.floats(node, scratch.data()), links, scratch.data() + dims);
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int t = 1; t < threads; ++t) helpers.emplace_back(work);
+  work();
+  for (std::thread& helper : helpers) helper.join();
+  std::vector<float> mean(dims), scratch(4 * dims);
+  for (const uint32_t node : source.entries) {
+    const float* row = source.floats(node, scratch.data());
+    for (size_t i = 0; i < dims; ++i) mean[i] += row[i] / static_cast<float>(source.entries.size());
+  }
+  uint32_t links[kScanLanes];
+  for (size_t j = 0; j < kScanLanes; ++j) links[j] = j < source.entries.size() ? source.entries[j] : kNone;
+  write_row(root(), mean.data(), links, scratch.data());
+}
+
+// The node's links, then the nearest of its neighbours' neighbours: a scan reads 32 codes whether they are used or not.
+void SealedSegment::fill(uint32_t node, uint32_t* links, std::vector<uint64_t>& near, float* buffer) const {
+  int used = 0;
+  for (int k = 0; k < source_.degree && used < kScanLanes && source_.links(node)[k] != kNone; ++k)
+    links[used++] = source_.links(node)[k];
+  if (used < kScanLanes) {
+    std::vector<uint32_t> ids;
+    for (int k = 0; k < used; ++k)
+      for (int j = 0; j < source_.degree && source_.links(links[k])[j] != kNone; ++j) ids.push_back(source_.links(links[k])[j]);
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    ids.erase(std::remove_if(ids.begin(), ids.end(),
+                             [&](uint32_t id) { return id == node || std::find(links, links + used, id) != links + used; }),
+              ids.end());
+    std::vector<float> distances(ids.size());
+    source_.squared(source_.floats(node, buffer), ids.data(), static_cast<int>(ids.size()), distances.data());
+    near.clear();
+    for (size_t i = 0; i < ids.size(); ++i) near.push_back(entry_of(distances[i], ids[i]));
+    const size_t wanted = std::min(near.size(), static_cast<size_t>(kScanLanes - used));
+    std::partial_sort(near.begin(), near.begin() + static_cast<std::ptrdiff_t>(wanted), near.end());
+    for (size_t i = 0; i < wanted; ++i) links[used++] = id_of(near[i]);
+  }
+  while (used < kScanLanes) links[used++] = kNone;
+}
+
+// `scratch` has 3 * dims floats.
+void SealedSegment::write_row(uint32_t node, const float* center, const uint32_t* links, float* scratch) {
+  const size_t dims = static_cast<size_t>(dims_);
+  float *turned = scratch, *other = scratch + dims, *spare = scratch + 2 * dims;
+  char* row = rows_.data() + node * stride_;
+  std::memcpy(turned, center, sizeof(float) * dims);
+  turn(turned, spare);
+  distance_kernels().encode[static_cast<int>(Dtype::i8)](turned, row, dims_);
+  // The neighbours are relative to the node as the row holds it, so that its rounding is not in the estimates.
+  distance_kernels().decode[static_cast<int>(Dtype::i8)](row, turned, dims_);
+  double square = 0;
+  for (size_t i = 0; i < dims; ++i) square += static_cast<double>(turned[i]) * turned[i];
+  const float norm = static_cast<float>(square);
+  std::memcpy(row + dims + 4, &norm, 4);
+  auto* codes = reinterpret_cast<uint8_t*>(row + codes_at_);
+  auto* add = reinterpret_cast<uint16_t*>(row + add_at_);
+  uint16_t* scale = add + kScanLanes;
+  for (int j = 0; j < kScanLanes; ++j) {
+    std::memcpy(row + ids_at_ + sizeof(uint32_t) * static_cast<size_t>(j), links + j, sizeof(uint32_t));
+    if (links[j] == kNone) {
+      to_half(kFar, add + j);
+      continue;
+    }
+    const float* floats = source_.floats(links[j], other);
+    if (floats != other) std::memcpy(other, floats, sizeof(float) * dims);
+    turn(other, spare);
+    double length = 0, reach = 0, along = 0;
+    for (size_t i = 0; i < dims; ++i) {
+      const double r = static_cast<double>(other[i]) - turned[i];
+      length += r * r;
+      reach += std::fabs(r);
+      along += r >= 0 ? turned[i] : -turned[i];
+      if (r >= 0) codes[16 * (i / 4) + static_cast<size_t>(j % 16)] |= static_cast<uint8_t>(1u << (i % 4 + (j >= 16 ? 4 : 0)));
+    }
+    const double factor = reach > 0 ? length / reach : 0;
+    to_half(static_cast<float>(length + 2 * factor * along), add + j);
+    to_half(static_cast<float>(-2 * factor), scale + j);
+  }
+}
+
+void SealedWalk::expand(uint32_t node, float bound, Hits& hits) const {
+  const char* row = segment.row(node);
+  const uint32_t zero = 0;
+  float dot;
+  distance_kernels().dot[static_cast<int>(Dtype::i8)](query, row, 0, &zero, 1, segment.dims(), &dot);
+  hits.own = square + segment.norm(row) - 2 * dot;
+  float estimates[kScanLanes];
+  uint32_t mask = scan_kernels().scan(segment.codes(row), lookup, segment.tables(), segment.add(row), segment.scale(row), delta,
+                                      offset, hits.own, bound, estimates);
+  const uint32_t* ids = segment.ids(row);
+  hits.count = 0;
+  for (; mask != 0; mask &= mask - 1) {
+    const int lane = __builtin_ctz(mask);
+    if (visited.seen(ids[lane])) continue;
+    hits.ids[hits.count] = ids[lane];
+    hits.distances[hits.count++] = estimates[lane];
+  }
+}
+
+// The entries of which this part is the `part`-th of `parts`, by estimate.
+void SealedWalk::enter(int part, int parts, Hits& hits) const {
+  expand(segment.root(), kFar, hits);
+  Entry order[kScanLanes];
+  for (int i = 0; i < hits.count; ++i) order[i] = entry_of(hits.distances[i], hits.ids[i]);
+  std::sort(order, order + hits.count);
+  int kept = 0;
+  for (int i = part % std::max(1, hits.count); i < hits.count; i += parts) {
+    hits.ids[kept] = id_of(order[i]);
+    hits.distances[kept++] = distance_of(order[i]);
+  }
+  hits.count = kept;
+}
+
+}  // namespace statepool::graph
