@@ -39,21 +39,18 @@ class Async {
     Lane& lane = query_.lane(self);
     enter(walk_, query_, self);
     int since = 0;
+    uint32_t next = kNone;
     for (;;) {
       const Entry bound = threshold_.load(std::memory_order_relaxed);
-      const int i = lane.pool.next();
-      if (i >= lane.pool.size() || lane.pool.at(i) > bound) {
-        if (threads_ > 1) share(lane, self);
+      const uint32_t node = next != kNone ? next : pick(walk_, lane, bound);
+      if (node == kNone) {
+        share(lane, self);
         if (!rest(lane)) return;
         continue;
       }
       if (query_.late()) return;
-      const uint32_t node = id_of(lane.pool.at(i));
-      lane.pool.mark(i);
-      if (!visit(walk_, lane, node, bound)) continue;
-      keep(lane, bound);
-      fetch_next(walk_, lane);
-      if (threads_ == 1) continue;
+      next = Walk::kAhead ? pick(walk_, lane, bound) : kNone;
+      visit(walk_, lane, node, bound);
       if (++since == query_.request.local_hops) {
         since = 0;
         share(lane, self);

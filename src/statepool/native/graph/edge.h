@@ -14,13 +14,11 @@ class Edge {
   void run() {
     Lane& lane = query_.lane(0);
     enter(walk_, query_, 0);
-    for (int i = lane.pool.next(); i < lane.pool.size() && !query_.late(); i = lane.pool.next()) {
-      lane.pool.mark(i);
-      walk_.meet(id_of(lane.pool.at(i)), lane.hits);
+    for (uint32_t node = pick(walk_, lane, kNoBound); node != kNone && !query_.late(); node = pick(walk_, lane, kNoBound)) {
+      walk_.meet(node, lane.hits);
       ++lane.counts.hops;
       rounds_.run();
       keep(lane, kNoBound);
-      fetch_next(walk_, lane);
       lane.jitter.maybe();
     }
   }

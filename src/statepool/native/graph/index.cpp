@@ -88,13 +88,11 @@ void Index::search_sealed(Context& context, const Request& request, Answer& answ
   const SealedSegment& sealed = *sealed_;
   const size_t dims = static_cast<size_t>(sealed.dims());
   context.turned = context.vector;
-  context.spare.resize(dims);
   context.lookup.resize(4 * dims);
-  sealed.turn(context.turned.data(), context.spare.data());
+  sealed.turn(context.turned.data());
   SealedWalk walk{sealed, context.turned.data(), context.lookup.data(), 0, 0, 0, context.visited};
   scan_kernels().tables(walk.query, sealed.tables(), context.lookup.data(), &walk.delta, &walk.offset);
-  const float norm = static_cast<float>(Space::norm_of(walk.query, sealed.dims()));
-  walk.square = norm * norm;
+  walk.square = static_cast<float>(Space::square_of(walk.query, sealed.dims()));
   Request wider = request;
   wider.kept = std::min(request.width, request.k + kSpare);
   context.query.reset(wider);

@@ -22,7 +22,7 @@ struct Context {
   Visited visited;
   Query query;
   Pool merged;
-  std::vector<float> vector, turned, spare;
+  std::vector<float> vector, turned;
   std::vector<uint8_t> lookup;
 };
 

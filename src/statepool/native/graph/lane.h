@@ -101,19 +101,7 @@ struct alignas(128) Lane {
   }
 };
 
-// Expand one candidate: count, keep the exact distance if the walk has estimates only. What is not below `bound` may be
-// left out of the hits. False if another thread expanded it.
-template <class Walk>
-bool visit(const Walk& walk, Lane& lane, uint32_t node, Entry bound) {
-  if (!walk.open(node)) return false;
-  walk.expand(node, distance_of(std::min(bound, lane.pool.bound())), lane.hits);
-  lane.counts.distances += static_cast<uint64_t>(Walk::kEstimates ? kScanLanes + 1 : lane.hits.count);
-  ++lane.counts.hops;
-  if constexpr (Walk::kEstimates) lane.best.insert(entry_of(lane.hits.own, node));
-  return true;
-}
-
-// Candidates up to `bound` go into the pool.
+// Hits up to `bound` go into the pool.
 inline void keep(Lane& lane, Entry bound) {
   for (int i = 0; i < lane.hits.count; ++i) {
     const Entry entry = entry_of(lane.hits.distances[i], lane.hits.ids[i]);
@@ -121,9 +109,28 @@ inline void keep(Lane& lane, Entry bound) {
   }
 }
 
+// The nearest candidate up to `bound` that nobody expanded, on its way from memory; kNone if there is none.
 template <class Walk>
-void fetch_next(const Walk& walk, Lane& lane) {
-  if (const int next = lane.pool.next(); next < lane.pool.size()) walk.fetch(id_of(lane.pool.at(next)));
+uint32_t pick(const Walk& walk, Lane& lane, Entry bound) {
+  for (int i = lane.pool.next(); i < lane.pool.size(); i = lane.pool.next()) {
+    if (lane.pool.at(i) > bound) return kNone;
+    const uint32_t node = id_of(lane.pool.at(i));
+    lane.pool.mark(i);
+    if (!walk.open(node)) continue;
+    walk.fetch(node);
+    return node;
+  }
+  return kNone;
+}
+
+// Expand one candidate: count, keep the exact distance if the walk has estimates only, put hits up to `bound` into the pool.
+template <class Walk>
+void visit(const Walk& walk, Lane& lane, uint32_t node, Entry bound) {
+  walk.expand(node, distance_of(std::min(bound, lane.pool.bound())), lane.hits);
+  lane.counts.distances += static_cast<uint64_t>(Walk::kEstimates ? kScanLanes + 1 : lane.hits.count);
+  ++lane.counts.hops;
+  if constexpr (Walk::kEstimates) lane.best.insert(entry_of(lane.hits.own, node));
+  keep(lane, bound);
 }
 
 }  // namespace statepool::graph

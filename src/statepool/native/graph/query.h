@@ -70,13 +70,13 @@ void enter(const Walk& walk, Query& query, int i) {
 template <class Walk>
 void search_alone(const Walk& walk, Query& query, Lane& lane, uint64_t hops, Entry bound) {
   const uint64_t last = lane.counts.hops + hops;
-  for (int i = lane.pool.next(); i < lane.pool.size() && lane.counts.hops < last; i = lane.pool.next()) {
-    if (lane.pool.at(i) > bound || query.late()) return;
-    const uint32_t node = id_of(lane.pool.at(i));
-    lane.pool.mark(i);
-    if (!visit(walk, lane, node, bound)) continue;
-    keep(lane, bound);
-    fetch_next(walk, lane);
+  uint32_t node = pick(walk, lane, bound);
+  while (node != kNone && !query.late()) {
+    const bool more = lane.counts.hops + 1 < last;
+    uint32_t next = Walk::kAhead && more ? pick(walk, lane, bound) : kNone;
+    visit(walk, lane, node, bound);
+    if (next == kNone && more) next = pick(walk, lane, bound);
+    node = next;
     lane.jitter.maybe();
   }
 }

@@ -11,24 +11,48 @@ namespace {
 
 #include "half.inc"
 
-void hadamard(float* x, int size) {
-  for (int width = size / 2; width >= 16; width /= 2)
+// Lane i of the answer is lane i ^ kStep.
+template <int kStep>
+STATEPOOL_INLINE F16 partner(F16 a) {
+#if defined(STATEPOOL_ISA_avx512)
+  if constexpr (kStep == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+  if constexpr (kStep == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  if constexpr (kStep == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+  return {_mm512_permute_ps(a.v, 0xb1)};
+#elif defined(STATEPOOL_ISA_avx2)
+  if constexpr (kStep == 8) return {a.hi, a.lo};
+  if constexpr (kStep == 4) return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+  if constexpr (kStep == 2) return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
+  return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+#else
+  F16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ kStep];
+  return r;
+#endif
+}
+
+// Sums in the lanes without the bit kStep, differences in those with it.
+template <int kStep>
+STATEPOOL_INLINE F16 butterfly(F16 a) {
+  alignas(64) float signs[16];
+  for (int i = 0; i < 16; ++i) signs[i] = (i & kStep) ? -1.0f : 1.0f;
+  return fma(load(signs), a, partner<kStep>(a));
+}
+
+void hadamard(float* x, const float* signs, int size) {
+  float scale = 1.0f;
+  for (int rest = size; rest > 1; rest /= 4) scale *= rest == 2 ? 0.70710678118654752f : 0.5f;
+  for (int i = 0; i < size; i += 16) {
+    const F16 a = mul(load(x + i), mul(load(signs + i), set1(scale)));
+    store(x + i, butterfly<1>(butterfly<2>(butterfly<4>(butterfly<8>(a)))));
+  }
+  for (int width = 16; width < size; width *= 2)
     for (int block = 0; block < size; block += 2 * width)
       for (int i = block; i < block + width; i += 16) {
         const F16 a = load(x + i), b = load(x + i + width);
         store(x + i, add(a, b));
         store(x + i + width, sub(a, b));
       }
-  for (int width = 8; width >= 1; width /= 2)
-    for (int block = 0; block < size; block += 2 * width)
-      for (int i = block; i < block + width; ++i) {
-        const float a = x[i], b = x[i + width];
-        x[i] = a + b;
-        x[i + width] = a - b;
-      }
-  float scale = 1.0f;
-  for (int rest = size; rest > 1; rest /= 4) scale *= rest == 2 ? 0.70710678118654752f : 0.5f;
-  for (int i = 0; i < size; i += 16) store(x + i, mul(load(x + i), set1(scale)));
 }
 
 // Nearest even; values are within 0 to 255.
@@ -198,9 +222,27 @@ uint32_t scan(const uint8_t* codes, const uint8_t* lookup, int tables, const uin
   return mask;
 }
 
+void code(const float* u, const float* v, int dims, uint16_t* signs, float* length, float* reach, float* along) {
+  F16 lengths = zero(), reaches = zero(), alongs = zero();
+  for (int i = 0; i < dims; i += 16) {
+    const F16 center = load(v + i), r = sub(load(u + i), center);
+    const uint32_t negative = below(r, 0.0f);
+    signs[i / 16] = static_cast<uint16_t>(~negative);
+    lengths = fma(r, r, lengths);
+    const F16 size = abs(r);
+    reaches = add(reaches, size);
+    float turned[16];
+    for (int k = 0; k < 16; ++k) turned[k] = (negative >> k & 1u) ? -v[i + k] : v[i + k];
+    alongs = add(alongs, load(turned));
+  }
+  *length = tree_sum(lengths);
+  *reach = tree_sum(reaches);
+  *along = tree_sum(alongs);
+}
+
 }  // namespace
 
 extern const ScanKernels scan_kernels;
-const ScanKernels scan_kernels = {&hadamard, &tables, &scan};
+const ScanKernels scan_kernels = {&hadamard, &code, &tables, &scan};
 
 }  // namespace statepool::STATEPOOL_NS

@@ -37,37 +37,50 @@ SealedSegment::SealedSegment(const Segment& source, int threads, uint64_t seed)
     longest = std::max(longest, static_cast<float>(Space::norm_of(source.floats(node, decoded.data()), dims_)));
   if (longest > 0) unit_ = 1 / longest;
   rows_ = Region((count + 1) * stride_);
-  std::atomic<uint32_t> next{0};
-  const auto work = [&] {
-    std::vector<float> scratch(4 * dims);
-    std::vector<uint64_t> near;
+  // Every row is the neighbour of many: turn each once.
+  Region turned(count * dims * sizeof(float));
+  auto* all = reinterpret_cast<float*>(turned.data());
+  parallel(threads, count, [&](uint32_t node, Scratch& scratch) {
+    float* out = all + node * dims;
+    std::memcpy(out, source_.floats(node, scratch.floats.data()), sizeof(float) * dims);
+    turn(out);
+  });
+  parallel(threads, count, [&](uint32_t node, Scratch& scratch) {
     uint32_t links[kScanLanes];
-    for (uint32_t node = next++; node < count; node = next++) {
-      fill(node, links, near, scratch.data());
-      write_row(node, source_.floats(node, scratch.data()), links, scratch.data() + dims);
-    }
-  };
-  std::vector<std::thread> helpers;
-  for (int t = 1; t < threads; ++t) helpers.emplace_back(work);
-  work();
-  for (std::thread& helper : helpers) helper.join();
-  std::vector<float> mean(dims), scratch(4 * dims);
-  for (const uint32_t node : source.entries) {
-    const float* row = source.floats(node, scratch.data());
-    for (size_t i = 0; i < dims; ++i) mean[i] += row[i] / static_cast<float>(source.entries.size());
-  }
+    fill(node, links, scratch);
+    write_row(node, all + node * dims, links, all, scratch.floats.data());
+  });
+  std::vector<float> mean(dims);
+  for (const uint32_t node : source.entries)
+    for (size_t i = 0; i < dims; ++i) mean[i] += all[node * dims + i] / static_cast<float>(source.entries.size());
   uint32_t links[kScanLanes];
   for (size_t j = 0; j < kScanLanes; ++j) links[j] = j < source.entries.size() ? source.entries[j] : kNone;
-  write_row(root(), mean.data(), links, scratch.data());
+  write_row(root(), mean.data(), links, all, decoded.data());
+}
+
+template <class Work>
+void SealedSegment::parallel(int threads, size_t count, Work work) const {
+  std::atomic<uint32_t> next{0};
+  const auto loop = [&] {
+    Scratch scratch;
+    scratch.floats.resize(static_cast<size_t>(dims_));
+    for (uint32_t node = next++; node < count; node = next++) work(node, scratch);
+  };
+  std::vector<std::thread> helpers;
+  for (int t = 1; t < threads; ++t) helpers.emplace_back(loop);
+  loop();
+  for (std::thread& helper : helpers) helper.join();
 }
 
 // The node's links, then the nearest of its neighbours' neighbours: a scan reads 32 codes whether they are used or not.
-void SealedSegment::fill(uint32_t node, uint32_t* links, std::vector<uint64_t>& near, float* buffer) const {
+void SealedSegment::fill(uint32_t node, uint32_t* links, Scratch& scratch) const {
+  std::vector<Entry>& near = scratch.near;
+  std::vector<uint32_t>& ids = scratch.ids;
   int used = 0;
   for (int k = 0; k < source_.degree && used < kScanLanes && source_.links(node)[k] != kNone; ++k)
     links[used++] = source_.links(node)[k];
   if (used < kScanLanes) {
-    std::vector<uint32_t> ids;
+    ids.clear();
     for (int k = 0; k < used; ++k)
       for (int j = 0; j < source_.degree && source_.links(links[k])[j] != kNone; ++j) ids.push_back(source_.links(links[k])[j]);
     std::sort(ids.begin(), ids.end());
@@ -76,7 +89,7 @@ void SealedSegment::fill(uint32_t node, uint32_t* links, std::vector<uint64_t>& 
                              [&](uint32_t id) { return id == node || std::find(links, links + used, id) != links + used; }),
               ids.end());
     std::vector<float> distances(ids.size());
-    source_.squared(source_.floats(node, buffer), ids.data(), static_cast<int>(ids.size()), distances.data());
+    source_.squared(source_.floats(node, scratch.floats.data()), ids.data(), static_cast<int>(ids.size()), distances.data());
     near.clear();
     for (size_t i = 0; i < ids.size(); ++i) near.push_back(entry_of(distances[i], ids[i]));
     const size_t wanted = std::min(near.size(), static_cast<size_t>(kScanLanes - used));
@@ -86,43 +99,33 @@ void SealedSegment::fill(uint32_t node, uint32_t* links, std::vector<uint64_t>& 
   while (used < kScanLanes) links[used++] = kNone;
 }
 
-// `scratch` has 3 * dims floats.
-void SealedSegment::write_row(uint32_t node, const float* center, const uint32_t* links, float* scratch) {
+// `turned` has all rows, turned; `center` is one such row, `held` room for another.
+void SealedSegment::write_row(uint32_t node, const float* center, const uint32_t* links, const float* turned, float* held) {
   const size_t dims = static_cast<size_t>(dims_);
-  float *turned = scratch, *other = scratch + dims, *spare = scratch + 2 * dims;
   char* row = rows_.data() + node * stride_;
-  std::memcpy(turned, center, sizeof(float) * dims);
-  turn(turned, spare);
-  distance_kernels().encode[static_cast<int>(Dtype::i8)](turned, row, dims_);
+  distance_kernels().encode[static_cast<int>(Dtype::i8)](center, row, dims_);
   // The neighbours are relative to the node as the row holds it, so that its rounding is not in the estimates.
-  distance_kernels().decode[static_cast<int>(Dtype::i8)](row, turned, dims_);
-  double square = 0;
-  for (size_t i = 0; i < dims; ++i) square += static_cast<double>(turned[i]) * turned[i];
-  const float norm = static_cast<float>(square);
-  std::memcpy(row + dims + 4, &norm, 4);
+  distance_kernels().decode[static_cast<int>(Dtype::i8)](row, held, dims_);
+  const double length_of_row = Space::norm_of(held, dims_);
+  const float square = static_cast<float>(length_of_row * length_of_row);
+  std::memcpy(row + dims + 4, &square, 4);
   auto* codes = reinterpret_cast<uint8_t*>(row + codes_at_);
   auto* add = reinterpret_cast<uint16_t*>(row + add_at_);
   uint16_t* scale = add + kScanLanes;
+  uint16_t signs[kMostDims / 16];
   for (int j = 0; j < kScanLanes; ++j) {
     std::memcpy(row + ids_at_ + sizeof(uint32_t) * static_cast<size_t>(j), links + j, sizeof(uint32_t));
     if (links[j] == kNone) {
       to_half(kFar, add + j);
       continue;
     }
-    const float* floats = source_.floats(links[j], other);
-    if (floats != other) std::memcpy(other, floats, sizeof(float) * dims);
-    turn(other, spare);
-    double length = 0, reach = 0, along = 0;
-    for (size_t i = 0; i < dims; ++i) {
-      const double r = static_cast<double>(other[i]) - turned[i];
-      length += r * r;
-      reach += std::fabs(r);
-      along += r >= 0 ? turned[i] : -turned[i];
-      if (r >= 0) codes[16 * (i / 4) + static_cast<size_t>(j % 16)] |= static_cast<uint8_t>(1u << (i % 4 + (j >= 16 ? 4 : 0)));
-    }
-    const double factor = reach > 0 ? length / reach : 0;
-    to_half(static_cast<float>(length + 2 * factor * along), add + j);
-    to_half(static_cast<float>(-2 * factor), scale + j);
+    float length, reach, along;
+    scan_kernels().code(turned + links[j] * dims, held, dims_, signs, &length, &reach, &along);
+    for (int t = 0; t < tables(); ++t)
+      codes[16 * t + j % 16] |= static_cast<uint8_t>((signs[t / 4] >> (4 * (t % 4)) & 15) << (j < 16 ? 0 : 4));
+    const float factor = reach > 0 ? length / reach : 0;
+    to_half(length + 2 * factor * along, add + j);
+    to_half(-2 * factor, scale + j);
   }
 }
 

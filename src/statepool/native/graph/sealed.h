@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "pool.h"
 #include "region.h"
 #include "rotation.h"
 #include "segment.h"
@@ -16,6 +17,8 @@
 #include "walk.h"
 
 namespace statepool::graph {
+
+constexpr int kMostDims = 65552;
 
 class SealedSegment {
  public:
@@ -38,16 +41,24 @@ class SealedSegment {
     std::memcpy(&norm, row + dims_ + 4, 4);
     return norm;
   }
-  // A prepared query in the space of the rows; both of dims().
-  void turn(float* query, float* scratch) const {
-    for (int i = 0; i < dims_; ++i) query[i] *= unit_;
-    rotation_.apply(query, scratch);
+  // A prepared row or query of dims() floats into the space of the rows, in place.
+  void turn(float* x) const {
+    for (int i = 0; i < dims_; ++i) x[i] *= unit_;
+    rotation_.apply(x);
   }
   uint32_t root() const { return static_cast<uint32_t>(source_.size()); }
 
  private:
-  void write_row(uint32_t node, const float* center, const uint32_t* links, float* scratch);
-  void fill(uint32_t node, uint32_t* links, std::vector<uint64_t>& scratch, float* buffer) const;
+  struct Scratch {
+    std::vector<float> floats;
+    std::vector<Entry> near;
+    std::vector<uint32_t> ids;
+  };
+
+  void write_row(uint32_t node, const float* center, const uint32_t* links, const float* turned, float* scratch);
+  void fill(uint32_t node, uint32_t* links, Scratch& scratch) const;
+  template <class Work>
+  void parallel(int threads, size_t count, Work work) const;
 
   const Segment& source_;
   int dims_;
@@ -61,6 +72,7 @@ class SealedSegment {
 // known when it is expanded. A node may be met several times, with a better estimate later; it is expanded once.
 struct SealedWalk {
   static constexpr bool kEstimates = true;
+  static constexpr bool kAhead = true;  // a hop is shorter than the way of its row from memory
 
   const SealedSegment& segment;
   const float* query;     // rotated

@@ -30,11 +30,15 @@ struct Space {
 
   int element_bytes() const { return dtype == Dtype::f32 ? 4 : dtype == Dtype::i8 ? 1 : 2; }
 
-  static double norm_of(const float* x, int dim) {
-    double sum = 0;
-    for (int i = 0; i < dim; ++i) sum += static_cast<double>(x[i]) * x[i];
-    return std::sqrt(sum);
+  static double square_of(const float* x, int dim) {
+    double sums[8] = {};
+    int i = 0;
+    for (; i + 8 <= dim; i += 8)
+      for (int lane = 0; lane < 8; ++lane) sums[lane] += static_cast<double>(x[i + lane]) * x[i + lane];
+    for (; i < dim; ++i) sums[i % 8] += static_cast<double>(x[i]) * x[i];
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
   }
+  static double norm_of(const float* x, int dim) { return std::sqrt(square_of(x, dim)); }
 
   // `x` (dim floats) as `dims` floats: normalised for cos, lifted for ip unless it is a query.
   // Raises std::domain_error for values that are not finite and for a zero vector under cos.
@@ -43,7 +47,7 @@ struct Space {
     if (!std::isfinite(length)) throw std::domain_error("holds NaN or infinity; every value must be finite");
     if (metric == Metric::cos && length == 0) throw std::domain_error("is zero, which has no direction under metric cos");
     const double scale = metric == Metric::cos ? 1.0 / length : 1.0;
-    for (int i = 0; i < dim; ++i) out[i] = static_cast<float>(x[i] * scale);
+    for (int i = 0; i < dim; ++i) out[i] = static_cast<float>(static_cast<double>(x[i]) * scale);
     for (int i = dim; i < dims; ++i) out[i] = 0;
     if (metric == Metric::ip && !query) {
       const double rest = static_cast<double>(norm) * norm - length * length;

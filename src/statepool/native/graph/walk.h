@@ -25,6 +25,7 @@ struct Walk {
   Visited& visited;
 
   static constexpr bool kEstimates = false;
+  static constexpr bool kAhead = false;
 
   // Nodes were claimed when they were met.
   bool open(uint32_t) const { return true; }
