@@ -72,7 +72,7 @@ class Async {
     }
     const Entry bound = threshold_.load(std::memory_order_relaxed);
     for (int i = 0; i < lane.mailbox.count; ++i)
-      if (lane.mailbox.items[i] <= bound) lane.pool.insert(lane.mailbox.items[i]);
+      if (lane.mailbox.items[i] <= bound) lane.pool.reopen(lane.mailbox.items[i]);
     lane.mailbox.state.store(Mailbox::kClosed, std::memory_order_relaxed);
     return true;
   }

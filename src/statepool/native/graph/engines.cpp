@@ -67,7 +67,8 @@ void gather(Query& query, bool estimates, int count, Pool& merged, std::vector<E
   merged.reset(count);
   for (int i = 0; i < query.request.threads; ++i) {
     const Pool& pool = estimates ? query.lane(i).best : query.lane(i).pool;
-    for (int j = 0; j < std::min(count, pool.size()); ++j) merged.insert(pool.at(j) & ~Entry{1});
+    // Two threads may have met the same node.
+    for (int j = 0; j < pool.size() && pool.at(j) < merged.bound(); ++j) merged.insert_once(pool.at(j) & ~Entry{1});
   }
   for (int i = 0; i < merged.size(); ++i) nearest.push_back(merged.at(i));
 }

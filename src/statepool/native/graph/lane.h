@@ -103,10 +103,13 @@ struct alignas(128) Lane {
 
 // Hits up to `bound` go into the pool.
 inline void keep(Lane& lane, Entry bound) {
+  Entry keys[kMostDegree];
+  int count = 0;
   for (int i = 0; i < lane.hits.count; ++i) {
-    const Entry entry = entry_of(lane.hits.distances[i], lane.hits.ids[i]);
-    if (entry <= bound) lane.pool.insert(entry);
+    keys[count] = entry_of(lane.hits.distances[i], lane.hits.ids[i]);
+    count += keys[count] <= bound;
   }
+  lane.pool.insert(keys, count);
 }
 
 // The nearest candidate up to `bound` that nobody expanded, on its way from memory; kNone if there is none.

@@ -2,87 +2,64 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "entry.h"
+#include "order.h"
+
 namespace statepool::graph {
-
-// A candidate in eight bytes that sort by (distance, id): the float in an order-keeping code, the id, the expanded bit.
-using Entry = uint64_t;
-
-inline Entry entry_of(float distance, uint32_t id) {
-  uint32_t bits;
-  std::memcpy(&bits, &distance, 4);
-  bits ^= static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u;
-  return static_cast<Entry>(bits) << 32 | static_cast<Entry>(id) << 1;
-}
-inline float distance_of(Entry entry) {
-  uint32_t bits = static_cast<uint32_t>(entry >> 32);
-  bits ^= (bits >> 31) - 1u | 0x80000000u;
-  float distance;
-  std::memcpy(&distance, &bits, 4);
-  return distance;
-}
-inline uint32_t id_of(Entry entry) { return static_cast<uint32_t>(entry) >> 1; }
-constexpr Entry kNoBound = 0xff800000ffffffffu;  // the entry of an infinite distance
-inline bool expanded(Entry entry) { return entry & 1u; }
 
 class Pool {
  public:
   void reset(int capacity) {
     capacity_ = capacity;
-    if (static_cast<int>(entries_.size()) < capacity + 1) entries_.resize(static_cast<size_t>(capacity) + 1);
     size_ = 0;
     cursor_ = 0;
+    const size_t room = static_cast<size_t>(capacity) / 8 * 8 + 8;  // whole blocks of eight
+    if (memory_.size() < room + 8) memory_.resize(room + 8);
+    entries_ = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64 / sizeof(Entry);
+    std::fill_n(entries_, room, kNoBound);
   }
 
   int size() const { return size_; }
   bool full() const { return size_ == capacity_; }
-  Entry at(int i) const { return entries_[static_cast<size_t>(i)]; }
-  const Entry* begin() const { return entries_.data(); }
+  Entry at(int i) const { return entries_[i]; }
+  const Entry* begin() const { return entries_; }
   // What a new candidate must be below.
-  Entry bound() const { return full() ? entries_[static_cast<size_t>(size_) - 1] : kNoBound; }
+  Entry bound() const { return entries_[capacity_ - 1]; }
 
-  // Insert in order, dropping the last entry when full. False if it is no better than the bound or is there already.
-  bool insert(Entry entry) {
-    if (entry >= bound()) return false;
-    Entry* data = entries_.data();
-    int low = 0, count = size_;
-    while (count > 0) {
-      const int half = count >> 1;
-      const bool right = data[low + half] < entry;
-      low = right ? low + half + 1 : low;
-      count = right ? count - half - 1 : half;
-    }
-    if (low < size_ && data[low] >> 1 == entry >> 1) return false;
-    const int moved = (full() ? size_ - 1 : size_) - low;
-    std::memmove(data + low + 1, data + low, sizeof(Entry) * static_cast<size_t>(moved));
-    data[low] = entry;
-    if (!full()) ++size_;
-    if (low < cursor_) cursor_ = low;
-    return true;
+  // Insert in order what is below the bound; the same entry may be there twice then.
+  void insert(const Entry* keys, int count) {
+    const int inserted = order_kernels().insert(entries_, capacity_ - 1, keys, count);
+    size_ = std::min(capacity_, size_ + inserted);
+    if (inserted > 0) cursor_ = 0;
   }
-
-  // Insert, or open the same entry again if it is there and `entry` was not expanded.
-  void reopen(Entry entry) {
-    if (insert(entry) || expanded(entry)) return;
-    Entry* end = entries_.data() + size_;
-    Entry* found = std::lower_bound(entries_.data(), end, entry);
-    if (found == end || *found >> 1 != entry >> 1) return;
-    *found = entry;
-    cursor_ = std::min(cursor_, static_cast<int>(found - entries_.data()));
+  void insert(Entry key) { insert(&key, 1); }
+  // Unless the node is there at that distance. Slower.
+  void insert_once(Entry key) {
+    if (find(key) == size_) insert(key);
+  }
+  // Insert, or open the same entry again if it is there and `key` was not expanded.
+  void reopen(Entry key) {
+    const int found = find(key);
+    if (found == size_) return insert(key);
+    entries_[found] &= key;
+    cursor_ = 0;
   }
 
   // Index of the nearest entry that is not expanded, size() if there is none.
-  int next() {
-    while (cursor_ < size_ && expanded(entries_[static_cast<size_t>(cursor_)])) ++cursor_;
-    return cursor_;
-  }
-  void mark(int i) { entries_[static_cast<size_t>(i)] |= 1u; }
+  int next() { return cursor_ = order_kernels().first_even(entries_, cursor_, size_); }
+  void mark(int i) { entries_[i] |= 1; }
 
  private:
-  std::vector<Entry> entries_;
+  int find(Entry key) const {
+    const Entry* end = entries_ + size_;
+    const Entry* found = std::lower_bound(static_cast<const Entry*>(entries_), end, key & ~Entry{1});
+    return found != end && *found >> 1 == key >> 1 ? static_cast<int>(found - entries_) : size_;
+  }
+
+  std::vector<Entry> memory_;
+  Entry* entries_ = nullptr;
   int size_ = 0, capacity_ = 0, cursor_ = 0;
 };
 

@@ -142,9 +142,9 @@ void SealedWalk::expand(uint32_t node, float bound, Hits& hits) const {
   hits.count = 0;
   for (; mask != 0; mask &= mask - 1) {
     const int lane = __builtin_ctz(mask);
-    if (visited.seen(ids[lane])) continue;
     hits.ids[hits.count] = ids[lane];
-    hits.distances[hits.count++] = estimates[lane];
+    hits.distances[hits.count] = estimates[lane];
+    hits.count += !visited.seen(ids[lane]);
   }
 }
 
