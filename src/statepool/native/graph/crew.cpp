@@ -59,8 +59,11 @@ void Crew::loop(Slot& slot) {
     }
     pause();
     if (state != kSpinning || ++turns % 16 != 0 || std::chrono::steady_clock::now() < deadline) continue;
-    if (slot.state.compare_exchange_strong(word, turn | kParked, std::memory_order_acq_rel))
+    if (slot.state.compare_exchange_strong(word, turn | kParked, std::memory_order_acq_rel)) {
       slot.state.wait(turn | kParked, std::memory_order_acquire);
+      // Whoever woke this thread may be done by now; the next query should find it awake.
+      deadline = std::chrono::steady_clock::now() + kSpin;
+    }
   }
 }
 
