@@ -91,55 +91,37 @@ class Async {
       // On behalf of the receiver, while this thread keeps the count above 0.
       active_.fetch_add(1, std::memory_order_acq_rel);
       lane.jitter.maybe();
-      box.count = 0;
-      bool give = true;
-      for (int i = second; i < lane.pool.size() && box.count < Mailbox::kRoom; ++i) {
-        const Entry entry = lane.pool.at(i);
-        if (expanded(entry)) continue;
-        if (entry > bound) break;
-        if (give) {
-          box.items[box.count++] = entry;
-          lane.pool.mark(i);
-        }
-        give = !give;
-      }
+      box.count = lane.pool.split(second, bound, box.items, Mailbox::kRoom);
+      lane.board.publish(lane.pool, query_.request.width);
       box.state.store(Mailbox::kFull, std::memory_order_release);
     }
   }
 
-  // Learn what one of the others knows, tell what is known now, lower the threshold.
+  // Show the own candidates and lower the threshold to what all of them together allow: if m samples of the others are no
+  // farther than x, so are m * stride of their candidates, and the own pool must have only the rest of the L.
   void share(Lane& lane, int self) {
-    const int width = query_.request.width;
-    merge(lane, lane.pool.begin(), lane.pool.size(), width);
-    lane.turn = lane.turn % (threads_ - 1) + 1;
-    const int count = query_.lane((self + lane.turn) % threads_).board.read(lane.heard.data());
-    merge(lane, lane.heard.data(), count, width);
-    lane.board.publish(lane.known.data(), lane.known_count);
-    if (lane.known_count < width) return;
-    const Entry lower = lane.known[static_cast<size_t>(width) - 1];
+    constexpr int kMostHeard = 7;
+    const int width = query_.request.width, step = Board::stride(width), heard = std::min(threads_ - 1, kMostHeard);
+    lane.board.publish(lane.pool, width);
+    int32_t samples[kMostHeard * Board::kSamples];
+    int count = 0;
+    for (int other = 1; other <= heard; ++other)
+      for (int i = 0; i < Board::kSamples && (i + 1) * step <= width; ++i)
+        samples[count++] = query_.lane((self + other) % threads_).board.sample(i);
+    if (heard > 1) std::sort(samples, samples + count);
+    int32_t lower = code_of(lane.pool.at(width - 1));
+    for (int m = 1; m <= count && m * step <= width; ++m) {
+      const int rest = width - m * step;
+      const int32_t needed = rest == 0 ? samples[m - 1] : std::max(samples[m - 1], code_of(lane.pool.at(rest - 1)));
+      lower = std::min(lower, needed);
+    }
+    const Entry wanted = static_cast<Entry>(static_cast<uint64_t>(static_cast<uint32_t>(lower)) << 32 | 0xffffffffu);
     Entry bound = threshold_.load(std::memory_order_relaxed);
-    while (lower < bound)
-      if (threshold_.compare_exchange_weak(bound, lower, std::memory_order_relaxed)) {
+    while (wanted < bound)
+      if (threshold_.compare_exchange_weak(bound, wanted, std::memory_order_relaxed)) {
         ++lane.counts.thresholds;
         break;
       }
-  }
-
-  // known = the best `width` of known and `entries`, an entry once. Both are sorted.
-  static void merge(Lane& lane, const Entry* entries, int count, int width) {
-    const Entry* known = lane.known.data();
-    Entry* out = lane.merged.data();
-    int a = 0, b = 0, made = 0;
-    while (made < width && a < lane.known_count && b < count) {
-      const Entry mine = known[a], other = entries[b] & ~Entry{1};
-      out[made++] = std::min(mine, other);
-      a += mine <= other;
-      b += other <= mine;
-    }
-    for (; made < width && a < lane.known_count; ++a) out[made++] = known[a];
-    for (; made < width && b < count; ++b) out[made++] = entries[b] & ~Entry{1};
-    lane.known.swap(lane.merged);
-    lane.known_count = made;
   }
 
   const Walk& walk_;

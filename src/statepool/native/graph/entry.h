@@ -24,6 +24,7 @@ inline float distance_of(Entry entry) {
   std::memcpy(&distance, &bits, 4);
   return distance;
 }
+inline int32_t code_of(Entry entry) { return static_cast<int32_t>(entry >> 32); }  // of the distance alone
 inline uint32_t id_of(Entry entry) { return static_cast<uint32_t>(entry) >> 1; }
 inline bool expanded(Entry entry) { return entry & 1; }
 

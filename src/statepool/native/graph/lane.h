@@ -25,33 +25,26 @@ struct Mailbox {
   Entry items[kRoom];
 };
 
-// The best candidates a thread knows of, for others to read while it goes on. A reader that meets a write gets nothing.
+// What a thread shows of its candidates: every so-manyth distance code of its sorted pool, on two cache lines. The n-th
+// sample says that n * stride candidates are no farther. A pool's n-th best only gets better, so samples of different
+// moments can be read together and no lock is needed.
 class Board {
  public:
-  void reset(int capacity) {
-    if (static_cast<int>(slots_.size()) < capacity) slots_ = std::vector<std::atomic<Entry>>(static_cast<size_t>(capacity));
-    count_.store(0, std::memory_order_relaxed);
+  static constexpr int kSamples = 32;
+
+  static int stride(int width) { return (width + kSamples - 1) / kSamples; }
+  void reset() {
+    for (auto& sample : samples_) sample.store(code_of(kNoBound), std::memory_order_relaxed);
   }
-  void publish(const Entry* entries, int count) {
-    const uint32_t version = version_.load(std::memory_order_relaxed);
-    version_.store(version + 1, std::memory_order_relaxed);
-    for (int i = 0; i < count; ++i) slots_[static_cast<size_t>(i)].store(entries[i], std::memory_order_release);
-    count_.store(count, std::memory_order_release);
-    version_.store(version + 2, std::memory_order_release);
+  void publish(const Pool& pool, int width) {
+    const int step = stride(width);
+    for (int i = 0, at = step - 1; at < width; ++i, at += step)
+      samples_[i].store(code_of(pool.at(at)), std::memory_order_relaxed);
   }
-  // Entries copied to `out`, 0 if none or if the owner was writing.
-  int read(Entry* out) const {
-    const uint32_t before = version_.load(std::memory_order_acquire);
-    if (before & 1u) return 0;
-    const int count = count_.load(std::memory_order_acquire);
-    for (int i = 0; i < count; ++i) out[i] = slots_[static_cast<size_t>(i)].load(std::memory_order_acquire);
-    return version_.load(std::memory_order_relaxed) == before ? count : 0;
-  }
+  int32_t sample(int i) const { return samples_[i].load(std::memory_order_relaxed); }
 
  private:
-  std::atomic<uint32_t> version_{0};
-  std::atomic<int> count_{0};
-  std::vector<std::atomic<Entry>> slots_;
+  std::atomic<int32_t> samples_[kSamples];
 };
 
 // Test only: naps at the places where threads meet, so that orders nobody would see otherwise happen.
@@ -77,9 +70,6 @@ struct alignas(128) Lane {
   Hits hits;
   Counts counts;
   Jitter jitter;
-  std::vector<Entry> known, merged, heard;  // asynchronous search: the best candidates anyone is known to have
-  int known_count = 0;
-  int turn = 0;  // whose board is read next
   alignas(128) Mailbox mailbox;
   alignas(128) Board board;
 
@@ -87,17 +77,9 @@ struct alignas(128) Lane {
     pool.reset(width);
     best.reset(kept);
     counts = Counts();
-    known_count = 0;
-    turn = 0;
     mailbox.state.store(Mailbox::kClosed, std::memory_order_relaxed);
-    board.reset(width);
+    board.reset();
     jitter.seed(jitter_seed);
-    const size_t room = static_cast<size_t>(width) + 1;
-    if (known.size() < room) {
-      known.resize(room);
-      merged.resize(room);
-      heard.resize(room);
-    }
   }
 };
 

@@ -49,6 +49,20 @@ class Pool {
 
   // Index of the nearest entry that is not expanded, size() if there is none.
   int next() { return cursor_ = order_kernels().first_even(entries_, cursor_, size_); }
+  // Move every second open entry from index `first` on, none above `bound` and at most `most`, to `out`.
+  int split(int first, Entry bound, Entry* out, int most) {
+    int moved = 0, kept = first;
+    bool give = true;
+    for (int i = first; i < size_; ++i) {
+      const bool open = !expanded(entries_[i]) && entries_[i] <= bound && moved < most;
+      if (open && give) out[moved++] = entries_[i];
+      else entries_[kept++] = entries_[i];
+      give ^= open;
+    }
+    std::fill_n(entries_ + kept, moved, kNoBound);
+    size_ -= moved;
+    return moved;
+  }
   void mark(int i) { entries_[i] |= 1; }
 
  private:
