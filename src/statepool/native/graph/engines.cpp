@@ -14,7 +14,6 @@ namespace {
 template <class AnyWalk>
 void run_shared(const AnyWalk& walk, Query& query) {
   switch (query.request.engine) {
-    case Engine::iqan: return Iqan<AnyWalk>(walk, query).run();
     case Engine::nosync: return NoSync<AnyWalk>(walk, query).run();
     default: return Async<AnyWalk>(walk, query).run();
   }
@@ -33,12 +32,14 @@ bool run_alone(const AnyWalk& walk, Query& query) {
 void run_engine(const Walk& walk, Query& query) {
   if (run_alone(walk, query)) return;
   if (query.request.engine == Engine::edge) return Edge(walk, query).run();
+  if (query.request.engine == Engine::iqan) return Iqan(walk, query).run();
   run_shared(walk, query);
 }
 
 void run_engine(const SealedWalk& walk, Query& query) {
   if (run_alone(walk, query)) return;
-  if (query.request.engine == Engine::edge) throw std::invalid_argument("engine edge needs an index that is not sealed");
+  if (query.request.engine == Engine::edge || query.request.engine == Engine::iqan)
+    throw std::invalid_argument("engines edge and iqan need an index that is not sealed");
   run_shared(walk, query);
 }
 
@@ -66,6 +67,7 @@ void gather(Query& query, bool estimates, int count, Pool& merged, std::vector<E
   }
   merged.reset(count);
   for (int i = 0; i < query.request.threads; ++i) {
+    if (!query.lane(i).begun) continue;
     const Pool& pool = estimates ? query.lane(i).best : query.lane(i).pool;
     // Two threads may have met the same node.
     for (int j = 0; j < pool.size() && pool.at(j) < merged.bound(); ++j) merged.insert_once(pool.at(j) & ~Entry{1});

@@ -90,7 +90,7 @@ void Index::search_sealed(Context& context, const Request& request, Answer& answ
   context.turned = context.vector;
   context.lookup.resize(4 * dims);
   sealed.turn(context.turned.data());
-  SealedWalk walk{sealed, context.turned.data(), context.lookup.data(), 0, 0, 0, context.visited};
+  SealedWalk walk{sealed, context.turned.data(), context.lookup.data(), 0, 0, 0, context.visited, request.threads == 1};
   scan_kernels().tables(walk.query, sealed.tables(), context.lookup.data(), &walk.delta, &walk.offset);
   walk.square = static_cast<float>(Space::square_of(walk.query, sealed.dims()));
   Request wider = request;

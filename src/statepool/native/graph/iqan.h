@@ -11,7 +11,6 @@
 
 namespace statepool::graph {
 
-template <class Walk>
 class Iqan {
  public:
   Iqan(const Walk& walk, Query& query)
@@ -36,7 +35,7 @@ class Iqan {
  private:
   // Open candidates go to workers 0, 1, 2, …; what another worker got is closed for the master.
   void deal(Lane& master) {
-    for (int worker = 1; worker < parts_; ++worker) query_.lane(worker).pool.reset(query_.request.width);
+    for (int worker = 1; worker < parts_; ++worker) query_.lane(worker).begin(query_.request.width, query_.request.kept);
     int turn = 0;
     for (int i = master.pool.next(); i < master.pool.size(); ++i) {
       if (expanded(master.pool.at(i))) continue;

@@ -66,20 +66,28 @@ class Jitter {
 
 struct alignas(128) Lane {
   Pool pool;
-  Pool best;  // exact distances of what was expanded, where the pool holds estimates
+  Visited own;  // what this thread expanded, where the shared set is asked only before an expansion
+  Pool best;    // exact distances of what was expanded, where the pool holds estimates
   Hits hits;
   Counts counts;
   Jitter jitter;
   alignas(128) Mailbox mailbox;
   alignas(128) Board board;
 
-  void reset(int width, int kept, uint64_t jitter_seed) {
-    pool.reset(width);
-    best.reset(kept);
+  bool begun = false;
+
+  // The caller's part, before there are helpers. The rest is done by the thread that has the lane, in its own cache.
+  void reset(uint64_t jitter_seed) {
+    begun = false;
     counts = Counts();
     mailbox.state.store(Mailbox::kClosed, std::memory_order_relaxed);
     board.reset();
     jitter.seed(jitter_seed);
+  }
+  void begin(int width, int kept) {
+    pool.reset(width);
+    best.reset(kept);
+    begun = true;
   }
 };
 
@@ -94,24 +102,31 @@ inline void keep(Lane& lane, Entry bound) {
   lane.pool.insert(keys, count);
 }
 
-// The nearest candidate up to `bound` that nobody expanded, on its way from memory; kNone if there is none.
+// The nearest candidate up to `bound` that this thread did not expand, on its way from memory; kNone if there is none.
 template <class Walk>
 uint32_t pick(const Walk& walk, Lane& lane, Entry bound) {
   for (int i = lane.pool.next(); i < lane.pool.size(); i = lane.pool.next()) {
     if (lane.pool.at(i) > bound) return kNone;
     const uint32_t node = id_of(lane.pool.at(i));
     lane.pool.mark(i);
-    if (!walk.open(node)) continue;
+    if (Walk::kEstimates && lane.own.seen(node)) continue;  // met twice, at two estimates
     walk.fetch(node);
     return node;
   }
   return kNone;
 }
 
-// Expand one candidate: count, keep the exact distance if the walk has estimates only, put hits up to `bound` into the pool.
+// Expand one candidate unless another thread did: count, keep the exact distance if the walk has estimates only, put hits up to `bound` into the pool.
 template <class Walk>
 void visit(const Walk& walk, Lane& lane, uint32_t node, Entry bound) {
-  walk.expand(node, distance_of(std::min(bound, lane.pool.bound())), lane.hits);
+  if (Walk::kEstimates && !lane.own.claim(node)) return;
+  if (!walk.open(node)) return;
+  const float limit = distance_of(std::min(bound, lane.pool.bound()));
+  if constexpr (Walk::kEstimates) {
+    walk.expand(node, limit, lane.own, lane.hits);
+  } else {
+    walk.expand(node, lane.hits);
+  }
   lane.counts.distances += static_cast<uint64_t>(Walk::kEstimates ? kScanLanes + 1 : lane.hits.count);
   ++lane.counts.hops;
   if constexpr (Walk::kEstimates) lane.best.insert(entry_of(lane.hits.own, node));

@@ -41,7 +41,7 @@ struct Query {
     while (lanes.size() < static_cast<size_t>(wanted.threads)) lanes.push_back(std::make_unique<Lane>());
     for (int i = 0; i < wanted.threads; ++i) {
       const uint64_t seed = wanted.jitter == 0 ? 0 : wanted.jitter * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(i) + 1;
-      lane(i).reset(wanted.width, wanted.kept, seed);
+      lane(i).reset(seed);
     }
     end_ns = wanted.deadline_ns == 0 ? 0 : now_ns() + wanted.deadline_ns;
     stop.store(false, std::memory_order_relaxed);
@@ -61,7 +61,13 @@ struct Query {
 template <class Walk>
 void enter(const Walk& walk, Query& query, int i) {
   Lane& lane = query.lane(i);
-  walk.enter(i, query.request.threads, lane.hits);
+  lane.begin(query.request.width, query.request.kept);
+  if constexpr (Walk::kEstimates) {
+    lane.own.reset(walk.segment.source().size() + 1);
+    walk.enter(i, query.request.threads, lane.own, lane.hits);
+  } else {
+    walk.enter(i, query.request.threads, lane.hits);
+  }
   lane.counts.distances += static_cast<uint64_t>(lane.hits.count);
   keep(lane, kNoBound);
 }

@@ -129,7 +129,7 @@ void SealedSegment::write_row(uint32_t node, const float* center, const uint32_t
   }
 }
 
-void SealedWalk::expand(uint32_t node, float bound, Hits& hits) const {
+void SealedWalk::expand(uint32_t node, float bound, const Visited& own, Hits& hits) const {
   const char* row = segment.row(node);
   const uint32_t zero = 0;
   float dot;
@@ -144,13 +144,13 @@ void SealedWalk::expand(uint32_t node, float bound, Hits& hits) const {
     const int lane = __builtin_ctz(mask);
     hits.ids[hits.count] = ids[lane];
     hits.distances[hits.count] = estimates[lane];
-    hits.count += !visited.seen(ids[lane]);
+    hits.count += !own.seen(ids[lane]);
   }
 }
 
 // The entries of which this part is the `part`-th of `parts`, by estimate.
-void SealedWalk::enter(int part, int parts, Hits& hits) const {
-  expand(segment.root(), kFar, hits);
+void SealedWalk::enter(int part, int parts, const Visited& own, Hits& hits) const {
+  expand(segment.root(), kFar, own, hits);
   Entry order[kScanLanes];
   for (int i = 0; i < hits.count; ++i) order[i] = entry_of(hits.distances[i], hits.ids[i]);
   std::sort(order, order + hits.count);

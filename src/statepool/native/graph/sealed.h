@@ -78,15 +78,18 @@ struct SealedWalk {
   const float* query;     // rotated
   const uint8_t* lookup;  // 16 bytes per table
   float delta, offset, square;  // of the tables; |query|^2
-  Visited& visited;
+  Visited& visited;             // expanded by any thread
+  bool alone;                   // one thread, whose own set is enough
 
-  bool open(uint32_t node) const { return visited.claim(node); }
+  bool open(uint32_t node) const { return alone || visited.claim(node); }
   void fetch(uint32_t node) const {
+    if (!alone) visited.prefetch_to_write(node);
     const char* row = segment.row(node);
     for (size_t byte = 0; byte < segment.row_bytes(); byte += 64) __builtin_prefetch(row + byte);
   }
-  void expand(uint32_t node, float bound, Hits& hits) const;
-  void enter(int part, int parts, Hits& hits) const;
+  // Neighbours estimated below `bound`, without those in `own`.
+  void expand(uint32_t node, float bound, const Visited& own, Hits& hits) const;
+  void enter(int part, int parts, const Visited& own, Hits& hits) const;
 };
 
 }  // namespace statepool::graph

@@ -26,6 +26,7 @@ class Visited {
     }
   }
   void prefetch(uint32_t node) const { __builtin_prefetch(tags_.data() + node); }
+  void prefetch_to_write(uint32_t node) const { __builtin_prefetch(tags_.data() + node, 1); }
   bool seen(uint32_t node) const { return tags_[node].load(std::memory_order_relaxed) == epoch_; }
   // True for the caller that meets the node first.
   bool claim(uint32_t node) {

@@ -38,7 +38,7 @@ struct Walk {
   void measure(Hits& hits, int first, int count) const {
     segment.space.distances(query, segment.rows(), hits.ids + first, count, hits.distances + first);
   }
-  void expand(uint32_t node, float, Hits& hits) const {
+  void expand(uint32_t node, Hits& hits) const {
     collect(segment.links(node), hits);
     segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
   }
