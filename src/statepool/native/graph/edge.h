@@ -13,7 +13,7 @@ class Edge {
 
   void run() {
     Lane& lane = query_.lane(0);
-    enter(walk_, query_, 0);
+    enter(walk_, query_, 0, 1);
     for (uint32_t node = pick(walk_, lane, kNoBound); node != kNone && !query_.late(); node = pick(walk_, lane, kNoBound)) {
       walk_.meet(node, lane.hits);
       ++lane.counts.hops;

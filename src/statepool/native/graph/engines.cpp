@@ -7,6 +7,7 @@
 #include "edge.h"
 #include "iqan.h"
 #include "nosync.h"
+#include "roles.h"
 
 namespace statepool::graph {
 namespace {
@@ -22,7 +23,7 @@ void run_shared(const AnyWalk& walk, Query& query) {
 template <class AnyWalk>
 bool run_alone(const AnyWalk& walk, Query& query) {
   if (query.request.threads > 1 && query.request.engine != Engine::sequential) return false;
-  enter(walk, query, 0);
+  enter(walk, query, 0, 1);
   search_alone(walk, query, query.lane(0), std::numeric_limits<uint32_t>::max(), kNoBound);
   return true;
 }
@@ -33,13 +34,14 @@ void run_engine(const Walk& walk, Query& query) {
   if (run_alone(walk, query)) return;
   if (query.request.engine == Engine::edge) return Edge(walk, query).run();
   if (query.request.engine == Engine::iqan) return Iqan(walk, query).run();
+  if (query.request.engine == Engine::roles) return Roles(walk, query).run();
   run_shared(walk, query);
 }
 
 void run_engine(const SealedWalk& walk, Query& query) {
   if (run_alone(walk, query)) return;
-  if (query.request.engine == Engine::edge || query.request.engine == Engine::iqan)
-    throw std::invalid_argument("engines edge and iqan need an index that is not sealed");
+  if (query.request.engine != Engine::async && query.request.engine != Engine::nosync)
+    throw std::invalid_argument("engines edge, iqan and roles need an index that is not sealed");
   run_shared(walk, query);
 }
 

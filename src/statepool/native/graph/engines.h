@@ -11,7 +11,7 @@ namespace statepool::graph {
 
 // Search with query.request.engine on query.request.threads threads.
 void run_engine(const Walk& walk, Query& query);
-// The same over quantised rows. Raises std::invalid_argument for the baselines edge and iqan.
+// The same over quantised rows. Raises std::invalid_argument for edge, iqan and roles, which hand out single distances.
 void run_engine(const SealedWalk& walk, Query& query);
 
 // Sums over the lanes.

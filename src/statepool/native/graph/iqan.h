@@ -18,7 +18,7 @@ class Iqan {
 
   void run() {
     Lane& master = query_.lane(0);
-    enter(walk_, query_, 0);
+    enter(walk_, query_, 0, 1);
     search_alone(walk_, query_, master, 1, kNoBound);
     while (master.pool.next() < master.pool.size() && !query_.late()) {
       parts_ = rounds_.parts();

@@ -20,7 +20,7 @@ class NoSync {
   static void work(void* shared, int worker) {
     NoSync& self = *static_cast<NoSync*>(shared);
     Lane& lane = self.query_.lane(worker);
-    enter(self.walk_, self.query_, worker);
+    enter(self.walk_, self.query_, worker, self.query_.request.threads);
       search_alone(self.walk_, self.query_, lane, std::numeric_limits<uint32_t>::max(), kNoBound);
   }
 

@@ -57,16 +57,16 @@ struct Query {
   }
 };
 
-// Put the share of lane `i` in the entry points into its pool.
+// Put the share of lane `i`, one of `parts`, in the entry points into its pool.
 template <class Walk>
-void enter(const Walk& walk, Query& query, int i) {
+void enter(const Walk& walk, Query& query, int i, int parts) {
   Lane& lane = query.lane(i);
   lane.begin(query.request.width, query.request.kept);
   if constexpr (Walk::kEstimates) {
     lane.own.reset(walk.segment.source().size() + 1);
-    walk.enter(i, query.request.threads, lane.own, lane.hits);
+    walk.enter(i, parts, lane.own, lane.hits);
   } else {
-    walk.enter(i, query.request.threads, lane.hits);
+    walk.enter(i, parts, lane.hits);
   }
   lane.counts.distances += static_cast<uint64_t>(lane.hits.count);
   keep(lane, kNoBound);

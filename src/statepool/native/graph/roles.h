@@ -1,89 +1,116 @@
-// Asynchronous search by roles (AverSearch, arXiv 2504.20461, section 4) for many threads.
+// Asynchronous search by roles (AverSearch, arXiv 2504.20461) for many threads.
 //
-// The threads form groups. A group's maintainer owns a slice of the candidates: it takes finished distances from the
-// group's array, picks what to expand, and publishes the unmet neighbours as work. Calculators turn ids into distances and
-// never wait for anybody. The balancer, which is the caller, lowers the shared threshold to the L-th best of all slices,
-// moves surplus candidates to groups that ran out, and ends the search.
+// The threads form groups of about eight. A group's maintainer owns a slice of the candidates: it takes finished distances
+// from the group's desk, picks what to expand, and leaves the unmet neighbours there as work. Calculators turn ids into
+// distances and wait for nobody. The balancer keeps the shared threshold at the L-th best of all slices. Candidates move
+// to groups that ran out. The caller is a maintainer, and a maintainer whose calculators have not come computes itself.
 #pragma once
 
-#include <algorithm>
+#include <memory>
+#include <vector>
 
-#include "query.h"
+#include "desk.h"
+#include "together.h"
 
 namespace statepool::graph {
 
-// Work and results of one group. A slot goes free -> asked -> taken -> ready -> free; each step is one thread's.
-class Desk {
+class Roles : Together {
  public:
-  static constexpr int kSlots = 256;
-  enum State : uint32_t { kFree, kAsked, kTaken, kReady };
-
-  struct Slot {
-    std::atomic<uint32_t> state{kFree};
-    uint32_t id = 0;
-    float distance = 0;
-  };
-
-  void reset() {
-    for (Slot& slot : slots_) slot.state.store(kFree, std::memory_order_relaxed);
-    asked_ = taken_back_ = 0;
-    next_.store(0, std::memory_order_relaxed);
-    published_.store(0, std::memory_order_relaxed);
+  Roles(const Walk& walk, Query& query) : Together(query, groups_of(query.request.threads)), walk_(walk) {
+    for (int group = 0; group < members_; ++group) desks_.push_back(std::make_unique<Desk>());
   }
 
-  // The maintainer's side: slots are used in a circle, so room is what has not come back yet.
-  int room() const { return kSlots - static_cast<int>(asked_ - taken_back_); }
-  int waiting() const {
-    return static_cast<int>(asked_ - std::min(asked_, next_.load(std::memory_order_relaxed)));
-  }
-  bool quiet() const { return asked_ == taken_back_; }
-  void ask(uint32_t id) {
-    Slot& slot = at(asked_++);
-    slot.id = id;
-    slot.state.store(kAsked, std::memory_order_relaxed);
-  }
-  void publish() { published_.store(asked_, std::memory_order_release); }
-  // Finished distances in the order they were asked for, up to the first that is not finished.
-  int collect(Hits& hits) {
-    hits.count = 0;
-    while (hits.count < kMostDegree && taken_back_ < asked_) {
-      Slot& slot = at(taken_back_);
-      if (slot.state.load(std::memory_order_acquire) != kReady) break;
-      hits.ids[hits.count] = slot.id;
-      hits.distances[hits.count++] = slot.distance;
-      slot.state.store(kFree, std::memory_order_relaxed);
-      ++taken_back_;
-    }
-    return hits.count;
-  }
-
-  // The calculators' side: claim up to `most` ids. Positions count up for ever, so a late claim cannot meet an old slot.
-  int claim(uint64_t& first, int most) {
-    uint64_t next = next_.load(std::memory_order_relaxed);
-    for (;;) {
-      const uint64_t published = published_.load(std::memory_order_acquire);
-      if (next >= published) return 0;
-      const int some = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(most), published - next));
-      if (next_.compare_exchange_weak(next, next + static_cast<uint64_t>(some), std::memory_order_relaxed)) {
-        first = next;
-        return some;
-      }
-    }
-  }
-  uint32_t id(uint64_t position) { return at(position).id; }
-  void finish(uint64_t position, float distance) {
-    Slot& slot = at(position);
-    slot.distance = distance;
-    slot.state.store(kReady, std::memory_order_release);
+  void run() {
+    Crew::Team team(Crew::instance(), query_.request.threads - 1, &Roles::helper, this);
+    maintain(0);
+    team.dismiss();
   }
 
  private:
-  Slot& at(uint64_t position) { return slots_[position % kSlots]; }
+  static constexpr int kLow = 3;        // distances that wait per calculator: enough to be busy, few enough to be worth it
+  static constexpr int kClaim = 4;      // distances a calculator takes at a time
+  static constexpr int kGroup = 8;
+  static constexpr int kBalancer = 16;  // threads from which one does nothing but balance
 
-  Slot slots_[kSlots];
-  uint64_t asked_ = 0, taken_back_ = 0;
-  alignas(128) std::atomic<uint64_t> next_{0};
-  alignas(128) std::atomic<uint64_t> published_{0};
+  static int groups_of(int threads) { return std::max(1, threads / kGroup); }
+
+  static void helper(void* shared, int worker) {
+    Roles& self = *static_cast<Roles*>(shared);
+    self.query_.lane(worker).jitter.maybe();
+    const int threads = self.query_.request.threads;
+    if (worker < self.members_) {
+      if (self.join()) self.maintain(worker);
+    } else if (threads >= kBalancer && worker == threads - 1) {
+      self.balance();
+    } else {
+      self.calculate(worker);
+    }
+  }
+
+  // Measure for the group's desk; the counts go to the lane of the thread that did it.
+  int measure(int group, Lane& lane) {
+    const int done = desks_[static_cast<size_t>(group)]->serve(kClaim, [&](Hits& hits) { walk_.measure(hits, 0, hits.count); });
+    lane.counts.distances += static_cast<uint64_t>(done);
+    return done;
+  }
+
+  void calculate(int worker) {
+    Lane& lane = query_.lane(worker);
+    Patience patience;
+    while (!over()) {
+      if (measure(worker % members_, lane) > 0) patience.reset();
+      else patience.wait();
+      lane.jitter.maybe();
+    }
+  }
+
+  void balance() {
+    Patience patience;
+    while (!over()) {
+      lower_from_boards();
+      patience.wait();
+    }
+  }
+
+  void maintain(int group) {
+    Lane& lane = query_.lane(group);
+    Desk& desk = *desks_[static_cast<size_t>(group)];
+    enter(walk_, query_, group, members_);
+    const int calculators = std::max(1, query_.request.threads / members_ - 1);
+    int since = 0;
+    Patience patience;
+    for (;;) {
+      const Entry limit = bound();
+      if (desk.collect(lane.hits) > 0) {
+        keep(lane, limit);
+        patience.reset();
+      }
+      if (query_.late()) return;
+      if (desk.waiting() < kLow * calculators && desk.room() >= walk_.segment.degree) {
+        if (const uint32_t node = pick(walk_, lane, limit); node != kNone) {
+          walk_.meet(node, lane.hits);
+          desk.ask(lane.hits.ids, lane.hits.count);
+          ++lane.counts.hops;
+          if (++since == query_.request.local_hops) {
+            since = 0;
+            share(lane, group);
+          }
+          serve(lane, group);
+          lane.jitter.maybe();
+          continue;
+        }
+      }
+      if (desk.quiet()) {
+        share(lane, group);
+        if (!rest(lane)) return;
+      } else if (measure(group, lane) == 0) {
+        patience.wait();
+      }
+    }
+  }
+
+  const Walk& walk_;
+  std::vector<std::unique_ptr<Desk>> desks_;
 };
 
 }  // namespace statepool::graph
