@@ -7,7 +7,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -15,8 +15,13 @@ from statepool.core.errors import InvalidRequest
 
 from .errors import DimensionError, IndexCorruptError
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
+from .policy import Load, choose_engine, choose_threads
 
 __all__ = ["Index", "Result", "Stats"]
+
+
+MOST_THREADS = 64
+"""Most threads of one query."""
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Index:
         self._settings = {"R": R, "build_window": build_window, "alpha": alpha, "seed": seed}
         self._core = core.Index(dim, METRICS[metric], DTYPES[dtype], R)
         self._ids: np.ndarray | None = None
+        self._sealed = False
 
     def __len__(self) -> int:
         return len(self._core)
@@ -112,7 +118,7 @@ class Index:
             self._core.build(rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
-        self._ids = labels
+        self._ids, self._sealed = labels, False
 
     def seal(self, *, threads: int = 0) -> None:
         """Quantise every node's neighbours to one bit per dimension; searches are faster from then on.
@@ -125,6 +131,7 @@ class Index:
         if not len(self):
             raise InvalidRequest("seal: the index is empty; build it first")
         self._core.seal(_cores(threads), self._settings["seed"])
+        self._sealed = True
 
     def search(
         self,
@@ -132,7 +139,7 @@ class Index:
         k: int = 10,
         ef: int | None = None,
         *,
-        threads: int = 1,
+        threads: int | Literal["auto"] = 1,
         engine: EngineName = "auto",
         deadline_us: float | None = None,
     ) -> Result:
@@ -142,8 +149,9 @@ class Index:
             q: ``[dim]``, any float dtype.
             k: Rows wanted, at least 1.
             ef: Candidates kept while searching; more find more and take longer. Default ``max(64, 2 k)``.
-            threads: Threads for this one query.
-            engine: How they work together.
+            threads: Threads for this one query, 1 to 64, or ``auto``: the cores that are idle now. Only 1, the default,
+                explores the same rows every time; with more, an answer near the edge of recall may differ from run to run.
+            engine: How they work together; ``auto`` takes what is best for their number.
             deadline_us: Answer with the best so far after this many microseconds.
 
         Raises:
@@ -154,6 +162,12 @@ class Index:
         if not 1 <= k <= width:
             raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
         _one_of("engine", engine, ENGINES)
+        if threads == "auto":
+            cores = os.cpu_count() or 1
+            threads = choose_threads(Load(cores, core.busy(), waiting=0), min(cores, MOST_THREADS))
+        _within("threads", threads, 1, MOST_THREADS)
+        if engine == "auto":
+            engine = choose_engine(threads, self._sealed)
         wait = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         try:

@@ -44,6 +44,8 @@ class Index {
   bool sealed() const { return sealed_ != nullptr; }
   // `query` holds space.dim floats.
   Answer search(const float* query, const Request& request);
+  // Threads that searches of this process use now.
+  static int busy();
   Answer exact(const float* query, int k);
 
  private:

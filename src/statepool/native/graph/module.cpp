@@ -50,6 +50,8 @@ NB_MODULE(_graph, m) {
   m.def("isa", [] { return statepool::isa_name(statepool::active_isa()); }, "The instruction set in use.");
   m.def("set_isa", &statepool::set_isa, "name"_a, "Use another instruction set; False if this machine lacks it.");
 
+  m.def("busy", &Index::busy, "Threads that searches of this process use now.");
+
   nb::class_<Counts>(m, "Counts")
       .def_ro("ndc", &Counts::distances)
       .def_ro("ndc_max", &Counts::most)
