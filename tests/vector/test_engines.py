@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.vector.synthetic import clustered, distances, recall
 
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index
 from statepool.vector.native import ENGINES
 from statepool.vector.policy import Load, choose_engine, choose_threads
-from tests.vector.synthetic import clustered, distances, recall
 
 K, WIDTH, HOPS = 10, 40, 8
 PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
@@ -110,7 +110,12 @@ def test_threads_follow_the_load() -> None:
     assert choose_threads(Load(cores=16, busy=4, waiting=2), 64) == 4
     assert choose_threads(Load(cores=2, busy=2, waiting=0), 64) == 1
     assert choose_threads(Load(cores=2, busy=9, waiting=5), 64) == 1
-    assert [choose_engine(threads, sealed=False) for threads in (1, 2, 8, 9)] == ["sequential", "async", "async", "roles"]
+    assert [choose_engine(threads, sealed=False) for threads in (1, 2, 8, 9)] == [
+        "sequential",
+        "async",
+        "async",
+        "roles",
+    ]
     assert choose_engine(32, sealed=True) == "async"
 
 
