@@ -17,6 +17,8 @@ import statepool.store
 from statepool.core.errors import InvalidRequest, NotFound, SnapshotExpired
 from statepool.store.native import Verb
 
+from .stores import killed, taken_over
+
 KINDS: dict[str, Callable[[statepool.store.Store], Any]] = {
     "dict": lambda store: store.dict("d"),
     "b+tree": lambda store: store.sorted_dict("d"),
@@ -50,6 +52,9 @@ class Machine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.store = statepool.store.open(self.folder, **SMALL)
+        self.attach()
+
+    def attach(self) -> None:
         self.mine = KINDS[self.kind](self.store)
 
     def teardown(self) -> None:
@@ -118,6 +123,16 @@ class Machine(RuleBasedStateMachine):
         self.store.close()
         self.open()
 
+    @rule(heap=st.booleans())
+    def kill(self, heap: bool) -> None:
+        self.store = killed(self.store, self.folder, heap=heap, **SMALL)
+        self.attach()
+
+    @rule()
+    def mirror(self) -> None:
+        self.store = taken_over(self.store, self.folder, **SMALL)
+        self.attach()
+
     @rule()
     def checkpoint(self) -> None:
         self.store.checkpoint()
@@ -172,8 +187,8 @@ class SortedMachine(Machine):
 class VersionedMachine(SortedMachine):
     """What snapshots add: they stay as they were."""
 
-    def open(self) -> None:
-        super().open()
+    def attach(self) -> None:
+        super().attach()
         self.snapshots: list[tuple[Any, dict[bytes, bytes]]] = []
 
     @rule()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import statepool.store
 from statepool.core.errors import StoreCorrupt, StoreError, StoreFormat
 from statepool.store import logreader
-from statepool.store.logreader import FRAME, META, RECORD, SECTOR, SEGMENT, Files, crc32c, replay
+from statepool.store.logreader import FRAME, META, RECORD, SECTOR, SEGMENT, Files, crc32c
+from statepool.store.logreplay import replay
 from statepool.store.native import core
 
 
@@ -110,7 +111,7 @@ def test_the_reader_finds_what_was_done(
     records = list(Files(path).records())
     assert [r.lsn for r in records] == list(range(1, last + 1))
     state = replay(records)
-    assert (state.maps["d"], state.stacks["s"], state.queues["q"]) == expected
+    assert (state.maps["d"], state.stacks["s"], state.queues["q"].values()) == expected
 
 
 def test_the_reader_finds_transactions_and_names(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ void bind_view(nb::module_& m) {
       .def("range", &PyView::range, nb::arg("id"), nb::arg("range"), nb::arg("limit"))
       .def("scan", &PyView::scan, nb::arg("id"), nb::arg("cursor"))
       .def("peek", &PyView::peek, nb::arg("id"), nb::arg("start"), nb::arg("limit"))
+      .def("dead", &PyView::dead, nb::arg("id"), nb::arg("limit"))
       .def("size", &PyView::size, nb::arg("id"))
       .def("last_change", &PyView::last_change, nb::arg("id"))
       .def_prop_ro("retries", &PyView::retries)

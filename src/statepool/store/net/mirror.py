@@ -84,6 +84,9 @@ class Copying:
         position = role.position
         try:
             for piece in pieces:
+                if not piece.data:
+                    os.close(self._segment(piece))
+                    continue
                 frame = parse_frame(piece.data)
                 if frame is None or not is_whole(frame, piece.data):
                     raise StoreCorrupt("mirror: a frame came damaged")
