@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import statepool.store
+from statepool.core.errors import StoreCorrupt
 from statepool.store.logreader import Files
 from statepool.store.net import files as net
 from statepool.store.net.mirror import Copying
@@ -38,26 +39,36 @@ def killed(store: statepool.store.Store, folder: str, *, heap: bool, **options: 
 def taken_over(store: statepool.store.Store, folder: str, **options: Any) -> statepool.store.Store:
     """The store as a mirror has it that copied it from its beginning, opened in its place."""
     copy = Path(f"{folder}-mirror")
-    (copy / "ckpt").mkdir(parents=True)
     store.sync()
-    block = net.read_superblock(Path(folder))
-    assert block is not None
-    if block.checkpoint_id:
-        name = f"ckpt/{block.checkpoint_id:016x}"
-        shutil.copy(Path(folder) / name, copy / name)
-    reader, copying = net.LogReader(Path(folder)), Copying(copy, part=True)
-    role = Mirror("mirror", 0, net.first_segment(Path(folder), block.first_segment).before)
-    assert reader.seek(role.position)
-    block.heap_nonce, block.clean, block.replica = 0, 0, 1
-    net.write_superblock(copy, block)
-    while (piece := reader.next(store.durable_lsn)) is not None:
-        copying.append(role, [piece])
-    reader.close()
-    assert role.position.lsn == store.durable_lsn
+    while not _mirrored(Path(folder), copy, store.durable_lsn):  # a checkpoint in the background came between
+        shutil.rmtree(copy)
     store.close()
     shutil.rmtree(folder)
     copy.rename(folder)
     return statepool.store.open(folder, **options)
+
+
+def _mirrored(folder: Path, copy: Path, last: int) -> bool:
+    (copy / "ckpt").mkdir(parents=True)
+    block = net.read_superblock(folder)
+    assert block is not None
+    name = f"ckpt/{block.checkpoint_id:016x}"
+    reader, copying = net.LogReader(folder), Copying(copy, part=True)
+    try:
+        if block.checkpoint_id:
+            shutil.copy(folder / name, copy / name)
+        role = Mirror("mirror", 0, net.first_segment(folder, block.first_segment).before)
+        if not reader.seek(role.position):
+            return False
+        block.heap_nonce, block.clean, block.replica = 0, 0, 1
+        net.write_superblock(copy, block)
+        while (piece := reader.next(last)) is not None:
+            copying.append(role, [piece])
+    except (FileNotFoundError, StoreCorrupt):
+        return False
+    finally:
+        reader.close()
+    return role.position.lsn == last
 
 
 def _copy(folder: Path, copy: Path) -> None:

@@ -211,12 +211,23 @@ class VersionedMachine(SortedMachine):
             assert all(mine.get(key) == oracle.get(key) for key in (b"1", b"", b"long common prefix 03"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_against_the_oracle(kind: str) -> None:
+def play(kind: str, examples: int, steps: int) -> None:
     base = VersionedMachine if "versioned" in kind else Machine if kind == "dict" else SortedMachine
     machine = type("M", (base,), {"kind": kind})
-    machine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+    machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
     machine.TestCase("runTest").runTest()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_oracle(kind: str) -> None:
+    play(kind, 8, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_oracle_for_long(kind: str) -> None:
+    play(kind, 60, 60)
 
 
 @pytest.mark.parametrize("kind", KINDS)

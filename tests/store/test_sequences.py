@@ -231,11 +231,22 @@ class QueueGame(Game):
         ]
 
 
+def play(game: Any, examples: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "now_ms", sequences.now_ms)
+    game.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
+    game.TestCase("runTest").runTest()
+
+
 @pytest.mark.parametrize("game", [StackGame, QueueGame])
 def test_against_the_model(game: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "now_ms", sequences.now_ms)
-    game.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
-    game.TestCase("runTest").runTest()
+    play(game, 8, 25, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("game", [StackGame, QueueGame])
+def test_against_the_model_for_long(game: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(game, 80, 60, monkeypatch)
 
 
 def test_deduplication_remembers_the_last_65536_acknowledged(tmp_path: Any) -> None:
