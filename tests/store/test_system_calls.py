@@ -119,11 +119,11 @@ def test_a_name_is_durable_before_what_lies_under_it_counts(tmp_path: Path) -> N
     for line in whole_lines(trace):
         if (made := re.match(rf'openat\(.*"({folder}/[^"]*)".*O_CREAT.*= \d+', line)) is not None:
             uncertain.add(Path(made[1]))
-        elif (moved := re.match(rf'rename\("[^"]*", "({folder}/[^"]*)"\) = 0', line)) is not None:
+        elif (moved := re.match(rf'rename\("[^"]*", "({folder}/[^"]*)"\) += 0', line)) is not None:
             uncertain.add(Path(moved[1]))
         elif (synced := re.match(rf"fsync\(\d+<({folder}[^>]*)>\) += 0", line)) is not None:
             uncertain = {name for name in uncertain if name.parent != Path(synced[1])}
-        elif (wrote := re.match(rf"pwrite64\(\d+<({folder}/[^>]*)>.*, (\d+)\) = \d+", line)) is not None:
+        elif (wrote := re.match(rf"pwrite64\(\d+<({folder}/[^>]*)>.*, (\d+)\) += \d+", line)) is not None:
             name, at = Path(wrote[1]), int(wrote[2])
             if name.parent.name == "log" and len(name.name) == 16 and at >= 4096:
                 assert name not in uncertain, f"{name} is written to before its name is durable"
@@ -147,9 +147,9 @@ def test_a_mirror_says_that_it_has_what_it_has_synced(tmp_path: Path) -> None:
         for child in (primary, mirror):
             assert child.stdout is not None and child.stdout.readline().startswith(("serving", "mirroring"))
         with statepool.store.open(url) as store:
-            entries, end = store.dict("d"), time.monotonic() + 20
+            entries, until = store.dict("d"), time.monotonic() + 20
             confirmed = 0
-            while confirmed < 20 and time.monotonic() < end:
+            while confirmed < 20 and time.monotonic() < until:
                 try:
                     entries.put(b"k", b"value", durability="mirror")
                     confirmed += 1
