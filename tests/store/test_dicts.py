@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -304,3 +305,19 @@ def test_keys_before_a_removed_first_leaf(kind: str, tmp_path: Any) -> None:
             mine[key] = value
         assert list(mine) == sorted(low) + [b"m%06d" % n for n in range(400, 1000)]
         assert all(mine[key] == value for key, value in low.items())
+
+
+@pytest.mark.parametrize("kind", ["versioned b+tree", "versioned bst"])
+def test_a_snapshot_ends_with_its_lease(kind: str, tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        mine = KINDS[kind](store)
+        mine[b"k"] = b"old"
+        snapshot, longer = mine.snapshot(lease=0.05), mine.snapshot(lease=60.0)
+        mine[b"k"] = b"new"
+        time.sleep(0.06)
+        for read in (lambda: snapshot[b"k"], lambda: list(snapshot)):
+            with pytest.raises(SnapshotExpired, match="lease has ended"):
+                read()
+        for i in range(300):  # what nobody may read any more is used again
+            mine[b"k"] = b"%d" % i
+        assert longer[b"k"] == b"old"

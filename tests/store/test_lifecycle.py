@@ -14,7 +14,7 @@ import pytest
 
 import statepool.store
 from statepool.core.errors import InvalidRequest, OutcomeUnknown, StatepoolError, StoreLocked, StoreReadOnly
-from statepool.store.logreader import Files
+from statepool.store.logreader import FRAME, Files
 
 SMALL = {"capacity": "16MiB", "segment_size": "64KiB"}
 
@@ -271,3 +271,25 @@ def test_no_shared_memory_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(StatepoolError):
         statepool.store.open(tmp_path / "s")
     assert not shared.exists()
+
+
+def test_each_opening_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+    """On disk, before its first frame; also after a process that was killed."""
+    epochs = []
+
+    def work() -> None:
+        store = statepool.store.open(tmp_path / "s", **SMALL)
+        store.dict("d")[b"k"] = b"v"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for killed in (False, True, True, False):
+        if killed:
+            assert in_child(work) == signal.SIGKILL
+        else:
+            with statepool.store.open(tmp_path / "s", **SMALL) as store:
+                store.dict("d")[b"k"] = b"v"
+        files = Files(tmp_path / "s")
+        last = [FRAME.unpack_from(frame)[6] for frame, _ in files.frames()][-1]
+        assert last == files.meta.epoch
+        epochs.append(last)
+    assert epochs == [1, 2, 3, 4]
