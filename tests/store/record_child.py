@@ -124,8 +124,13 @@ def opened(request: dict[str, Any]) -> statepool.store.Store:
 def main() -> None:
     request = json.loads(sys.argv[1])
     out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    store = opened(request)
-    callers = [Caller(store, request["role"], out, i, request["seed"]) for i in range(request["threads"])]
+    callers: list[Caller] = []
+    while not callers:  # a daemon may be killed just now
+        try:
+            store = opened(request)
+            callers = [Caller(store, request["role"], out, i, request["seed"]) for i in range(request["threads"])]
+        except (Unavailable, OutcomeUnknown):
+            time.sleep(0.05)
     print("ready", flush=True)
     if request.get("last"):
         callers[0].last_look()

@@ -39,7 +39,7 @@ class Codec(Generic[T]):
         """
         try:
             message: T = self._decoder.decode(data)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Corruption(f"a message could not be read: {error}") from error
         return message
 

@@ -26,6 +26,10 @@ from tests.store.mutants.catalog import MUTANTS, Mutant
 CAUGHT, MISSED, UNUSABLE = "caught", "MISSED", "UNUSABLE"
 
 
+# An installation for development would find its own sources first, whatever the path says.
+_ALONE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if '_editable_' not in type(f).__module__]\n"
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of one bug: caught, missed, or why nothing can be said."""
@@ -49,6 +53,7 @@ class Tree:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "CMakeLists.txt"):
             shutil.copy(ROOT / name, folder / name)
+        (folder / "src" / "sitecustomize.py").write_text(_ALONE)
         self._built = folder / "build"
 
     def build(self) -> None:
@@ -93,7 +98,9 @@ class Tree:
         parts = shlex.split(arguments)
         parts = [f"tests/store/{part}" if part.startswith("test_") and ".py" in part else part for part in parts]
         command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "120"]
-        environment = dict(os.environ, CI="1")  # the same drawn cases each time
+        environment = dict(
+            os.environ, PYTHONPATH=str(self.folder / "src"), CI="1"
+        )  # CI: the same drawn cases each time
         try:
             done = subprocess.run(
                 [*command, *parts], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=seconds
