@@ -58,7 +58,7 @@ def content(path: Path) -> dict[bytes, bytes]:
 
 def damaged(draw: random.Random, data: bytes) -> bytes:
     """Cut, prolonged, garbled, doubled or mixed up."""
-    out, way = bytearray(data), draw.randrange(6)
+    out, way = bytearray(data or b"\0"), draw.randrange(6)
     at = draw.randrange(len(out) + 1)
     if way == 0:
         del out[at:]
@@ -145,13 +145,37 @@ def fuzz_messages(path: Path, count: int, seed: int) -> None:
 
 
 def test_messages_with_errors_in_them(tmp_path: Path) -> None:
-    fuzz_messages(tmp_path, 4000, 1)
+    fuzz_messages(tmp_path, 8000, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_million_messages_with_errors_in_them(tmp_path: Path) -> None:
     fuzz_messages(tmp_path, 1_000_000, 2)
+
+
+def fuzz_codecs(count: int, seed: int) -> None:
+    """Requests and replies, read and thrown away."""
+    draw, read = random.Random(seed), 0
+    replies = [pack(REPLIES.encode(Reply(1, result))) for result in (None, [(True, 1, 2, 3, b"v")], np.arange(9))]
+    for _ in range(count):
+        data = damaged(draw, draw.choice(replies) if draw.random() < 0.5 else requests(draw))
+        for codec in (REQUESTS, REPLIES):
+            try:
+                read += sum(codec.decode(body) is not None for body in Splitter().feed(data))
+            except (Corruption, StoreFormat):
+                continue
+    assert count / 5 < read < 2 * count
+
+
+def test_damaged_messages() -> None:
+    fuzz_codecs(5_000, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_million_damaged_messages() -> None:
+    fuzz_codecs(1_000_000, 2)
 
 
 def test_messages_that_are_none() -> None:

@@ -422,6 +422,13 @@ MUTANTS = [
         "test_sequences.py::test_a_clock_that_is_set_ends_no_lease",
     ),
     Mutant(
+        "leases run by the clocks of clients",
+        f"{NET}/service.py",
+        "        operations = [_stamped(operation) for operation in operations]\n",
+        "",
+        "test_daemon.py::test_a_client_whose_clock_is_wrong",
+    ),
+    Mutant(
         "an old holder frees the lock",
         f"{ROOM}/coordination.py",
         '(present["holder"], present["epoch"]) == (self._holder, self.epoch)',
@@ -490,6 +497,20 @@ MUTANTS = [
         "                if nothing:\n                    return empty\n",
         "",
         "test_bad_input.py -k test_a_mirror_of_a_log_that_begins_with_an_empty_segment",
+    ),
+    Mutant(
+        "a segment's header comes damaged to a mirror",
+        f"{NET}/mirror.py",
+        "        if piece.start and parse_segment(piece.start) is None:",
+        "        if piece.start and parse_segment(piece.start) is False:",
+        "test_bad_input.py -k test_a_mirror_refuses",
+    ),
+    Mutant(
+        "bytes that are no text are an error of the daemon",
+        "src/statepool/core/wire.py",
+        "except (msgspec.DecodeError, UnicodeDecodeError, RecursionError)",
+        "except msgspec.DecodeError",
+        "test_bad_input.py -k 'test_messages_with_errors and not million'",
     ),
     Mutant(
         "a message's size is not limited",
