@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from .mutants.catalog import MUTANTS, Mutant
+from .mutants.catalog import MUTANTS
+from .mutants.mutant import Mutant
 from .mutants.runner import CAUGHT, Tree, attempt, run
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("a repeated call has a new name", "a set clock ends leases", "a primary acknowledges after its lease")
+QUICK = ("a set clock ends leases", "a primary acknowledges after its lease", "a mirror takes damaged frames")
 
 
 def test_there_are_many_and_no_two_are_the_same() -> None:
@@ -29,11 +30,11 @@ def test_each_still_fits_the_code(mutant: Mutant) -> None:
             assert not name or f"def {name}(" in (ROOT / "tests" / "store" / file).read_text()
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_some_are_caught(name: str, tmp_path: Path) -> None:
-    (mutant,) = (mutant for mutant in MUTANTS if mutant.name == name)
-    result = attempt(Tree(tmp_path / "tree"), mutant)
-    assert result.verdict == CAUGHT, str(result)
+def test_some_are_caught(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "tree")
+    for mutant in (mutant for mutant in MUTANTS if mutant.name in QUICK):
+        result = attempt(tree, mutant)
+        assert result.verdict == CAUGHT, str(result)
 
 
 @pytest.mark.slow

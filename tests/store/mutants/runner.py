@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from tests.store.mutants.catalog import MUTANTS, Mutant
+from tests.store.mutants.catalog import MUTANTS
+from tests.store.mutants.mutant import Mutant
 
 CAUGHT, MISSED, UNUSABLE = "caught", "MISSED", "UNUSABLE"
 
