@@ -78,13 +78,13 @@ class EchoEngine:
             raise InvalidRequest("token 300 is not welcome", param="prompt")
         text = self.tokenizer.decode(request.prompt, skip_special=False)
         marked = re.findall(r"\{\{(.*?)\}\}", text, re.DOTALL)
-        answer = self.tokenizer.encode(marked[-1] if marked else "ok")
+        answer = self.tokenizer.encode(marked[-1] if marked else "ok", allow_special=True)
         if "boom" in text:
             answer = None
         if "stall" in text:
             answer = [self.tokenizer.encode("z")[0]] * 1_000_000
         stop = StopMatcher(request.params.stop, request.params.include_stop)
-        self.live[request.id] = [request, answer, 0, Detokenizer(self.tokenizer), stop]
+        self.live[request.id] = [request, answer, 0, Detokenizer(self.tokenizer, request.params.show_special), stop]
 
     def abort(self, name):
         return self.live.pop(name, None) is not None

@@ -272,7 +272,7 @@ class Engine:
                 self.info.eos_ids,
                 self.tokenizer.vocab_size,
             ),
-            detokenizer=Detokenizer(self.tokenizer),
+            detokenizer=Detokenizer(self.tokenizer, params.show_special),
             stop=StopMatcher(params.stop, params.include_stop),
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,

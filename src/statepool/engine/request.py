@@ -60,6 +60,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: GrammarSpec | None = None
+    show_special: tuple[str, ...] | None = ()
+    """Special tokens that appear in the text, by their spelling; ``None`` shows all."""
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
