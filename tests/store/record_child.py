@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 import statepool.store
-from statepool.core.errors import NotFound, OutcomeUnknown, Unavailable
+from statepool.core.errors import Conflict, NotFound, OutcomeUnknown, Unavailable
 
 KEYS = 4
 
@@ -32,6 +32,7 @@ class Caller:
         if role != "reader":
             self.queue, self.stack = store.queue("q", values="str"), store.stack("s", values="str")
             self.counter = store.counter("c")
+            self.pairs = store.sorted_dict("pairs", keys="str", values="str")
         self.entries = store.dict("d", keys="str", values="str")
 
     def say(self, *line: Any) -> None:
@@ -44,7 +45,7 @@ class Caller:
             result = act()
         except OutcomeUnknown:
             return
-        except (Unavailable, NotFound):  # NotFound: a reader whose owner is gone
+        except (Unavailable, NotFound, Conflict):  # NotFound: a reader whose owner is gone
             self.say(number, "void", 0)
             time.sleep(0.002)
             return
@@ -64,7 +65,10 @@ class Caller:
             expected = self.entries.get(key)
             swap = lambda: self.entries.compare_and_set(key, expected, value)  # noqa: E731 - a call to be recorded
             self.record(part, "set", (expected, value), swap)
-        elif dice < 0.7:
+        elif dice < 0.68:
+            writes = draw.choice([(), (("x", value),), (("x", value), ("y", value))])
+            self.record(["together"], "run", (writes, ("x", "y")), lambda: self.transaction(writes, ("x", "y")))
+        elif dice < 0.72:
             self.record(["entry", "counter"], "add", (1,), self.counter.add)
         elif dice < 0.77:
             self.record(["queue"], "put", (value,), lambda: self.queue.put(value) and None)
@@ -74,6 +78,13 @@ class Caller:
             self.record(["stack"], "push", (value,), lambda: self.stack.push(value))
         else:
             self.record(["stack"], "pop", (), self.pop)
+
+    def transaction(self, writes: tuple[tuple[str, str], ...], reads: tuple[str, ...]) -> list[Any]:
+        with self.store.transaction() as tx:
+            face = tx[self.pairs]
+            seen = [face.get(key) for key in reads]
+            face.update(writes)
+        return seen
 
     def take(self) -> Any:
         item = self.queue.take(0.0)

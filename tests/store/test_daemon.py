@@ -89,6 +89,11 @@ def test_conflicts_and_bad_calls(url: str) -> None:
             tx[mine][b"k"] += b"!"
             other[b"k"] = b"2"
         assert mine[b"k"] == b"2"
+        with pytest.raises(Conflict), one.transaction() as tx:  # one that only reads must not see two moments
+            seen = tx[mine][b"k"]
+            other.update({b"k": b"3", b"l": b"3"})
+            assert (seen, tx[mine][b"l"]) == (b"2", b"3")
+        mine[b"k"] = b"2"
         with pytest.raises(NotFound):
             one.drop("nothing")
         with pytest.raises(InvalidRequest):

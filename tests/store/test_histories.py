@@ -23,12 +23,12 @@ import pytest
 
 from statepool.store.logreader import Files
 
-from .linearizability import ENTRY, LOG, QUEUE, STACK, Call, Sequential, check
+from .linearizability import ENTRY, LOG, QUEUE, STACK, TOGETHER, Call, Sequential, check
 from .net_processes import kill, processes, unix
 from .simulator import World
 
 HERE = Path(__file__).parent
-MODELS = {"entry": ENTRY, "queue": QUEUE, "stack": STACK}
+MODELS = {"entry": ENTRY, "queue": QUEUE, "stack": STACK, "together": TOGETHER}
 
 
 def model(part: Any) -> Sequential:
@@ -71,12 +71,17 @@ def read(path: Path) -> list[Call]:
         thread, number, what, at, *rest = json.loads(line)
         if what == "start":
             part, name, arguments = rest
-            calls[number] = Call(tuple(part), name, tuple(arguments), at, by=f"{path.name}, thread {thread}")
+            calls[number] = Call(tuple(part), name, hashable(arguments), at, by=f"{path.name}, thread {thread}")
         elif what == "end":
-            calls[number] = replace(calls[number], end=at, result=rest[0])
+            calls[number] = replace(calls[number], end=at, result=hashable(rest[0]))
         else:
             del calls[number]
     return list(calls.values())
+
+
+def hashable(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(map(hashable, value)) if isinstance(value, list) else value
 
 
 def narrowed(history: list[Call]) -> list[Call]:
@@ -98,7 +103,7 @@ def narrowed(history: list[Call]) -> list[Call]:
 def verify(history: list[Call], least: int) -> None:
     check(narrowed(history), model)
     assert sum(call.known for call in history) >= least
-    assert {call.name for call in history} >= {"get", "put", "pop", "set", "add", "take", "push"}
+    assert {call.name for call in history} >= {"get", "put", "pop", "set", "add", "take", "push", "run"}
 
 
 @contextmanager
@@ -123,6 +128,8 @@ def through_a_daemon(folder: Path, kills: int, seed: int, *, power: bool) -> Non
     with processes() as start, recording(folder) as record:
         daemon = start(*serve)
         clients = [record.start(where=where, role="client", threads=2, timeout=0.4) for _ in range(2)]
+        if not power:  # in the daemon's memory
+            clients.append(record.start(where=str(path), role="reader"))
         for client in clients:
             record.ready(client)
         for _ in range(kills):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import statepool.store
-from statepool.core.errors import InvalidRequest, OutcomeUnknown, StatepoolError, StoreLocked, StoreReadOnly
+from statepool.core.errors import Conflict, InvalidRequest, OutcomeUnknown, StatepoolError, StoreLocked, StoreReadOnly
 from statepool.store.logreader import FRAME, Files
 
 SMALL = {"capacity": "16MiB", "segment_size": "64KiB"}
@@ -293,3 +293,15 @@ def test_each_opening_has_an_epoch_of_its_own(tmp_path: Path) -> None:
         assert last == files.meta.epoch
         epochs.append(last)
     assert epochs == [1, 2, 3, 4]
+
+
+def test_a_transaction_that_only_reads_sees_one_moment(tmp_path: Path) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        d = store.dict("d")
+        d.update({b"a": b"1", b"b": b"1"})
+        with pytest.raises(Conflict), store.transaction() as tx:
+            first = tx[d][b"a"]
+            d.update({b"a": b"2", b"b": b"2"})
+            assert (first, tx[d][b"b"]) == (b"1", b"2")
+        with store.transaction() as tx:
+            assert (tx[d][b"a"], tx[d][b"b"], len(tx[d])) == (b"2", b"2", 2)

@@ -71,6 +71,13 @@ BUGS = [
         "test_sequences.py::test_a_clock_that_is_set_ends_no_lease",
     ),
     Mutant(
+        "a transaction that only reads is not checked",
+        f"{NET}/remote.py",
+        "        if not operations and not seen:\n",
+        "        if not operations:\n",
+        "test_daemon.py::test_conflicts_and_bad_calls",
+    ),
+    Mutant(
         "leases run by the clocks of clients",
         f"{NET}/service.py",
         "        operations = [_stamped(operation) for operation in operations]\n",

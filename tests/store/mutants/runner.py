@@ -127,22 +127,16 @@ def attempt(tree: Tree, mutant: Mutant) -> Result:
 
 def run(mutants: Iterable[Mutant]) -> Iterator[Result]:
     """Try them one after the other; each test must pass before there is a bug."""
-    chosen = sorted(mutants, key=lambda mutant: (mutant.native, mutant.file))
+    chosen = sorted(mutants, key=lambda mutant: mutant.file)
     with tempfile.TemporaryDirectory(prefix="statepool-mutants-") as folder:
         tree = Tree(Path(folder))
-        built = passed = None
-        sound: dict[str, bool] = {}
+        if any(mutant.native for mutant in chosen):
+            tree.build()
+        without = {test: tree.test(test) for test in {mutant.test for mutant in chosen}}
         for mutant in chosen:
-            if mutant.native and built is None:
-                tree.build()
-                built = True
-            if mutant.test not in sound:
-                if mutant.native:
-                    tree.build()  # without the bug before this one
-                status, passed = tree.test(mutant.test)
-                sound[mutant.test] = status == 0
-            if not sound[mutant.test]:
-                yield Result(mutant, UNUSABLE, 0.0, f"the test fails without a bug: {passed}")
+            status, said = without[mutant.test]
+            if status != 0:
+                yield Result(mutant, UNUSABLE, 0.0, f"the test fails without a bug: {said}")
                 continue
             yield attempt(tree, mutant)
 

@@ -96,7 +96,7 @@ class PyStore final : public PyView {
                       nb::cast<uint64_t>(t[2]), whole});
     }
     nb::list out;
-    if (all.empty()) return out;
+    if (all.empty() && read.empty()) return out;
     std::vector<Outcome> outcomes(all.size());
     settle(open().commit(all.data(), all.size(), outcomes.data(), Level::process, {client, sequence}, read), level);
     for (const Outcome& o : outcomes) out.append(as_tuple(o));

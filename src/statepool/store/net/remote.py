@@ -144,7 +144,7 @@ class RemoteNative:
         self, operations: Any, seen: Any, client: int = 0, sequence: int = 0, level: int = -1
     ) -> list[tuple[bool, int, int, int, bytes]]:
         """As the core's."""
-        if not operations:
+        if not operations and not seen:
             return []
         level = self._level if level < 0 else level
         plain = [(int(verb), *rest) for verb, *rest in operations]
