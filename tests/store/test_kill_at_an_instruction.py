@@ -70,6 +70,11 @@ def test_killed_at_some_instructions(stepper: Stepper) -> None:
 
 
 @pytest.mark.slow
+def test_killed_at_more_instructions(stepper: Stepper) -> None:
+    kill_often(stepper, 80)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_many_instructions(stepper: Stepper) -> None:
     kill_often(stepper, 400)
