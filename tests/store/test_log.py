@@ -240,8 +240,10 @@ def test_a_torn_last_frame_is_dropped_only_where_it_can_be_torn(tmp_path: Path) 
 
 
 def test_damage_inside_the_log_is_named(tmp_path: Path) -> None:
-    path = killed(tmp_path / "s", 30)
-    for number, which in ((1, 2), (1, -2), (2, 0)):
+    path = killed(tmp_path / "s", 34)
+    last = len(list((path / "log").glob("0*")))
+    assert last == 3 and len(frames(path, last)) > 3, "the last segment has frames behind its first"
+    for number, which in ((1, 2), (1, -2), (2, 0), (last, 0)):
         broken = tmp_path / f"broken-{number}-{which}"
         shutil.copytree(path, broken)
         at = frames(broken, number)[which]
