@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 import statepool.store
-from statepool.core.errors import Conflict, InvalidRequest, OutcomeUnknown, StatepoolError, StoreLocked, StoreReadOnly
+from statepool.core.errors import (
+    Conflict,
+    InvalidRequest,
+    OutcomeUnknown,
+    StatepoolError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
 from statepool.store.logreader import FRAME, Files
 
 SMALL = {"capacity": "16MiB", "segment_size": "64KiB"}
@@ -147,6 +155,35 @@ def test_what_was_acknowledged_outlives_a_failed_disk(tmp_path: Path) -> None:
     with statepool.store.open(tmp_path / "s") as store:
         assert store.stat()["attached"] == 1
         assert len(store.dict("d")) >= int(acks.read_text()) > 50
+
+
+def test_all_who_wait_are_told_that_the_disk_failed(tmp_path: Path) -> None:
+    """Many threads wait for the frame that cannot be written, and for the one behind it."""
+
+    def work() -> None:
+        signal.alarm(30)  # or it would hang
+        store = statepool.store.open(tmp_path / "s", shared=False, **SMALL)
+        d, ended = store.dict("d"), []
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (32 << 10, resource.RLIM_INFINITY))
+
+        def write(thread: int) -> None:
+            try:
+                for i in range(10_000):
+                    d[b"%d %d" % (thread, i)] = b"v" * 900
+            except (OutcomeUnknown, StoreReadOnly, StoreFull) as error:
+                ended.append(error)
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(ended) == 12
+        with pytest.raises(StatepoolError):
+            store.close()
+
+    assert in_child(work) == 0
 
 
 def test_closing_while_others_write(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def _decode_extension(code: int, data: memoryview) -> Any:
     length = int.from_bytes(data[:4], "little")
     try:
         dtype, shape = msgspec.msgpack.decode(data[4 : 4 + length], type=tuple[str, tuple[int, ...]])
-        if re.fullmatch(r"[<>|=]?[A-Za-z]\d{0,4}", dtype) is None:
+        if re.fullmatch(r"[<>|=]?[biufcSUV]\d{1,4}", dtype) is None:
             raise Corruption(f"a message holds an array of {dtype!r}, which is no type of numbers")
         return np.frombuffer(data[4 + length :], dtype=np.dtype(dtype)).reshape(shape)
     except (msgspec.DecodeError, TypeError, ValueError, OverflowError) as error:

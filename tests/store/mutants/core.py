@@ -41,6 +41,13 @@ BUGS = [
         "test_crash.py -k 'test_the_disk_fails_anywhere and not long'",
     ),
     Mutant(
+        "the committing thread spins after a failed write",
+        f"{NATIVE}/committer.cpp",
+        " && !ring_.empty() && failure_.empty(); };",
+        " && !ring_.empty(); };",
+        "test_lifecycle.py::test_all_who_wait_are_told_that_the_disk_failed",
+    ),
+    Mutant(
         "the log goes on after a failed write",
         f"{NATIVE}/log.cpp",
         "  failed_ = true;  // until the frame is durable\n",
