@@ -52,16 +52,24 @@ class Killer:
         return max([int(line.split()[0]) for line in lines if line.split()[1] in levels], default=0)
 
     def check(self) -> None:
-        """Opens a copy without the heap, then the folder itself: both hold what they promised."""
-        copy = self.path.with_name("copy")
+        """Opens a copy without the heap, then the folder itself: both hold what they promised. And what the heap held
+        is what the log says.
+        """
         if not (self.path / "meta").exists():
             return  # killed before there was a store
-        shutil.copytree(self.path, copy)
-        with statepool.store.open(copy, shared=False) as store:
-            verify(store, self.acknowledged("power"))
-        shutil.rmtree(copy)
+        self.without_heap(self.acknowledged("power"))
         with statepool.store.open(self.path) as store:
             self.last = verify(store, self.acknowledged("power", "process"))
+            store.sync()
+            assert self.without_heap(self.last) == self.last
+
+    def without_heap(self, acknowledged: int) -> int:
+        copy = self.path.with_name("copy")
+        shutil.copytree(self.path, copy, ignore=shutil.ignore_patterns("spare", "unfinished"))
+        with statepool.store.open(copy, shared=False) as store:
+            last = verify(store, acknowledged)
+        shutil.rmtree(copy)
+        return last
 
     def close(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None

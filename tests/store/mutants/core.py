@@ -181,7 +181,7 @@ BUGS = [
         f"{NATIVE}/store_open.cpp",
         "  const uint64_t from = heap_->applied_lsn() + 1;",
         "  const uint64_t from = std::max<uint64_t>(heap_->applied_lsn(), 1);",
-        "test_crash.py::test_power_is_cut_anywhere",
+        "test_lifecycle.py::test_a_checkpoint_is_of_one_moment",
     ),
     Mutant(
         "the ring's operations are applied twice",
