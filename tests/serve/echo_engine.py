@@ -8,8 +8,6 @@ makes the answer endless.
 import re
 from pathlib import Path
 
-import numpy as np
-
 from statepool.core.errors import InvalidRequest, NotFound
 from statepool.engine.config import EngineStats, ModelInfo
 from statepool.engine.request import Output, TokenLogprob, Usage
@@ -129,13 +127,8 @@ class EchoEngine:
             finish,
             matched,
             usage=usage,
+            embedding=(1.0, 0.0, 0.0, 0.0) if request.embed and finish is not None else None,
         )
-
-    def score(self, tokens):
-        return np.full(len(tokens) - 1, -2.0, np.float32)
-
-    def embed(self, tokens):
-        return np.array([len(tokens), 0, 0, 0], np.float32) / len(tokens)
 
     def stats(self):
         return EngineStats(
