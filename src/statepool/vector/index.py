@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from statepool.core.errors import InvalidRequest
 
-from .errors import DimensionError, IndexCorruptError
+from .errors import DimensionError, IndexCorruptError, ReadOnlyError
+from .file import IndexFile, Verify, write
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
 
-__all__ = ["Index", "Result", "Stats"]
+__all__ = ["Index", "Result", "Stats", "open"]
 
 
 @dataclass(slots=True)
@@ -88,6 +87,8 @@ class Index:
         self._settings = {"R": R, "build_window": build_window, "alpha": alpha, "seed": seed}
         self._core = core.Index(dim, METRICS[metric], DTYPES[dtype], R)
         self._ids: np.ndarray | None = None
+        self._file: IndexFile | None = None
+        self._held: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self._core)
@@ -102,8 +103,10 @@ class Index:
 
         Raises:
             DimensionError: ``X`` is not ``[n, dim]``.
+            ReadOnlyError: The index was opened with mode ``r``.
             InvalidRequest: a row with NaN or infinity, a zero row under ``cos``, ids that repeat or do not match.
         """
+        self._writable("build")
         rows = _floats("X", X, 2)
         _same_width("X", rows.shape[1], self.dim)
         labels = None if ids is None else _labels(ids, len(rows))
@@ -112,7 +115,7 @@ class Index:
             self._core.build(rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
-        self._ids = labels
+        self._ids, self._held = labels, {}
 
     def seal(self, *, threads: int = 0) -> None:
         """Quantise every node's neighbours to one bit per dimension; searches are faster from then on.
@@ -122,6 +125,7 @@ class Index:
         Raises:
             InvalidRequest: nothing was built yet.
         """
+        self._writable("seal")
         if not len(self):
             raise InvalidRequest("seal: the index is empty; build it first")
         self._core.seal(_cores(threads), self._settings["seed"])
@@ -160,6 +164,8 @@ class Index:
             found = self._core.search(query, k, width, threads, ENGINES[engine], wait, 8, 0)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
+        except core.DamageError:
+            raise self._damage() from None
         return self._result(found)
 
     def exact(self, q: np.ndarray, k: int = 10) -> Result:
@@ -174,38 +180,57 @@ class Index:
             found = self._core.exact(self._query(q), k)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
+        except core.DamageError:
+            raise self._damage() from None
         return self._result(found)
 
     def save(self, path: str | Path) -> None:
-        """Write the index to one file.
+        """Write the index to one file; a crash leaves the old file or the new one.
 
         Raises:
-            InvalidRequest: nothing was built yet.
+            InvalidRequest: nothing was built yet, or the folder cannot be written.
+            OSError: the disk is full or fails.
         """
         if not len(self):
             raise InvalidRequest("save: the index is empty; build it first")
         rows, links, entries, norm = self._core.arrays()
-        head = {"dim": self.dim, "metric": self.metric, "dtype": self.dtype} | self._settings
-        ids = np.arange(len(self)) if self._ids is None else self._ids
-        with Path(path).open("wb") as file:
-            np.savez(file, head=json.dumps(head), rows=rows, links=links, entries=entries, norm=np.float32(norm), ids=ids)
+        settings = {"dim": self.dim, "metric": self.metric, "dtype": self.dtype} | self._settings
+        head: dict[str, Any] = {"settings": settings, "rows": len(self), "norm": norm}
+        arrays = {"rows": rows, "links": links, "entries": entries}
+        if self._ids is not None:
+            arrays["ids"] = self._ids
+        sealed = self._core.sealed()
+        if sealed is not None:
+            arrays["sealed"] = sealed[0]
+            head |= {"unit": sealed[1], "seal_seed": sealed[2]}
+        write(Path(path), head, arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what ``save`` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            IndexCorruptError: the file is no index, or its parts contradict each other.
-        """
+    def _attach(cls, file: IndexFile, *, copy: bool) -> Self:
+        """The index in ``file``: on its pages, or on copies of them."""
+        head, names = file.head, ("rows", "links", "entries", "sealed", "ids")
         try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as parts:
-                index = cls(**json.loads(str(parts["head"])))
-                index._core.adopt(parts["rows"], parts["links"], parts["entries"], float(parts["norm"]))
-                index._ids = _labels(parts["ids"], len(index))
-        except (ValueError, KeyError, IndexError, TypeError, EOFError, InvalidRequest, zipfile.BadZipFile) as error:
-            raise IndexCorruptError(f"{path}: is no index or is damaged ({error})") from error
+            index = cls(**head["settings"])
+            found = {name: file.array(name) for name in names if name in file.sections}
+            arrays = {name: array.copy() for name, array in found.items()} if copy else found
+            unit, seed = float(head.get("unit", 1.0)), int(head.get("seal_seed", 0))
+            guard = None if copy else file.guard
+            rows, links, entries = arrays["rows"], arrays["links"], arrays["entries"]
+            index._core.attach(rows, links, entries, float(head["norm"]), arrays.get("sealed"), unit, seed, guard)
+        except (ValueError, KeyError, TypeError, IndexError, InvalidRequest) as error:
+            raise IndexCorruptError(f"{file.path}: header: contradicts its sections ({error})", "header", 0) from error
+        index._ids, index._held = arrays.get("ids"), arrays
+        if not copy:
+            index._file = file
         return index
+
+    def _writable(self, what: str) -> None:
+        if self._file is not None:
+            raise ReadOnlyError(f"{what}: {self._file.path} was opened with mode 'r'; open it with mode 'rw'")
+
+    def _damage(self) -> IndexCorruptError:
+        assert self._file is not None, "only files are guarded"
+        return self._file.damage()
 
     def _query(self, q: np.ndarray) -> np.ndarray:
         query = _floats("q", q, 1)
@@ -217,6 +242,28 @@ class Index:
         ids = positions if self._ids is None else self._ids[positions]
         stats = Stats(counts.ndc, counts.ndc_max, counts.hops, counts.thresholds, counts.threads)
         return Result(ids, distances, counts.truncated, stats)
+
+
+def open(  # noqa: A001 - the name users know from files
+    path: str | Path, mode: Literal["r", "rw"] = "r", *, mmap: bool = True, verify: Verify = "lazy"
+) -> Index:
+    """The index that ``Index.save`` wrote.
+
+    Args:
+        path: The file.
+        mode: ``r`` searches the file in place; ``rw`` reads all of it, so that it can be built and sealed again.
+        mmap: Map the file; else read it, which checks all of it.
+        verify: ``lazy`` checks each 64 KiB when a search first reads it, ``full`` all now, ``off`` none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IndexCorruptError: the file is no index, or is damaged; with ``lazy``, searches raise it too.
+        InvalidRequest: an unknown mode, or a file of a newer version.
+    """
+    _one_of("mode", mode, {"r": 0, "rw": 1})
+    _one_of("verify", verify, {"lazy": 0, "full": 1, "off": 2})
+    file = IndexFile(Path(path), mmap=mmap, verify="full" if mode == "rw" else verify)
+    return Index._attach(file, copy=mode == "rw")
 
 
 def _floats(name: str, array: Any, axes: int) -> np.ndarray:
