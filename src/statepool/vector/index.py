@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,8 +16,13 @@ from statepool.core.errors import InvalidRequest
 from .errors import DimensionError, IndexCorruptError, ReadOnlyError
 from .file import IndexFile, Verify, write
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
+from .policy import Load, choose_engine, choose_threads
 
 __all__ = ["Index", "Result", "Stats", "open"]
+
+
+MOST_THREADS = 64
+"""Most threads of one query."""
 
 
 @dataclass(slots=True)
@@ -89,17 +96,26 @@ class Index:
         self._ids: np.ndarray | None = None
         self._file: IndexFile | None = None
         self._held: dict[str, np.ndarray] = {}
+        self._sealed = False
 
     def __len__(self) -> int:
         return len(self._core)
 
-    def build(self, X: np.ndarray, ids: np.ndarray | None = None, *, threads: int = 0) -> None:  # noqa: N803
+    def build(
+        self,
+        X: np.ndarray,  # noqa: N803
+        ids: np.ndarray | None = None,
+        *,
+        threads: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """Replace all rows by ``X`` and link them. The graph does not depend on the number of threads.
 
         Args:
             X: Rows ``[n, dim]``, any float dtype.
             ids: int64 ``[n]``, what searches answer with; default 0 … n-1.
             threads: 0 means all cores.
+            progress: Called several times a second with the number of rows that are linked.
 
         Raises:
             DimensionError: ``X`` is not ``[n, dim]``.
@@ -112,10 +128,22 @@ class Index:
         labels = None if ids is None else _labels(ids, len(rows))
         settings = self._settings
         try:
-            self._core.build(rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
+            arguments = (rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
+            if progress is None:
+                self._core.build(*arguments)
+            else:
+                self._build_and_tell(arguments, progress)
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
-        self._ids, self._held = labels, {}
+        self._ids, self._held, self._sealed = labels, {}, False
+
+    def _build_and_tell(self, arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(self._core.build, *arguments)
+            while wait([work], timeout=0.2).not_done:
+                progress(self._core.built)
+            work.result()
+        progress(len(self))
 
     def seal(self, *, threads: int = 0) -> None:
         """Quantise every node's neighbours to one bit per dimension; searches are faster from then on.
@@ -129,6 +157,7 @@ class Index:
         if not len(self):
             raise InvalidRequest("seal: the index is empty; build it first")
         self._core.seal(_cores(threads), self._settings["seed"])
+        self._sealed = True
 
     def search(
         self,
@@ -136,7 +165,7 @@ class Index:
         k: int = 10,
         ef: int | None = None,
         *,
-        threads: int = 1,
+        threads: int | Literal["auto"] = 1,
         engine: EngineName = "auto",
         deadline_us: float | None = None,
     ) -> Result:
@@ -146,8 +175,9 @@ class Index:
             q: ``[dim]``, any float dtype.
             k: Rows wanted, at least 1.
             ef: Candidates kept while searching; more find more and take longer. Default ``max(64, 2 k)``.
-            threads: Threads for this one query.
-            engine: How they work together.
+            threads: Threads for this one query, 1 to 64, or ``auto``: the cores that are idle now. Only 1, the default,
+                explores the same rows every time; with more, an answer near the edge of recall may differ from run to run.
+            engine: How they work together; ``auto`` takes what is best for their number.
             deadline_us: Answer with the best so far after this many microseconds.
 
         Raises:
@@ -158,10 +188,16 @@ class Index:
         if not 1 <= k <= width:
             raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
         _one_of("engine", engine, ENGINES)
-        wait = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
+        if threads == "auto":
+            cores = os.cpu_count() or 1
+            threads = choose_threads(Load(cores, core.busy(), waiting=0), min(cores, MOST_THREADS))
+        _within("threads", threads, 1, MOST_THREADS)
+        if engine == "auto":
+            engine = choose_engine(threads, self._sealed)
+        deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         try:
-            found = self._core.search(query, k, width, threads, ENGINES[engine], wait, 8, 0)
+            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, 8, 0)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
@@ -183,6 +219,18 @@ class Index:
         except core.DamageError:
             raise self._damage() from None
         return self._result(found)
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the index: rows, settings, bytes of vectors, links and codes."""
+        found: dict[str, Any] = {"rows": len(self), "dim": self.dim, "metric": self.metric, "dtype": self.dtype}
+        found |= {"R": self._settings["R"], "sealed": self._sealed}
+        if len(self):
+            rows, links, entries, _ = self._core.arrays()
+            sealed = self._core.sealed()
+            found |= {"vector_bytes": rows.nbytes, "link_bytes": links.nbytes, "entries": len(entries)}
+            found["code_bytes"] = 0 if sealed is None else sealed[0].nbytes
+            found["edges"] = int(np.count_nonzero(links != 0xFFFFFFFF))
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file; a crash leaves the old file or the new one.
@@ -219,7 +267,7 @@ class Index:
             index._core.attach(rows, links, entries, float(head["norm"]), arrays.get("sealed"), unit, seed, guard)
         except (ValueError, KeyError, TypeError, IndexError, InvalidRequest) as error:
             raise IndexCorruptError(f"{file.path}: header: contradicts its sections ({error})", "header", 0) from error
-        index._ids, index._held = arrays.get("ids"), arrays
+        index._ids, index._held, index._sealed = arrays.get("ids"), arrays, "sealed" in arrays
         if not copy:
             index._file = file
         return index

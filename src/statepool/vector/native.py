@@ -23,4 +23,4 @@ EngineName = Literal["auto", "sequential", "edge", "iqan", "nosync", "async", "r
 
 METRICS: dict[str, int] = {"l2": 0, "cos": 1, "ip": 2}
 DTYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 2, "i8": 3}
-ENGINES: dict[str, int] = {"auto": 4, "sequential": 0, "edge": 1, "iqan": 2, "nosync": 3, "async": 4, "roles": 5}
+ENGINES: dict[str, int] = {"auto": -1, "sequential": 0, "edge": 1, "iqan": 2, "nosync": 3, "async": 4, "roles": 5}

@@ -8,9 +8,19 @@
 namespace statepool::graph {
 namespace {
 
+std::atomic<int> busy_threads{0};
+
+struct Busy {
+  explicit Busy(int threads) : threads(threads) { busy_threads.fetch_add(threads, std::memory_order_relaxed); }
+  ~Busy() { busy_threads.fetch_sub(threads, std::memory_order_relaxed); }
+  const int threads;
+};
+
 constexpr int kSpare = 8;  // candidates beyond k that are measured at stored precision
 
 }  // namespace
+int Index::busy() { return busy_threads.load(std::memory_order_relaxed); }
+
 std::unique_ptr<Context> Index::borrow() {
   const std::lock_guard<std::mutex> lock(contexts_mutex_);
   if (contexts_.empty()) return std::make_unique<Context>();
@@ -61,6 +71,7 @@ Answer Index::search(const float* query, const Request& request) {
   Answer answer;
   const size_t count = size();
   if (count == 0) return answer;
+  const Busy busy(request.threads);
   std::unique_ptr<Context> context = borrow();
   context->vector.resize(static_cast<size_t>(space_.dims));
   space_.prepare(query, context->vector.data(), true);

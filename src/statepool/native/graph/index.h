@@ -1,6 +1,7 @@
 // The index behind the Python face: segments, the scratch of running searches, and the engines that search.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -35,6 +36,8 @@ class Index {
   size_t size() const { return segment_ ? segment_->size() : 0; }
   Segment* segment() { return segment_.get(); }
 
+  std::atomic<uint64_t> built{0};  // nodes that a build has linked
+
   // Replace all by `count` raw vectors (space.dim floats each). Raises std::domain_error, naming the row.
   void load_rows(const float* rows, size_t count);
   // Search rows, links and (unless null) sealed rows where they lie. Raises std::out_of_range for an entry that is no row.
@@ -45,6 +48,8 @@ class Index {
   const SealedSegment* sealed() const { return sealed_.get(); }
   // `query` holds space.dim floats. Both raise DamageError for a file that is damaged where they looked.
   Answer search(const float* query, const Request& request);
+  // Threads that searches of this process use now.
+  static int busy();
   Answer exact(const float* query, int k);
 
  private:

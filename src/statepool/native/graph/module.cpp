@@ -56,6 +56,8 @@ NB_MODULE(_graph, m) {
   m.def("isa", [] { return statepool::isa_name(statepool::active_isa()); }, "The instruction set in use.");
   m.def("set_isa", &statepool::set_isa, "name"_a, "Use another instruction set; False if this machine lacks it.");
 
+  m.def("busy", &Index::busy, "Threads that searches of this process use now.");
+
   nb::class_<Counts>(m, "Counts")
       .def_ro("ndc", &Counts::distances)
       .def_ro("ndc_max", &Counts::most)
@@ -102,6 +104,8 @@ NB_MODULE(_graph, m) {
            },
            "dim"_a, "metric"_a, "dtype"_a, "degree"_a)
       .def("__len__", &Index::size)
+      .def_prop_ro("built", [](const Index& self) { return self.built.load(std::memory_order_relaxed); },
+                   "Nodes that the build under way, or the last one, has linked.")
       .def("build",
            [](Index& self, const Matrix& rows, int window, float alpha, int threads, uint64_t seed) {
              check_width("X", rows.shape(1), self.space().dim);
@@ -112,6 +116,8 @@ NB_MODULE(_graph, m) {
              options.alpha = alpha;
              options.threads = threads;
              options.seed = seed;
+             self.built.store(0, std::memory_order_relaxed);
+             options.progress = &self.built;
              build(*self.segment(), options);
            },
            "rows"_a, "window"_a, "alpha"_a, "threads"_a, "seed"_a)

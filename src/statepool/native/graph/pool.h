@@ -30,9 +30,10 @@ class Pool {
 
   // Insert in order what is below the bound; the same entry may be there twice then.
   void insert(const Entry* keys, int count) {
-    const int inserted = order_kernels().insert(entries_, capacity_ - 1, keys, count);
-    size_ = std::min(capacity_, size_ + inserted);
-    if (inserted > 0) cursor_ = 0;
+    Entry nearest = kNoBound;
+    for (int i = 0; i < count; ++i) nearest = std::min(nearest, keys[i]);
+    if (cursor_ < size_ && nearest < entries_[cursor_]) cursor_ = 0;
+    size_ = std::min(capacity_, size_ + order_kernels().insert(entries_, capacity_ - 1, keys, count));
   }
   void insert(Entry key) { insert(&key, 1); }
   // Unless the node is there at that distance. Slower.
