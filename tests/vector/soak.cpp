@@ -51,10 +51,10 @@ int main(int, char** arguments) {
       request.threads = 2 + static_cast<int>(i / 3 % 7);
       request.jitter = i % 4 == 0 ? 0 : static_cast<uint64_t>(i) + 1;
       request.local_hops = 1 + static_cast<int>(i % 8);
-      const bool quantised = i % 3 == 2;
+      const bool quantised = i % 10 == 9;
       request.width = quantised ? 34 * kRows : kRows;  // a sealed search meets a node once per neighbour, at estimates
       constexpr Engine kPlain[] = {Engine::async, Engine::roles, Engine::async, Engine::nosync, Engine::roles, Engine::iqan, Engine::edge};
-      request.engine = quantised ? (i % 2 == 0 ? Engine::async : Engine::nosync) : kPlain[i / 5 % 7];
+      request.engine = quantised ? (i % 20 == 9 ? Engine::async : Engine::nosync) : kPlain[i / 5 % 7];
       const Answer found = (quantised ? sealed : plain).search(queries.data() + q * kDim, request);
       const Answer& wanted = truth[static_cast<size_t>(q)];
       helped += found.counts.threads > 1;

@@ -17,6 +17,9 @@ from statepool.vector.native import DTYPES, METRICS
 
 __all__ = ["main"]
 
+LIMIT = 0.15
+"""Relative error of a ratio up to which the simulator's projections are printed."""
+
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns 0, 1 if what was checked is damaged, 2 for what a user can repair."""
@@ -68,6 +71,15 @@ def parser() -> argparse.ArgumentParser:
         ("verify", "check every byte of an index", _verify),
     ):
         command(name, text, run).add_argument("index", type=Path)
+    sim = command("sim", "simulate one query on more threads than this machine has", _sim)
+    sim.add_argument("index", type=Path, help="a saved index, not sealed")
+    sim.add_argument("queries", type=Path, help="[n, dim] as .npy, or .fvecs")
+    sim.add_argument("--count", type=int, default=60, help="queries used (default 60)")
+    sim.add_argument(
+        "--recall", type=float, default=0.99, help="recall at 10 all engines are compared at (default 0.99)"
+    )
+    sim.add_argument("--threads", default="4,8,16,32,64", help="simulated threads (default 4,8,16,32,64)")
+    sim.add_argument("--anyway", action="store_true", help="print projections although the validation failed")
     return tree
 
 
@@ -126,6 +138,34 @@ def _verify(options: argparse.Namespace) -> int:
     if report.ok:
         print(f"{options.index}: {report.rows} rows, {report.nbytes} bytes, no damage")
     return 0 if report.ok else 1
+
+
+def _sim(options: argparse.Namespace) -> int:
+    from statepool.vector.sim.study import Study
+
+    queries = read_vectors(options.queries)
+    if len(queries) < 2:
+        raise InvalidRequest("queries: must be an array [n, dim] with at least 2 rows", param="queries")
+    index = open(options.index)
+    half = min(options.count, len(queries) // 2)
+    costs = Study(index, queries[half : 2 * half]).calibrate()
+    print("calibrated on this machine, ns: " + ", ".join(f"{n} {getattr(costs, n):.0f}" for n in costs.__slots__))
+    study = Study(index, queries[:half])
+    worst = 0.0
+    for check in study.validate(costs):
+        print(f"p={check.threads} {check.engine:10} measured {check.measured:.2f}  simulated {check.simulated:.2f}")
+        worst = max(worst, check.error)
+    print(f"largest error {worst:.0%} (limit {LIMIT:.0%})")
+    if worst > LIMIT and not options.anyway:
+        print("no projections: the simulator does not describe this machine now (is it busy?)", file=sys.stderr)
+        return 1
+    print(f"simulated µs at recall {options.recall}")
+    for threads in map(int, options.threads.split(",")):
+        row = {"iqan": study.tuned(costs, threads, options.recall)}
+        row |= {e: study.at_recall(costs, e, threads, options.recall) for e in ("edge", "nosync", "async", "roles")}
+        text = "  ".join(f"{name} {'–' if ns is None else f'{ns / 1e3:.1f}'}" for name, ns in row.items())
+        print(f"p={threads:<3} {text}", flush=True)
+    return 0
 
 
 def read_array(path: Path) -> np.ndarray:

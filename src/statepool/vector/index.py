@@ -176,7 +176,7 @@ class Index:
             k: Rows wanted, at least 1.
             ef: Candidates kept while searching; more find more and take longer. Default ``max(64, 2 k)``.
             threads: Threads for this one query, 1 to 64, or ``auto``: the cores that are idle now. Only 1, the default,
-                explores the same rows every time; with more, an answer near the edge of recall may differ from run to run.
+                explores the same rows every time; with more, an answer near the edge of recall may vary between runs.
             engine: How they work together; ``auto`` takes what is best for their number.
             deadline_us: Answer with the best so far after this many microseconds.
 
@@ -231,6 +231,28 @@ class Index:
             found["code_bytes"] = 0 if sealed is None else sealed[0].nbytes
             found["edges"] = int(np.count_nonzero(links != 0xFFFFFFFF))
         return found
+
+    def graph(self) -> tuple[np.ndarray, np.ndarray]:
+        """Neighbours of every row, uint32 ``[n, R]`` filled up with 0xffffffff, and the entries, as positions of rows.
+
+        Raises:
+            InvalidRequest: nothing was built yet.
+        """
+        if not len(self):
+            raise InvalidRequest("graph: the index is empty; build it first")
+        _, links, entries, _ = self._core.arrays()
+        return links, entries
+
+    def distances(self, q: np.ndarray) -> np.ndarray:
+        """Of ``q`` to every row, float32 ``[n]``, in the order the rows were built in.
+
+        Raises:
+            DimensionError: ``q`` is not ``[dim]``.
+        """
+        positions, found, _ = self._core.exact(self._query(q), max(1, len(self)))
+        ordered = np.empty(len(positions), dtype=np.float32)
+        ordered[positions] = found
+        return ordered
 
     def save(self, path: str | Path) -> None:
         """Write the index to one file; a crash leaves the old file or the new one.

@@ -26,8 +26,8 @@ class Load:
 def choose_threads(load: Load, most: int) -> int:
     """Idle cores, shared fairly with the queries behind: 1 … ``most``.
 
-    A query that takes a second core halves its latency; a query that finds none idle must not take one, since two threads
-    on one query do a little more work than one.
+    A query that takes a second core halves its latency; a query that finds none idle must not take one, since two
+    threads on one query do a little more work than one.
     """
     idle = max(0, load.cores - load.busy)
     return max(1, min(most, idle // (load.waiting + 1)))

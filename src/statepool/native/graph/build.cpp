@@ -230,15 +230,16 @@ class Builder {
     const float alpha = options_.alpha * options_.alpha;  // distances are squared
     std::vector<uint32_t>& chosen = scratch.chosen;
     chosen.clear();
-    float gaps[8];
+    constexpr size_t kBlock = 3;  // most candidates are covered by one of the first
+    float gaps[kBlock];
     for (const Entry candidate : scratch.candidates) {
       const uint32_t id = id_of(candidate);
       if (id == node) continue;
       const float own = distance_of(candidate);
       const float* from = segment_.floats(id, scratch.other.data());
       bool covered = false;
-      for (size_t i = 0; i < chosen.size() && !covered; i += 8) {
-        const int some = static_cast<int>(std::min<size_t>(8, chosen.size() - i));
+      for (size_t i = 0; i < chosen.size() && !covered; i += kBlock) {
+        const int some = static_cast<int>(std::min<size_t>(kBlock, chosen.size() - i));
         segment_.squared(from, chosen.data() + i, some, gaps);
         for (int k = 0; k < some; ++k) covered |= alpha * gaps[k] <= own;
       }

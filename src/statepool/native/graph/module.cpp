@@ -11,6 +11,7 @@
 
 #include "build.h"
 #include "index.h"
+#include "probe.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,6 +57,14 @@ NB_MODULE(_graph, m) {
   m.def("isa", [] { return statepool::isa_name(statepool::active_isa()); }, "The instruction set in use.");
   m.def("set_isa", &statepool::set_isa, "name"_a, "Use another instruction set; False if this machine lacks it.");
 
+  m.def("measure_handoffs",
+        [](int rounds) {
+          const nb::gil_scoped_release release;
+          const Handoffs found = measure_handoffs(rounds);
+          const nb::gil_scoped_acquire acquire;
+          return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns);
+        },
+        "rounds"_a, "Nanoseconds: one way between two threads, an empty round of two, the start of a spinning helper.");
   m.def("busy", &Index::busy, "Threads that searches of this process use now.");
 
   nb::class_<Counts>(m, "Counts")
