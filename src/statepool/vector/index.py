@@ -223,7 +223,7 @@ class Index:
 
     def search_batch(
         self,
-        Q: np.ndarray,
+        Q: np.ndarray,  # noqa: N803
         k: int = 10,
         ef: int | None = None,
         *,
@@ -269,7 +269,7 @@ class Index:
 
     def calibrate(
         self,
-        Q: np.ndarray,
+        Q: np.ndarray,  # noqa: N803
         targets: Sequence[float] = (0.9, 0.95, 0.99),
         k: int = 10,
     ) -> dict[float, int]:
