@@ -47,7 +47,7 @@ class Async : Together {
         since = 0;
         share(lane, self);
       }
-      serve(lane, self);
+      serve(lane, self, Walk::kLeastGift);
       lane.jitter.maybe();
     }
   }

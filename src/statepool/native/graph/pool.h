@@ -50,6 +50,11 @@ class Pool {
 
   // Index of the nearest entry that is not expanded, size() if there is none.
   int next() { return cursor_ = order_kernels().first_even(entries_, cursor_, size_); }
+  // Whether `count` open entries up to `bound` come from index `first` on.
+  bool holds_open(int first, Entry bound, int count) const {
+    for (int i = first; i < size_ && entries_[i] <= bound && count > 0; ++i) count -= !expanded(entries_[i]);
+    return count <= 0;
+  }
   // Move every second open entry from index `first` on, none above `bound` and at most `most`, to `out`.
   int split(int first, Entry bound, Entry* out, int most) {
     int moved = 0, kept = first;

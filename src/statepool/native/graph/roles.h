@@ -95,7 +95,7 @@ class Roles : Together {
             since = 0;
             share(lane, group);
           }
-          serve(lane, group);
+          serve(lane, group, Walk::kLeastGift);
           lane.jitter.maybe();
           continue;
         }

@@ -161,6 +161,11 @@ void SealedWalk::expand(uint32_t node, float bound, const Visited& own, Hits& hi
 
 // The entries of which this part is the `part`-th of `parts`, by estimate.
 void SealedWalk::enter(int part, int parts, const Visited& own, Hits& hits) const {
+  if (part > 0)  // the tables are in the caller's cache, and every line of them is needed now
+    for (int i = 0; i < segment.dims(); i += 16) {
+      __builtin_prefetch(query + i);
+      __builtin_prefetch(lookup + 4 * i);
+    }
   expand(segment.root(), kFar, own, hits);
   Entry order[kScanLanes];
   for (int i = 0; i < hits.count; ++i) order[i] = entry_of(hits.distances[i], hits.ids[i]);

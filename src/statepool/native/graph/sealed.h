@@ -90,7 +90,8 @@ class SealedSegment {
 // known when it is expanded. A node may be met several times, with a better estimate later; it is expanded once.
 struct SealedWalk {
   static constexpr bool kEstimates = true;
-  static constexpr bool kAhead = true;  // a hop is shorter than the way of its row from memory
+  static constexpr bool kAhead = true;     // a hop is shorter than the way of its row from memory
+  static constexpr int kLeastGift = 3;     // and than the way of a single candidate to another thread
 
   const SealedSegment& segment;
   const float* query;     // rotated

@@ -43,21 +43,20 @@ class Together {
     return true;
   }
 
-  // Hand every second open candidate to one who asked.
-  void serve(Lane& lane, int self) {
+  // Hand every second open candidate to one who asked, if that makes `least`.
+  void serve(Lane& lane, int self, int least) {
     for (int step = 1; step < members_; ++step) {
       Mailbox& box = query_.lane((self + step) % members_).mailbox;
       if (box.state.load(std::memory_order_relaxed) != Mailbox::kWanted) continue;
       const Entry bound = threshold_.load(std::memory_order_relaxed);
-      int second = lane.pool.next() + 1;
-      while (second < lane.pool.size() && expanded(lane.pool.at(second))) ++second;
-      if (second >= lane.pool.size() || lane.pool.at(second) > bound) return;
+      const int first = lane.pool.next() + 1;
+      if (!lane.pool.holds_open(first, bound, 2 * least - 1)) return;
       uint32_t wanted = Mailbox::kWanted;
       if (!box.state.compare_exchange_strong(wanted, Mailbox::kFilling, std::memory_order_acq_rel)) continue;
       // On behalf of the receiver, while this thread keeps the count above 0.
       active_.fetch_add(1, std::memory_order_acq_rel);
       lane.jitter.maybe();
-      box.count = lane.pool.split(second, bound, box.items, Mailbox::kRoom);
+      box.count = lane.pool.split(first, bound, box.items, Mailbox::kRoom);
       lane.board.publish(lane.pool, query_.request.width);
       box.state.store(Mailbox::kFull, std::memory_order_release);
     }

@@ -26,6 +26,7 @@ struct Walk {
 
   static constexpr bool kEstimates = false;
   static constexpr bool kAhead = false;
+  static constexpr int kLeastGift = 1;
 
   // Nodes were claimed when they were met.
   bool open(uint32_t) const { return true; }
