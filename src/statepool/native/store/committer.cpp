@@ -99,6 +99,8 @@ void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
   if (!lock.owns_lock()) lock.lock();
   writing_ = false;
   if (failure.empty()) {
+    control_.tails[frames_ & 1] = log_.tail();
+    persist_point("frame noted");
     __atomic_store_n(&control_.durable_lsn, until, __ATOMIC_RELEASE);
     persist_point("frame durable");
     ring_.taken(position);

@@ -101,11 +101,18 @@ void Log::append(FrameBuilder& frame) {
   header.prev_crc = prev_crc_;
   frame.seal(header);
   file_->write(at_, frame.data(), frame.size());
-  at_ += frame.size();
-  bytes_ += frame.size();
-  prev_crc_ = frame.crc();
-  last_lsn_ = header.last_lsn;
+  passed(load_as<FrameHeader>(frame.data()));
   failed_ = false;
+}
+
+// The frame at at_ is the last one now.
+void Log::passed(const FrameHeader& header) {
+  tail_ = {number_, at_, header.first_lsn, bytes_, prev_crc_, 0};
+  tail_.crc = tail_.sum();
+  at_ += header.length;
+  bytes_ += header.length;
+  prev_crc_ = header.crc;
+  last_lsn_ = header.last_lsn;
 }
 
 void Log::roll(size_t frame_size) {
@@ -193,14 +200,34 @@ void Log::recycle(uint64_t first) {
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-std::unique_ptr<Log> Log::open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit) {
+std::unique_ptr<Log> Log::open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit,
+                               const LogTail& hint) {
   std::unique_ptr<Log> log(new Log(disk, super));
+  if (!log->resume(hint, from)) log->begin(from);
   log->scan(visit, from);
   log->settle();
   return log;
 }
 
-void Log::scan(const Visitor& visit, uint64_t from) {
+// Stands before the frame that the hint names. False if there is no such frame.
+bool Log::resume(const LogTail& hint, uint64_t from) {
+  if (!hint.valid() || hint.segment < super_.first_segment || hint.first_lsn == 0 || hint.first_lsn > from) return false;
+  uint64_t base = 0;
+  hinted_ = true;
+  for (uint64_t number = super_.first_segment; hinted_ && number <= hint.segment; ++number) hinted_ = enter(number, base);
+  if (hinted_) {
+    at_ = hint.at;
+    last_lsn_ = hint.first_lsn - 1;
+    prev_crc_ = hint.prev_crc;
+    bytes_ = hint.bytes;
+    std::vector<std::byte> frame;
+    hinted_ = read_frame(frame, at_);
+  }
+  if (!hinted_) segments_.clear(), bytes_ = 0;
+  return hinted_;
+}
+
+void Log::begin(uint64_t from) {
   uint64_t base = 0;
   if (!enter(super_.first_segment, base))
     throw StoreError(Fault::corrupt, segment_name(super_.first_segment) +
@@ -209,17 +236,19 @@ void Log::scan(const Visitor& visit, uint64_t from) {
     throw StoreError(Fault::corrupt, segment_name(number_) + ": it begins with operation " + std::to_string(base) +
                                          ", those from " + std::to_string(from) + " on are missing; " + kRestore);
   last_lsn_ = base - 1;
+}
+
+void Log::scan(const Visitor& visit, uint64_t from) {
+  uint64_t base = 0;
   std::vector<std::byte> frame;
   for (;;) {
     while (read_frame(frame, at_)) {
       const auto header = load_as<FrameHeader>(frame.data());
       visit_records(frame, visit, from);
-      at_ += header.length;
-      if (header.last_lsn > super_.checkpoint_lsn) bytes_ += header.length;
-      last_lsn_ = header.last_lsn;
-      prev_crc_ = header.crc;
+      passed(header);
+      if (header.last_lsn <= super_.checkpoint_lsn) bytes_ = 0;
     }
-    if (valid_frame_after(at_)) throw corrupt(number_, at_, "a damaged frame");
+    if (!hinted_ && valid_frame_after(at_)) throw corrupt(number_, at_, "a damaged frame");
     const uint64_t end = at_, size = size_, salt = salt_, number = number_;
     const uint32_t chain = prev_crc_;
     auto present = std::move(file_);
