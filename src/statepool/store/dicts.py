@@ -186,6 +186,13 @@ class _Plain(Dict):
     def __contains__(self, key: object) -> bool:
         return self.native.get(self.identity, key) is not None
 
+    def update(self, other: Any = (), /, *, durability: str | None = None, **named: Any) -> None:
+        if named:  # no bytes: the codec says so
+            super().update(other, durability=durability, **named)
+            return
+        pairs = other.items() if isinstance(other, Mapping) else other
+        self.native.update(self.identity, pairs, level_number(durability))
+
 
 class _Ordered:
     """Reading in the order of keys, over ``_range``."""

@@ -15,7 +15,7 @@ from statepool.store.coordination import Counter, Lock
 from statepool.store.dicts import Dict, SortedDict, VersionedDict, make_dict
 from statepool.store.native import Kind, Level, core, level_number
 from statepool.store.sequences import Log, Queue, Stack
-from statepool.store.transaction import Transaction
+from statepool.store.transaction import Pending, Transaction
 
 _log = logging.getLogger("statepool.store")
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -117,6 +117,9 @@ class _ReadOnly(core.Reader):  # type: ignore[misc]  # the core is not annotated
 
     def _refuse(self, *arguments: Any, **named: Any) -> Any:
         raise StoreReadOnly("store: it was opened with mode='read'; only the process that owns it writes")
+
+    def transaction(self, level: int, client: int, sequence: int) -> Pending:
+        return Pending(self, level, client, sequence)
 
     put = erase = update = commit = drop = pin = flush = wait = checkpoint = last_of = _refuse
 

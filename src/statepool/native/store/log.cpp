@@ -1,6 +1,7 @@
 #include "log.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <random>
 #include <system_error>
@@ -13,7 +14,8 @@ namespace statepool::store {
 namespace {
 
 constexpr uint32_t kSegmentMagic = 0x47535053, kFrameMagic = 0x52465053;  // "SPSG", "SPFR"
-constexpr const char* kSpare = "log/spare";
+constexpr const char* kSpare = "log/spare";  // and others whose names go on behind that
+constexpr size_t kSpares = 4;                // of recycled segments that are kept
 constexpr const char* kRestore = "restore the folder from a mirror or a copy";
 
 std::string segment_name(uint64_t number) {
@@ -85,6 +87,7 @@ std::unique_ptr<Log> Log::create(Disk& disk, const Superblock& super) {
 }
 
 Log::~Log() {
+  ending_ = true;
   if (preparing_.joinable()) preparing_.join();
 }
 
@@ -102,7 +105,9 @@ void Log::append(FrameBuilder& frame) {
   frame.seal(header);
   file_->write(at_, frame.data(), frame.size());
   passed(load_as<FrameHeader>(frame.data()));
+  filled_ = at_;
   failed_ = false;
+  if (!asked_ && at_ > size_ / 4) ask_for_spare();
 }
 
 // The frame at at_ is the last one now.
@@ -116,8 +121,15 @@ void Log::passed(const FrameHeader& header) {
 }
 
 void Log::roll(size_t frame_size) {
+  wanted_now_ = true;
   if (preparing_.joinable()) preparing_.join();
   start_segment(number_ + 1, frame_size);
+}
+
+void Log::ask_for_spare() {
+  asked_ = true;
+  if (preparing_.joinable()) preparing_.join();
+  wanted_now_ = false;
   if (disk_.alone()) return prepare();
   try {
     preparing_ = std::thread([this] { prepare(); });
@@ -128,17 +140,35 @@ void Log::roll(size_t frame_size) {
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
 void Log::prepare() {
-  const std::lock_guard<std::mutex> lock(files_lock_);
   try {
-    const auto names = disk_.list("log");
-    if (std::find(names.begin(), names.end(), "spare") == names.end()) {
-      disk_.create("log/unfinished", super_.segment_size);
-      persist_point("prepare rename");
-      disk_.rename("log/unfinished", kSpare);
+    {
+      const std::lock_guard<std::mutex> lock(files_lock_);
+      if (!spares().empty()) return;
     }
+    disk_.create("log/unfinished", super_.segment_size, [this](uint64_t written) { keep_pace(written); });
+    const std::lock_guard<std::mutex> lock(files_lock_);
+    persist_point("prepare rename");
+    disk_.rename("log/unfinished", kSpare);
   } catch (const StoreError&) {
     // No room now: the commit that needs the segment tries itself and reports it.
   }
+}
+
+// Commits wait for the disk while it writes zeros. Twice as fast as the segment fills is enough to be ready in time.
+void Log::keep_pace(uint64_t written) const {
+  constexpr int kLongest = 50;  // ms: also where nothing is written, it ends some day
+  for (int i = 0; i < kLongest && !wanted_now_ && written > 2 * (filled_ - std::min(filled_.load(), super_.segment_size / 4)); ++i) {
+    if (ending_) throw StoreError(Fault::read_only, "log: it is closed");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// The caller holds files_lock_.
+std::vector<std::string> Log::spares() const {
+  std::vector<std::string> found;
+  for (const std::string& name : disk_.list("log"))
+    if (name.rfind("spare", 0) == 0) found.push_back("log/" + name);
+  return found;
 }
 
 // The header is durable before the name is, so a numbered segment always has its own.
@@ -146,10 +176,11 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   const std::string name = segment_name(number);
   const uint64_t needed = std::max<uint64_t>(super_.segment_size, kSector + frame_size);
-  const auto names = disk_.list("log");
-  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  if (spare) file_ = disk_.open(kSpare);
-  if (!spare || file_->size() < needed) file_ = disk_.create(kSpare, needed);
+  const auto present = spares();
+  const std::string spare = present.empty() ? kSpare : present.front();
+  if (!present.empty()) file_ = disk_.open(spare);
+  if (present.empty() || file_->size() < needed) file_ = disk_.create(spare, needed);
+  asked_ = false;
   size_ = file_->size();
   salt_ = random_salt();
   SegmentHeader header{kSegmentMagic, 1, {}, number, last_lsn_ + 1, super_.epoch, salt_, prev_crc_, 0};
@@ -162,10 +193,10 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   file_->write(0, sector, kSector);
   file_.reset();
   persist_point("roll rename");
-  disk_.rename(kSpare, name);
+  disk_.rename(spare, name);
   persist_point("roll done");
   file_ = disk_.open(name);
-  at_ = kSector;
+  filled_ = at_ = kSector;
   number_ = number;
   segments_.push_back({number, header.base_lsn});
 }
@@ -186,15 +217,14 @@ void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
   while (segments_.size() > 1 && segments_.front().number < first) segments_.erase(segments_.begin());
-  const auto names = disk_.list("log");
-  bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  for (const std::string& name : names) {
+  size_t kept = spares().size();
+  for (const std::string& name : disk_.list("log")) {
     if (name.size() != 16 || "log/" + name >= segment_name(first)) continue;
-    const bool keep = !spare && disk_.open("log/" + name)->size() == super_.segment_size;
+    const bool keep = kept < kSpares && disk_.open("log/" + name)->size() == super_.segment_size;
     persist_point("recycle");
-    if (keep) disk_.rename("log/" + name, kSpare);
+    if (keep) disk_.rename("log/" + name, kSpare + ("-" + name));
     else disk_.remove("log/" + name);
-    spare = spare || keep;
+    kept += keep ? 1 : 0;
   }
 }
 

@@ -87,7 +87,10 @@ class Log {
   Log(Disk& disk, const Superblock& super) : disk_(disk), super_(super) {}
   void roll(size_t frame_size);
   void start_segment(uint64_t number, size_t frame_size);
+  std::vector<std::string> spares() const;
+  void ask_for_spare();
   void prepare();
+  void keep_pace(uint64_t written) const;
   void begin(uint64_t from);
   bool resume(const LogTail& hint, uint64_t from);
   void scan(const Visitor& visit, uint64_t from);
@@ -109,6 +112,9 @@ class Log {
   mutable std::mutex files_lock_;  // of segments_ and the files' names: the committer, a checkpoint, prepare()
   uint32_t prev_crc_ = 0;
   std::thread preparing_;
+  bool asked_ = false;                                  // for a spare, since the present segment began
+  std::atomic<uint64_t> filled_{0};                     // of the present segment
+  std::atomic<bool> wanted_now_{false}, ending_{false};  // how preparing_ shall go on
 };
 
 }  // namespace statepool::store

@@ -93,6 +93,17 @@ class HashTable {
     return true;
   }
 
+  // Asks for what an operation on the key will look at: first the bucket of each of many keys, then the items there.
+  void ask_for_bucket(Bytes key) const { mem_.touch(bucket(index(hash_bytes(key))), kLine); }
+  void ask_for_item(Bytes key) const {
+    const uint64_t hash = hash_bytes(key);
+    const Addr line = bucket(index(hash));
+    for (uint64_t i = 0; i < kSlots; ++i) {
+      const uint64_t word = mem_.load(line + 8 * i);
+      if (word != 0 && ((word ^ hash) & kTag) == 0) mem_.touch(item_in(word), kItemGuess);
+    }
+  }
+
   uint64_t size() const { return mem_.load(root_ + Root::size); }
 
   // The items of bucket `cursor` and on, at least one unless the table ends there; returns the next cursor, 0 at the end.
