@@ -350,10 +350,10 @@ class _PlainVersioned(_Plain, VersionedDict):
     """Both."""
 
 
-_FACES: dict[type[Dict], type[Dict]] = {Dict: _Plain, SortedDict: _PlainSorted, VersionedDict: _PlainVersioned}
+PLAIN: dict[type[Dict], type[Dict]] = {Dict: _Plain, SortedDict: _PlainSorted, VersionedDict: _PlainVersioned}
 
 
 def make_dict(face: type[Dict], store: Store, identity: int, name: str, keys: Codec, values: Codec) -> Any:
     """A face of this type, the short one if no codec is needed."""
     plain = keys.name == values.name == "bytes"
-    return (_FACES[face] if plain else face)(store, identity, name, keys, values)
+    return (PLAIN[face] if plain else face)(store, identity, name, keys, values)

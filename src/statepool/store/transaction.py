@@ -6,9 +6,11 @@ from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.errors import InvalidRequest
-from statepool.store.dicts import Dict
+from statepool.store.dicts import PLAIN, Dict, SortedDict, VersionedDict
 from statepool.store.native import Verb, level_number
 from statepool.store.sequences import Item, Queue, Stack
+
+_MISSING = object()
 
 if TYPE_CHECKING:
     from statepool.store.store import Store
@@ -26,23 +28,21 @@ class Transaction:
         Conflict: at the end of the block, in that case. Nothing was written: run the block again.
     """
 
+    __slots__ = ("_native", "_pending")
+
     def __init__(self, store: Store, durability: str | None, op_id: tuple[int, int] | None) -> None:
-        self._native, self._faces = store.native, {}  # type: ignore[var-annotated]
-        self._pending = store.native.transaction(level_number(durability), *(op_id or (0, 0)))
+        self._native = store.native
+        level = -1 if durability is None else level_number(durability)
+        client, sequence = (0, 0) if op_id is None else op_id
+        self._pending = self._native.transaction(level, client, sequence)
 
     def __getitem__(self, structure: Dict | Queue | Stack) -> Any:
-        face = self._faces.get(structure.identity)
+        face = _FACES.get(type(structure))
         if face is None:
-            face = self._faces[structure.identity] = self._face(structure)
-        return face
-
-    def _face(self, structure: Any) -> Any:
+            raise InvalidRequest(f"transaction: a {type(structure).__name__} cannot take part")
         if structure.native is not self._native:
             raise InvalidRequest(f"transaction: '{structure.name}' belongs to another store")
-        for kind, face in _FACES.items():
-            if isinstance(structure, kind):
-                return face(structure, self._pending)
-        raise InvalidRequest(f"transaction: a {type(structure).__name__} cannot take part")
+        return face(structure, self._pending)
 
     def __enter__(self) -> Transaction:
         return self
@@ -113,32 +113,34 @@ class Pending:
 class _DictFace(MutableMapping[Any, Any]):
     """A dictionary as the transaction sees it: with its own writes, and remembering what was read."""
 
+    __slots__ = ("_of", "_pending")
+
     def __init__(self, of: Dict, pending: Any) -> None:
-        self._of, self._pending, self._identity = of, pending, of.identity
-        self._encode_key, self._encode = of.encode_key, of.encode
-        self._read = pending.get
+        self._of, self._pending = of, pending
 
     def __getitem__(self, key: Any) -> Any:
-        value = self._read(self._identity, self._encode_key(key))
-        if value is None:
+        value = self.get(key, _MISSING)
+        if value is _MISSING:
             raise KeyError(key)
-        return self._of.decode(value)
+        return value
 
     def get(self, key: Any, default: Any = None) -> Any:
-        value = self._read(self._identity, self._encode_key(key))
-        return default if value is None else self._of.decode(value)
+        of = self._of
+        value = self._pending.get(of.identity, of.encode_key(key))
+        return default if value is None else of.decode(value)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._pending.put(self._identity, self._encode_key(key), self._encode(value))
+        of = self._of
+        self._pending.put(of.identity, of.encode_key(key), of.encode(value))
 
     def __delitem__(self, key: Any) -> None:
-        if not self._pending.erase(self._identity, self._encode_key(key)):
+        if not self._pending.erase(self._of.identity, self._of.encode_key(key)):
             raise KeyError(key)
 
     def _whole(self) -> dict[Any, Any]:
-        self._pending.whole(self._identity)
-        entries = {self._encode_key(key): self._encode(value) for key, value in self._of.entries()}
-        written = self._pending.writes(self._identity)
+        self._pending.whole(self._of.identity)
+        entries = {self._of.encode_key(key): self._of.encode(value) for key, value in self._of.entries()}
+        written = self._pending.writes(self._of.identity)
         merged = {key: value for key, value in (entries | written).items() if value is not None}
         return {self._of.decode_key(key): self._of.decode(value) for key, value in sorted(merged.items())}
 
@@ -147,6 +149,18 @@ class _DictFace(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self._whole())
+
+
+class _PlainFace(_DictFace):
+    """The short ways for bytes keys and bytes values; the core checks their types."""
+
+    __slots__ = ()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._pending.get(self._of.identity, key, default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._pending.put(self._of.identity, key, value)
 
 
 class _QueueFace:
@@ -172,4 +186,9 @@ class _StackFace:
         self._pending.add(Verb.PUSH, self._of.identity, self._of.encode(value), b"")
 
 
-_FACES: dict[type, Any] = {Dict: _DictFace, Queue: _QueueFace, Stack: _StackFace}
+_FACES: dict[type, Any] = {
+    **dict.fromkeys((Dict, SortedDict, VersionedDict), _DictFace),
+    **dict.fromkeys(PLAIN.values(), _PlainFace),
+    Queue: _QueueFace,
+    Stack: _StackFace,
+}
