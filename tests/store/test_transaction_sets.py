@@ -21,14 +21,14 @@ def test_a_block_that_only_reads_has_read_one_moment(tmp_path: Path) -> None:
         one[b"k"] = two[b"k"] = b"1"
         with store.transaction() as tx:
             assert (tx[one][b"k"], tx[two][b"k"]) == (b"1", b"1")
-        with pytest.raises(Conflict), store.transaction() as tx:  # noqa: PT012 - the block is what is tested
+        with pytest.raises(Conflict), store.transaction() as tx:
             assert tx[one][b"k"] == b"1"
             store_both(store, b"2")
             assert tx[two][b"k"] == b"2"
-        with pytest.raises(Conflict), store.transaction() as tx:  # noqa: PT012
+        with pytest.raises(Conflict), store.transaction() as tx:
             assert tx[one].get(b"absent") is None
             one[b"absent"] = b"now"
-        with pytest.raises(Conflict), store.transaction() as tx:  # noqa: PT012
+        with pytest.raises(Conflict), store.transaction() as tx:
             assert len(tx[two]) == 1
             two[b"other"] = b"now"
 

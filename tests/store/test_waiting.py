@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -81,10 +82,8 @@ def test_all_who_wait_hear_that_the_disk_failed(tmp_path: Path) -> None:
         assert len(errors) == 16
         assert {type(error) for error in errors} <= {OutcomeUnknown, StoreReadOnly}
         assert OutcomeUnknown in {type(error) for error in errors}
-        try:
+        with contextlib.suppress(StatepoolError):
             store.close()
-        except StatepoolError:
-            pass
 
     pid = os.fork()
     if pid == 0:
