@@ -94,3 +94,21 @@ def test_all_who_wait_hear_that_the_disk_failed(tmp_path: Path) -> None:
             os.write(2, repr(error).encode())
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_full_ring_is_emptied_while_others_wait(tmp_path: Path) -> None:
+    """Who finds no room waits with the interpreter lock in hand: not behind a thread that was woken and needs it."""
+    with statepool.store.open(tmp_path, shared=False, capacity="256MiB") as store:
+        d = store.dict("d")
+        large = bytes(12 << 20)  # the ring holds five
+
+        def work(number: int) -> None:
+            if number < 2:
+                for i in range(8):
+                    d.put(b"large %d-%d" % (number, i % 3), large, durability="process")
+            else:
+                for i in range(150):
+                    d[b"%d-%d" % (number, i)] = b"v"
+
+        assert together(12, work) == []
+        assert len(d) == 2 * 3 + 10 * 150

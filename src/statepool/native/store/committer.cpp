@@ -19,7 +19,7 @@ constexpr auto kLinger = std::chrono::milliseconds(5);  // longest time an opera
 // A sleeping thread, on a word of its own: a condition variable would have it take the mutex again when it wakes.
 class Committer::Waiter {
  public:
-  explicit Waiter(uint64_t until) : lsn(until) {}
+  Waiter(uint64_t until, bool turn) : lsn(until), in_turn(turn) {}
   void sleep() {
     while (word_.load(std::memory_order_acquire) == 0) futex(FUTEX_WAIT_PRIVATE, 0);
   }
@@ -29,6 +29,7 @@ class Committer::Waiter {
     futex(FUTEX_WAKE_PRIVATE, 1);
   }
   const uint64_t lsn;
+  const bool in_turn;  // woken after others, not at once
 
  private:
   void futex(int what, uint32_t value) { syscall(SYS_futex, &word_, what, value, nullptr, nullptr, 0); }
@@ -60,7 +61,7 @@ void Committer::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-Committer::Turn Committer::wait(uint64_t lsn) {
+Committer::Turn Committer::wait(uint64_t lsn, bool in_turn) {
   Turn turn;
   if (durable_lsn() >= lsn) return turn;
   // An operation that is not in the ring yet would be looked for in it for ever.
@@ -75,12 +76,12 @@ Committer::Turn Committer::wait(uint64_t lsn) {
       write_frame(lock);
       continue;
     }
-    Waiter self(lsn);
+    Waiter self(lsn, in_turn);
     waiting_.push_back(&self);
     if (!writing_) work_.notify_one();
     lock.unlock();
     self.sleep();
-    turn.woken_ = true;
+    turn.woken_ = in_turn;
     if (durable_lsn() >= lsn) return turn;
     lock.lock();
   }
@@ -97,7 +98,7 @@ void Committer::leave(bool woken) {
   if (after != nullptr) after->wake();
 }
 
-void Committer::flush() { wait(__atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE)); }
+void Committer::flush() { wait_apart(__atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE)); }
 
 void Committer::nudge() {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -156,7 +157,10 @@ void Committer::release_waiters() {
   const auto done = std::stable_partition(waiting_.begin(), waiting_.end(), [&](const Waiter* w) {
     return failure_.empty() && w->lsn > durable;
   });
-  released_.insert(released_.end(), done, waiting_.end());
+  for (auto waiter = done; waiter != waiting_.end(); ++waiter) {
+    if ((*waiter)->in_turn) released_.push_back(*waiter);
+    else (*waiter)->wake();
+  }
   waiting_.erase(done, waiting_.end());
 }
 

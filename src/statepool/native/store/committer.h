@@ -49,8 +49,9 @@ class Committer {
   ~Committer();
 
   // Returns when everything up to lsn is durable. StoreError: unknown after a failed write, now or earlier.
-  Turn wait(uint64_t lsn);
-  void flush();           // everything logged so far
+  Turn wait(uint64_t lsn) { return wait(lsn, true); }
+  void wait_apart(uint64_t lsn) { wait(lsn, false); }  // the same, for who must not depend on others that were woken
+  void flush();           // everything logged so far, apart
   void stop();            // the thread ends; waiting goes on for what is durable only
   void nudge();           // there may be a lot in the ring: write it without anybody waiting
   bool idle() const { return idle_.load(std::memory_order_relaxed); }  // asleep until somebody nudges
@@ -60,6 +61,7 @@ class Committer {
 
  private:
   class Waiter;
+  Turn wait(uint64_t lsn, bool in_turn);
   void leave(bool woken);
   void write_frame(std::unique_lock<std::mutex>& lock);
   void release_waiters();
