@@ -70,7 +70,8 @@ def check(path: Path, hinted: bool) -> None:
 def test_an_owner_after_a_killed_one_starts_at_the_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory = killed(tmp_path / "s")
     last = max(record.lsn for record in Files(tmp_path / "s").records())
-    assert max(note[2] for note in notes(memory)) == last  # each of these frames has one operation
+    # Each of these frames has one operation. The kill may have come between the last frame's write and its note.
+    assert max(note[2] for note in notes(memory)) in (last - 1, last)
     check(tmp_path / "s", hinted=True)
     assert not caplog.records
 
