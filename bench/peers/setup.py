@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".venv-peers"
-PEERS = ("store", "openvino", "vllm", "llamacpp")
+PEERS = ("store", "vector", "openvino", "vllm", "llamacpp")
 """llama.cpp comes last: it is compiled, ten minutes on two cores."""
 REDIS = ("apt-get", "install", "-y", "--no-install-recommends", "redis-server")
 

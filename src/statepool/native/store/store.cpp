@@ -47,7 +47,7 @@ uint64_t Store::submit(const Operation* operations, size_t count, Outcome* outco
 
 Committer::Turn Store::settle(uint64_t lsn, Level level) {
   if (this->level(level) != Level::process) return committer_->wait(lsn);
-  if (committer_->idle() && !ring_->empty()) committer_->nudge();
+  if (!disk_->alone() && committer_->idle() && !ring_->empty()) committer_->nudge();
   return {};
 }
 

@@ -203,6 +203,10 @@ class RemoteNative:
         """As the core's."""
         return [tuple(item) for item in self._call("peek", identity, start, limit)]
 
+    def dead(self, identity: int, limit: int) -> list[Any]:
+        """As the core's."""
+        return [tuple(item) for item in self._call("dead", identity, limit)]
+
     def size(self, identity: int) -> int:
         """As the core's."""
         return int(self._call("size", identity))

@@ -1,0 +1,117 @@
+#include "crew.h"
+
+#include <pthread.h>
+
+#include <chrono>
+
+namespace statepool::graph {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+std::atomic<Crew*> current{nullptr};
+std::mutex creating;
+
+// A fork copies no threads: the child starts over. The crew of the parent stays where it is, since nothing may touch it.
+void forget() { current.store(nullptr, std::memory_order_release); }
+
+}  // namespace
+
+Crew& Crew::instance() {
+  if (Crew* crew = current.load(std::memory_order_acquire)) return *crew;
+  const std::lock_guard<std::mutex> lock(creating);
+  if (Crew* crew = current.load(std::memory_order_acquire)) return *crew;
+  static const int registered = pthread_atfork([] { creating.lock(); }, [] { creating.unlock(); },
+                                               [] {
+                                                 creating.unlock();
+                                                 forget();
+                                               });
+  (void)registered;
+  Crew* crew = new Crew;  // lives as long as its threads: to the end of the process
+  current.store(crew, std::memory_order_release);
+  return *crew;
+}
+
+void Crew::grow(int wanted) {
+  if (wanted > kMostThreads) wanted = kMostThreads;
+  if (helpers() >= wanted) return;
+  const std::lock_guard<std::mutex> lock(growing_);
+  for (int i = helpers(); i < wanted; ++i) {
+    Slot& slot = slots_[static_cast<size_t>(i)];
+    std::thread([this, &slot] { loop(slot); }).detach();
+    count_.store(i + 1, std::memory_order_release);
+  }
+}
+
+void Crew::loop(Slot& slot) {
+  auto deadline = std::chrono::steady_clock::now() + kSpin;
+  for (int turns = 0;;) {
+    uint32_t word = slot.state.load(std::memory_order_acquire);
+    const uint32_t turn = word & ~kMask, state = word & kMask;
+    if (state == kAssigned) {
+      if (slot.state.compare_exchange_strong(word, turn | kRunning, std::memory_order_acq_rel)) {
+        slot.work(slot.shared, slot.worker);
+        slot.state.store(turn | kSpinning, std::memory_order_release);
+      }
+      deadline = std::chrono::steady_clock::now() + kSpin;
+      turns = 0;
+      continue;
+    }
+    pause();
+    if (state != kSpinning || ++turns % 16 != 0 || std::chrono::steady_clock::now() < deadline) continue;
+    if (slot.state.compare_exchange_strong(word, turn | kParked, std::memory_order_acq_rel)) {
+      slot.state.wait(turn | kParked, std::memory_order_acquire);
+      // Whoever woke this thread may be done by now; the next query should find it awake.
+      deadline = std::chrono::steady_clock::now() + kSpin;
+    }
+  }
+}
+
+uint32_t Crew::claim(Slot& slot, State from) {
+  uint32_t word = slot.state.load(std::memory_order_relaxed);
+  if ((word & kMask) != from) return 0;
+  uint32_t turn = (word & ~kMask) + kTurn;
+  if (turn == 0) turn = kTurn;
+  return slot.state.compare_exchange_strong(word, turn | kClaimed, std::memory_order_acq_rel) ? turn : 0;
+}
+
+int Crew::idle() const {
+  int found = 0;
+  for (int i = 0; i < helpers(); ++i) {
+    const uint32_t state = slots_[static_cast<size_t>(i)].state.load(std::memory_order_relaxed) & kMask;
+    found += state == kSpinning || state == kParked;
+  }
+  return found;
+}
+
+Crew::Team::Team(Crew& crew, int wanted, Work work, void* shared) : crew_(crew) {
+  if (wanted > kMostThreads) wanted = kMostThreads;
+  crew.grow(wanted);
+  for (const State from : {kSpinning, kParked}) {
+    for (int i = 0; i < crew.helpers() && size_ < wanted; ++i) {
+      Slot& slot = crew.slots_[static_cast<size_t>(i)];
+      const uint32_t turn = claim(slot, from);
+      if (turn == 0) continue;
+      slot.work = work;
+      slot.shared = shared;
+      slot.worker = size_ + 1;
+      slot.state.store(turn | kAssigned, std::memory_order_release);
+      if (from == kParked) slot.state.notify_one();
+      members_[size_++] = {i, turn};
+    }
+  }
+}
+
+void Crew::Team::dismiss() {
+  for (int m = 0; m < size_; ++m) {
+    const uint32_t turn = members_[m].turn;
+    std::atomic<uint32_t>& state = crew_.slots_[static_cast<size_t>(members_[m].slot)].state;
+    uint32_t word = turn | kAssigned;
+    if (state.compare_exchange_strong(word, turn | kSpinning, std::memory_order_acq_rel)) continue;
+    Patience patience;
+    while (state.load(std::memory_order_acquire) == (turn | kRunning)) patience.wait();
+  }
+  size_ = 0;
+}
+
+}  // namespace statepool::graph

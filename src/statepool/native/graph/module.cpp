@@ -1,0 +1,205 @@
+// The Python module of the vector room: arrays in, ids and distances out, the GIL released in between.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "build.h"
+#include "index.h"
+#include "probe.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace statepool::graph;
+using statepool::Dtype;
+
+namespace {
+
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Links = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> owned(std::unique_ptr<T[]> data, std::initializer_list<size_t> shape) {
+  T* raw = data.release();
+  return {raw, shape, nb::capsule(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); })};
+}
+
+void check_width(const char* name, size_t got, int dim) {
+  if (got != static_cast<size_t>(dim))
+    throw nb::value_error((std::string(name) + " has " + std::to_string(got) + " values per vector, the index " +
+                           std::to_string(dim)).c_str());
+}
+
+nb::tuple tuple_of(const Answer& answer) {
+  const size_t count = answer.nearest.size();
+  auto ids = std::make_unique<int64_t[]>(count);
+  auto distances = std::make_unique<float[]>(count);
+  for (size_t i = 0; i < count; ++i) {
+    ids[i] = id_of(answer.nearest[i]);
+    distances[i] = distance_of(answer.nearest[i]);
+  }
+  return nb::make_tuple(owned(std::move(ids), {count}), owned(std::move(distances), {count}), answer.counts);
+}
+
+}  // namespace
+
+NB_MODULE(_graph, m) {
+  m.doc() = "Graph search over vectors. statepool.vector is its face.";
+  m.def("isa", [] { return statepool::isa_name(statepool::active_isa()); }, "The instruction set in use.");
+  m.def("set_isa", &statepool::set_isa, "name"_a, "Use another instruction set; False if this machine lacks it.");
+
+  m.def("measure_handoffs",
+        [](int rounds) {
+          const nb::gil_scoped_release release;
+          const Handoffs found = measure_handoffs(rounds);
+          const nb::gil_scoped_acquire acquire;
+          return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns);
+        },
+        "rounds"_a, "Nanoseconds: one way between two threads, an empty round of two, the start of a spinning helper.");
+  m.def("busy", &Index::busy, "Threads that searches of this process use now.");
+
+  nb::class_<Counts>(m, "Counts")
+      .def_ro("ndc", &Counts::distances)
+      .def_ro("ndc_max", &Counts::most)
+      .def_ro("hops", &Counts::hops)
+      .def_ro("thresholds", &Counts::thresholds)
+      .def_ro("threads", &Counts::threads)
+      .def_ro("truncated", &Counts::truncated);
+
+  nb::exception<DamageError>(m, "DamageError", PyExc_RuntimeError);
+  m.attr("BLOCK") = Guard::kBlock;
+  m.def("checksums",
+        [](const Bytes& data, size_t block) {
+          const size_t count = (data.shape(0) + block - 1) / block;
+          auto sums = std::make_unique<uint32_t[]>(count);
+          {
+            const nb::gil_scoped_release release;
+            for (size_t i = 0; i < count; ++i)
+              sums[i] = statepool::store::crc32c(data.data() + i * block, std::min(block, data.shape(0) - i * block));
+          }
+          return owned(std::move(sums), {count});
+        },
+        "data"_a, "block"_a, "CRC32C of every `block` bytes of data, uint32.");
+
+  nb::class_<Guard>(m, "Guard")
+      .def("__init__",
+           [](Guard* self, const Bytes& data, const Words& sums) {
+             if (sums.shape(0) != (data.shape(0) + Guard::kBlock - 1) / Guard::kBlock)
+               throw nb::value_error("sums: needs one per block of data");
+             new (self) Guard(reinterpret_cast<const char*>(data.data()), data.shape(0), sums.data());
+           },
+           "data"_a, "sums"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def_prop_ro("bad", &Guard::bad, "Offset in data of a damaged block that was read, -1 if there is none.")
+      .def("touch",
+           [](Guard& self, size_t offset, size_t bytes) {
+             const nb::gil_scoped_release release;
+             return self.touch(offset, bytes);
+           },
+           "offset"_a, "bytes"_a, "Whether the blocks of this part of data are as they were written.");
+
+  nb::class_<Index>(m, "Index")
+      .def("__init__",
+           [](Index* self, int dim, int metric, int dtype, int degree) {
+             new (self) Index(Space(static_cast<Metric>(metric), static_cast<Dtype>(dtype), dim), degree);
+           },
+           "dim"_a, "metric"_a, "dtype"_a, "degree"_a)
+      .def("__len__", &Index::size)
+      .def_prop_ro("built", [](const Index& self) { return self.built.load(std::memory_order_relaxed); },
+                   "Nodes that the build under way, or the last one, has linked.")
+      .def("build",
+           [](Index& self, const Matrix& rows, int window, float alpha, int threads, uint64_t seed) {
+             check_width("X", rows.shape(1), self.space().dim);
+             const nb::gil_scoped_release release;
+             self.load_rows(rows.data(), rows.shape(0));
+             BuildOptions options;
+             options.window = window;
+             options.alpha = alpha;
+             options.threads = threads;
+             options.seed = seed;
+             self.built.store(0, std::memory_order_relaxed);
+             options.progress = &self.built;
+             build(*self.segment(), options);
+           },
+           "rows"_a, "window"_a, "alpha"_a, "threads"_a, "seed"_a)
+      .def("seal",
+           [](Index& self, int threads, uint64_t seed) {
+             const nb::gil_scoped_release release;
+             self.seal(threads, seed);
+           },
+           "threads"_a, "seed"_a)
+      .def("arrays",
+           [](nb::object self) {
+             Segment* segment = nb::cast<Index&>(self).segment();
+             const size_t count = segment->size();
+             nb::ndarray<nb::numpy, const uint8_t> rows(segment->rows(), {count, segment->space.stride}, self);
+             nb::ndarray<nb::numpy, const uint32_t> links(segment->links(0), {count, static_cast<size_t>(segment->degree)}, self);
+             const size_t starts = segment->entries.size();
+             auto entries = std::make_unique<uint32_t[]>(starts);
+             std::copy(segment->entries.begin(), segment->entries.end(), entries.get());
+             return nb::make_tuple(rows, links, owned(std::move(entries), {starts}), segment->space.norm);
+           },
+           "Views of the stored rows and links, the entries, the common norm under ip. Needs a built index.")
+      .def("attach",
+           [](Index& self, const Rows& rows, const Links& links, const Words& entries, float norm,
+              const std::optional<Rows>& sealed, float unit, uint64_t seed, Guard* guard) {
+             const size_t count = rows.shape(0);
+             if (rows.shape(1) != self.space().stride || links.shape(0) != count ||
+                 links.shape(1) != static_cast<size_t>(self.degree()))
+               throw nb::value_error("the rows and links do not have the shapes of this index");
+             self.attach(rows.data(), links.data(), count, {entries.data(), entries.data() + entries.shape(0)}, norm,
+                         sealed ? sealed->data() : nullptr, unit, seed, guard);
+             if (sealed && (sealed->shape(0) != count + 1 || sealed->shape(1) != self.sealed()->row_bytes()))
+               throw nb::value_error("the sealed rows do not have the shape of this index");
+           },
+           "rows"_a, "links"_a, "entries"_a, "norm"_a, "sealed"_a.none(), "unit"_a, "seed"_a, "guard"_a.none(),
+           "Search memory that the caller keeps alive.")
+      .def("sealed",
+           [](nb::object self) -> nb::object {
+             const Index& index = nb::cast<Index&>(self);
+             const SealedSegment* sealed = index.sealed();
+             if (sealed == nullptr) return nb::none();
+             nb::ndarray<nb::numpy, const uint8_t> rows(sealed->row(0), {index.size() + 1, sealed->row_bytes()}, self);
+             return nb::make_tuple(rows, sealed->unit(), sealed->seed());
+           },
+           "A view of the sealed rows, their unit and seed; None if the index is not sealed.")
+      .def("search",
+           [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns, int local_hops,
+              uint64_t jitter) {
+             check_width("q", query.shape(0), self.space().dim);
+             Request request;
+             request.k = k;
+             request.width = width;
+             request.threads = threads;
+             request.engine = static_cast<Engine>(engine);
+             request.deadline_ns = deadline_ns;
+             request.local_hops = local_hops;
+             request.jitter = jitter;
+             Answer answer;
+             {
+               const nb::gil_scoped_release release;
+               answer = self.search(query.data(), request);
+             }
+             return tuple_of(answer);
+           },
+           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a)
+      .def("exact",
+           [](Index& self, const Vector& query, int k) {
+             check_width("q", query.shape(0), self.space().dim);
+             Answer answer;
+             {
+               const nb::gil_scoped_release release;
+               answer = self.exact(query.data(), k);
+             }
+             return tuple_of(answer);
+           },
+           "query"_a, "k"_a);
+}

@@ -1,0 +1,118 @@
+// What holds the threads of an asynchronous search together: the shared threshold, the exchange of candidates, the end.
+#pragma once
+
+#include <algorithm>
+
+#include "query.h"
+
+namespace statepool::graph {
+
+// For the lanes 0 … members - 1 of a query, each run by one thread.
+class Together {
+ public:
+  Together(Query& query, int members) : query_(query), members_(members) {}
+
+ protected:
+  // False when the search is over already: who comes then must not start.
+  bool join() {
+    int active = active_.load(std::memory_order_acquire);
+    do {
+      if (active == 0) return false;
+    } while (!active_.compare_exchange_weak(active, active + 1, std::memory_order_acq_rel));
+    return true;
+  }
+  bool over() const {
+    return active_.load(std::memory_order_acquire) == 0 || query_.stop.load(std::memory_order_relaxed);
+  }
+  Entry bound() const { return threshold_.load(std::memory_order_relaxed); }
+
+  // Without candidates: false when the search is over, true when somebody sent some.
+  bool rest(Lane& lane) {
+    lane.mailbox.state.store(Mailbox::kWanted, std::memory_order_release);
+    lane.jitter.maybe();
+    active_.fetch_sub(1, std::memory_order_acq_rel);
+    Patience patience;
+    while (lane.mailbox.state.load(std::memory_order_acquire) != Mailbox::kFull) {
+      if (over()) return false;
+      patience.wait();
+    }
+    const Entry bound = threshold_.load(std::memory_order_relaxed);
+    for (int i = 0; i < lane.mailbox.count; ++i)
+      if (lane.mailbox.items[i] <= bound) lane.pool.reopen(lane.mailbox.items[i]);
+    lane.mailbox.state.store(Mailbox::kClosed, std::memory_order_relaxed);
+    return true;
+  }
+
+  // Hand every second open candidate to one who asked, if that makes `least`.
+  void serve(Lane& lane, int self, int least) {
+    for (int step = 1; step < members_; ++step) {
+      Mailbox& box = query_.lane((self + step) % members_).mailbox;
+      if (box.state.load(std::memory_order_relaxed) != Mailbox::kWanted) continue;
+      const Entry bound = threshold_.load(std::memory_order_relaxed);
+      const int first = lane.pool.next() + 1;
+      if (!lane.pool.holds_open(first, bound, 2 * least - 1)) return;
+      uint32_t wanted = Mailbox::kWanted;
+      if (!box.state.compare_exchange_strong(wanted, Mailbox::kFilling, std::memory_order_acq_rel)) continue;
+      // On behalf of the receiver, while this thread keeps the count above 0.
+      active_.fetch_add(1, std::memory_order_acq_rel);
+      lane.jitter.maybe();
+      box.count = lane.pool.split(first, bound, box.items, Mailbox::kRoom);
+      lane.board.publish(lane.pool, query_.request.width);
+      box.state.store(Mailbox::kFull, std::memory_order_release);
+    }
+  }
+
+  // Show the own candidates and lower the threshold to what all of them together allow: if m samples of the others are no
+  // farther than x, so are m * stride of their candidates, and the own pool must have only the rest of the L.
+  void share(Lane& lane, int self) {
+    if (members_ == 1) return;
+    const int width = query_.request.width, step = Board::stride(width);
+    lane.board.publish(lane.pool, width);
+    int32_t samples[kMostHeard * Board::kSamples];
+    const int count = hear(self, samples);
+    int32_t lower = code_of(lane.pool.at(width - 1));
+    for (int m = 1; m <= count && m * step <= width; ++m) {
+      const int rest = width - m * step;
+      lower = std::min(lower, rest == 0 ? samples[m - 1] : std::max(samples[m - 1], code_of(lane.pool.at(rest - 1))));
+    }
+    lane.counts.thresholds += lower_to(lower);
+  }
+
+  // The same from the boards alone.
+  void lower_from_boards() {
+    const int width = query_.request.width, step = Board::stride(width), needed = (width + step - 1) / step;
+    int32_t samples[kMostHeard * Board::kSamples];
+    for (int first = 0; first < members_; first += kMostHeard)
+      if (const int count = hear(first - 1, samples); count >= needed) lower_to(samples[needed - 1]);
+  }
+
+  Query& query_;
+  const int members_;
+
+ private:
+  static constexpr int kMostHeard = 7;
+
+  // Samples of the members after `self`, sorted; answers how many.
+  int hear(int self, int32_t* samples) const {
+    const int width = query_.request.width, step = Board::stride(width), heard = std::min(members_ - 1, kMostHeard);
+    int count = 0;
+    for (int other = 1; other <= heard; ++other)
+      for (int i = 0; i < Board::kSamples && (i + 1) * step <= width; ++i)
+        samples[count++] = query_.lane((self + other + members_) % members_).board.sample(i);
+    if (heard > 1) std::sort(samples, samples + count);
+    return count;
+  }
+
+  bool lower_to(int32_t code) {
+    const Entry wanted = static_cast<Entry>(static_cast<uint64_t>(static_cast<uint32_t>(code)) << 32 | 0xffffffffu);
+    Entry bound = threshold_.load(std::memory_order_relaxed);
+    while (wanted < bound)
+      if (threshold_.compare_exchange_weak(bound, wanted, std::memory_order_relaxed)) return true;
+    return false;
+  }
+
+  alignas(128) std::atomic<Entry> threshold_{kNoBound};
+  alignas(128) std::atomic<int> active_{1};  // threads with candidates; the caller is the first
+};
+
+}  // namespace statepool::graph

@@ -1,0 +1,40 @@
+"""How many threads one query gets: decisions as pure functions of what can be seen when it arrives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Load", "choose_engine", "choose_threads"]
+
+GROUPED = 8
+"""Threads above which roles pay: with fewer, a thread that only computes distances is missed by the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is seen when a query arrives."""
+
+    cores: int
+    """Cores of the machine."""
+    busy: int
+    """Threads that work on other queries now."""
+    waiting: int
+    """Queries that wait behind this one."""
+
+
+def choose_threads(load: Load, most: int) -> int:
+    """Idle cores, shared fairly with the queries behind: 1 … ``most``.
+
+    A query that takes a second core halves its latency; a query that finds none idle must not take one, since two
+    threads on one query do a little more work than one.
+    """
+    idle = max(0, load.cores - load.busy)
+    return max(1, min(most, idle // (load.waiting + 1)))
+
+
+def choose_engine(threads: int, sealed: bool) -> Literal["sequential", "async", "roles"]:
+    """The engine for so many threads; a sealed segment has no distances to hand out one by one, so no roles."""
+    if threads == 1:
+        return "sequential"
+    return "roles" if threads > GROUPED and not sealed else "async"

@@ -1,0 +1,132 @@
+"""Calibrate on this machine, check the simulator against it, and only then say what more threads would bring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from statepool.vector.index import Index
+from statepool.vector.native import ENGINES, core
+
+from .costs import Costs, fit
+from .engines import simulate
+from .world import Graph, Search
+
+__all__ = ["Check", "Point", "Study"]
+
+WIDTHS = (20, 40, 80, 160)
+GRID = (2, 4, 8, 16, 32)
+"""Expansions between two joins that iQAN is tuned over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Means over the queries at one width."""
+
+    width: int
+    recall: float
+    nanoseconds: float
+    distances: float
+    hops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Latency relative to one thread at the same width, as measured and as simulated."""
+
+    engine: str
+    threads: int
+    measured: float
+    simulated: float
+
+    @property
+    def error(self) -> float:
+        """Relative error of the simulated ratio."""
+        return abs(self.simulated / self.measured - 1.0)
+
+
+class Study:
+    """One index that is not sealed, and queries with their true neighbours by exhaustive search."""
+
+    def __init__(self, index: Index, queries: np.ndarray, k: int = 10) -> None:
+        self._index, self._k = index, k
+        self._queries = np.ascontiguousarray(queries, dtype=np.float32)
+        self._graph = Graph.of(*index.graph())
+        self._distances = [index.distances(query).tolist() for query in self._queries]
+        order = (np.argsort(np.asarray(row), kind="stable")[:k] for row in self._distances)
+        self._truth = [set(best.tolist()) for best in order]
+
+    def calibrate(self) -> Costs:
+        """Constants from sequential searches at several widths and from the hand-off probe.
+
+        Raises:
+            RuntimeError: no second thread answered: the machine has no idle core.
+        """
+        handoffs = core.measure_handoffs(200)
+        if min(handoffs) <= 0:
+            raise RuntimeError(
+                "calibration: no second thread answered in 2 ms; run it on a machine with two idle cores"
+            )
+        points = [self.measure("sequential", 1, width) for width in WIDTHS]
+        return fit([p.nanoseconds for p in points], [p.distances for p in points], [p.hops for p in points], handoffs)
+
+    def measure(self, engine: str, threads: int, width: int, repeats: int = 5, hops: int = 8) -> Point:
+        """The real engine: per query the least of the repeats."""
+        search, number = self._index._core.search, ENGINES[engine]
+        least, hits, distances, expanded = 0.0, 0, 0.0, 0.0
+        for query, truth in zip(self._queries, self._truth, strict=True):
+            best = float("inf")
+            for _ in range(repeats):
+                at = time.perf_counter_ns()
+                ids, _, counts = search(query, self._k, width, threads, number, 0, hops, 0)
+                best = min(best, time.perf_counter_ns() - at)
+            least += best
+            hits += len(truth & set(ids.tolist()))
+            distances += counts.ndc
+            expanded += counts.hops
+        count = len(self._queries)
+        return Point(width, hits / count / self._k, least / count, distances / count, expanded / count)
+
+    def simulate(self, costs: Costs, engine: str, threads: int, width: int, hops: int = 8) -> Point:
+        """The same in simulated time."""
+        spent, hits, distances = 0.0, 0, 0
+        for row, truth in zip(self._distances, self._truth, strict=True):
+            done = simulate(engine, Search(self._graph, costs, row, width), threads, self._k, hops)
+            spent += done.nanoseconds
+            hits += len(truth & set(done.found))
+            distances += done.distances
+        count = len(self._queries)
+        return Point(width, hits / count / self._k, spent / count, distances / count, 0.0)
+
+    def validate(self, costs: Costs, width: int = 80) -> Iterator[Check]:
+        """All engines with two threads, and one thread at widths that calibration did not see."""
+        real, model = self.measure("sequential", 1, width), self.simulate(costs, "sequential", 1, width)
+        for other in (30, 120):
+            measured = self.measure("sequential", 1, other).nanoseconds / real.nanoseconds
+            yield Check(
+                "sequential", 1, measured, self.simulate(costs, "sequential", 1, other).nanoseconds / model.nanoseconds
+            )
+        for engine in ("edge", "iqan", "nosync", "async"):
+            measured = self.measure(engine, 2, width).nanoseconds / real.nanoseconds
+            yield Check(engine, 2, measured, self.simulate(costs, engine, 2, width).nanoseconds / model.nanoseconds)
+
+    def at_recall(self, costs: Costs, engine: str, threads: int, recall: float, hops: int = 8) -> float | None:
+        """Simulated nanoseconds at this recall, between the two widths around it; None if no width reaches it."""
+        before: Point | None = None
+        for width in (16, 24, 32, 48, 64, 80, 100, 130, 170, 220, 300):
+            point = self.simulate(costs, engine, threads, width, hops)
+            if point.recall >= recall:
+                if before is None or point.recall == before.recall:
+                    return point.nanoseconds
+                part = (recall - before.recall) / (point.recall - before.recall)
+                return before.nanoseconds + part * (point.nanoseconds - before.nanoseconds)
+            before = point
+        return None
+
+    def tuned(self, costs: Costs, threads: int, recall: float, grid: Sequence[int] = GRID) -> float | None:
+        """iQAN at its best X."""
+        found = [self.at_recall(costs, "iqan", threads, recall, hops) for hops in grid]
+        return min((one for one in found if one is not None), default=None)

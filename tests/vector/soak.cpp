@@ -1,0 +1,72 @@
+// Many tiny searches by every engine with more threads than cores and naps at the places where threads meet.
+//
+// The pool is wider than the index, so whatever the threads do, each must find exactly what looking at every row finds: a
+// lost candidate is a wrong answer here, and a lost wake-up is a hang. Usage: soak QUERIES
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "build.h"
+#include "index.h"
+
+using namespace statepool::graph;
+
+namespace {
+
+constexpr int kRows = 80, kDim = 16, kQueries = 64, kNearest = 8;
+
+std::vector<float> rows_of(int count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> rows(static_cast<size_t>(count) * kDim);
+  for (float& x : rows) x = normal(random);
+  return rows;
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  const long rounds = std::atol(arguments[1]);
+  const std::vector<float> rows = rows_of(kRows, 1), queries = rows_of(kQueries, 2);
+  Index plain(Space(Metric::l2, statepool::Dtype::f32, kDim), 16), sealed(Space(Metric::l2, statepool::Dtype::f32, kDim), 16);
+  for (Index* index : {&plain, &sealed}) {
+    index->load_rows(rows.data(), kRows);
+    BuildOptions options;
+    options.threads = 2;
+    options.window = 60;
+    build(*index->segment(), options);
+  }
+  sealed.seal(2, 0);
+  std::vector<Answer> truth;
+  for (int q = 0; q < kQueries; ++q) truth.push_back(plain.exact(queries.data() + q * kDim, kNearest));
+
+  std::atomic<long> wrong{0}, helped{0};
+  const auto ask = [&](long first, long step) {
+    for (long i = first; i < rounds; i += step) {
+      const int q = static_cast<int>(i % kQueries);
+      Request request;
+      request.k = kNearest;
+      request.threads = 2 + static_cast<int>(i / 3 % 7);
+      request.jitter = i % 4 == 0 ? 0 : static_cast<uint64_t>(i) + 1;
+      request.local_hops = 1 + static_cast<int>(i % 8);
+      const bool quantised = i % 10 == 9;
+      request.width = quantised ? 34 * kRows : kRows;  // a sealed search meets a node once per neighbour, at estimates
+      constexpr Engine kPlain[] = {Engine::async, Engine::roles, Engine::async, Engine::nosync, Engine::roles, Engine::iqan, Engine::edge};
+      request.engine = quantised ? (i % 20 == 9 ? Engine::async : Engine::nosync) : kPlain[i / 5 % 7];
+      const Answer found = (quantised ? sealed : plain).search(queries.data() + q * kDim, request);
+      const Answer& wanted = truth[static_cast<size_t>(q)];
+      helped += found.counts.threads > 1;
+      if (found.nearest == wanted.nearest) continue;
+      ++wrong;
+      std::printf("search %ld: engine %d, %d threads, %zu found, ndc %llu\n", i, static_cast<int>(request.engine), request.threads,
+                  found.nearest.size(), static_cast<unsigned long long>(found.counts.distances));
+    }
+  };
+  std::thread other([&] { ask(1, 2); });  // two callers, so that helpers change hands
+  ask(0, 2);
+  other.join();
+  std::printf("%ld searches, %ld with help, %ld wrong\n", rounds, helped.load(), wrong.load());
+  return wrong == 0 && helped > 0 ? 0 : 1;
+}

@@ -1,0 +1,127 @@
+"""All engines over one graph: what they find, what they count, and how a query gets its threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.vector.synthetic import clustered, distances, recall
+
+from statepool.core.errors import InvalidRequest
+from statepool.vector import Index
+from statepool.vector.native import ENGINES
+from statepool.vector.policy import Load, choose_engine, choose_threads
+
+K, WIDTH, HOPS = 10, 40, 8
+PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
+SEALED = ["nosync", "async"]
+
+
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    return clustered(4000, 48, 60)[1]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "sealed"])
+def index(request: pytest.FixtureRequest) -> Index:
+    found = Index(48, "cos", R=32, build_window=60)
+    found.build(clustered(4000, 48, 60)[0])
+    if request.param:
+        found.seal()
+    return found
+
+
+@pytest.fixture(scope="module")
+def truth(queries: np.ndarray) -> np.ndarray:
+    return distances("cos", clustered(4000, 48, 60)[0], queries)
+
+
+def ask(index: Index, query: np.ndarray, engine: str, threads: int, jitter: int, width: int = WIDTH):
+    """A search with naps where threads meet, so that helpers do come on a busy machine."""
+    return index._core.search(query, K, width, threads, ENGINES[engine], 0, HOPS, jitter)
+
+
+@pytest.mark.parametrize("threads", [2, 5, 16])
+@pytest.mark.parametrize("engine", PLAIN)
+def test_no_engine_loses_recall_or_invents_a_distance(
+    engine: str, threads: int, index: Index, queries: np.ndarray, truth: np.ndarray
+) -> None:
+    if index._sealed and engine not in SEALED:
+        with pytest.raises(ValueError, match="not sealed"):
+            ask(index, queries[0], engine, threads, 1)
+        return
+    nearest = np.argsort(truth, axis=1)[:, :K]
+    alone = recall([index.search(query, K, WIDTH).ids for query in queries], nearest)
+    found = [ask(index, query, engine, threads, number + 1) for number, query in enumerate(queries)]
+    assert recall([ids for ids, _, _ in found], nearest) >= alone - 0.02
+    for number, (ids, measured, counts) in enumerate(found):
+        assert len(set(ids.tolist())) == K
+        np.testing.assert_allclose(measured, truth[number, ids], rtol=1e-4, atol=1e-5)
+        assert counts.ndc_max <= counts.ndc
+        assert 1 <= counts.threads <= threads
+    assert max(counts.threads for _, _, counts in found) > 1, "no helper ever came"
+
+
+def test_helpers_share_the_work_and_the_threshold(index: Index, queries: np.ndarray) -> None:
+    counts = [ask(index, query, "async", 2, number + 1, 200)[2] for number, query in enumerate(queries)]
+    both = [one for one in counts if one.threads == 2 and one.ndc_max < 0.9 * one.ndc]
+    assert both, "no query was really shared"
+    assert all(one.thresholds > 0 for one in both)
+    alone = np.mean([ask(index, query, "sequential", 1, 0, 200)[2].ndc for query in queries])
+    assert np.mean([one.ndc for one in counts]) < 1.3 * alone, "two threads repeat each other's work"
+
+
+def test_one_thread_is_the_same_search_whatever_the_engine(index: Index, queries: np.ndarray) -> None:
+    for query in queries:
+        ids, measured, counts = ask(index, query, "sequential", 1, 0)
+        for engine in SEALED if index._sealed else PLAIN:
+            again, same, others = ask(index, query, engine, 1, 0)
+            np.testing.assert_array_equal(ids, again)
+            np.testing.assert_array_equal(measured.view(np.int32), same.view(np.int32))
+            assert counts.hops == others.hops
+
+
+def test_instruction_sets_give_the_same_bits(index: Index, queries: np.ndarray) -> None:
+    from statepool.vector.native import core
+
+    best = core.isa()
+    wanted = [index.search(query, K) for query in queries]
+    try:
+        for name in ("generic", "avx2", "avx512"):
+            if not core.set_isa(name):
+                continue
+            for query, one in zip(queries, wanted, strict=True):
+                again = index.search(query, K)
+                np.testing.assert_array_equal(one.ids, again.ids)
+                np.testing.assert_array_equal(one.distances.view(np.int32), again.distances.view(np.int32))
+                assert one.stats == again.stats
+    finally:
+        core.set_isa(best)
+
+
+def test_a_deadline_ends_every_engine(index: Index, queries: np.ndarray) -> None:
+    for engine in SEALED if index._sealed else PLAIN:
+        found = index.search(queries[0], K, 2000, threads=3, engine=engine, deadline_us=1)
+        assert found.truncated, engine
+
+
+def test_threads_follow_the_load() -> None:
+    assert choose_threads(Load(cores=16, busy=0, waiting=0), 64) == 16
+    assert choose_threads(Load(cores=16, busy=0, waiting=0), 4) == 4
+    assert choose_threads(Load(cores=16, busy=4, waiting=2), 64) == 4
+    assert choose_threads(Load(cores=2, busy=2, waiting=0), 64) == 1
+    assert choose_threads(Load(cores=2, busy=9, waiting=5), 64) == 1
+    assert [choose_engine(threads, sealed=False) for threads in (1, 2, 8, 9)] == [
+        "sequential",
+        "async",
+        "async",
+        "roles",
+    ]
+    assert choose_engine(32, sealed=True) == "async"
+
+
+def test_auto_is_a_number_of_threads(index: Index, queries: np.ndarray) -> None:
+    found = index.search(queries[0], K, threads="auto")
+    assert len(found.ids) == K
+    for wrong in (0, 65, "all"):
+        with pytest.raises(InvalidRequest, match="threads"):
+            index.search(queries[0], K, threads=wrong)
