@@ -180,8 +180,7 @@ void Committer::run() {
     if (ring_.empty() || !failure_.empty()) {
       nudged_ = false;
       idle_.store(true);
-      // After a failure there is nothing to do but to end: waiters are told by whoever failed.
-      work_.wait(lock, [&] { return stopping_ || nudged_ || (wanted() && !ring_.empty() && failure_.empty()); });
+      work_.wait(lock, [&] { return stopping_ || nudged_ || (wanted() && !ring_.empty()); });
       idle_.store(false);
     } else {
       work_.wait_for(lock, kLinger, [&] { return stopping_ || wanted(); });
