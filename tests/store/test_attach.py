@@ -142,6 +142,7 @@ def test_a_damaged_last_frame_is_not_taken_for_a_torn_one(tmp_path: Path) -> Non
     with (tmp_path / "s" / "log" / f"{segment:016x}").open("r+b") as file:
         file.seek(at + 70)
         file.write(b"\xff\xff")
-    with pytest.raises(StoreCorrupt, match="was durable; its end is damaged"):
+    # The note may be one frame behind: then the damaged one has another after it, which also says that it was whole.
+    with pytest.raises(StoreCorrupt, match=r"was durable; its end is damaged|with operations after it"):
         statepool.store.open(tmp_path / "s")
     memory.unlink()
