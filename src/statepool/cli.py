@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
     if arguments[:1] == ["store"]:
-        from statepool.store import commands
+        from statepool.store import commands as store
 
-        return commands.main(arguments[1:])
+        return store.main(arguments[1:])
     if arguments[:1] == ["vector"]:
         from statepool.vector import commands as vector
 
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
 
     commands.add_parser("bench", add_help=False, help="compare with other engines (in a checkout)")
     commands.add_parser("store", add_help=False, help="durable shared structures (statepool store --help)")
-    commands.add_parser("vector", add_help=False, help="search over vectors (statepool vector --help)")
+    commands.add_parser("vector", add_help=False, help="search by meaning (statepool vector --help)")
     commands.add_parser("train", add_help=False, help="train models (statepool train --help)")
     return tree
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from tests.vector.synthetic import clustered, distances, recall
 
 from statepool.core.errors import InvalidRequest
-from statepool.vector import DimensionError, Index, IndexCorruptError
+from statepool.vector import DimensionError, Index
 
 K = 10
 
@@ -71,21 +68,6 @@ def test_same_bits_again_and_from_any_number_of_build_threads(
         np.testing.assert_array_equal(one.ids, two.ids)
         np.testing.assert_array_equal(one.distances.view(np.int32), two.distances.view(np.int32))
         assert one.stats == two.stats
-
-
-def test_saved_and_loaded(index: Index, data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    path = tmp_path / "index"
-    index.save(path)
-    again = Index.load(path)
-    assert len(again) == len(index)
-    for query in data[1]:
-        np.testing.assert_array_equal(index.search(query, K).ids, again.search(query, K).ids)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(IndexCorruptError, match="damaged"):
-        Index.load(path)
-    path.write_text(json.dumps({"dim": 3}))
-    with pytest.raises(IndexCorruptError):
-        Index.load(path)
 
 
 def test_small_and_empty() -> None:

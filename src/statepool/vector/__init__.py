@@ -1,6 +1,17 @@
 """A search index over vectors: one graph, several engines, one query on as many cores as pay."""
 
-from .errors import DimensionError, IndexCorruptError
-from .index import Index, Result, Stats
+from .errors import DimensionError, IndexCorruptError, ReadOnlyError
+from .file import Report, verify
+from .index import Index, Result, Stats, open  # noqa: A004 - the name users know from files
 
-__all__ = ["DimensionError", "Index", "IndexCorruptError", "Result", "Stats"]
+__all__ = [
+    "DimensionError",
+    "Index",
+    "IndexCorruptError",
+    "ReadOnlyError",
+    "Report",
+    "Result",
+    "Stats",
+    "open",
+    "verify",
+]

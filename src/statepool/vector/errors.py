@@ -11,7 +11,20 @@ class DimensionError(InvalidRequest):
     code = "wrong_dimension"
 
 
+class ReadOnlyError(InvalidRequest):
+    """The index was opened for reading only."""
+
+    code = "read_only"
+
+
 class IndexCorruptError(Corruption):
-    """The file of an index is damaged or is none."""
+    """The file of an index is damaged or is none.
+
+    ``section`` names the part, ``offset`` the byte in the file.
+    """
 
     code = "index_corrupt"
+
+    def __init__(self, message: str, section: str, offset: int) -> None:
+        super().__init__(message)
+        self.section, self.offset = section, offset

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,11 +13,12 @@ import numpy as np
 
 from statepool.core.errors import InvalidRequest
 
-from .errors import DimensionError, IndexCorruptError
+from .errors import DimensionError, IndexCorruptError, ReadOnlyError
+from .file import IndexFile, Verify, write
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
 from .policy import Load, choose_engine, choose_threads
 
-__all__ = ["Index", "Result", "Stats"]
+__all__ = ["Index", "Result", "Stats", "open"]
 
 
 MOST_THREADS = 64
@@ -93,32 +94,56 @@ class Index:
         self._settings = {"R": R, "build_window": build_window, "alpha": alpha, "seed": seed}
         self._core = core.Index(dim, METRICS[metric], DTYPES[dtype], R)
         self._ids: np.ndarray | None = None
+        self._file: IndexFile | None = None
+        self._held: dict[str, np.ndarray] = {}
         self._sealed = False
 
     def __len__(self) -> int:
         return len(self._core)
 
-    def build(self, X: np.ndarray, ids: np.ndarray | None = None, *, threads: int = 0) -> None:  # noqa: N803
+    def build(
+        self,
+        X: np.ndarray,  # noqa: N803
+        ids: np.ndarray | None = None,
+        *,
+        threads: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """Replace all rows by ``X`` and link them. The graph does not depend on the number of threads.
 
         Args:
             X: Rows ``[n, dim]``, any float dtype.
             ids: int64 ``[n]``, what searches answer with; default 0 … n-1.
             threads: 0 means all cores.
+            progress: Called several times a second with the number of rows that are linked.
 
         Raises:
             DimensionError: ``X`` is not ``[n, dim]``.
+            ReadOnlyError: The index was opened with mode ``r``.
             InvalidRequest: a row with NaN or infinity, a zero row under ``cos``, ids that repeat or do not match.
         """
+        self._writable("build")
         rows = _floats("X", X, 2)
         _same_width("X", rows.shape[1], self.dim)
         labels = None if ids is None else _labels(ids, len(rows))
         settings = self._settings
         try:
-            self._core.build(rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
+            arguments = (rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
+            if progress is None:
+                self._core.build(*arguments)
+            else:
+                self._build_and_tell(arguments, progress)
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
-        self._ids, self._sealed = labels, False
+        self._ids, self._held, self._sealed = labels, {}, False
+
+    def _build_and_tell(self, arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(self._core.build, *arguments)
+            while wait([work], timeout=0.2).not_done:
+                progress(self._core.built)
+            work.result()
+        progress(len(self))
 
     def seal(self, *, threads: int = 0) -> None:
         """Quantise every node's neighbours to one bit per dimension; searches are faster from then on.
@@ -128,6 +153,7 @@ class Index:
         Raises:
             InvalidRequest: nothing was built yet.
         """
+        self._writable("seal")
         if not len(self):
             raise InvalidRequest("seal: the index is empty; build it first")
         self._core.seal(_cores(threads), self._settings["seed"])
@@ -168,12 +194,14 @@ class Index:
         _within("threads", threads, 1, MOST_THREADS)
         if engine == "auto":
             engine = choose_engine(threads, self._sealed)
-        wait = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
+        deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         try:
-            found = self._core.search(query, k, width, threads, ENGINES[engine], wait, 8, 0)
+            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, 8, 0)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
+        except core.DamageError:
+            raise self._damage() from None
         return self._result(found)
 
     def exact(self, q: np.ndarray, k: int = 10) -> Result:
@@ -188,7 +216,21 @@ class Index:
             found = self._core.exact(self._query(q), k)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
+        except core.DamageError:
+            raise self._damage() from None
         return self._result(found)
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of the index: rows, settings, bytes of vectors, links and codes."""
+        found: dict[str, Any] = {"rows": len(self), "dim": self.dim, "metric": self.metric, "dtype": self.dtype}
+        found |= {"R": self._settings["R"], "sealed": self._sealed}
+        if len(self):
+            rows, links, entries, _ = self._core.arrays()
+            sealed = self._core.sealed()
+            found |= {"vector_bytes": rows.nbytes, "link_bytes": links.nbytes, "entries": len(entries)}
+            found["code_bytes"] = 0 if sealed is None else sealed[0].nbytes
+            found["edges"] = int(np.count_nonzero(links != 0xFFFFFFFF))
+        return found
 
     def graph(self) -> tuple[np.ndarray, np.ndarray]:
         """Neighbours of every row, uint32 ``[n, R]`` filled up with 0xffffffff, and the entries, as positions of rows.
@@ -213,37 +255,52 @@ class Index:
         return ordered
 
     def save(self, path: str | Path) -> None:
-        """Write the index to one file.
+        """Write the index to one file; a crash leaves the old file or the new one.
 
         Raises:
-            InvalidRequest: nothing was built yet.
+            InvalidRequest: nothing was built yet, or the folder cannot be written.
+            OSError: the disk is full or fails.
         """
         if not len(self):
             raise InvalidRequest("save: the index is empty; build it first")
         rows, links, entries, norm = self._core.arrays()
-        head = {"dim": self.dim, "metric": self.metric, "dtype": self.dtype} | self._settings
-        ids = np.arange(len(self)) if self._ids is None else self._ids
-        with Path(path).open("wb") as file:
-            np.savez(
-                file, head=json.dumps(head), rows=rows, links=links, entries=entries, norm=np.float32(norm), ids=ids
-            )
+        settings = {"dim": self.dim, "metric": self.metric, "dtype": self.dtype} | self._settings
+        head: dict[str, Any] = {"settings": settings, "rows": len(self), "norm": norm}
+        arrays = {"rows": rows, "links": links, "entries": entries}
+        if self._ids is not None:
+            arrays["ids"] = self._ids
+        sealed = self._core.sealed()
+        if sealed is not None:
+            arrays["sealed"] = sealed[0]
+            head |= {"unit": sealed[1], "seal_seed": sealed[2]}
+        write(Path(path), head, arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what ``save`` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            IndexCorruptError: the file is no index, or its parts contradict each other.
-        """
+    def _attach(cls, file: IndexFile, *, copy: bool) -> Self:
+        """The index in ``file``: on its pages, or on copies of them."""
+        head, names = file.head, ("rows", "links", "entries", "sealed", "ids")
         try:
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as parts:
-                index = cls(**json.loads(str(parts["head"])))
-                index._core.adopt(parts["rows"], parts["links"], parts["entries"], float(parts["norm"]))
-                index._ids = _labels(parts["ids"], len(index))
-        except (ValueError, KeyError, IndexError, TypeError, EOFError, InvalidRequest, zipfile.BadZipFile) as error:
-            raise IndexCorruptError(f"{path}: is no index or is damaged ({error})") from error
+            index = cls(**head["settings"])
+            found = {name: file.array(name) for name in names if name in file.sections}
+            arrays = {name: array.copy() for name, array in found.items()} if copy else found
+            unit, seed = float(head.get("unit", 1.0)), int(head.get("seal_seed", 0))
+            guard = None if copy else file.guard
+            rows, links, entries = arrays["rows"], arrays["links"], arrays["entries"]
+            index._core.attach(rows, links, entries, float(head["norm"]), arrays.get("sealed"), unit, seed, guard)
+        except (ValueError, KeyError, TypeError, IndexError, InvalidRequest) as error:
+            raise IndexCorruptError(f"{file.path}: header: contradicts its sections ({error})", "header", 0) from error
+        index._ids, index._held, index._sealed = arrays.get("ids"), arrays, "sealed" in arrays
+        if not copy:
+            index._file = file
         return index
+
+    def _writable(self, what: str) -> None:
+        if self._file is not None:
+            raise ReadOnlyError(f"{what}: {self._file.path} was opened with mode 'r'; open it with mode 'rw'")
+
+    def _damage(self) -> IndexCorruptError:
+        assert self._file is not None, "only files are guarded"
+        return self._file.damage()
 
     def _query(self, q: np.ndarray) -> np.ndarray:
         query = _floats("q", q, 1)
@@ -255,6 +312,28 @@ class Index:
         ids = positions if self._ids is None else self._ids[positions]
         stats = Stats(counts.ndc, counts.ndc_max, counts.hops, counts.thresholds, counts.threads)
         return Result(ids, distances, counts.truncated, stats)
+
+
+def open(  # noqa: A001 - the name users know from files
+    path: str | Path, mode: Literal["r", "rw"] = "r", *, mmap: bool = True, verify: Verify = "lazy"
+) -> Index:
+    """The index that ``Index.save`` wrote.
+
+    Args:
+        path: The file.
+        mode: ``r`` searches the file in place; ``rw`` reads all of it, so that it can be built and sealed again.
+        mmap: Map the file; else read it, which checks all of it.
+        verify: ``lazy`` checks each 64 KiB when a search first reads it, ``full`` all now, ``off`` none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IndexCorruptError: the file is no index, or is damaged; with ``lazy``, searches raise it too.
+        InvalidRequest: an unknown mode, or a file of a newer version.
+    """
+    _one_of("mode", mode, {"r": 0, "rw": 1})
+    _one_of("verify", verify, {"lazy": 0, "full": 1, "off": 2})
+    file = IndexFile(Path(path), mmap=mmap, verify="full" if mode == "rw" else verify)
+    return Index._attach(file, copy=mode == "rw")
 
 
 def _floats(name: str, array: Any, axes: int) -> np.ndarray:

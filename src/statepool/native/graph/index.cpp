@@ -55,22 +55,16 @@ void Index::load_rows(const float* rows, size_t count) {
   segment_ = std::move(segment);
 }
 
-void Index::adopt(const void* rows, const uint32_t* links, size_t count, std::vector<uint32_t> entries, float norm) {
-  if (count > 0 && entries.empty()) throw std::out_of_range("there is no entry");
+void Index::attach(const void* rows, const void* links, size_t count, std::vector<uint32_t> entries, float norm,
+                   const void* sealed, float unit, uint64_t seed, Guard* guard) {
+  if (entries.empty()) throw std::out_of_range("there is no entry");
   for (const uint32_t entry : entries)
     if (entry >= count) throw std::out_of_range("an entry is no row");
-  for (size_t i = 0; i < count * static_cast<size_t>(degree_); ++i)
-    if (links[i] != kNone && links[i] >= count) throw std::out_of_range("a link leads to no row");
-  Space space = space_;
-  space.norm = norm;
-  auto segment = std::make_unique<Segment>(space, degree_, std::max<size_t>(count, 1));
-  if (count > 0) {
-    segment->adopt(rows, links, count);
-    segment->entries = std::move(entries);
-  }
-  space_ = space;
+  space_.norm = norm;
   sealed_.reset();
-  segment_ = std::move(segment);
+  segment_ = std::make_unique<Segment>(space_, degree_, count, rows, links, guard);
+  segment_->entries = std::move(entries);
+  if (sealed != nullptr) sealed_ = std::make_unique<SealedSegment>(*segment_, sealed, unit, seed);
 }
 
 Answer Index::search(const float* query, const Request& request) {
@@ -92,6 +86,7 @@ Answer Index::search(const float* query, const Request& request) {
   }
   answer.counts = total(context->query);
   give_back(std::move(context));
+  if (segment_->guard != nullptr) segment_->guard->raise();
   return answer;
 }
 
@@ -113,7 +108,10 @@ void Index::search_sealed(Context& context, const Request& request, Answer& answ
   const int count = static_cast<int>(answer.nearest.size());
   std::vector<uint32_t> ids(answer.nearest.size());
   std::vector<float> distances(answer.nearest.size());
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = id_of(answer.nearest[i]);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    ids[i] = id_of(answer.nearest[i]);
+    segment_->sound_row(ids[i]);
+  }
   space_.distances(context.vector.data(), segment_->rows(), ids.data(), count, distances.data());
   for (size_t i = 0; i < ids.size(); ++i) answer.nearest[i] = entry_of(distances[i], ids[i]);
   std::sort(answer.nearest.begin(), answer.nearest.end());
@@ -136,7 +134,10 @@ Answer Index::exact(const float* query, int k) {
   float distances[kBlock];
   for (size_t first = 0; first < count; first += kBlock) {
     const size_t some = std::min(kBlock, count - first);
-    for (size_t i = 0; i < some; ++i) ids[i] = static_cast<uint32_t>(first + i);
+    for (size_t i = 0; i < some; ++i) {
+      ids[i] = static_cast<uint32_t>(first + i);
+      segment_->sound_row(ids[i]);
+    }
     space_.distances(prepared.data(), segment_->rows(), ids, static_cast<int>(some), distances);
     for (size_t i = 0; i < some; ++i) {
       const Entry entry = entry_of(distances[i], ids[i]);
@@ -149,6 +150,7 @@ Answer Index::exact(const float* query, int k) {
       std::push_heap(nearest.begin(), nearest.end());
     }
   }
+  if (segment_ && segment_->guard != nullptr) segment_->guard->raise();
   std::sort_heap(nearest.begin(), nearest.end());
   answer.counts.distances = answer.counts.most = count;
   return answer;

@@ -1,6 +1,7 @@
 // The index behind the Python face: segments, the scratch of running searches, and the engines that search.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -35,14 +36,17 @@ class Index {
   size_t size() const { return segment_ ? segment_->size() : 0; }
   Segment* segment() { return segment_.get(); }
 
+  std::atomic<uint64_t> built{0};  // nodes that a build has linked
+
   // Replace all by `count` raw vectors (space.dim floats each). Raises std::domain_error, naming the row.
   void load_rows(const float* rows, size_t count);
-  // Replace all by stored rows and links. Raises std::out_of_range for a link or an entry that leads nowhere.
-  void adopt(const void* rows, const uint32_t* links, size_t count, std::vector<uint32_t> entries, float norm);
+  // Search rows, links and (unless null) sealed rows where they lie. Raises std::out_of_range for an entry that is no row.
+  void attach(const void* rows, const void* links, size_t count, std::vector<uint32_t> entries, float norm, const void* sealed,
+              float unit, uint64_t seed, Guard* guard);
   // Quantise the neighbours of every node; searches use them from then on. Needs rows and links.
   void seal(int threads, uint64_t seed);
-  bool sealed() const { return sealed_ != nullptr; }
-  // `query` holds space.dim floats.
+  const SealedSegment* sealed() const { return sealed_.get(); }
+  // `query` holds space.dim floats. Both raise DamageError for a file that is damaged where they looked.
   Answer search(const float* query, const Request& request);
   // Threads that searches of this process use now.
   static int busy();

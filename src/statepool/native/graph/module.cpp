@@ -1,10 +1,12 @@
 // The Python module of the vector room: arrays in, ids and distances out, the GIL released in between.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "build.h"
@@ -19,6 +21,10 @@ using statepool::Dtype;
 namespace {
 
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Links = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
@@ -69,6 +75,37 @@ NB_MODULE(_graph, m) {
       .def_ro("threads", &Counts::threads)
       .def_ro("truncated", &Counts::truncated);
 
+  nb::exception<DamageError>(m, "DamageError", PyExc_RuntimeError);
+  m.attr("BLOCK") = Guard::kBlock;
+  m.def("checksums",
+        [](const Bytes& data, size_t block) {
+          const size_t count = (data.shape(0) + block - 1) / block;
+          auto sums = std::make_unique<uint32_t[]>(count);
+          {
+            const nb::gil_scoped_release release;
+            for (size_t i = 0; i < count; ++i)
+              sums[i] = statepool::store::crc32c(data.data() + i * block, std::min(block, data.shape(0) - i * block));
+          }
+          return owned(std::move(sums), {count});
+        },
+        "data"_a, "block"_a, "CRC32C of every `block` bytes of data, uint32.");
+
+  nb::class_<Guard>(m, "Guard")
+      .def("__init__",
+           [](Guard* self, const Bytes& data, const Words& sums) {
+             if (sums.shape(0) != (data.shape(0) + Guard::kBlock - 1) / Guard::kBlock)
+               throw nb::value_error("sums: needs one per block of data");
+             new (self) Guard(reinterpret_cast<const char*>(data.data()), data.shape(0), sums.data());
+           },
+           "data"_a, "sums"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def_prop_ro("bad", &Guard::bad, "Offset in data of a damaged block that was read, -1 if there is none.")
+      .def("touch",
+           [](Guard& self, size_t offset, size_t bytes) {
+             const nb::gil_scoped_release release;
+             return self.touch(offset, bytes);
+           },
+           "offset"_a, "bytes"_a, "Whether the blocks of this part of data are as they were written.");
+
   nb::class_<Index>(m, "Index")
       .def("__init__",
            [](Index* self, int dim, int metric, int dtype, int degree) {
@@ -76,6 +113,8 @@ NB_MODULE(_graph, m) {
            },
            "dim"_a, "metric"_a, "dtype"_a, "degree"_a)
       .def("__len__", &Index::size)
+      .def_prop_ro("built", [](const Index& self) { return self.built.load(std::memory_order_relaxed); },
+                   "Nodes that the build under way, or the last one, has linked.")
       .def("build",
            [](Index& self, const Matrix& rows, int window, float alpha, int threads, uint64_t seed) {
              check_width("X", rows.shape(1), self.space().dim);
@@ -86,6 +125,8 @@ NB_MODULE(_graph, m) {
              options.alpha = alpha;
              options.threads = threads;
              options.seed = seed;
+             self.built.store(0, std::memory_order_relaxed);
+             options.progress = &self.built;
              build(*self.segment(), options);
            },
            "rows"_a, "window"_a, "alpha"_a, "threads"_a, "seed"_a)
@@ -107,17 +148,29 @@ NB_MODULE(_graph, m) {
              return nb::make_tuple(rows, links, owned(std::move(entries), {starts}), segment->space.norm);
            },
            "Views of the stored rows and links, the entries, the common norm under ip. Needs a built index.")
-      .def("adopt",
-           [](Index& self, const nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& rows,
-              const nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>& links,
-              const nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& entries, float norm) {
+      .def("attach",
+           [](Index& self, const Rows& rows, const Links& links, const Words& entries, float norm,
+              const std::optional<Rows>& sealed, float unit, uint64_t seed, Guard* guard) {
              const size_t count = rows.shape(0);
              if (rows.shape(1) != self.space().stride || links.shape(0) != count ||
                  links.shape(1) != static_cast<size_t>(self.degree()))
                throw nb::value_error("the rows and links do not have the shapes of this index");
-             self.adopt(rows.data(), links.data(), count, {entries.data(), entries.data() + entries.shape(0)}, norm);
+             self.attach(rows.data(), links.data(), count, {entries.data(), entries.data() + entries.shape(0)}, norm,
+                         sealed ? sealed->data() : nullptr, unit, seed, guard);
+             if (sealed && (sealed->shape(0) != count + 1 || sealed->shape(1) != self.sealed()->row_bytes()))
+               throw nb::value_error("the sealed rows do not have the shape of this index");
            },
-           "rows"_a, "links"_a, "entries"_a, "norm"_a)
+           "rows"_a, "links"_a, "entries"_a, "norm"_a, "sealed"_a.none(), "unit"_a, "seed"_a, "guard"_a.none(),
+           "Search memory that the caller keeps alive.")
+      .def("sealed",
+           [](nb::object self) -> nb::object {
+             const Index& index = nb::cast<Index&>(self);
+             const SealedSegment* sealed = index.sealed();
+             if (sealed == nullptr) return nb::none();
+             nb::ndarray<nb::numpy, const uint8_t> rows(sealed->row(0), {index.size() + 1, sealed->row_bytes()}, self);
+             return nb::make_tuple(rows, sealed->unit(), sealed->seed());
+           },
+           "A view of the sealed rows, their unit and seed; None if the index is not sealed.")
       .def("search",
            [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns, int local_hops,
               uint64_t jitter) {

@@ -33,6 +33,12 @@ class Region {
     madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
   }
+  // Somebody else's memory, for reading.
+  static Region view(const void* data) {
+    Region region;
+    region.data_ = const_cast<char*>(static_cast<const char*>(data));
+    return region;
+  }
   Region(Region&& other) noexcept { swap(other); }
   Region& operator=(Region&& other) noexcept {
     swap(other);

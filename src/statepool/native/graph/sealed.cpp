@@ -23,14 +23,23 @@ void to_half(float value, uint16_t* out) {
 
 }  // namespace
 
-SealedSegment::SealedSegment(const Segment& source, int threads, uint64_t seed)
-    : source_(source), dims_(source.space.dims), rotation_(dims_, seed) {
+SealedSegment::SealedSegment(const Segment& source, uint64_t seed)
+    : source_(source), dims_(source.space.dims), seed_(seed), rotation_(dims_, seed) {
   const size_t dims = static_cast<size_t>(dims_);
   codes_at_ = round_up(dims + 8);
   add_at_ = codes_at_ + 4 * dims;
   ids_at_ = add_at_ + 2 * sizeof(uint16_t) * kScanLanes;
   stride_ = round_up(ids_at_ + sizeof(uint32_t) * kScanLanes);
-  const size_t count = source.size();
+}
+
+SealedSegment::SealedSegment(const Segment& source, const void* rows, float unit, uint64_t seed)
+    : SealedSegment(source, seed) {
+  unit_ = unit;
+  rows_ = Region::view(rows);
+}
+
+SealedSegment::SealedSegment(const Segment& source, int threads, uint64_t seed) : SealedSegment(source, seed) {
+  const size_t dims = static_cast<size_t>(dims_), count = source.size();
   float longest = 0;
   std::vector<float> decoded(dims);
   for (uint32_t node = 0; node < count; ++node)
@@ -130,6 +139,9 @@ void SealedSegment::write_row(uint32_t node, const float* center, const uint32_t
 }
 
 void SealedWalk::expand(uint32_t node, float bound, const Visited& own, Hits& hits) const {
+  hits.count = 0;
+  hits.own = kFar;
+  if (!segment.sound(node)) return;
   const char* row = segment.row(node);
   const uint32_t zero = 0;
   float dot;
@@ -139,7 +151,6 @@ void SealedWalk::expand(uint32_t node, float bound, const Visited& own, Hits& hi
   uint32_t mask = scan_kernels().scan(segment.codes(row), lookup, segment.tables(), segment.add(row), segment.scale(row), delta,
                                       offset, hits.own, bound, estimates);
   const uint32_t* ids = segment.ids(row);
-  hits.count = 0;
   for (; mask != 0; mask &= mask - 1) {
     const int lane = __builtin_ctz(mask);
     hits.ids[hits.count] = ids[lane];

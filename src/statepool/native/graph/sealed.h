@@ -24,6 +24,8 @@ class SealedSegment {
  public:
   // Codes of all rows and links of `source`, on `threads` threads. Lists are filled up to 32 with near nodes.
   SealedSegment(const Segment& source, int threads, uint64_t seed);
+  // Rows that another one wrote, in the file `source` lies in.
+  SealedSegment(const Segment& source, const void* rows, float unit, uint64_t seed);
 
   const Segment& source() const { return source_; }
   int dims() const { return dims_; }
@@ -47,6 +49,20 @@ class SealedSegment {
     rotation_.apply(x);
   }
   uint32_t root() const { return static_cast<uint32_t>(source_.size()); }
+  float unit() const { return unit_; }
+  uint64_t seed() const { return seed_; }
+  // Whether a row may be read: always, but for a file that is damaged there.
+  bool sound(uint32_t node) const {
+    Guard* guard = source_.guard;
+    if (guard == nullptr) return true;
+    if (!guard->touch(row(node), stride_)) return false;
+    for (int k = 0; k < kScanLanes; ++k) {
+      if (ids(row(node))[k] == kNone || ids(row(node))[k] < source_.size()) continue;
+      guard->accuse(ids(row(node)) + k);
+      return false;
+    }
+    return true;
+  }
 
  private:
   struct Scratch {
@@ -55,6 +71,7 @@ class SealedSegment {
     std::vector<uint32_t> ids;
   };
 
+  SealedSegment(const Segment& source, uint64_t seed);  // no rows yet
   void write_row(uint32_t node, const float* center, const uint32_t* links, const float* turned, float* scratch);
   void fill(uint32_t node, uint32_t* links, Scratch& scratch) const;
   template <class Work>
@@ -62,6 +79,7 @@ class SealedSegment {
 
   const Segment& source_;
   int dims_;
+  uint64_t seed_;
   Rotation rotation_;
   float unit_ = 1;  // scales the longest row to 1, so that halves hold every number of a row
   size_t codes_at_, add_at_, ids_at_, stride_;

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "guard.h"
 #include "region.h"
 #include "space.h"
 
@@ -23,9 +24,15 @@ class Segment {
         vectors_(capacity * space.stride),
         links_(capacity * static_cast<size_t>(degree) * sizeof(uint32_t)) {}
 
+  // Rows and links that lie in a mapped file; `guard` (or null) checks what is read. It can only be read.
+  Segment(const Space& space, int degree, size_t count, const void* rows, const void* links, Guard* guard)
+      : space(space), degree(degree), guard(guard), capacity_(count), size_(count), vectors_(Region::view(rows)),
+        links_(Region::view(links)) {}
+
   Space space;
   const int degree;               // most neighbours of a node; a multiple of 16
   std::vector<uint32_t> entries;  // where searches start, nearest to the centre first
+  Guard* const guard = nullptr;
 
   size_t size() const { return size_.load(std::memory_order_acquire); }
   size_t capacity() const { return capacity_; }
@@ -50,13 +57,18 @@ class Segment {
     size_.store(first + count, std::memory_order_release);
   }
 
-  // Append `count` stored rows with their links.
-  void adopt(const void* rows, const uint32_t* links_of_rows, size_t count) {
-    const size_t first = size();
-    if (first + count > capacity_) throw std::length_error("the segment is full");
-    std::memcpy(row(static_cast<uint32_t>(first)), rows, count * space.stride);
-    std::memcpy(links(static_cast<uint32_t>(first)), links_of_rows, count * static_cast<size_t>(degree) * sizeof(uint32_t));
-    size_.store(first + count, std::memory_order_release);
+  // Whether a row and a list may be read: always, but for a file that is damaged there.
+  bool sound_row(uint32_t node) const { return guard == nullptr || guard->touch(row(node), space.stride); }
+  bool sound_links(uint32_t node) const {
+    const size_t bytes = static_cast<size_t>(degree) * sizeof(uint32_t);
+    if (guard == nullptr) return true;
+    if (!guard->touch(links(node), bytes)) return false;
+    for (int k = 0; k < degree && links(node)[k] != kNone; ++k) {
+      if (links(node)[k] < size()) continue;
+      guard->accuse(links(node) + k);
+      return false;
+    }
+    return true;
   }
 
   // The row as floats; `buffer` (space.dims) is used unless it is stored that way.

@@ -35,12 +35,12 @@ struct Walk {
     for (int byte = 0; byte < 4 * segment.degree; byte += 64) __builtin_prefetch(links + byte);
   }
   // The unmet neighbours only, without distances; `measure` does a slice of them.
-  void meet(uint32_t node, Hits& hits) const { collect(segment.links(node), hits); }
+  void meet(uint32_t node, Hits& hits) const { collect(node, hits); }
   void measure(Hits& hits, int first, int count) const {
     segment.space.distances(query, segment.rows(), hits.ids + first, count, hits.distances + first);
   }
   void expand(uint32_t node, Hits& hits) const {
-    collect(segment.links(node), hits);
+    collect(node, hits);
     segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
   }
   // The entries of which this part is the `part`-th of `parts`.
@@ -48,13 +48,16 @@ struct Walk {
     hits.count = 0;
     const std::vector<uint32_t>& nodes = segment.entries;
     for (size_t i = static_cast<size_t>(part) % nodes.size(); i < nodes.size(); i += static_cast<size_t>(parts))
-      if (visited.claim(nodes[i])) hits.ids[hits.count++] = nodes[i];
+      if (segment.sound_row(nodes[i]) && visited.claim(nodes[i])) hits.ids[hits.count++] = nodes[i];
     segment.space.distances(query, segment.rows(), hits.ids, hits.count, hits.distances);
   }
 
  private:
-  void collect(const uint32_t* links, Hits& hits) const {
+  void collect(uint32_t node, Hits& hits) const {
     constexpr int kAhead = 8;
+    hits.count = 0;
+    if (!segment.sound_links(node)) return;
+    const uint32_t* links = segment.links(node);
     const int degree = segment.degree;
     for (int i = 0; i < kAhead && links[i] != kNone; ++i) visited.prefetch(links[i]);
     int count = 0;
@@ -62,6 +65,12 @@ struct Walk {
       if (i + kAhead < degree && links[i + kAhead] != kNone) visited.prefetch(links[i + kAhead]);
       hits.ids[count] = links[i];
       count += visited.claim(links[i]);
+    }
+    if (segment.guard != nullptr) {
+      const int met = count;
+      count = 0;
+      for (int i = 0; i < met; ++i)
+        if (segment.sound_row(hits.ids[i])) hits.ids[count++] = hits.ids[i];
     }
     hits.count = count;
   }
