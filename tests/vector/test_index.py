@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.vector.synthetic import clustered, distances, recall
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidRequest, NotFound
 from statepool.vector import DimensionError, Index
 
 K = 10
@@ -111,3 +111,47 @@ def test_bad_input_is_one_clear_error(index: Index, call, kind: type[Exception],
     with pytest.raises(kind, match=says):
         call(index)
     assert len(index) == size
+
+
+def test_batches_and_ranges_against_brute_force(index: Index, data: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, queries = data
+    truth = distances("cos", rows, queries)
+    for workers in (1, 3):
+        for query, found in zip(queries, index.search_batch(queries, K, 60, workers=workers), strict=True):
+            np.testing.assert_array_equal(found.ids, index.search(query, K, 60).ids)
+    found_rows = wanted_rows = 0
+    for number, query in enumerate(queries):
+        radius = float(np.sort(truth[number])[200])
+        found = index.range_search(query, radius)
+        want = set(np.flatnonzero(truth[number] <= radius).tolist())
+        assert (found.distances <= radius).all()
+        found_rows += len(want & set(found.ids.tolist()))
+        wanted_rows += len(want)
+    assert found_rows / wanted_rows >= 0.97
+    assert len(index.range_search(queries[0], -1.0).ids) == 0
+    assert len(index.range_search(queries[0], 3.0).ids) == len(rows)
+
+
+def test_calibrated_ef_reaches_its_recall(index: Index, data: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, queries = data
+    table = index.calibrate(queries[:50], (0.9, 0.99))
+    nearest = np.argsort(distances("cos", rows, queries[:50]), axis=1)[:, :K]
+    for target, ef in table.items():
+        assert recall([index.search(query, K, ef).ids for query in queries[:50]], nearest) >= target - 0.005
+    assert K <= table[0.9] <= table[0.99]
+
+
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+@pytest.mark.parametrize(("dtype", "error"), [("f32", 1e-6), ("f16", 1e-3), ("bf16", 8e-3), ("i8", 1.2e-2)])
+def test_get_and_contains(metric: str, dtype: str, error: float, data: tuple[np.ndarray, np.ndarray]) -> None:
+    rows = data[0][:200]
+    index = Index(40, metric, dtype, R=16, build_window=32)
+    index.build(rows, ids=np.arange(200) + 1000)
+    want = rows / np.linalg.norm(rows, axis=1, keepdims=True) if metric == "cos" else rows
+    largest = np.abs(want).max() if metric != "ip" else max(np.abs(want).max(), np.linalg.norm(want, axis=1).max())
+    np.testing.assert_allclose(index.get([1003, 1000, 1199]), want[[3, 0, 199]], atol=error * largest, rtol=0)
+    assert 1199 in index
+    assert 3 not in index
+    assert index.get([]).shape == (0, 40)
+    with pytest.raises(NotFound, match="3 is not in the index"):
+        index.get([1000, 3])

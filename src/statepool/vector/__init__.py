@@ -3,6 +3,7 @@
 from .errors import DimensionError, IndexCorruptError, ReadOnlyError
 from .file import Report, verify
 from .index import Index, Result, Stats, open  # noqa: A004 - the name users know from files
+from .tool import RetrievalTool
 
 __all__ = [
     "DimensionError",
@@ -11,6 +12,7 @@ __all__ = [
     "ReadOnlyError",
     "Report",
     "Result",
+    "RetrievalTool",
     "Stats",
     "open",
     "verify",

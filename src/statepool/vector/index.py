@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidRequest, NotFound
 
 from .errors import DimensionError, IndexCorruptError, ReadOnlyError
 from .file import IndexFile, Verify, write
@@ -96,6 +96,7 @@ class Index:
         self._ids: np.ndarray | None = None
         self._file: IndexFile | None = None
         self._held: dict[str, np.ndarray] = {}
+        self._places: dict[int, int] | None = None
         self._sealed = False
 
     def __len__(self) -> int:
@@ -135,7 +136,7 @@ class Index:
                 self._build_and_tell(arguments, progress)
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
-        self._ids, self._held, self._sealed = labels, {}, False
+        self._ids, self._held, self._sealed, self._places = labels, {}, False, None
 
     def _build_and_tell(self, arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -219,6 +220,126 @@ class Index:
         except core.DamageError:
             raise self._damage() from None
         return self._result(found)
+
+    def search_batch(
+        self,
+        Q: np.ndarray,  # noqa: N803
+        k: int = 10,
+        ef: int | None = None,
+        *,
+        workers: int = 0,
+    ) -> list[Result]:
+        """``search`` for every row of ``Q`` ``[m, dim]``, one thread per query, several queries at once.
+
+        Args:
+            workers: Queries at once; 0 means all cores. Answers do not depend on it.
+
+        Raises:
+            DimensionError: ``Q`` is not ``[m, dim]``.
+            InvalidRequest: as ``search``.
+        """
+        queries = _floats("Q", Q, 2)
+        _same_width("Q", queries.shape[1], self.dim)
+        with ThreadPoolExecutor(_cores(workers)) as pool:
+            return list(pool.map(lambda query: self.search(query, k, ef), queries))
+
+    def range_search(self, q: np.ndarray, radius: float, ef: int = 64) -> Result:
+        """The rows within ``radius`` of ``q``, nearest first, approximately.
+
+        Widens the search until the farthest candidate lies outside.
+
+        Args:
+            q: ``[dim]``.
+            radius: Largest distance, in the unit of the metric.
+            ef: Candidates of the first search.
+
+        Raises:
+            DimensionError: ``q`` is not ``[dim]``.
+            InvalidRequest: ``radius`` is not finite, or as ``search``.
+        """
+        if not np.isfinite(radius):
+            raise InvalidRequest(f"radius: {radius} is not finite", param="radius")
+        _within("ef", ef, 1, 2**31)
+        while True:
+            found = self.search(q, ef, ef)
+            inside = int(np.searchsorted(found.distances, radius, side="right"))
+            if inside < len(found.ids) or ef >= len(self):
+                return Result(found.ids[:inside], found.distances[:inside], found.truncated, found.stats)
+            ef *= 4
+
+    def calibrate(
+        self,
+        Q: np.ndarray,  # noqa: N803
+        targets: Sequence[float] = (0.9, 0.95, 0.99),
+        k: int = 10,
+    ) -> dict[float, int]:
+        """The smallest ``ef``, within 5 %, that reaches each recall at ``k`` on sample queries ``Q`` ``[m, dim]``.
+
+        Raises:
+            InvalidRequest: a target that is not reached although every row is a candidate.
+        """
+        queries = _floats("Q", Q, 2)
+        truth = [self.exact(query, k).ids for query in queries]
+        wanted = sum(map(len, truth))
+
+        def recall(ef: int) -> float:
+            found = self.search_batch(queries, k, ef)
+            return sum(len(np.intersect1d(f.ids, t)) for f, t in zip(found, truth, strict=True)) / max(wanted, 1)
+
+        table = {}
+        for target in targets:
+            low, high = k - 1, k
+            while recall(high) < target:
+                if high >= max(len(self), k):
+                    raise InvalidRequest(f"targets: recall {target} is not reached by this graph", param="targets")
+                low, high = high, min(2 * high, max(len(self), k))
+            while high - low > max(1, low // 20):
+                middle = (low + high) // 2
+                low, high = (middle, high) if recall(middle) < target else (low, middle)
+            table[target] = high
+        return table
+
+    def __contains__(self, one: int) -> bool:
+        return len(self) > 0 and self._position(one) is not None
+
+    def get(self, ids: Sequence[int]) -> np.ndarray:
+        """The vectors of rows as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
+
+        Raises:
+            NotFound: an id that is not in the index.
+        """
+        places = [self._position(one) for one in ids]
+        for one, place in zip(ids, places, strict=True):
+            if place is None:
+                raise NotFound(f"ids: {one} is not in the index", param="ids")
+        return self._decoded([place for place in places if place is not None])
+
+    def _position(self, one: int) -> int | None:
+        if self._ids is None:
+            return one if 0 <= one < len(self) else None
+        if self._places is None:
+            self._places = {int(label): place for place, label in enumerate(self._ids)}
+        return self._places.get(one)
+
+    def _decoded(self, places: list[int]) -> np.ndarray:
+        if not places:
+            return np.empty((0, self.dim), np.float32)
+        rows = self._core.arrays()[0]
+        if self._file is not None:
+            begin, stride = self._file.sections["rows"].offset, rows.shape[1]
+            for place in places:
+                self._file.touch(begin + place * stride, stride)
+        raw = np.ascontiguousarray(rows[places])
+        width = -(-(self.dim + (self.metric == "ip")) // 16) * 16
+        if self.dtype == "bf16":
+            bits = raw[:, : 2 * width].view(np.uint16).astype(np.uint32) << 16
+            return bits.view(np.float32)[:, : self.dim]
+        if self.dtype == "i8":
+            scales = np.ascontiguousarray(raw[:, width : width + 4]).view(np.float32)
+            return raw[:, : self.dim].view(np.int8).astype(np.float32) * scales
+        kind = np.dtype(np.float32 if self.dtype == "f32" else np.float16)
+        stored = np.ascontiguousarray(raw[:, : kind.itemsize * width]).view(kind)
+        return stored[:, : self.dim].astype(np.float32)
 
     def stats(self) -> dict[str, Any]:
         """Figures of the index: rows, settings, bytes of vectors, links and codes."""
