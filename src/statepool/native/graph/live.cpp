@@ -93,7 +93,7 @@ std::vector<float> LiveSegment::prepare(const float* rows, size_t count) {
 std::vector<uint32_t> LiveSegment::take_slots(size_t count) {
   const std::lock_guard<std::mutex> lock(slots_mutex_);
   const size_t used = slots_.load(std::memory_order_relaxed), reused = std::min(count, free_.size());
-  if (used + count - reused > capacity()) throw std::length_error("the segment is full");
+  if (used + count - reused > capacity()) throw FullError("the segment is full");
   std::vector<uint32_t> slots(free_.end() - static_cast<std::ptrdiff_t>(reused), free_.end());
   free_.resize(free_.size() - reused);
   for (size_t next = used; slots.size() < count; ++next) slots.push_back(static_cast<uint32_t>(next));
@@ -259,7 +259,7 @@ void LiveSegment::add(const float* rows, const uint64_t* labels, size_t count) {
       for (size_t i = 0; i < named; ++i) names_.erase(labels[i]);
       const std::lock_guard<std::mutex> again(slots_mutex_);
       free_.insert(free_.end(), slots.begin(), slots.end());
-      throw std::invalid_argument(std::to_string(labels[named]));
+      throw TakenError(std::to_string(labels[named]));
     }
   }
   for (size_t i = 0; i < count; ++i) {

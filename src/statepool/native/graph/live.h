@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <unordered_map>
 #include <vector>
 
@@ -17,6 +18,13 @@
 #include "segment.h"
 
 namespace statepool::graph {
+
+struct TakenError : std::runtime_error {  // its text is the label
+  using std::runtime_error::runtime_error;
+};
+struct FullError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 class LiveSegment {
  public:
@@ -43,8 +51,8 @@ class LiveSegment {
   size_t dead() const { return dead_.load(std::memory_order_acquire); }
   size_t capacity() const { return segment_.capacity(); }
 
-  // All rows (space.dim floats each) or none. std::domain_error for a bad value, naming the row; std::invalid_argument for
-  // a label that is there already or comes twice; std::length_error when there is no room.
+  // All rows (space.dim floats each) or none. std::domain_error for a bad value, naming the row; TakenError for a label
+  // that is there already or comes twice; FullError when there is no room.
   void add(const float* rows, const uint64_t* labels, size_t count);
   // The same for labels that are there, which keep answering until the new row does. std::out_of_range for one that is not.
   void update(const float* rows, const uint64_t* labels, size_t count);

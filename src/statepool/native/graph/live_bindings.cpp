@@ -43,6 +43,8 @@ nb::tuple tuple_of(const LiveSegment::Found& found) {
 }  // namespace
 
 void bind_live(nb::module_& m) {
+  nb::exception<TakenError>(m, "TakenError", PyExc_ValueError);
+  nb::exception<FullError>(m, "FullError", PyExc_ValueError);
   nb::class_<LiveSegment>(m, "LiveSegment")
       .def("__init__",
            [](LiveSegment* self, int dim, int metric, int dtype, int degree, size_t capacity, int window, float alpha) {
