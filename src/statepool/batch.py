@@ -169,6 +169,8 @@ def _params(given: dict[str, Any], defaults: SamplingParams) -> SamplingParams:
         values["stop"] = tuple(_list("stop", values["stop"], str))
     if "stop_token_ids" in values:
         values["stop_token_ids"] = tuple(_list("stop_token_ids", values["stop_token_ids"], int))
+    if values.get("show_special") is not None:
+        values["show_special"] = tuple(_list("show_special", values["show_special"], str))
     try:
         if "logit_bias" in values:
             values["logit_bias"] = {int(token): float(bias) for token, bias in dict(values["logit_bias"]).items()}

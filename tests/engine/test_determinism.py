@@ -11,6 +11,7 @@ import struct
 import numpy as np
 import pytest
 
+from statepool.core.errors import InvalidRequest
 from statepool.engine.request import Request, SamplingParams
 
 CASES = 200
@@ -141,6 +142,26 @@ def test_embedding_does_not_depend_on_chunks(make_engine):
     whole = make_engine().embed(tokens)
     assert make_engine(max_batched_tokens=7, max_seqs=2).embed(tokens).tobytes() == whole.tobytes()
     assert np.linalg.norm(whole) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_embedding_runs_beside_a_stream_and_moves(make_engine):
+    tokens = tuple(range(100))
+    whole = make_engine().embed(tokens).tolist()
+    engine = make_engine(max_batched_tokens=16, max_seqs=2)
+    engine.submit(Request("stream", (1, 2, 3), SamplingParams(max_tokens=60, seed=1, ignore_eos=True)))
+    engine.submit(Request("vector", tokens, SamplingParams(max_tokens=0), embed=True))
+    for _ in range(4):
+        assert any(output.id == "stream" for output in engine.step())
+    moved = make_engine()
+    moved.import_state(engine.export_state("vector"))
+    (output,) = moved.step()
+    assert output.embedding == tuple(whole)
+    assert output.usage.completion_tokens == 0
+
+
+def test_an_embedding_chooses_no_tokens():
+    with pytest.raises(InvalidRequest, match="max_tokens 0"):
+        Request("a", (1,), SamplingParams(max_tokens=1), embed=True)
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4", "bf16", "fp32"])

@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 def echo_model(tmp_path_factory):
     """Folder ``echo`` with a byte-level tokenizer and a chat template, and no weights."""
     unused = (f"<|unused{i}|>" for i in range(50))
-    return write_tokenizer(tmp_path_factory.mktemp("models") / "echo", *unused, template=TEMPLATE)
+    marks = ("[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<|python_start|>", "<|python_end|>")
+    return write_tokenizer(tmp_path_factory.mktemp("models") / "echo", *unused, *marks, template=TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ makes the answer endless.
 import re
 from pathlib import Path
 
-import numpy as np
-
 from statepool.core.errors import InvalidRequest, NotFound
 from statepool.engine.config import EngineStats, ModelInfo
 from statepool.engine.request import Output, TokenLogprob, Usage
@@ -78,13 +76,13 @@ class EchoEngine:
             raise InvalidRequest("token 300 is not welcome", param="prompt")
         text = self.tokenizer.decode(request.prompt, skip_special=False)
         marked = re.findall(r"\{\{(.*?)\}\}", text, re.DOTALL)
-        answer = self.tokenizer.encode(marked[-1] if marked else "ok")
+        answer = self.tokenizer.encode(marked[-1] if marked else "ok", allow_special=True)
         if "boom" in text:
             answer = None
         if "stall" in text:
             answer = [self.tokenizer.encode("z")[0]] * 1_000_000
         stop = StopMatcher(request.params.stop, request.params.include_stop)
-        self.live[request.id] = [request, answer, 0, Detokenizer(self.tokenizer), stop]
+        self.live[request.id] = [request, answer, 0, Detokenizer(self.tokenizer, request.params.show_special), stop]
 
     def abort(self, name):
         return self.live.pop(name, None) is not None
@@ -129,13 +127,8 @@ class EchoEngine:
             finish,
             matched,
             usage=usage,
+            embedding=(1.0, 0.0, 0.0, 0.0) if request.embed and finish is not None else None,
         )
-
-    def score(self, tokens):
-        return np.full(len(tokens) - 1, -2.0, np.float32)
-
-    def embed(self, tokens):
-        return np.array([len(tokens), 0, 0, 0], np.float32) / len(tokens)
 
     def stats(self):
         return EngineStats(

@@ -1,6 +1,7 @@
 """Endpoints over the echo engine: shapes on the wire, failures in the clients' dialects."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -94,6 +95,44 @@ async def test_required_tool_choice_streams_arguments(gateway):
     assert deltas[0]["function"]["name"] == "look"
     assert deltas[0]["id"].startswith("call_")
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        ("mistral", '[TOOL_CALLS]look[ARGS]{"at": "sky"}'),
+        ("mistral", '[TOOL_CALLS] [{"name": "look", "arguments": {"at": "sky"} }]'),
+        ("llama3", '<|python_tag|>{"name": "look", "parameters": {"at": "sky"} }'),
+        ("pythonic", '<|python_start|>[look(at="sky")]<|python_end|>'),
+    ],
+)
+async def test_calls_marked_by_special_tokens(gateway, monkeypatch, form, answer, stream):
+    client, state = gateway
+    monkeypatch.setattr(state, "model", replace(state.model, tool_format=form))
+    body = chat("{{" + answer + " }}", tools=[TOOL], stream=stream)
+    response = await client.post("/v1/chat/completions", json=body)
+    if stream:
+        chunks = [data for _, data in events(response)][:-1]
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        calls = [call["function"] for delta in deltas for call in delta.get("tool_calls", [])]
+        assert "".join(delta.get("content", "") for delta in deltas) == ""
+        assert calls == [{"name": "look", "arguments": ""}, {"arguments": '{"at": "sky"}'}]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    else:
+        choice = response.json()["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at": "sky"}'}
+
+
+async def test_special_tokens_are_text_only_if_asked_for(gateway):
+    client, _ = gateway
+    for fields, text in (({}, "ab"), ({"skip_special_tokens": False}, "a[ARGS]b")):
+        answer = (await client.post("/v1/chat/completions", json=chat("{{a[ARGS]b}}", **fields))).json()
+        assert answer["choices"][0]["message"]["content"] == text
+        body = {"prompt": "{{a[ARGS]b}}", "max_tokens": 9, **fields}
+        assert (await client.post("/v1/completions", json=body)).json()["choices"][0]["text"] == text
 
 
 async def test_completion_echo_and_scores(gateway):

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.store.linearizability import UNKNOWN, Call
+
 from statepool.store.net.roles import TERM_SHIFT, Answer, Mirror, Position, Primary, Renewal, Vote, Witness
 
 LEASE, PATIENCE, SECONDS = 3.0, 1.0, 60.0
-MACHINES, CLIENTS = ("a", "b", "c"), ("x", "y", "z")
+MACHINES, WRITERS, READERS = ("a", "b", "c"), ("x", "y", "z"), ("r", "s")
+CLIENTS = WRITERS + READERS
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Machine:
         disk.epoch = max(disk.epoch + 1, disk.term << TERM_SHIFT)
         self.primary = Primary(self.name, disk.term, disk.epoch, len(disk.log), LEASE, PATIENCE)
         self.log, self.writing = list(disk.log), False
-        self.last = dict(f.operation for f in self.log)
-        self.waiting: list[tuple[int, str, int]] = []
+        self.last = {client: (sequence, f.lsn - 1) for f in self.log for client, sequence in (f.operation,)}
+        self.waiting: list[tuple[int, str, int, int]] = []  # until which operation, for whom, what it is told
         self.renew()
 
     def crash(self) -> None:
@@ -119,7 +123,7 @@ class Machine:
         role = self.primary
         if role is None or not role.may_acknowledge(self.now()):
             return
-        last = self.last.get(client, 0)
+        last, _ = self.last.get(client, (0, 0))
         if sequence < last:
             return
         if sequence > last:
@@ -127,10 +131,16 @@ class Machine:
                 return
             crc = self.log[-1].position.crc if self.log else 0
             self.log.append(Frame(self.disk.epoch, len(self.log) + 1, crc, (client, sequence)))
-            self.last[client] = sequence
+            self.last[client] = sequence, len(self.log) - 1
             self.write()
-        self.waiting.append((len(self.log), client, sequence))
+        self.waiting.append((len(self.log), client, sequence, self.last[client][1]))
         self.acknowledge()
+
+    def on_look(self, client: str, sequence: int) -> None:
+        """How long the log is; told when a takeover would keep what was seen."""
+        if self.primary is not None and self.primary.may_acknowledge(self.now()):
+            self.waiting.append((len(self.log), client, sequence, len(self.log)))
+            self.acknowledge()
 
     def write(self) -> None:
         if self.writing or len(self.disk.log) == len(self.log):
@@ -150,8 +160,8 @@ class Machine:
         done = min(len(self.disk.log), role.mirrored)
         ready, self.waiting = [w for w in self.waiting if w[0] <= done], [w for w in self.waiting if w[0] > done]
         if role.may_acknowledge(self.now()):
-            for _, client, sequence in ready:
-                self.world.acknowledged(self, client, sequence)
+            for _, client, sequence, said in ready:
+                self.world.acknowledged(self, client, sequence, said)
 
     def on_pull(self, sender: str, ask: tuple[int, int, Position]) -> None:
         role = self.primary
@@ -258,6 +268,8 @@ class World:
         self.witness_rate = self.draw.uniform(0.955, 1.045)
         self.acked: set[tuple[str, int]] = set()
         self.next = dict.fromkeys(CLIENTS, 1)
+        self.begun: dict[tuple[str, int], float] = {}
+        self.ended: dict[tuple[str, int], tuple[float, int]] = {}
         self.cut: set[frozenset[str]] = set()
         self.calm = False
         self.promotions = self.violations = self.steps = 0
@@ -303,19 +315,31 @@ class World:
     def ask(self, client: str, sequence: int) -> None:
         """Again and again until it is acknowledged, at whatever machine."""
         if self.next[client] == sequence:
+            self.begun.setdefault((client, sequence), self.time)
             to = self.reigning[-1] if self.reigning and self.draw.random() < 0.7 else self.draw.choice(MACHINES)
-            self.send(client, to, "write", sequence)
+            self.send(client, to, "look" if client in READERS else "write", sequence)
             self.at(self.draw.uniform(0.05, 0.4), lambda: self.ask(client, sequence))
 
-    def acknowledged(self, machine: Machine, client: str, sequence: int) -> None:
+    def acknowledged(self, machine: Machine, client: str, sequence: int, said: int) -> None:
         self.reigning = [machine.name]
-        self.send(machine.name, client, "acknowledged", sequence)
-        self.acked.add((client, sequence))  # from when it leaves: whether it arrives or not
+        self.send(machine.name, client, "acknowledged", (sequence, said))
+        if client in WRITERS:
+            self.acked.add((client, sequence))  # from when it leaves: whether it arrives or not
 
-    def told(self, client: str, sequence: int) -> None:
+    def told(self, client: str, body: tuple[int, int]) -> None:
+        sequence, said = body
         if self.next[client] == sequence:
+            self.ended[client, sequence] = self.time, said
             self.next[client] += 1
             self.at(self.draw.uniform(0.0, 0.05), lambda: self.ask(client, sequence + 1))
+
+    def history(self) -> list[Call]:
+        """What the clients saw: numbers of entries appended to one log, and its length."""
+        calls = []
+        for (client, sequence), start in self.begun.items():
+            end, said = self.ended.get((client, sequence), (math.inf, UNKNOWN))
+            calls.append(Call("log", "length" if client in READERS else "append", (), start, end, said, client))
+        return calls
 
     # ---- what happens to the machines -----------------------------------------------------------------------------
 

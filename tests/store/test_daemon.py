@@ -21,6 +21,7 @@ from statepool.core.errors import (
     StoreReadOnly,
     Unavailable,
 )
+from statepool.store import sequences
 from statepool.store.net.framing import LIMIT, REPLIES, REQUESTS, Request, Splitter, address, pack
 from statepool.store.net.link import Link
 from statepool.store.net.remote import RemoteNative
@@ -88,6 +89,11 @@ def test_conflicts_and_bad_calls(url: str) -> None:
             tx[mine][b"k"] += b"!"
             other[b"k"] = b"2"
         assert mine[b"k"] == b"2"
+        with pytest.raises(Conflict), one.transaction() as tx:  # one that only reads must not see two moments
+            seen = tx[mine][b"k"]
+            other.update({b"k": b"3", b"l": b"3"})
+            assert (seen, tx[mine][b"l"]) == (b"2", b"3")
+        mine[b"k"] = b"2"
         with pytest.raises(NotFound):
             one.drop("nothing")
         with pytest.raises(InvalidRequest):
@@ -158,6 +164,27 @@ def test_a_call_sent_twice_gives_the_first_outcome(url: str) -> None:
         assert len(queue) == 1
         with pytest.raises(InvalidRequest, match="older"):
             native._call("commit", [take], [], client, last, 1)
+
+
+def test_a_client_whose_clock_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It neither ends the leases of others nor makes its own last for ever."""
+    with statepool.store.open(url) as store:
+        queue, right = store.queue("clocks"), sequences.now_ms
+        queue.limit_attempts(1)
+        queue.put_many([b"a", b"b"])
+        held = queue.take(60.0)
+        assert held is not None
+        for days in (10_000, -10_000):
+            monkeypatch.setattr(sequences, "now_ms", lambda days=days: right() + days * 86_400_000)
+            assert held.extend(60.0)
+            assert queue.take_dead_letter() is None
+        other = queue.take(0.05)
+        assert other is not None and other.value == b"b" and queue.take() is None
+        monkeypatch.undo()
+        time.sleep(0.06)
+        letter = queue.take_dead_letter()
+        assert letter is not None and letter.value == b"b"
+        assert held.ack() and len(queue) == 0 and queue.dead_letters() == []
 
 
 class Flaky(threading.Thread):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from sortedcontainers import SortedDict as Oracle
 import statepool.store
 from statepool.core.errors import InvalidRequest, NotFound, SnapshotExpired
 from statepool.store.native import Verb
+
+from .stores import killed, taken_over
 
 KINDS: dict[str, Callable[[statepool.store.Store], Any]] = {
     "dict": lambda store: store.dict("d"),
@@ -50,6 +53,9 @@ class Machine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.store = statepool.store.open(self.folder, **SMALL)
+        self.attach()
+
+    def attach(self) -> None:
         self.mine = KINDS[self.kind](self.store)
 
     def teardown(self) -> None:
@@ -118,6 +124,16 @@ class Machine(RuleBasedStateMachine):
         self.store.close()
         self.open()
 
+    @rule(heap=st.booleans())
+    def kill(self, heap: bool) -> None:
+        self.store = killed(self.store, self.folder, heap=heap, **SMALL)
+        self.attach()
+
+    @rule()
+    def mirror(self) -> None:
+        self.store = taken_over(self.store, self.folder, **SMALL)
+        self.attach()
+
     @rule()
     def checkpoint(self) -> None:
         self.store.checkpoint()
@@ -172,8 +188,8 @@ class SortedMachine(Machine):
 class VersionedMachine(SortedMachine):
     """What snapshots add: they stay as they were."""
 
-    def open(self) -> None:
-        super().open()
+    def attach(self) -> None:
+        super().attach()
         self.snapshots: list[tuple[Any, dict[bytes, bytes]]] = []
 
     @rule()
@@ -196,12 +212,23 @@ class VersionedMachine(SortedMachine):
             assert all(mine.get(key) == oracle.get(key) for key in (b"1", b"", b"long common prefix 03"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_against_the_oracle(kind: str) -> None:
+def play(kind: str, examples: int, steps: int) -> None:
     base = VersionedMachine if "versioned" in kind else Machine if kind == "dict" else SortedMachine
     machine = type("M", (base,), {"kind": kind})
-    machine.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+    machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
     machine.TestCase("runTest").runTest()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_oracle(kind: str) -> None:
+    play(kind, 8, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_the_oracle_for_long(kind: str) -> None:
+    play(kind, 60, 60)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,3 +305,19 @@ def test_keys_before_a_removed_first_leaf(kind: str, tmp_path: Any) -> None:
             mine[key] = value
         assert list(mine) == sorted(low) + [b"m%06d" % n for n in range(400, 1000)]
         assert all(mine[key] == value for key, value in low.items())
+
+
+@pytest.mark.parametrize("kind", ["versioned b+tree", "versioned bst"])
+def test_a_snapshot_ends_with_its_lease(kind: str, tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        mine = KINDS[kind](store)
+        mine[b"k"] = b"old"
+        snapshot, longer = mine.snapshot(lease=0.05), mine.snapshot(lease=60.0)
+        mine[b"k"] = b"new"
+        time.sleep(0.06)
+        for read in (lambda: snapshot[b"k"], lambda: list(snapshot)):
+            with pytest.raises(SnapshotExpired, match="lease has ended"):
+                read()
+        for i in range(300):  # what nobody may read any more is used again
+            mine[b"k"] = b"%d" % i
+        assert longer[b"k"] == b"old"

@@ -13,8 +13,16 @@ from pathlib import Path
 import pytest
 
 import statepool.store
-from statepool.core.errors import InvalidRequest, OutcomeUnknown, StatepoolError, StoreLocked, StoreReadOnly
-from statepool.store.logreader import Files
+from statepool.core.errors import (
+    Conflict,
+    InvalidRequest,
+    OutcomeUnknown,
+    StatepoolError,
+    StoreFull,
+    StoreLocked,
+    StoreReadOnly,
+)
+from statepool.store.logreader import FRAME, Files
 
 SMALL = {"capacity": "16MiB", "segment_size": "64KiB"}
 
@@ -149,6 +157,35 @@ def test_what_was_acknowledged_outlives_a_failed_disk(tmp_path: Path) -> None:
         assert len(store.dict("d")) >= int(acks.read_text()) > 50
 
 
+def test_all_who_wait_are_told_that_the_disk_failed(tmp_path: Path) -> None:
+    """Many threads wait for the frame that cannot be written, and for the one behind it."""
+
+    def work() -> None:
+        signal.alarm(30)  # or it would hang
+        store = statepool.store.open(tmp_path / "s", shared=False, **SMALL)
+        d, ended = store.dict("d"), []
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (32 << 10, resource.RLIM_INFINITY))
+
+        def write(thread: int) -> None:
+            try:
+                for i in range(10_000):
+                    d[b"%d %d" % (thread, i)] = b"v" * 900
+            except (OutcomeUnknown, StoreReadOnly, StoreFull) as error:
+                ended.append(error)
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(ended) == 12
+        with pytest.raises(StatepoolError):
+            store.close()
+
+    assert in_child(work) == 0
+
+
 def test_closing_while_others_write(tmp_path: Path) -> None:
     store = statepool.store.open(tmp_path / "s", **SMALL)
     d = store.dict("d")
@@ -271,3 +308,37 @@ def test_no_shared_memory_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(StatepoolError):
         statepool.store.open(tmp_path / "s")
     assert not shared.exists()
+
+
+def test_each_opening_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+    """On disk, before its first frame; also after a process that was killed."""
+    epochs = []
+
+    def work() -> None:
+        store = statepool.store.open(tmp_path / "s", **SMALL)
+        store.dict("d")[b"k"] = b"v"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for killed in (False, True, True, False):
+        if killed:
+            assert in_child(work) == signal.SIGKILL
+        else:
+            with statepool.store.open(tmp_path / "s", **SMALL) as store:
+                store.dict("d")[b"k"] = b"v"
+        files = Files(tmp_path / "s")
+        last = [FRAME.unpack_from(frame)[6] for frame, _ in files.frames()][-1]
+        assert last == files.meta.epoch
+        epochs.append(last)
+    assert epochs == [1, 2, 3, 4]
+
+
+def test_a_transaction_that_only_reads_sees_one_moment(tmp_path: Path) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        d = store.dict("d")
+        d.update({b"a": b"1", b"b": b"1"})
+        with pytest.raises(Conflict), store.transaction() as tx:
+            first = tx[d][b"a"]
+            d.update({b"a": b"2", b"b": b"2"})
+            assert (first, tx[d][b"b"]) == (b"1", b"2")
+        with store.transaction() as tx:
+            assert (tx[d][b"a"], tx[d][b"b"], len(tx[d])) == (b"2", b"2", 2)

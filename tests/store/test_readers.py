@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +133,86 @@ def test_what_a_reader_cannot_do(tmp_path: Path) -> None:
     owner.close()
     with pytest.raises(NotFound, match="no process has"):
         reader.queue("other")
+
+
+# Writes without waiting for the disk, and stops at once, its committing thread too.
+STOPPED = """
+import os, signal, sys
+import statepool.store
+store = statepool.store.open(sys.argv[1], capacity="16MiB")
+entries, tree, queue = store.dict("d"), store.sorted_dict("t"), store.queue("q")
+print("ready", flush=True)
+number = 0
+for _ in sys.stdin:
+    number += 1
+    with store.transaction(durability="process") as tx:
+        tx[entries][b"%d" % number] = tx[tree][b"%d" % number] = b"v"
+        tx[queue].put(b"v")
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+Stopped = tuple[statepool.store.Store, "subprocess.Popen[bytes]", int]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[Stopped]:
+    """A reader of an owner that stopped before its last transaction was durable, and that transaction's number."""
+    pipe = subprocess.PIPE
+    owner = subprocess.Popen([sys.executable, "-c", STOPPED, str(tmp_path / "s")], stdin=pipe, stdout=pipe, bufsize=0)
+    try:
+        assert owner.stdin is not None and owner.stdout is not None and owner.stdout.readline() == b"ready\n"
+        with statepool.store.open(tmp_path / "s", mode="read") as store:
+            number = 0
+            while store.durable_lsn == store.applied_lsn:  # or else the disk was quicker than the signal
+                number += 1
+                owner.send_signal(signal.SIGCONT)
+                owner.stdin.write(b"\n")
+                os.waitpid(owner.pid, os.WUNTRACED)
+            yield store, owner, number
+    finally:
+        owner.kill()
+        owner.wait()
+        for end in (owner.stdin, owner.stdout):
+            if end is not None:
+                end.close()
+
+
+def test_a_reader_waits_for_the_disk(stopped: Stopped) -> None:
+    """What lies in memory alone is told to nobody: not a value, not a range, not even a length."""
+    store, owner, number = stopped
+    entries, tree, queue = store.dict("d"), store.sorted_dict("t"), store.queue("q")
+    key, told = b"%d" % number, []
+    looks = [
+        lambda: entries[key] == b"v",
+        lambda: tree[key] == b"v",
+        lambda: len(entries) == number,
+        lambda: sorted(entries) == sorted(b"%d" % i for i in range(1, number + 1)),
+        lambda: len(list(tree)) == number,
+        lambda: len(queue) == number,
+        lambda: len(queue.peek_range()) == number,
+    ]
+    threads = [threading.Thread(target=lambda look=look: told.append(look())) for look in looks]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    early = list(told)
+    owner.send_signal(signal.SIGCONT)
+    for thread in threads:
+        thread.join(10.0)
+    assert early == [], "it told what is not durable"
+    assert told == [True] * len(looks)
+
+
+def test_a_reader_is_closed_while_it_waits(stopped: Stopped) -> None:
+    store, owner, number = stopped
+    entries, told = store.dict("d"), []
+    thread = threading.Thread(target=lambda: told.append(entries[b"%d" % number]))
+    thread.start()
+    time.sleep(0.1)
+    store.close()
+    with pytest.raises(StoreReadOnly, match="closed"):
+        store.dict("d")
+    owner.send_signal(signal.SIGCONT)
+    thread.join(10.0)
+    assert told == [b"v"]

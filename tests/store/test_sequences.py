@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import statepool.store
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import Conflict, InvalidRequest
 from statepool.store import sequences
+from statepool.store.logreader import Files
+from statepool.store.logreplay import replay
+
+from .stores import killed, taken_over
 
 SMALL = {"durability": "process", "capacity": "8MiB", "segment_size": "128KiB"}
 
@@ -44,6 +49,16 @@ class Game(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.store.close()
         self.open()
+
+    @rule(heap=st.booleans())
+    def kill(self, heap: bool) -> None:
+        self.store = killed(self.store, self.folder, heap=heap, **SMALL)
+        self.attach()
+
+    @rule()
+    def mirror(self) -> None:
+        self.store = taken_over(self.store, self.folder, **SMALL)
+        self.attach()
 
     @rule()
     def checkpoint(self) -> None:
@@ -88,10 +103,12 @@ class QueueGame(Game):
 
     def begin(self) -> None:
         self.items: list[dict[str, Any]] = []
+        self.dead: list[dict[str, Any]] = []
+        self.limit = 0
         self.held: list[tuple[Any, dict[str, Any]]] = []
         self.ids: dict[str, int] = {}
         self.next, self.now = 1, 1_000_000
-        sequences._now = lambda: self.now
+        sequences.now_ms = lambda: self.now
 
     def attach(self) -> None:
         self.queue = self.store.queue("q")
@@ -122,6 +139,8 @@ class QueueGame(Game):
     @rule(count=st.integers(1, 200), lease=st.sampled_from([0.0, 1.0, 5.0]))
     def take(self, count: int, lease: float) -> None:
         taken = self.queue.take_many(count, lease)
+        if any(item["until"] <= self.now and not self.worn_out(item) for item in self.items):
+            self.bury()  # a take that finds nothing changes nothing
         free = [item for item in self.items if item["until"] <= self.now][:count]
         assert [(t.sequence, t.value, t.attempts) for t in taken] == [
             (item["number"], item["value"], item["attempts"] + 1) for item in free
@@ -134,9 +153,47 @@ class QueueGame(Game):
             else:
                 self.held.append((mine, item))
 
-    def ours(self, mine: Any, item: dict[str, Any]) -> bool:
-        # A lease that ended still counts until somebody takes, or a take has put it back.
-        return item in self.items and item.get("token") == mine.token and not item.get("back", False)
+    def teardown(self) -> None:
+        """What another program finds in the log is the same."""
+        if not hasattr(self, "store"):
+            return
+        self.store.close()
+        files = Files(self.folder)
+        if files.meta.first_segment == 1:
+            found = replay(files.records()).queues["q"]
+            assert found.values() == {item["number"]: item["value"] for item in self.items}
+            assert list(found.dead) == [item["number"] for item in self.dead]
+        super().teardown()
+
+    def worn_out(self, item: dict[str, Any]) -> bool:
+        """Whether it dies when its lease has ended or it is given back."""
+        return item["until"] > 0 and 0 < self.limit <= item["attempts"]
+
+    def bury(self) -> None:
+        """What any take that finds something does first: leases that ended end."""
+        ended = [item for item in self.items if 0 < item["until"] <= self.now]
+        for item in sorted(ended, key=lambda item: (item["until"], item["number"])):
+            if self.worn_out(item):
+                self.items.remove(item)
+                self.dead.append(item)
+            else:
+                item["until"] = 0
+
+    @rule(attempts=st.integers(0, 3))
+    def limit_attempts(self, attempts: int) -> None:
+        self.queue.limit_attempts(attempts)
+        self.limit = attempts
+
+    @rule()
+    def take_dead_letter(self) -> None:
+        letter = self.queue.take_dead_letter()
+        if not self.dead and any(item["until"] <= self.now and self.worn_out(item) for item in self.items):
+            self.bury()
+        if not self.dead:
+            assert letter is None
+            return
+        item = self.dead.pop(0)
+        assert (letter.sequence, letter.value, letter.attempts) == (item["number"], item["value"], item["attempts"])
 
     @rule(data=st.data(), what=st.sampled_from(["ack", "nack", "extend"]))
     def settle(self, data: st.DataObject, what: str) -> None:
@@ -152,6 +209,9 @@ class QueueGame(Game):
             return
         if what == "ack":
             self.items.remove(item)
+        elif what == "nack" and self.worn_out(item):
+            self.items.remove(item)
+            self.dead.append(item)
         elif what == "nack":
             item["until"] = 0
         else:
@@ -166,13 +226,27 @@ class QueueGame(Game):
     def same(self) -> None:
         assert len(self.queue) == len(self.items)
         assert self.queue.peek_range(0, 1000) == [(item["number"], item["value"]) for item in self.items[:1000]]
+        assert [(d.sequence, d.value, d.attempts) for d in self.queue.dead_letters(1000)] == [
+            (item["number"], item["value"], item["attempts"]) for item in self.dead
+        ]
+
+
+def play(game: Any, examples: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "now_ms", sequences.now_ms)
+    game.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps, deadline=None)
+    game.TestCase("runTest").runTest()
 
 
 @pytest.mark.parametrize("game", [StackGame, QueueGame])
 def test_against_the_model(game: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequences, "_now", sequences._now)
-    game.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
-    game.TestCase("runTest").runTest()
+    play(game, 8, 25, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("game", [StackGame, QueueGame])
+def test_against_the_model_for_long(game: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(game, 80, 60, monkeypatch)
 
 
 def test_deduplication_remembers_the_last_65536_acknowledged(tmp_path: Any) -> None:
@@ -261,3 +335,60 @@ def test_counters_and_locks(tmp_path: Any) -> None:
             assert held.epoch == two.epoch + 1
         with pytest.raises(InvalidRequest, match="lease"):
             store.lock("l", lease=0)
+
+
+def test_dead_letters(tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        queue = store.queue("jobs", values="str")
+        with pytest.raises(InvalidRequest, match="attempts: -1"):
+            queue.limit_attempts(-1)
+        queue.limit_attempts(2)
+        queue.put_many(["poison", "fine"], dedup=["p", "f"])
+        for _ in range(2):
+            poison, fine = queue.take_many(2)
+            assert poison.nack() and (fine.attempts == 2 or fine.nack())
+        assert fine.ack()
+        assert queue.take() is None and len(queue) == 0
+        assert queue.dead_letters() == [sequences.DeadLetter("poison", 1, 2)]
+    with (
+        statepool.store.open(tmp_path / "s", **SMALL) as store,
+        statepool.store.open(tmp_path / "s", mode="read") as reader,
+    ):
+        queue = store.queue("jobs", values="str")
+        assert reader.queue("jobs", values="str").dead_letters() == queue.dead_letters()
+        assert queue.put("again", dedup="p") == 1, "a dead letter's id is known"
+        letter = queue.take_dead_letter()
+        assert letter == sequences.DeadLetter("poison", 1, 2)
+        assert queue.take_dead_letter() is None and queue.dead_letters() == []
+        assert queue.put(letter.value) == 3
+
+
+def test_a_clock_that_is_set_ends_no_lease(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's date changes by years while a queue and a lock are used."""
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        queue, one, two = store.queue("q"), store.lock("l", lease=30.0), store.lock("l", lease=30.0)
+        queue.put_many([b"a", b"b"])
+        held = queue.take(30.0)
+        assert held is not None and one.acquire(timeout=0)
+        for years in (10, -10):
+            there = time.time() + years * 3.15e7
+            monkeypatch.setattr(time, "time", lambda there=there: there)
+            monkeypatch.setattr(time, "time_ns", lambda there=there: int(there * 1e9))
+            assert not two.acquire(timeout=0)
+            other = queue.take(0.05)
+            assert other is not None and other.value == b"b"
+            time.sleep(0.06)  # a lease made meanwhile is as long as it says
+        one.renew()
+        assert held.ack()
+
+
+def test_a_lock_that_is_renewed_is_not_lost(tmp_path: Any) -> None:
+    with statepool.store.open(tmp_path / "s", **SMALL) as store:
+        one, two = store.lock("l", lease=0.2), store.lock("l", lease=0.2)
+        assert one.acquire()
+        for _ in range(4):
+            assert not two.acquire(timeout=0.1)
+            one.renew()
+        assert two.acquire(timeout=5)
+        with pytest.raises(Conflict, match="is not ours any more"):
+            one.renew()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from statepool.store.net import roles
-from statepool.store.net.roles import Answer, Position, Primary, Renewal, Vote, Witness
+from statepool.store.net.roles import Answer, Mirror, Position, Primary, Renewal, Vote, Witness
 
 from .simulator import World
 
@@ -111,3 +111,17 @@ def test_an_old_renewal_changes_nothing() -> None:
     assert witness.promote("n", 5.1).vote == Vote(1, "n")
     assert witness.promote("n", 5.2).granted
     assert not witness.renew(Renewal("p", 0, "m", (1, 4)), 9.0).granted
+
+
+def test_what_a_lower_term_sends_is_refused() -> None:
+    mirror = Mirror("m", 3, Position(3 << 32, 7, 99))
+    assert not mirror.accepts(2) and mirror.term == 3
+    assert not mirror.follows(2 << 32, 8, 99), "a frame of an earlier reign behind one of a later"
+    assert not mirror.follows(3 << 32, 9, 99) and not mirror.follows(3 << 32, 8, 98)
+    assert mirror.follows(4 << 32, 8, 99)
+    assert mirror.accepts(4) and mirror.term == 4 and not mirror.accepts(3)
+    primary = Primary("p", 3, 3 << 32, 7, None, 1.0)
+    primary.heard(3)
+    assert primary.may_acknowledge(0.0)
+    primary.heard(4)
+    assert not primary.may_acknowledge(0.0) and primary.fenced == 4

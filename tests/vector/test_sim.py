@@ -16,7 +16,7 @@ from statepool.vector.sim.study import Check
 from statepool.vector.sim.world import Graph, Pool, Search
 
 K, WIDTH = 10, 60
-COSTS = Costs(query=5000, hop=150, distance=100, one_way=200, start=400, round=700)
+COSTS = Costs(query=5000, hop=150, distance=100, one_way=200, start=400, round=700, merge=10)
 PARALLEL = ["edge", "iqan", "nosync", "async", "roles"]
 
 
@@ -60,8 +60,8 @@ def test_more_threads_lose_no_recall(engine: str, world: tuple[Index, np.ndarray
 
 def test_free_threads_are_faster_and_dear_barriers_are_not(world: tuple[Index, np.ndarray]) -> None:
     index, queries = world
-    free = Costs(query=0, hop=100, distance=100, one_way=0, start=0, round=0)
-    dear = Costs(query=0, hop=100, distance=100, one_way=200, start=0, round=100_000)
+    free = Costs(query=0, hop=100, distance=100, one_way=0, start=0, round=0, merge=0)
+    dear = Costs(query=0, hop=100, distance=100, one_way=200, start=0, round=100_000, merge=0)
 
     def total(engine: str, threads: int, costs: Costs) -> float:
         return sum(searched(index, query, engine, threads, costs).nanoseconds for query in queries)
@@ -84,7 +84,7 @@ def test_edge_counts_what_the_engine_counts(world: tuple[Index, np.ndarray]) -> 
 def test_constants_come_back_from_exact_times() -> None:
     hops, distances = [20, 40, 80, 160], [500, 900, 1500, 2600]
     times = [3000 + 200 * h + 90 * d for h, d in zip(hops, distances, strict=True)]
-    costs = fit(times, distances, hops, (170.0, 560.0, 400.0))
+    costs = fit(times, distances, hops, (170.0, 560.0, 400.0, 10.0))
     assert (costs.query, costs.hop, costs.distance) == pytest.approx((3000, 200, 90))
     assert costs.barrier(2) == 560
     assert costs.barrier(16) > costs.barrier(4)

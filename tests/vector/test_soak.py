@@ -19,7 +19,7 @@ def soak(folder: Path, queries: int, *flags: str) -> str:
     common = ["-std=c++20", "-pthread", "-ffp-contract=off", f"-I{NATIVE / 'graph'}"]
     generic = ["-DSTATEPOOL_NS=generic", "-DSTATEPOOL_ISA_generic"]
     objects = []
-    for source in [*sources, NATIVE / "isa.cpp", Path(__file__).with_name("soak.cpp")]:
+    for source in [*sources, NATIVE / "isa.cpp", NATIVE / "store" / "crc32c.cpp", Path(__file__).with_name("soak.cpp")]:
         target = folder / f"{source.stem}.o"
         kernel = generic if source.stem.endswith("_kernels") else []
         built = subprocess.run(

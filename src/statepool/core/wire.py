@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -39,7 +40,7 @@ class Codec(Generic[T]):
         """
         try:
             message: T = self._decoder.decode(data)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Corruption(f"a message could not be read: {error}") from error
         return message
 
@@ -58,5 +59,10 @@ def _decode_extension(code: int, data: memoryview) -> Any:
     if code != _ARRAY:
         raise Corruption(f"a message holds an unknown extension {code}")
     length = int.from_bytes(data[:4], "little")
-    dtype, shape = msgspec.msgpack.decode(data[4 : 4 + length], type=tuple[str, tuple[int, ...]])
-    return np.frombuffer(data[4 + length :], dtype=np.dtype(dtype)).reshape(shape)
+    try:
+        dtype, shape = msgspec.msgpack.decode(data[4 : 4 + length], type=tuple[str, tuple[int, ...]])
+        if re.fullmatch(r"[<>|=]?[biufcSUV]\d{1,4}", dtype) is None:
+            raise Corruption(f"a message holds an array of {dtype!r}, which is no type of numbers")
+        return np.frombuffer(data[4 + length :], dtype=np.dtype(dtype)).reshape(shape)
+    except (msgspec.DecodeError, TypeError, ValueError, OverflowError) as error:
+        raise Corruption(f"a message holds a damaged array: {error}") from error

@@ -149,14 +149,9 @@ class Engine:
 
     def embed(self, tokens: Tokens[int]) -> F32:
         """Mean of the final hidden states, float32 ``[hidden]``, L2-normalised."""
-        request = Request(f"embed-{secrets.token_hex(8)}", tuple(tokens), SamplingParams(max_tokens=0))
-        sequence = self._sequence(request)
-        sequence.embedding = np.zeros(self.info.hidden_size)
-        self._loop.waiting[request.id] = sequence
-        while sequence.finish is None:
-            self._backlog.extend(output for output in self.step() if output.id != request.id)
-        mean = sequence.embedding / len(tokens)
-        return (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+        request = Request(f"embed-{secrets.token_hex(8)}", tuple(tokens), SamplingParams(max_tokens=0), embed=True)
+        (output,) = self.generate([request])[request.id]
+        return np.array(output.embedding, np.float32)
 
     # -- state that moves --------------------------------------------------------------------------
 
@@ -186,7 +181,8 @@ class Engine:
         sequence = self._sequence(state.request, seed=state.seed)
         transfer.replay(sequence, state)
         needed = len(state.blocks)
-        if needed and needed <= self.pool.free:
+        # The sum of an embedding did not travel: it begins again.
+        if needed and needed <= self.pool.free and not state.request.embed:
             blocks = self.pool.take(needed)
             self.runner.write_blocks(blocks, state.blocks)
             sequence.table.blocks, sequence.computed = blocks, state.computed
@@ -272,12 +268,13 @@ class Engine:
                 self.info.eos_ids,
                 self.tokenizer.vocab_size,
             ),
-            detokenizer=Detokenizer(self.tokenizer),
+            detokenizer=Detokenizer(self.tokenizer, params.show_special),
             stop=StopMatcher(params.stop, params.include_stop),
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,
             drafter=NgramDrafter(self.config.max_draft) if self.config.speculate == "ngram" else None,
             tokens=list(request.prompt),
+            embedding=np.zeros(self.info.hidden_size) if request.embed else None,
         )
         sequence.sampler.begin(request.prompt)
         return sequence

@@ -60,6 +60,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: GrammarSpec | None = None
+    show_special: tuple[str, ...] | None = ()
+    """Special tokens that appear in the text, by their spelling; ``None`` shows all."""
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -104,6 +106,10 @@ class Request:
     ``salt`` separates tenants: blocks are shared only between requests with equal salt.
     ``index`` numbers the siblings of one ``n > 1`` call; noise is keyed by (seed, index, position).
     ``session`` keeps the KV of the finished request under that name (see ``engine.session``).
+    ``embed`` asks for ``Output.embedding`` instead of tokens; ``max_tokens`` must be 0.
+
+    Raises:
+        InvalidRequest: ``embed`` with tokens to choose or a session to keep.
     """
 
     id: str
@@ -114,6 +120,11 @@ class Request:
     """Lower runs first; equal priorities run in arrival order."""
     index: int = 0
     session: str | None = None
+    embed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.embed and (self.params.max_tokens != 0 or self.session is not None):
+            raise InvalidRequest("embed needs max_tokens 0 and no session", param="embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +169,5 @@ class Output:
     error: str | None = None
     usage: Usage | None = None
     seed: int | None = None
+    embedding: tuple[float, ...] | None = None
+    """Mean of the final hidden states, of length 1, float32; comes with the last output."""

@@ -152,10 +152,15 @@ class Sequence:
             stop_reason=self.stop_reason,
             usage=self.usage() if self.finish is not None else None,
             seed=self.sampler.seed if self.finish is not None else None,
+            embedding=self._mean() if self.finish is not None and self.embedding is not None else None,
         )
         self.started = True
         self.discard()
         return out
+
+    def _mean(self) -> tuple[float, ...]:
+        mean = np.asarray(self.embedding) / self.prompt_len
+        return tuple((mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32).tolist())
 
     def discard(self) -> None:
         """Forget what ``output`` would return: it was handed out before this sequence moved here."""

@@ -94,6 +94,7 @@ def _request(raw: dict[str, Any]) -> Request:
     params = dict(raw["params"])
     params["logit_bias"] = {int(token): bias for token, bias in params["logit_bias"].items()}
     params["stop"], params["stop_token_ids"] = tuple(params["stop"]), tuple(params["stop_token_ids"])
+    params["show_special"] = params["show_special"] and tuple(params["show_special"])
     params["grammar"] = params["grammar"] and GrammarSpec(**params["grammar"])
     return Request(**{**raw, "prompt": tuple(raw["prompt"]), "params": SamplingParams(**params)})
 

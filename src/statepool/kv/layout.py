@@ -56,7 +56,10 @@ class KVLayout:
 
         Memory is taken from the system only when a block is first written.
         """
-        area = mmap.mmap(-1, max(blocks * self.block_bytes, mmap.PAGESIZE))
+        size = max(blocks * self.block_bytes, mmap.PAGESIZE)
+        # Private: Linux gives huge pages to shared memory only where an administrator allowed it.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        area = mmap.mmap(-1, size, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             area.madvise(mmap.MADV_HUGEPAGE)
         flat = np.frombuffer(area, dtype=self.numpy_dtype, count=blocks * self.block_bytes // self.numpy_dtype.itemsize)

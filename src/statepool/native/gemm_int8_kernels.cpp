@@ -12,13 +12,12 @@ namespace {
 constexpr int64_t kAhead = 4096;
 constexpr int64_t kAheadEach = 512;  // of several streams at once
 
-STATEPOOL_INLINE void finish_rows(const GemmJob& job, int64_t row, int rows, int64_t strip, int32_t* sums) {
+// `job` is a copy: of one behind a reference, every field would be read again after every store.
+STATEPOOL_INLINE void finish_rows(const GemmJob job, int64_t row, int rows, int64_t strip, const int32_t* sums) {
   const F16 weight_scales = load(job.weight_scales + strip * 16);
   for (int r = 0; r < rows; ++r) {
-    int32_t* lanes = sums + r * 16;
-    const uint32_t offset = 128u * static_cast<uint32_t>(job.x_sums[row + r]);
-    for (int i = 0; i < 16; ++i) lanes[i] = static_cast<int32_t>(static_cast<uint32_t>(lanes[i]) - offset);
-    finish(job, row + r, strip, mul(mul(from_int(lanes), weight_scales), set1(job.x_scales[row + r])));
+    const F16 exact = from_int(sums + r * 16, 128u * static_cast<uint32_t>(job.x_sums[row + r]));
+    finish(job, row + r, strip, mul(mul(exact, weight_scales), set1(job.x_scales[row + r])));
   }
 }
 

@@ -131,6 +131,7 @@ class MessageJob:
             seed=body.seed,
             stop=tuple(dict.fromkeys(body.stop_sequences or ())),
             grammar=conversation.grammar(),
+            show_special=conversation.marks(model),
         )
         self._model = model
         self._id = call_id

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.core.errors import InvalidRequest
 from statepool.serve.weights import read_tensors
 
 
@@ -19,8 +17,6 @@ class Commands:
         self._engine = engine
         self._table: dict[str, Callable[..., Any]] = {
             "stats": engine.stats,
-            "score": self._score,
-            "embed": self._embed,
             "pause": engine.pause,
             "resume": engine.resume,
             "update_weights": self._update_weights,
@@ -44,18 +40,6 @@ class Commands:
         if entry is None:
             raise InvalidRequest(f"the engine has no method {method!r}; it has {', '.join(sorted(self._table))}")
         return entry(**arguments)
-
-    def _score(self, tokens: list[int]) -> np.ndarray:
-        self._check_running()
-        return np.asarray(self._engine.score(tokens), dtype=np.float32)
-
-    def _embed(self, tokens: list[int]) -> np.ndarray:
-        self._check_running()
-        return np.asarray(self._engine.embed(tokens), dtype=np.float32)
-
-    def _check_running(self) -> None:
-        if self._engine.stats().paused:
-            raise Unavailable("the engine is paused; POST /resume first")
 
     def _update_weights(self, path: str, version: str) -> None:
         self._engine.update_weights(read_tensors(path), version)

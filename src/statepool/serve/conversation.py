@@ -9,7 +9,7 @@ from typing import Any
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.request import GrammarSpec
-from statepool.engine.text.router import Router
+from statepool.engine.text.router import THINKING, Router
 from statepool.serve.reading import AnyCallReader, NamedCallReader, PlainReader, Reader, RoutedReader
 from statepool.serve.served_model import ServedModel
 
@@ -78,6 +78,13 @@ class Conversation:
             return GrammarSpec("json_schema", json.dumps(_parameters(schemas[0])))
         calls = [_call_schema(tool["function"]) for tool in self.tools]
         return GrammarSpec("json_schema", json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls}))
+
+    def marks(self, model: ServedModel) -> tuple[str, ...]:
+        """Special tokens that ``reader`` must see in the text."""
+        if self.forced or self.answer_grammar is not None:
+            return ()
+        called = model.tool_parser(self.offered).special if self.offered else ()
+        return (*called, *THINKING) if model.reasons else called
 
     def reader(self, model: ServedModel, prompt: Sequence[int]) -> Reader:
         """A fresh reader for one answer to ``prompt``."""

@@ -25,14 +25,22 @@ class Event:
         return head + b"data: " + body + b"\n\n"
 
 
-class Job(Protocol):
-    """What a dialect makes of one call. The transport feeds it outputs and sends what it returns.
-
-    A streamed call goes ``opening``, ``push`` for every output, ``closing``; a plain one ``push`` for
-    every output, then ``answer``.
-    """
+class PlainJob(Protocol):
+    """What a dialect makes of one call: the transport feeds it every output, then sends its answer."""
 
     requests: list[Request]
+
+    def push(self, output: Output) -> Any:
+        """Take one output."""
+        ...
+
+    def answer(self) -> dict[str, Any]:
+        """The whole answer, after the last output."""
+        ...
+
+
+class Job(PlainJob, Protocol):
+    """One that can be streamed too: ``opening``, ``push`` for every output, ``closing``."""
 
     def opening(self) -> list[Event]:
         """Events before the first output."""
@@ -48,8 +56,4 @@ class Job(Protocol):
 
     def failed(self, error: StatepoolError) -> list[Event]:
         """Events that end a stream which cannot go on."""
-        ...
-
-    def answer(self) -> dict[str, Any]:
-        """The whole answer, after the last output."""
         ...

@@ -16,8 +16,11 @@ def sampling_params(
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
     grammar: GrammarSpec | None = None,
+    marks: tuple[str, ...] = (),
 ) -> SamplingParams:
     """Engine parameters for ``body``; fields it leaves out get the API's defaults.
+
+    ``marks`` are special tokens that whoever reads the answer must see.
 
     Raises:
         InvalidRequest: a value is out of range, or ``logit_bias`` names no token.
@@ -42,6 +45,7 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
+        show_special=marks if body.skip_special_tokens else None,
     )
 
 

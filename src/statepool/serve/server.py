@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import uvloop
+
 from statepool.core.errors import InvalidConfig, StatepoolError
 from statepool.serve.config import ServeConfig
 from statepool.serve.engine_client import AsyncEngine
@@ -42,7 +44,7 @@ def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # It warns once per write to a connection that is lost, until it says so itself; a crowd that leaves fills the log.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    return asyncio.run(_serve(config, factory))
+    return uvloop.run(_serve(config, factory))
 
 
 async def _serve(config: ServeConfig, factory: str) -> int:
@@ -71,7 +73,7 @@ async def _serve(config: ServeConfig, factory: str) -> int:
                 lifespan="off",
                 timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
                 server_header=False,
-                h11_max_incomplete_event_size=64 << 10,
+                http="httptools",
             )
         )
         # The signals are ours: uvicorn would close connections before their streams have ended.

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from statepool.core.errors import StatepoolError
 from statepool.engine.request import Output
 from statepool.serve.engine_client import OutputStream
-from statepool.serve.job import Event, Job
+from statepool.serve.job import Event, Job, PlainJob
 from statepool.serve.metrics import CANCELLED, E2E, GENERATED, ITL, PROMPT, SUCCESS, TTFT
 from statepool.serve.state import GatewayState
 
@@ -54,10 +54,21 @@ async def answer(request: HttpRequest, state: GatewayState, job: Job, *, stream:
     Raises:
         StatepoolError: the engine refuses the job; nothing has been sent.
     """
+    if not stream:
+        return await answer_whole(request, state, job)
     clock = Watch(state, len(job.requests), request.scope.get(ARRIVED))
     outputs = await unless_gone(request, state.engine.submit(*job.requests))
-    if stream:
-        return EventResponse(state, job, outputs, clock)
+    return EventResponse(state, job, outputs, clock)
+
+
+async def answer_whole(request: HttpRequest, state: GatewayState, job: PlainJob) -> Response:
+    """``job``'s answer in one piece.
+
+    Raises:
+        StatepoolError: the engine refuses the job.
+    """
+    clock = Watch(state, len(job.requests), request.scope.get(ARRIVED))
+    outputs = await unless_gone(request, state.engine.submit(*job.requests))
     async with contextlib.aclosing(outputs):
         try:
             await unless_gone(request, _collect(job, outputs, clock))
@@ -67,7 +78,7 @@ async def answer(request: HttpRequest, state: GatewayState, job: Job, *, stream:
     return json_response(job.answer())
 
 
-async def _collect(job: Job, outputs: OutputStream, clock: Watch) -> None:
+async def _collect(job: PlainJob, outputs: OutputStream, clock: Watch) -> None:
     async for output in outputs:
         clock.note(output)
         job.push(output)

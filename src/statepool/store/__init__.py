@@ -30,13 +30,14 @@ from statepool.core.errors import (
 )
 from statepool.store.coordination import Counter, Lock
 from statepool.store.dicts import Dict, Snapshot, SortedDict, VersionedDict
-from statepool.store.sequences import Item, Log, Queue, Stack
+from statepool.store.sequences import DeadLetter, Item, Log, Queue, Stack
 from statepool.store.store import Store, open  # noqa: A004 - as `shelve.open` and `dbm.open` are called
 from statepool.store.transaction import Transaction
 
 __all__ = [
     "Conflict",
     "Counter",
+    "DeadLetter",
     "Dict",
     "Fenced",
     "Item",

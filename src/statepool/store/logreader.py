@@ -1,7 +1,7 @@
 """Reads a store's files in plain Python, from docs/store-format.md alone: a second opinion on what is in them.
 
 It shares no code with the store, so it does not share its mistakes. ``Files(path)`` checks every checksum and yields
-the operations of the log; ``replay`` plays them into dictionaries and lists.
+the operations of the log; ``statepool.store.logreplay`` plays them into dictionaries and lists.
 
 Example:
     >>> import statepool.store, tempfile
@@ -15,8 +15,8 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 
@@ -27,7 +27,7 @@ META, SEGMENT = Struct("<II16s9QII"), Struct("<II16s4QII")
 FRAME, RECORD, BODY = Struct("<4I4QIIQ"), Struct("<IHHIIQII"), Struct("<IIQQ")
 HEAD, CHUNK = Struct("<II4QII"), Struct("<II16QII")
 VERBS = ["create", "drop", "put", "erase", "push", "pop", "enqueue", "take", "acknowledge", "give_back", "extend"]
-KINDS = ["dict", "sorted_dict", "skip_list", "bst", "mv_bst", "mv_sorted_dict", "stack", "queue"]
+VERBS += ["limit_attempts", "take_dead"]
 
 
 def _table() -> list[int]:
@@ -82,16 +82,6 @@ class Record:
     b: bytes
     x: int
     y: int
-
-
-@dataclass
-class State:
-    """What replaying a log gives: structures by name, as dictionaries and lists of bytes."""
-
-    maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
-    stacks: dict[str, list[bytes]] = field(default_factory=dict)
-    queues: dict[str, dict[int, bytes]] = field(default_factory=dict)
-    """Items not acknowledged, by number."""
 
 
 class Files:
@@ -203,43 +193,6 @@ class Files:
         if uuid != self.meta.uuid:
             raise StoreCorrupt(f"{name}: it belongs to another store")
         return content, base, salt, chain
-
-
-def replay(records: Iterable[Record]) -> State:
-    """The state after the operations, which must begin with the store's first one."""
-    state = State()
-    names: dict[int, str] = {}
-    put: dict[str, int] = {}
-    for r in records:
-        if r.verb == "create":
-            names[r.structure] = r.a.decode()
-            kind = KINDS[r.x - 1]
-            home: dict[str, object] = vars(state)[
-                "stacks" if kind == "stack" else "queues" if kind == "queue" else "maps"
-            ]
-            home[names[r.structure]] = [] if kind == "stack" else {}
-            continue
-        name = names[r.structure]
-        if r.verb == "drop":
-            for structures in (state.maps, state.stacks, state.queues):
-                structures.pop(name, None)
-            put.pop(name, None)
-        elif r.verb == "put":
-            state.maps[name][r.a] = r.b
-        elif r.verb == "erase":
-            state.maps[name].pop(r.a, None)
-        elif r.verb == "push":
-            state.stacks[name].append(r.a)
-        elif r.verb == "pop":
-            state.stacks[name][-1:] = []
-        elif r.verb == "enqueue":
-            put[name] = put.get(name, 0) + 1
-            state.queues[name][put[name]] = r.a
-        elif r.verb == "acknowledge":
-            state.queues[name].pop(r.x, None)
-        elif r.verb == "take" and r.y == 0 and state.queues[name]:
-            state.queues[name].pop(min(state.queues[name]))
-    return state
 
 
 def _check(header: memoryview, crc: int, plausible: bool, name: str) -> None:

@@ -49,6 +49,8 @@ class Verb(IntEnum):
     ACKNOWLEDGE = 9
     GIVE_BACK = 10
     EXTEND = 11
+    LIMIT_ATTEMPTS = 12
+    TAKE_DEAD = 13
 
 
 def level_number(level: str | None) -> int:

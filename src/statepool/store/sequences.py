@@ -15,10 +15,15 @@ from statepool.store.native import Verb, level_number
 if TYPE_CHECKING:
     from statepool.store.store import Store
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_BEGAN = time.time_ns() - time.clock_gettime_ns(_CLOCK)
 
-def _now() -> int:
-    """Milliseconds since 1970: leases must mean the same to the next process."""
-    return time.time_ns() // 1_000_000
+
+def now_ms() -> int:
+    """Milliseconds since 1970 when the process began and as they passed since: leases must mean the same to the next
+    process, and a clock that is set meanwhile must not end them or make them last.
+    """
+    return (_BEGAN + time.clock_gettime_ns(_CLOCK)) // 1_000_000
 
 
 def _lease(seconds: float) -> int:
@@ -50,8 +55,18 @@ class Item:
 
     def extend(self, lease: float) -> bool:
         """Hold it for ``lease`` more seconds from now. False as in :meth:`ack`."""
-        span = _now().to_bytes(8, "little") + _lease(lease).to_bytes(8, "little")
+        span = now_ms().to_bytes(8, "little") + _lease(lease).to_bytes(8, "little")
         return self.queue.operate(Verb.EXTEND, self, span)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An item that was taken as often as its queue allows and never acknowledged."""
+
+    value: Any
+    sequence: int
+    """Its place in the queue when it was put."""
+    attempts: int
 
 
 class Queue:
@@ -91,7 +106,7 @@ class Queue:
 
     def take_many(self, limit: int, lease: float = 30.0, *, owner: int = 0) -> list[Item]:
         """Up to ``limit`` items at once, as :meth:`take`."""
-        operation = (Verb.TAKE, self.identity, owner.to_bytes(8, "little"), b"", _now(), _lease(lease))
+        operation = (Verb.TAKE, self.identity, owner.to_bytes(8, "little"), b"", now_ms(), _lease(lease))
         taken = self.native.commit([operation] * limit, [])
         return [
             Item(self.decode(value), sequence, attempts, token, self)
@@ -108,6 +123,31 @@ class Queue:
         """Apply an operation on a taken item; whether the item was still ours."""
         outcome = self.native.commit([(verb, self.identity, argument, b"", item.sequence, item.token)], [])
         return bool(outcome[0][0])
+
+    def limit_attempts(self, attempts: int) -> None:
+        """Let an item be taken ``attempts`` times at most, durably; 0: any number of times, as at first.
+
+        One that comes back after its last time, by :meth:`Item.nack` or because its lease ended, becomes a dead letter
+        instead: no take sees it any more.
+        """
+        if attempts < 0:
+            raise InvalidRequest(f"attempts: {attempts}; it must be 0 (no limit) or more", param="attempts")
+        self.native.commit([(Verb.LIMIT_ATTEMPTS, self.identity, b"", b"", attempts, 0)], [])
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """Up to ``limit`` dead letters, left in place; the one that died first comes first."""
+        return [
+            DeadLetter(self.decode(value), sequence, attempts)
+            for sequence, attempts, value in self.native.dead(self.identity, limit)
+        ]
+
+    def take_dead_letter(self) -> DeadLetter | None:
+        """Remove and return the dead letter that died first; ``None`` if there is none. Its ``dedup`` id counts as
+        acknowledged: put it again without one.
+        """
+        outcome = self.native.commit([(Verb.TAKE_DEAD, self.identity, b"", b"", now_ms(), 0)], [])[0]
+        changed, sequence, _, attempts, value = outcome
+        return DeadLetter(self.decode(value), sequence, attempts) if changed else None
 
     def peek_range(self, start: int = 0, limit: int = 100) -> list[tuple[int, Any]]:
         """Sequence numbers and values of items not yet acknowledged, leased or not, from ``start`` on."""

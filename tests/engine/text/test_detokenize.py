@@ -16,7 +16,7 @@ SHARED = settings(max_examples=100, deadline=None, suppress_health_check=[Health
 def test_pieces_add_up_to_decode(tokenizer: Tokenizer, data: st.DataObject, skip: bool) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=6)))
-    stream = Detokenizer(tokenizer, skip_special=skip)
+    stream = Detokenizer(tokenizer, () if skip else None)
     pieces = [stream.push(ids[a:b]) for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
     assert "".join(pieces) + stream.finish() == tokenizer.decode(ids, skip_special=skip)
 
@@ -37,6 +37,11 @@ def test_text_that_continues_keeps_its_space(sentencepiece: Tokenizer) -> None:
     ids = sentencepiece.encode("the dog")
     assert Detokenizer(sentencepiece).push(ids) == "the dog"
     assert Detokenizer(sentencepiece, at_start=False).push(ids) == " the dog"
+
+
+def test_chosen_special_tokens_are_shown(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("<|im_start|>a<|im_end|>", allow_special=True)
+    assert Detokenizer(byte_level, ("<|im_end|>", "<|unknown|>")).push(ids) == "a<|im_end|>"
 
 
 def test_an_unfinished_code_point_ends_as_a_replacement(byte_level: Tokenizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from statepool.engine.text.tokenizer import Tokenizer
 
@@ -11,14 +11,20 @@ from statepool.engine.text.tokenizer import Tokenizer
 class Detokenizer:
     """Turns a stream of ids into text.
 
-    The concatenation of all returned strings equals ``tokenizer.decode`` of all ids. Bytes that
+    The concatenation of all returned strings equals ``tokenizer.decode`` of all ids that have text. Bytes that
     may still become a code point are held back (at most three).
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True, at_start: bool = True) -> None:
-        """``at_start=False`` keeps the leading space of sentencepiece models, for text that continues a text."""
+    def __init__(self, tokenizer: Tokenizer, show_special: Collection[str] | None = (), at_start: bool = True) -> None:
+        """Special tokens have no text, but for those in ``show_special`` (None: all of them have).
+
+        ``at_start=False`` keeps the leading space of sentencepiece models, for text that continues a text.
+        """
         self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special else frozenset[int]()
+        shown = show_special
+        self._skip = frozenset(
+            i for i in tokenizer.special_ids if shown is not None and tokenizer.added[i].content not in shown
+        )
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drop_space = at_start and tokenizer.drops_first_space
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from statepool.engine.text.tools.stream import Parsed, ToolCall, ToolParser
 
-_OPEN, _CLOSE = "<think>", "</think>"
+THINKING = ("<think>", "</think>")
+_OPEN, _CLOSE = THINKING
 _SPACE = " \n\r\t"
 
 

@@ -63,9 +63,9 @@ NB_MODULE(_graph, m) {
           const nb::gil_scoped_release release;
           const Handoffs found = measure_handoffs(rounds);
           const nb::gil_scoped_acquire acquire;
-          return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns);
+          return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns, found.merge_ns);
         },
-        "rounds"_a, "Nanoseconds: one way between two threads, an empty round of two, the start of a spinning helper.");
+        "rounds"_a, "Nanoseconds: one way between two threads, an empty round of two, the start of a spinning helper, an entry merged.");
   m.def("busy", &Index::busy, "Threads that searches of this process use now.");
 
   nb::class_<Counts>(m, "Counts")

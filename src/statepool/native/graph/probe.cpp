@@ -43,6 +43,25 @@ double median(std::vector<double>& values) {
   return values[values.size() / 2];
 }
 
+// Every second entry is new, as when two threads searched the same region.
+double merge_one(int rounds) {
+  constexpr int kWidth = 100;
+  std::vector<double> spent;
+  for (int i = 0; i < rounds; ++i) {
+    Pool own, other;
+    own.reset(kWidth);
+    other.reset(kWidth);
+    for (int j = 0; j < kWidth; ++j) {
+      own.insert(entry_of(static_cast<float>(2 * j), static_cast<uint32_t>(j)));
+      other.insert(entry_of(static_cast<float>(j), static_cast<uint32_t>(j % 2 == 0 ? j / 2 : j + kWidth)));
+    }
+    const int64_t begun = now_ns();
+    for (int j = 0; j < kWidth; ++j) own.reopen(other.at(j) | 1);
+    spent.push_back(static_cast<double>(now_ns() - begun) / kWidth);
+  }
+  return median(spent);
+}
+
 }  // namespace
 
 Handoffs measure_handoffs(int rounds) {
@@ -74,7 +93,7 @@ Handoffs measure_handoffs(int rounds) {
       joins.push_back(static_cast<double>(now_ns() - begun));
     }
   }
-  return {median(ways), median(joins), median(starts)};
+  return {median(ways), median(joins), median(starts), merge_one(rounds)};
 }
 
 }  // namespace statepool::graph

@@ -119,7 +119,9 @@ void Committer::run() {
     if (ring_.empty() || !failure_.empty()) {
       nudged_ = false;
       idle_.store(true);
-      work_.wait(lock, [&] { return stopping_ || nudged_ || (waiting_ > 0 && !writing_ && !ring_.empty()); });
+      // After a failure there is nothing to do but to end: waiters are told by whoever failed.
+      const auto wanted = [&] { return waiting_ > 0 && !writing_ && !ring_.empty() && failure_.empty(); };
+      work_.wait(lock, [&] { return stopping_ || nudged_ || wanted(); });
       idle_.store(false);
     } else {
       work_.wait_for(lock, kLinger, [&] { return stopping_ || (waiting_ > 0 && !writing_); });

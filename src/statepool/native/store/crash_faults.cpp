@@ -15,6 +15,15 @@ Image written(const std::vector<SimDisk::Event>& events) {
   return image;
 }
 
+// Turns over a bit, draws some bytes of one sector anew, or cuts the file off.
+void damage(Image::Content& bytes, uint64_t at, uint64_t way, std::mt19937_64& random) {
+  if (way < 2) bytes[at] ^= static_cast<std::byte>(1 << random() % 8);
+  else if (way == 3) bytes.resize(at);
+  else
+    for (uint64_t i = 0; i < 1 + random() % 64 && at + i < bytes.size() && (i == 0 || (at + i) % SimDisk::kTear != 0); ++i)
+      bytes[at + i] = static_cast<std::byte>(random());
+}
+
 // A store one of whose writes to the log failed must say so from then on; a failed checkpoint changes nothing.
 std::string after_failure(Store* store) {
   if (store == nullptr) return {};
@@ -74,16 +83,16 @@ CrashReport rot_test(uint64_t seed, uint64_t operations, uint64_t flips) {
       std::advance(file, random() % whole.files().size());
       auto& bytes = image.own(file->first);
       if (bytes.empty()) continue;
-      const uint64_t at = random() % bytes.size(), bit = random() % 8;
-      bytes[at] ^= static_cast<std::byte>(1 << bit);
+      const uint64_t at = random() % bytes.size(), way = random() % 4;
+      damage(bytes, at, way, random);
       std::vector<SimDisk::Event> events;
       const std::string found = dump_of(std::move(image), events);
       size_t before = states.size() - 1;
       while (before > 0 && states[before].dump == states.back().dump) --before;
       const bool torn = killed && file->first.rfind("log/", 0) == 0 && found == states[before].dump;
       if (found != states.back().dump && found.rfind("error: ", 0) != 0 && !torn)
-        report.violation = file->first + ", bit " + std::to_string(bit) + " of byte " + std::to_string(at) +
-                           (killed ? " of a killed store" : " of a closed store") + ": opening gave " + shortened(found);
+        report.violation = file->first + (way < 2 ? ", a bit" : way == 2 ? ", bytes" : ", cut off") + " at byte " +
+                           std::to_string(at) + (killed ? " of a killed store" : " of a closed store") + ": opening gave " + shortened(found);
       if (found.rfind("error: ", 0) == 0) ++report.again;
     }
   }

@@ -132,7 +132,10 @@ void History::open() {
 void History::step() {
   const uint64_t dice = random_() % 100;
   if (dice < 4) {
+    // Half of them with an operation that waits for nothing: only the checkpoint makes it durable.
+    const bool waits = random_() % 2 == 0 && transaction(1, Level::process);
     attempt([&] { store_->checkpoint(); });
+    if (waits) states.back().acknowledged = events.size();
   } else if (dice < 7) {
     attempt([&] {
       if (dice < 6) store_->close();
@@ -141,7 +144,7 @@ void History::step() {
   } else if (dice < 16) {
     make_or_drop();
   } else {
-    transaction(dice < 70 ? 1 : 1 + random_() % 6);
+    transaction(dice < 70 ? 1 : 1 + random_() % 6, Level::power);
   }
 }
 
@@ -161,8 +164,8 @@ void History::make_or_drop() {
   acknowledge();
 }
 
-void History::transaction(uint64_t size) {
-  if (model_.maps.empty() && model_.lists.empty()) return;
+bool History::transaction(uint64_t size, Level level) {
+  if (model_.maps.empty() && model_.lists.empty()) return false;
   held_.clear();
   std::vector<Operation> operations;
   while (operations.size() < size) {
@@ -175,11 +178,12 @@ void History::transaction(uint64_t size) {
   if (random_() % 4 == 0) id = {kClient, ++model_.sequence};
   std::vector<Outcome> outcomes(operations.size());
   attempt([&] {
-    store_->commit(operations.data(), operations.size(), outcomes.data(), Level::power, id);
+    store_->commit(operations.data(), operations.size(), outcomes.data(), level, id);
     // Asked again by the same name, nothing may happen.
-    if (id.client != 0) store_->commit(operations.data(), operations.size(), outcomes.data(), Level::power, id);
+    if (id.client != 0) store_->commit(operations.data(), operations.size(), outcomes.data(), level, id);
   });
   acknowledge();
+  return true;
 }
 
 void History::change_map(const Named& s, std::vector<Operation>& operations) {

@@ -57,7 +57,7 @@ class History {
   void open();
   void step();
   void make_or_drop();
-  void transaction(uint64_t size);
+  bool transaction(uint64_t size, Level level);  // false: there is no structure to change
   void change_map(const Named& s, std::vector<Operation>& operations);
   void change_list(const Named& s, std::vector<Operation>& operations);
   void acknowledge() { states.push_back({model_.dump(), events.size()}); }

@@ -20,7 +20,7 @@ CrashReport crash_test(uint64_t seed, uint64_t operations);
 // The disk fails at every event, once or from then on, with and without the write taking place: nothing acknowledged
 // may be lost, and after a failed write to the log the store must refuse further ones.
 CrashReport fault_test(uint64_t seed, uint64_t operations);
-// `flips` times one bit is turned over: opening must say so, or give exactly what was there. Of a store that was killed
+// `flips` times one file is damaged, by a bit, some bytes or its end: opening must say so, or give exactly what was there. Of a store that was killed
 // the last frame may be gone, for that is what a torn write leaves; of one that was closed nothing may.
 CrashReport rot_test(uint64_t seed, uint64_t operations, uint64_t flips);
 

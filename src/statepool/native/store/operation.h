@@ -24,6 +24,8 @@ enum class Verb : uint16_t {
   acknowledge = 9,  // x = sequence number, y = token
   give_back = 10,   // x, y likewise
   extend = 11,      // x, y likewise; a = now and lease in ms, a word each
+  limit_attempts = 12,  // x = how often an item may be taken, 0: any number of times
+  take_dead = 13,       // x = now in ms
 };
 
 enum class Kind : uint8_t { dict = 1, sorted_dict, skip_list, bst, mv_bst, mv_sorted_dict, stack, queue };

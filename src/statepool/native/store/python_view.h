@@ -71,6 +71,16 @@ class PyView {
     return out;
   }
 
+  // (number, attempts, value) of items that were taken too often.
+  nb::list dead(uint32_t id, size_t limit) const {
+    std::vector<Taken> found;
+    view().dead(id, limit, found);
+    see(view().last_change(id));
+    nb::list out;
+    for (const Taken& t : found) out.append(nb::make_tuple(t.sequence, t.attempts, to_bytes(t.value)));
+    return out;
+  }
+
   static nb::list listed(const std::vector<Entry>& entries) {
     nb::list out;
     for (const Entry& e : entries) out.append(nb::make_tuple(to_bytes(e.key), to_bytes(e.value), e.lsn));
@@ -85,7 +95,11 @@ class PyView {
     return nb::make_tuple(found ? nb::object(to_bytes(value)) : nb::none(), found ? lsn : 0);
   }
 
-  uint64_t size(uint32_t id) const { return view().size(id); }
+  uint64_t size(uint32_t id) const {
+    const uint64_t found = view().size(id);
+    see(view().last_change(id));
+    return found;
+  }
   uint64_t last_change(uint32_t id) const { return view().last_change(id); }
   uint64_t retries() const { return view().retries(); }
   uint64_t applied_lsn() const { return view().applied_lsn(); }

@@ -37,7 +37,7 @@ uint64_t Store::commit(const Operation* operations, size_t count, Outcome* outco
     }
   }
   if (level != Level::process) committer_->wait(lsn);
-  else if (committer_->idle() && !ring_->empty()) committer_->nudge();
+  else if (!disk_->alone() && committer_->idle() && !ring_->empty()) committer_->nudge();
   return lsn;
 }
 

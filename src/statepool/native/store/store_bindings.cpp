@@ -96,7 +96,7 @@ class PyStore final : public PyView {
                       nb::cast<uint64_t>(t[2]), whole});
     }
     nb::list out;
-    if (all.empty()) return out;
+    if (all.empty() && read.empty()) return out;
     std::vector<Outcome> outcomes(all.size());
     settle(open().commit(all.data(), all.size(), outcomes.data(), Level::process, {client, sequence}, read), level);
     for (const Outcome& o : outcomes) out.append(as_tuple(o));
@@ -163,7 +163,7 @@ void bind_store(nb::module_& m) {
   m.def("fault_test", &fault_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
         "Lets the disk fail at every point of a drawn history; see crash_test.h.");
   m.def("rot_test", &rot_test, nb::arg("seed"), nb::arg("operations"), nb::arg("flips"),
-        nb::call_guard<nb::gil_scoped_release>(), "Turns over single bits of a store's files; see crash_test.h.");
+        nb::call_guard<nb::gil_scoped_release>(), "Damages a store's files; see crash_test.h.");
 
   m.def("crc32c", [](nb::handle data) { return crc32c(view_of(data).data(), view_of(data).size()); }, nb::arg("data"));
   m.def("crc32c_table", [](nb::handle data) { return crc32c_table(view_of(data).data(), view_of(data).size()); },

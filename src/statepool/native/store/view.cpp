@@ -95,4 +95,14 @@ void View::peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair
   });
 }
 
+void View::dead(uint32_t id, size_t limit, std::vector<Taken>& out) const {
+  read(id, [&](auto& s, Addr) -> int {
+    out.clear();
+    STATEPOOL_ONLY(is_queue<std::decay_t<decltype(s)>>) {
+      s.scan_dead(limit, out);
+      return 0;
+    }
+  });
+}
+
 }  // namespace statepool::store

@@ -26,6 +26,9 @@ class View {
   // Stacks: places below the top and their values. Queues: numbers and values of items not acknowledged.
   void peek(uint32_t id, uint64_t start, size_t limit, std::vector<std::pair<uint64_t, std::string>>& out) const;
 
+  // Of a queue, those that were taken too often; the one that died first comes first.
+  void dead(uint32_t id, size_t limit, std::vector<Taken>& out) const;
+
   uint64_t applied_lsn() const { return heap_->applied_lsn(); }
   uint64_t durable_lsn() const { return __atomic_load_n(&heap_->control().durable_lsn, __ATOMIC_ACQUIRE); }
   // Reads that met a change and waited or began again.

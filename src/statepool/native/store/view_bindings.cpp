@@ -8,7 +8,7 @@ namespace {
 
 class PyReader final : public PyView {
  public:
-  explicit PyReader(const std::string& folder) : reader_(std::make_unique<Reader>(folder)) {}
+  explicit PyReader(const std::string& folder) : reader_(std::make_shared<Reader>(folder)) {}
   void close() { reader_.reset(); }
   uint32_t structure(const std::string& name, int kind) { return open().structure(name, static_cast<Kind>(kind)); }
 
@@ -19,8 +19,9 @@ class PyReader final : public PyView {
   }
   void see(uint64_t lsn) const override {
     if (!open().must_wait(lsn)) return;
+    const std::shared_ptr<Reader> reader = reader_;  // another thread may close it meanwhile
     nb::gil_scoped_release released;
-    reader_->wait(lsn);
+    reader->wait(lsn);
   }
 
  private:
@@ -28,7 +29,7 @@ class PyReader final : public PyView {
     if (reader_ == nullptr) throw StoreError(Fault::read_only, "store: it is closed");
     return *reader_;
   }
-  std::unique_ptr<Reader> reader_;
+  std::shared_ptr<Reader> reader_;
 };
 
 }  // namespace
@@ -61,6 +62,7 @@ void bind_view(nb::module_& m) {
       .def("range", &PyView::range, nb::arg("id"), nb::arg("range"), nb::arg("limit"))
       .def("scan", &PyView::scan, nb::arg("id"), nb::arg("cursor"))
       .def("peek", &PyView::peek, nb::arg("id"), nb::arg("start"), nb::arg("limit"))
+      .def("dead", &PyView::dead, nb::arg("id"), nb::arg("limit"))
       .def("size", &PyView::size, nb::arg("id"))
       .def("last_change", &PyView::last_change, nb::arg("id"))
       .def_prop_ro("retries", &PyView::retries)

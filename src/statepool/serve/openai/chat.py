@@ -117,6 +117,7 @@ class ChatJob:
             max_tokens=model.room(self._prompt, wanted, "messages"),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             grammar=conversation.grammar(),
+            marks=conversation.marks(model),
         )
         self.requests = [
             engine_request(body, f"{call_id}-{index}", self._prompt, params, index, first=index == 0)

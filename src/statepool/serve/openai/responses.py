@@ -111,6 +111,7 @@ class ResponseJob:
             max_tokens=model.room(prompt, body.max_output_tokens, "input"),
             logprobs=(body.top_logprobs or 0) if self._logprobs else None,
             grammar=conversation.grammar(),
+            marks=conversation.marks(model),
         )
         self._body = body
         self._model = model

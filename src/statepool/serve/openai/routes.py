@@ -7,18 +7,18 @@ from uuid import uuid4
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from statepool.serve.openai import embeddings
 from statepool.serve.openai.chat import ChatJob
 from statepool.serve.openai.chat_schema import ChatCompletion, ChatRequest
 from statepool.serve.openai.completion_schema import Completion, CompletionRequest, EmbeddingList, EmbeddingRequest
 from statepool.serve.openai.completions import CompletionJob
+from statepool.serve.openai.embeddings import EmbeddingJob
 from statepool.serve.openai.models import model_card
 from statepool.serve.openai.response_schema import Deleted, ResponseBody, ResponseRequest
 from statepool.serve.openai.responses import ResponseJob, new_response_id
 from statepool.serve.openai.schema import ModelCard, ModelList
 from statepool.serve.routing import new_router, streaming
 from statepool.serve.state import State
-from statepool.serve.transport import answer, json_response, translate, unless_gone
+from statepool.serve.transport import answer, answer_whole, json_response, translate
 
 router = new_router()
 
@@ -81,6 +81,5 @@ async def delete_response(response_id: str, state: State) -> Response:
 async def create_embeddings(body: EmbeddingRequest, request: HttpRequest, state: State) -> Response:
     """Unit vectors of texts: the mean of the model's final hidden states."""
     model = state.ready_model()
-    prompts = await translate(request, lambda: embeddings.prompts(body, model))
-    vectors = [await unless_gone(request, state.engine.call("embed", tokens=list(prompt))) for prompt in prompts]
-    return json_response(embeddings.answer(body, model, [len(prompt) for prompt in prompts], vectors))
+    job = await translate(request, lambda: EmbeddingJob(body, model, f"embd-{uuid4().hex}"))
+    return await answer_whole(request, state, job)

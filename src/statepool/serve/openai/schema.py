@@ -76,6 +76,7 @@ class Sampling(Placement):
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = Field(True, description="False writes special tokens into the text.")
     ignore_eos: bool = False
     min_tokens: Count | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from statepool.core.errors import StatepoolError, Unavailable
-from statepool.store.net.framing import REPLIES, REQUESTS, Request, Splitter, address, pack, raised
+from statepool.core.errors import Corruption, StatepoolError, StoreFormat, Unavailable
+from statepool.store.net.framing import REPLIES, REQUESTS, Reply, Request, Splitter, address, pack, raised
 
 
 class Caller:
@@ -49,12 +49,17 @@ class Caller:
             data = await reader.read(1 << 20)
             if not data:
                 raise EOFError("the connection was closed")
-            for body in self._splitter.feed(data):
-                reply = REPLIES.decode(body)
+            for reply in self._replies(data):
                 if reply.error is not None:
                     raise raised(reply.error)
                 if reply.number == self._number:
                     return reply.result
+
+    def _replies(self, data: bytes) -> list[Reply]:
+        try:
+            return [REPLIES.decode(body) for body in self._splitter.feed(data)]
+        except (Corruption, StoreFormat) as error:  # nothing behind it can be understood
+            raise EOFError(error.message) from error
 
     def close(self) -> None:
         """End the connection."""

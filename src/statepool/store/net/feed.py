@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from statepool.core.errors import Fenced, InvalidRequest, StoreCorrupt
+from statepool.core.errors import Fenced, NotFound, StoreCorrupt
 from statepool.store.net.files import LogReader, Piece, Superblock, first_segment, read_superblock
 from statepool.store.net.roles import Position, Primary
 
@@ -132,7 +132,7 @@ class Feed:
         """Bytes of a checkpoint's file; none at its end.
 
         Raises:
-            InvalidRequest: there is no such checkpoint any more.
+            NotFound: there is no such checkpoint any more.
         """
         return await asyncio.to_thread(self._piece, node, checkpoint, offset, min(size, _AT_ONCE))
 
@@ -142,7 +142,7 @@ class Feed:
             try:
                 opened = (self._folder / "ckpt" / name).open("rb")  # stays readable when its name goes
             except FileNotFoundError as error:
-                raise InvalidRequest(f"checkpoint: {name} is gone; copy the present one") from error
+                raise NotFound(f"checkpoint: {name} is gone; copy the present one") from error
             if node in self._files:
                 self._files[node][1].close()
             self._files[node] = (name, opened)

@@ -105,7 +105,9 @@ class Frame:
 
 
 class Piece(msgspec.Struct, array_like=True):
-    """A frame on its way to a mirror: the same bytes at the same place. ``start``: the header of a segment it opens."""
+    """A frame on its way to a mirror: the same bytes at the same place. ``start``: the header of a segment it opens,
+    which is all there is of an empty one.
+    """
 
     segment: int
     segment_bytes: int
@@ -162,6 +164,8 @@ class LogReader:
         for number in sorted(self._numbers(), reverse=True):
             if not self._enter(number) or self._segment.base_lsn > position.lsn + 1:
                 continue
+            if self._segment.base_lsn == position.lsn + 1 and not self._enter(number - 1):  # it may be empty
+                self._enter(number)
             self.position = self._segment.before
             while self.position.lsn < position.lsn and (frame := self._header()) is not None:
                 self._at += frame.length
@@ -172,14 +176,20 @@ class LogReader:
         return False
 
     def next(self, until: int) -> Piece | None:
-        """The next frame, if it ends with operation ``until`` or before; None if there is none.
+        """The next frame, if it ends with operation ``until`` or before; None if there is none. Of a segment that was
+        left empty, because its first frame would not fit, a piece without a frame: a log has no gaps.
 
         Raises:
             StoreCorrupt: there is one, and it is not in the log: it was recycled meanwhile, or is damaged.
         """
         frame = self._header()
-        if frame is None and self._enter_next():
-            frame = self._header()
+        if frame is None:
+            empty = Piece(self._segment.number, self._size, SECTOR, self._segment.raw, b"")
+            nothing = self._at == SECTOR
+            if self._enter_next():
+                if nothing:
+                    return empty
+                frame = self._header()
         if frame is None or frame.last_lsn > until:
             return None
         assert self._file is not None

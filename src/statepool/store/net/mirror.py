@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -14,7 +15,17 @@ from pathlib import Path
 
 import msgspec
 
-from statepool.core.errors import Fenced, InvalidRequest, StatepoolError, StoreCorrupt, StoreLocked, Unavailable
+from statepool.core.errors import (
+    Fenced,
+    InvalidRequest,
+    NotFound,
+    StatepoolError,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    Unavailable,
+)
 from statepool.store.net.calls import Caller
 from statepool.store.net.feed import Copy, Pull, Pulled
 from statepool.store.net.files import (
@@ -25,6 +36,7 @@ from statepool.store.net.files import (
     first_segment,
     is_whole,
     parse_frame,
+    parse_segment,
     read_superblock,
     segment_path,
     write_superblock,
@@ -84,6 +96,9 @@ class Copying:
         position = role.position
         try:
             for piece in pieces:
+                if piece.start and not piece.data:
+                    os.close(self._segment(piece))
+                    continue
                 frame = parse_frame(piece.data)
                 if frame is None or not is_whole(frame, piece.data):
                     raise StoreCorrupt("mirror: a frame came damaged")
@@ -104,6 +119,8 @@ class Copying:
 
     def _segment(self, piece: Piece) -> int:
         path = segment_path(self.folder, piece.segment)
+        if piece.start and parse_segment(piece.start) is None:
+            raise StoreCorrupt("mirror: a segment's header came damaged")
         if piece.start:  # the header comes with the first frame, under a name that does not count
             path.parent.mkdir(exist_ok=True)
             with path.with_name("unfinished").open("wb") as file:
@@ -199,9 +216,12 @@ class Following:
         while True:
             try:
                 await self._pull()
-            except (Unavailable, Fenced, StoreCorrupt):
+            except (Unavailable, Fenced, NotFound, StoreCorrupt):
                 self._caller.close()
                 await asyncio.sleep(0.1)
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                raise (StoreFull if full else StoreError)(f"mirror: {self._folder}: {error.strerror}") from error
 
     async def _pull(self) -> None:
         role = self.role

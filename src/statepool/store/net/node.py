@@ -35,7 +35,7 @@ def read_node(folder: Path) -> Node | None:
         return msgspec.json.decode((folder / _NAME).read_bytes(), type=Node)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"{folder / _NAME}: {error}; restore it from a copy") from error
 
 

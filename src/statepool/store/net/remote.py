@@ -144,7 +144,7 @@ class RemoteNative:
         self, operations: Any, seen: Any, client: int = 0, sequence: int = 0, level: int = -1
     ) -> list[tuple[bool, int, int, int, bytes]]:
         """As the core's."""
-        if not operations:
+        if not operations and not seen:
             return []
         level = self._level if level < 0 else level
         plain = [(int(verb), *rest) for verb, *rest in operations]
@@ -197,6 +197,10 @@ class RemoteNative:
     def peek(self, identity: int, start: int, limit: int) -> list[Any]:
         """As the core's."""
         return [tuple(item) for item in self._call("peek", identity, start, limit)]
+
+    def dead(self, identity: int, limit: int) -> list[Any]:
+        """As the core's."""
+        return [tuple(item) for item in self._call("dead", identity, limit)]
 
     def size(self, identity: int) -> int:
         """As the core's."""

@@ -11,12 +11,15 @@ import msgspec
 from statepool.core.errors import InvalidRequest, SnapshotExpired
 from statepool.store.coordination import Counter
 from statepool.store.native import Verb, core
+from statepool.store.sequences import now_ms
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Word = Annotated[int, msgspec.Meta(ge=0)]
 _Level = Annotated[int, msgspec.Meta(ge=0, le=2)]
 _Bounds = tuple[bytes | None, bytes | None, bool, bool, bool]
-_Operation = tuple[Annotated[int, msgspec.Meta(ge=int(Verb.PUT), le=int(Verb.EXTEND))], _Id, bytes, bytes, _Word, _Word]
+_Operation = tuple[
+    Annotated[int, msgspec.Meta(ge=int(Verb.PUT), le=int(Verb.TAKE_DEAD))], _Id, bytes, bytes, _Word, _Word
+]
 _Seen = tuple[_Id, bytes | None, _Word]
 
 FIRST_SLOT = 1 << 31
@@ -48,6 +51,7 @@ class Service:
             "lookup": tuple[_Id, bytes],
             "scan": tuple[_Id, _Word],
             "peek": tuple[_Id, _Word, _Word],
+            "dead": tuple[_Id, _Word],
             "size": tuple[_Id],
             "last_change": tuple[_Id],
             "last_of": tuple[_Id],
@@ -96,6 +100,7 @@ class Service:
         """
         shape = tuple[list[_Operation], list[_Seen], _Id, _Word, _Level]
         operations, seen, client, sequence, level = _convert(arguments, shape)
+        operations = [_stamped(operation) for operation in operations]
         return list(self._native.commit(operations, seen, client, sequence, 0)), level
 
     def end(self, session: Session) -> None:
@@ -153,6 +158,16 @@ class Service:
 
 def _ignoring_session(call: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _, *arguments: call(*arguments)
+
+
+def _stamped(operation: _Operation) -> _Operation:
+    """Leases run by the daemon's clock alone: a client whose clock is wrong would end those of all others."""
+    verb, identity, a, b, x, y = operation
+    if verb in (Verb.TAKE, Verb.TAKE_DEAD):
+        x = now_ms()
+    elif verb == Verb.EXTEND:
+        a = now_ms().to_bytes(8, "little") + a[8:]
+    return verb, identity, a, b, x, y
 
 
 def _convert(arguments: list[Any], shape: Any) -> Any:

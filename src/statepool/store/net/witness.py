@@ -40,7 +40,7 @@ class Voting:
             return msgspec.json.decode(self._path.read_bytes(), type=Vote)
         except FileNotFoundError:
             return Vote()
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StoreCorrupt(f"{self._path}: {error}; a witness must not forget its vote") from error
 
     def answer(self, method: str, arguments: list[Any]) -> Answer:

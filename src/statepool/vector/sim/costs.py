@@ -26,6 +26,8 @@ class Costs:
     """From asking for a helper until it runs."""
     round: float
     """A round of fork and join with two threads in which nobody works."""
+    merge: float
+    """One entry of another thread's pool, put into the own one."""
 
     def barrier(self, threads: int) -> float:
         """A round with ``threads``: the caller tells and hears every helper over one line each."""
@@ -40,7 +42,7 @@ def fit(
     nanoseconds: Sequence[float],
     distances: Sequence[float],
     hops: Sequence[float],
-    handoffs: tuple[float, float, float],
+    handoffs: tuple[float, float, float, float],
 ) -> Costs:
     """Constants from sequential searches (least squares over runs of several widths) and from the hand-off probe.
 
@@ -48,7 +50,7 @@ def fit(
         nanoseconds: Time of each run, the mean of its queries.
         distances: Distances per query of each run.
         hops: Expansions per query of each run.
-        handoffs: One way, empty round and start, as ``measure_handoffs`` gives them.
+        handoffs: One way, empty round, start and merge, as ``measure_handoffs`` gives them.
     """
     design = np.stack([np.ones(len(hops)), np.asarray(hops), np.asarray(distances)], axis=1)
     weights = 1.0 / np.asarray(nanoseconds)
@@ -57,5 +59,5 @@ def fit(
         # Hops and distances rise together: where they cannot be told apart, all is in the distance.
         (query, distance), *_ = np.linalg.lstsq(design[:, [0, 2]] * weights[:, None], np.ones(len(hops)), rcond=None)
         hop = 0.0
-    one_way, round_, start = handoffs
-    return Costs(max(0.0, float(query)), float(hop), float(distance), one_way, start, round_)
+    one_way, round_, start, merge = handoffs
+    return Costs(max(0.0, float(query)), float(hop), float(distance), one_way, start, round_, merge)

@@ -37,6 +37,7 @@ def edge(search: Search, threads: int, k: int) -> Outcome:
     while (item := pool.take(math.inf)) is not None:
         new = search.meet(item[1])
         now += search.cost(0) + search.costs.distance * math.ceil(len(new) / threads) + search.costs.barrier(threads)
+        now += 2 * search.costs.one_way  # ids there, distances back
         for candidate in new:
             pool.insert(candidate)
     return search.finish(now, [pool], k)
@@ -69,7 +70,10 @@ def iqan(search: Search, threads: int, k: int, hops: int) -> Outcome:
                 if candidate[0] <= limit:
                     pools[worker].insert(candidate)
             heapq.heappush(clocks, (clock + search.cost(len(new)), worker, done + 1))
-        now += longest + (search.costs.barrier(threads) if workers > 1 else 0.0)
+        now += longest
+        if workers > 1:
+            moved = sum(len(pool.items) for pool in pools[1:])
+            now += search.costs.barrier(threads) + 2 * search.costs.one_way + search.costs.merge * moved
         known = set(master.items)
         for candidate in {item for pool in pools for item in pool.items} - known:
             master.insert(candidate)

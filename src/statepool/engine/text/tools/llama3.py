@@ -13,7 +13,7 @@ class Llama3Parser(ToolParser):
     markers = (_TAG,)
     starts = ("{",)
     separators = " \n\r\t;"
-    needs_special = True
+    special = (_TAG,)
 
     def region(self, text: str, final: bool) -> Region | None:
         """See ``ToolParser.region``."""

@@ -16,7 +16,7 @@ class MistralParser(ToolParser):
 
     markers = (_MARK,)
     starts = ("[{",)
-    needs_special = True
+    special = (_MARK, "[ARGS]")
 
     def region(self, text: str, final: bool) -> Region | None:
         """See ``ToolParser.region``."""

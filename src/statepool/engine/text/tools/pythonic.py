@@ -20,7 +20,7 @@ class PythonicParser(ToolParser):
 
     markers = (_START,)
     starts = ("[",)
-    needs_special = True
+    special = (_START, _END)
 
     def region(self, text: str, final: bool) -> Region | None:
         """See ``ToolParser.region``."""

@@ -43,8 +43,8 @@ class ToolParser(ABC):
     markers: ClassVar[tuple[str, ...]] = ()
     starts: ClassVar[tuple[str, ...]] = ()
     separators: ClassVar[str] = " \n\r\t"
-    needs_special: ClassVar[bool] = False
-    """Whether the markers are special tokens, so that the text must be decoded with them."""
+    special: ClassVar[tuple[str, ...]] = ()
+    """Marks of the format that tokenizers hold as special tokens: the text must be decoded with them."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
         """``tools`` are the request's tools, for formats that write values without types."""

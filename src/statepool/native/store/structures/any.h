@@ -157,6 +157,21 @@ Outcome apply_operation(Mem& mem, Kind kind, Addr root, const Operation& o) {
       case Verb::extend:
         STATEPOOL_ONLY(is_queue<S>) { out.changed = s.extend(o.x, o.y, word_in(o.a, 0), word_in(o.a, 1)); }
         return out;
+      case Verb::limit_attempts:
+        STATEPOOL_ONLY(is_queue<S>) {
+          s.limit_attempts(o.x);
+          out.changed = true;
+        }
+        return out;
+      case Verb::take_dead:
+        STATEPOOL_ONLY(is_queue<S>) {
+          Taken taken;
+          out.changed = s.take_dead(o.x, taken);
+          out.number = taken.sequence;
+          out.attempts = taken.attempts;
+          out.value = std::move(taken.value);
+        }
+        return out;
       default: throw StoreError(Fault::corrupt, "log: an operation of unknown type");
     }
   });

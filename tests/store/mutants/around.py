@@ -1,0 +1,178 @@
+"""Bugs of what is around the core: the faces in Python, daemon, mirror and witness."""
+
+from __future__ import annotations
+
+from tests.store.mutants.mutant import NET, ROOM, Mutant
+
+BUGS = [
+    Mutant(
+        "the daemon answers before the frame is on the disk",
+        f"{NET}/daemon.py",
+        "        if level == 0 or lsn <= (daemon.role.mirrored if level == _MIRROR else daemon.native.durable_lsn):",
+        "        if level < _MIRROR or lsn <= daemon.role.mirrored:",
+        "test_system_calls.py::test_a_daemon_answers_after_the_write",
+    ),
+    Mutant(
+        "the daemon does not wait for the mirror",
+        f"{NET}/daemon.py",
+        "        (self._mirror if level == _MIRROR else self._disk).append(waiting)",
+        "        self._disk.append(waiting)",
+        "test_mirror.py::test_a_mirror_copies_follows_and_catches_up",
+    ),
+    Mutant(
+        "a mirror says that it has what it has not synced",
+        f"{NET}/mirror.py",
+        "            for handle in opened.values():\n                os.fdatasync(handle)\n",
+        "",
+        "test_system_calls.py::test_a_mirror_says_that_it_has_what_it_has_synced",
+    ),
+    Mutant(
+        "the daemon does not pass names on",
+        f"{NET}/service.py",
+        "commit(operations, seen, client, sequence, 0)",
+        "commit(operations, seen, 0 * client, sequence, 0)",
+        "test_daemon.py::test_a_call_sent_twice_gives_the_first_outcome",
+    ),
+    Mutant(
+        "a repeated call has a new name",
+        f"{NET}/remote.py",
+        "                link = self._connected(until)\n                reply",
+        "                link = self._connected(until)\n"
+        '                arguments = (*arguments[:3], arguments[3] + open_ended, *arguments[4:]) if method == "commit" '
+        "else arguments\n                reply",
+        "test_daemon.py::test_lost_replies_do_not_double_anything",
+    ),
+    Mutant(
+        "a transaction forgets what it read",
+        f"{ROOM}/transaction.py",
+        "        self._seen.setdefault((self._of.identity, key), lsn)\n",
+        "",
+        "test_daemon.py::test_conflicts_and_bad_calls",
+    ),
+    Mutant(
+        "deduplication ids are not passed on",
+        f"{ROOM}/sequences.py",
+        "[name.encode() for name in dedup]",
+        "[name.encode()[:0] for name in dedup]",
+        "test_sequences.py::test_deduplication_remembers_the_last_65536_acknowledged",
+    ),
+    Mutant(
+        "a lease does not end",
+        f"{ROOM}/sequences.py",
+        "    return round(seconds * 1000)",
+        "    return round(seconds * 1000_000)",
+        "test_sequences.py -k 'test_against_the_model and Queue and not long'",
+    ),
+    Mutant(
+        "a set clock ends leases",
+        f"{ROOM}/sequences.py",
+        "    return (_BEGAN + time.clock_gettime_ns(_CLOCK)) // 1_000_000",
+        "    return time.time_ns() // 1_000_000",
+        "test_sequences.py::test_a_clock_that_is_set_ends_no_lease",
+    ),
+    Mutant(
+        "a transaction that only reads is not checked",
+        f"{NET}/remote.py",
+        "        if not operations and not seen:\n",
+        "        if not operations:\n",
+        "test_daemon.py::test_conflicts_and_bad_calls",
+    ),
+    Mutant(
+        "leases run by the clocks of clients",
+        f"{NET}/service.py",
+        "        operations = [_stamped(operation) for operation in operations]\n",
+        "",
+        "test_daemon.py::test_a_client_whose_clock_is_wrong",
+    ),
+    Mutant(
+        "an old holder frees the lock",
+        f"{ROOM}/coordination.py",
+        '(present["holder"], present["epoch"]) == (self._holder, self.epoch)',
+        'present["lease"] > 0',
+        "test_sequences.py::test_counters_and_locks",
+    ),
+    Mutant(
+        "a mirror takes frames of a term that is over",
+        f"{NET}/roles.py",
+        "        if term < self.term:\n            return False\n        self.term = term\n        return True",
+        "        self.term = max(term, self.term)\n        return True",
+        "test_simulation.py::test_what_a_lower_term_sends_is_refused",
+    ),
+    Mutant(
+        "frames of an earlier reign follow those of a later",
+        f"{NET}/roles.py",
+        "        return epoch >= last.epoch and first_lsn",
+        "        return first_lsn",
+        "test_simulation.py::test_what_a_lower_term_sends_is_refused",
+    ),
+    Mutant(
+        "a primary acknowledges after its lease",
+        f"{NET}/roles.py",
+        "return not self.fenced and (self.lease is None or now < self._until)",
+        "return not self.fenced",
+        "test_simulation.py -k nothing_is_lost",
+    ),
+    Mutant(
+        "the witness lets a mirror reign before the lease has ended",
+        f"{NET}/roles.py",
+        '        if now < self._until:\n            return self._no((0, 0), "the lease of the primary',
+        '        if not node:\n            return self._no((0, 0), "the lease of the primary',
+        "test_simulation.py -k nothing_is_lost",
+    ),
+    Mutant(
+        "the witness forgets its vote",
+        f"{NET}/witness.py",
+        "        if self.role.vote != before:\n",
+        "        if self.role.vote == before:\n",
+        "test_bad_input.py -k test_a_witness_remembers_its_vote",
+    ),
+    Mutant(
+        "a fenced primary serves again after a restart",
+        f"{NET}/serving.py",
+        "            write_node(self._folder, self._node)\n\n    async def run",
+        "            pass\n\n    async def run",
+        "test_mirror.py::test_the_mirror_takes_over_with_a_witness",
+    ),
+    Mutant(
+        "an incomplete copy takes the mirror's place",
+        f"{NET}/mirror.py",
+        '    if (incoming / "complete").exists():\n',
+        "    if incoming.exists():\n",
+        "test_bad_input.py -k test_a_copy_that_was_cut_off_is_forgotten",
+    ),
+    Mutant(
+        "a mirror takes damaged frames",
+        f"{NET}/mirror.py",
+        "                if frame is None or not is_whole(frame, piece.data):",
+        "                if frame is None:",
+        "test_bad_input.py -k test_a_mirror_refuses",
+    ),
+    Mutant(
+        "a mirror leaves out an empty segment",
+        f"{NET}/files.py",
+        "                if nothing:\n                    return empty\n",
+        "",
+        "test_bad_input.py -k test_a_mirror_of_a_log_that_begins_with_an_empty_segment",
+    ),
+    Mutant(
+        "a segment's header comes damaged to a mirror",
+        f"{NET}/mirror.py",
+        "        if piece.start and parse_segment(piece.start) is None:",
+        "        if piece.start and parse_segment(piece.start) is False:",
+        "test_bad_input.py -k test_a_mirror_refuses",
+    ),
+    Mutant(
+        "bytes that are no text are an error of the daemon",
+        "src/statepool/core/wire.py",
+        "except (msgspec.DecodeError, UnicodeDecodeError, RecursionError)",
+        "except msgspec.DecodeError",
+        "test_fuzz.py -k 'test_messages_with_errors and not million'",
+    ),
+    Mutant(
+        "a message's size is not limited",
+        f"{NET}/framing.py",
+        "            if magic != _MAGIC or length > LIMIT:",
+        "            if magic != _MAGIC:",
+        "test_fuzz.py -k test_messages_that_are_none",
+    ),
+]
