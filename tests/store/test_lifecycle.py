@@ -161,6 +161,7 @@ def test_all_who_wait_are_told_that_the_disk_failed(tmp_path: Path) -> None:
     """Many threads wait for the frame that cannot be written, and for the one behind it."""
 
     def work() -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not the test's own, which would wait for its turn
         signal.alarm(30)  # or it would hang
         store = statepool.store.open(tmp_path / "s", shared=False, **SMALL)
         d, ended = store.dict("d"), []

@@ -141,7 +141,7 @@ class QueueGame(Game):
         taken = self.queue.take_many(count, lease)
         if any(item["until"] <= self.now and not self.worn_out(item) for item in self.items):
             self.bury()  # a take that finds nothing changes nothing
-        free = [item for item in self.items if item["until"] <= self.now][:count]
+        free = [item for item in self.items if item["until"] <= self.now and not self.worn_out(item)][:count]
         assert [(t.sequence, t.value, t.attempts) for t in taken] == [
             (item["number"], item["value"], item["attempts"] + 1) for item in free
         ]

@@ -61,7 +61,7 @@ BUGS = [
         f"{ROOM}/sequences.py",
         "    return round(seconds * 1000)",
         "    return round(seconds * 1000_000)",
-        "test_sequences.py -k 'test_against_the_model and Queue and not long'",
+        "test_daemon.py::test_a_client_whose_clock_is_wrong",
     ),
     Mutant(
         "a set clock ends leases",

@@ -232,7 +232,7 @@ BUGS = [
         f"{NATIVE}/heap.cpp",
         "  undo(a, round_up(n, 8));\n  fill(a, bytes, n);\n",
         "  fill(a, bytes, n);\n",
-        "test_kill.py -k 'run and applied and test_killed_at_a_point'",
+        "test_lifecycle.py -k test_a_failed_transaction_leaves",
     ),
     Mutant(
         "the heap commits before the records are published",

@@ -6,9 +6,11 @@ copy is compiled once without much optimisation, then file by file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,13 +104,24 @@ class Tree:
         environment = dict(
             os.environ, PYTHONPATH=str(self.folder / "src"), CI="1"
         )  # CI: the same drawn cases each time
-        try:
-            done = subprocess.run(
-                [*command, *parts], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=seconds
+        with tempfile.TemporaryFile("w+") as said:  # no pipe, which a child that hangs would keep open
+            running = subprocess.Popen(
+                [*command, *parts],
+                cwd=self.folder,
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            return -1, "it hangs"
-        return done.returncode, (done.stdout + done.stderr)[-1500:]
+            try:
+                status = running.wait(seconds)
+            except subprocess.TimeoutExpired:
+                status = -1
+            with contextlib.suppress(ProcessLookupError):  # the test's children, if it left some
+                os.killpg(running.pid, signal.SIGKILL)
+            running.wait()
+            said.seek(0)
+            return status, said.read()[-1500:]
 
 
 def attempt(tree: Tree, mutant: Mutant) -> Result:
