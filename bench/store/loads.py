@@ -14,15 +14,16 @@ from itertools import cycle
 from typing import Any
 
 from bench.store import data
-from bench.store.systems.base import MAIN, Pair, Session
+from bench.store.systems.base import MAIN, Pair, Planned, Session
 
 Timed = tuple[int, float]
 """Operations done and the seconds they took."""
-Step = Callable[[Session, random.Random], object]
+Plan = Callable[[random.Random], Planned]
 
 _CHUNK = 50
 _CHUNKS = 200
 _READS = 1000
+_PLANNED = 20_000
 
 
 def put_one(session: Session, keys: Sequence[bytes], seconds: float, seed: int) -> Timed:
@@ -99,15 +100,20 @@ def puts(sessions: Sequence[Session], keys: Sequence[bytes], seconds: float, see
     return _together(job, len(sessions), seconds)
 
 
-def steps(sessions: Sequence[Session], step: Step, seconds: float, seed: int) -> Timed:
-    """Transactions drawn by ``step``, from as many threads as there are sessions."""
-    draws = [random.Random(seed * 100 + place) for place in range(len(sessions))]
+def steps(sessions: Sequence[Session], plan: Plan, seconds: float, seed: int) -> Timed:
+    """Transactions drawn by ``plan``, from as many threads as there are sessions."""
+    prepared = []
+    for place in range(len(sessions)):
+        draw = random.Random(seed * 100 + place)
+        prepared.append(cycle([plan(draw) for _ in range(_PLANNED // len(sessions))]))
 
     def job(place: int, stopped: list[bool]) -> int:
-        session, draw, done = sessions[place], draws[place], 0
-        while not stopped:
-            step(session, draw)
+        session, done = sessions[place], 0
+        for planned in prepared[place]:
+            planned(session)
             done += 1
+            if stopped:
+                break
         return done
 
     return _together(job, len(sessions), seconds)

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.store.data import commits
-from bench.store.systems.base import Pair, Place, Session
+from bench.store.systems.base import Pair, Place, Planned, Session
 
 TABLES = ("savings", "checking")
 _HOT_SHARE, _HOT = 0.9, 0.04
@@ -42,25 +42,21 @@ class SmallBank:
             for part in commits(pairs):
                 yield table, part
 
-    def step(self, session: Session, draw: random.Random) -> None:
+    def plan(self, draw: random.Random) -> Planned:
         """One transaction."""
         kind = draw.choices(_KINDS, cum_weights=_WEIGHTS)[0]
         among = self._hot if draw.random() < _HOT_SHARE else self._accounts
         if kind in ("amalgamate", "pay"):
             first, second = draw.sample(range(among), 2)
-            move = self._amalgamate if kind == "amalgamate" else self._pay
-            move(session, _account.pack(first), _account.pack(second))
-        else:
-            key = _account.pack(draw.randrange(among))
-            if kind == "balance":
-                session.read([("savings", key), ("checking", key)])
-            elif kind == "check":
-                self._add(self._write_check(session, key))
-            else:
-                amount, table = (_DEPOSIT, "checking") if kind == "deposit" else (_SAVING, "savings")
-                place = (table, key)
-                session.update([place], lambda found: {place: _plus(found[0], amount)})
-                self._add(amount)
+            return (_amalgamate if kind == "amalgamate" else _pay)(_account.pack(first), _account.pack(second))
+        key = _account.pack(draw.randrange(among))
+        if kind == "balance":
+            places = [("savings", key), ("checking", key)]
+            return lambda session: session.read(places)
+        if kind == "check":
+            return self._write_check(key)
+        amount, table = (_DEPOSIT, "checking") if kind == "deposit" else (_SAVING, "savings")
+        return self._put_in((table, key), amount)
 
     def check(self, session: Session) -> None:
         """Compare the sum of all balances with what it started with and what came in since.
@@ -82,38 +78,53 @@ class SmallBank:
         with self._adding:
             self._added += amount
 
-    def _amalgamate(self, session: Session, first: bytes, second: bytes) -> None:
-        places = [("savings", first), ("checking", first), ("checking", second)]
+    def _put_in(self, place: Place, amount: int) -> Planned:
+        places = [place]
 
-        def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
-            savings, checking = _value(found[0]), _value(found[1])
-            nothing = _money.pack(0)
-            return {places[0]: nothing, places[1]: nothing, places[2]: _plus(found[2], savings + checking)}
+        def run(session: Session) -> None:
+            session.update(places, lambda found: {place: _plus(found[0], amount)})
+            self._add(amount)
 
-        session.update(places, change)
+        return run
 
-    def _pay(self, session: Session, first: bytes, second: bytes) -> None:
-        places = [("checking", first), ("checking", second)]
-
-        def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
-            if _value(found[0]) < _PAYMENT:
-                return {}
-            return {places[0]: _plus(found[0], -_PAYMENT), places[1]: _plus(found[1], _PAYMENT)}
-
-        session.update(places, change)
-
-    def _write_check(self, session: Session, key: bytes) -> int:
+    def _write_check(self, key: bytes) -> Planned:
         places = [("savings", key), ("checking", key)]
-        amount = 0
 
-        def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
-            nonlocal amount  # of the last call, the one that is committed
-            short = _value(found[0]) + _value(found[1]) < _CHECK
-            amount = -(_CHECK + _PENALTY) if short else -_CHECK
-            return {places[1]: _plus(found[1], amount)}
+        def run(session: Session) -> None:
+            amount = 0
 
-        session.update(places, change)
-        return amount
+            def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
+                nonlocal amount  # of the last call, the one that is committed
+                short = _value(found[0]) + _value(found[1]) < _CHECK
+                amount = -(_CHECK + _PENALTY) if short else -_CHECK
+                return {places[1]: _plus(found[1], amount)}
+
+            session.update(places, change)
+            self._add(amount)
+
+        return run
+
+
+def _amalgamate(first: bytes, second: bytes) -> Planned:
+    places = [("savings", first), ("checking", first), ("checking", second)]
+    nothing = _money.pack(0)
+
+    def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
+        savings, checking = _value(found[0]), _value(found[1])
+        return {places[0]: nothing, places[1]: nothing, places[2]: _plus(found[2], savings + checking)}
+
+    return lambda session: session.update(places, change)
+
+
+def _pay(first: bytes, second: bytes) -> Planned:
+    places = [("checking", first), ("checking", second)]
+
+    def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
+        if _value(found[0]) < _PAYMENT:
+            return {}
+        return {places[0]: _plus(found[0], -_PAYMENT), places[1]: _plus(found[1], _PAYMENT)}
+
+    return lambda session: session.update(places, change)
 
 
 def _value(found: bytes | None) -> int:

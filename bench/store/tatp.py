@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.store.data import commits
-from bench.store.systems.base import Pair, Place, Session
+from bench.store.systems.base import Pair, Place, Planned, Session
 
 TABLES = ("subscriber", "number", "access", "facility", "forwarding")
 _STARTS = (0, 8, 16)
@@ -47,25 +47,30 @@ class Tatp:
             for part in commits(make()):
                 yield table, part
 
-    def step(self, session: Session, draw: random.Random) -> None:
+    def plan(self, draw: random.Random) -> Planned:
         """One transaction."""
         kind = draw.choices(_KINDS, cum_weights=_WEIGHTS)[0]
         number = (draw.randint(0, self._skew) | draw.randrange(self._count)) % self._count
         key = _id.pack(number)
         if kind == "subscriber":
-            session.read([("subscriber", key)])
-        elif kind == "destination":
+            return _read([("subscriber", key)])
+        if kind == "destination":
             part = _under(key, draw.randint(1, 4))
-            session.read([("facility", part), *(("forwarding", _under(part, start)) for start in _STARTS)])
-        elif kind == "access":
-            session.read([("access", _under(key, draw.randint(1, 4)))])
-        elif kind == "update":
-            _update(session, key, draw)
-        else:
-            found = session.read([("number", _digits(number))])[0]
+            return _read([("facility", part), *(("forwarding", _under(part, start)) for start in _STARTS)])
+        if kind == "access":
+            return _read([("access", _under(key, draw.randint(1, 4)))])
+        if kind == "update":
+            return _update(key, draw)
+        change = {"move": _move, "forward": _forward, "unforward": _unforward}[kind](draw)
+        places = [("number", _digits(number))]
+
+        def run(session: Session) -> None:
+            found = session.read(places)[0]
             if found is None:
                 raise LookupError("a subscriber is missing")
-            {"move": _move, "forward": _forward, "unforward": _unforward}[kind](session, found, draw)
+            change(session, found)
+
+        return run
 
     def check(self, session: Session) -> None:
         """Any subscriber can still be found by number."""
@@ -110,7 +115,11 @@ def _digits(number: int) -> bytes:
     return b"%015d" % number
 
 
-def _update(session: Session, key: bytes, draw: random.Random) -> None:
+def _read(places: list[Place]) -> Planned:
+    return lambda session: session.read(places)
+
+
+def _update(key: bytes, draw: random.Random) -> Planned:
     places = [("subscriber", key), ("facility", _under(key, draw.randint(1, 4)))]
     bit, data = draw.getrandbits(1), draw.random() < 0.5
 
@@ -121,31 +130,46 @@ def _update(session: Session, key: bytes, draw: random.Random) -> None:
         fields[1], facility[2] = bit, data
         return {places[0]: _subscriber.pack(*fields), places[1]: _facility.pack(*facility)}
 
-    session.update(places, change)
+    return lambda session: session.update(places, change)
 
 
-def _move(session: Session, key: bytes, draw: random.Random) -> None:
-    place, location = ("subscriber", key), draw.getrandbits(32)
+def _move(draw: random.Random) -> Callable[[Session, bytes], None]:
+    location = draw.getrandbits(32)
 
-    def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
-        if found[0] is None:
-            raise LookupError("a subscriber is missing")
-        return {place: _subscriber.pack(*_subscriber.unpack(found[0])[:-1], location)}
+    def run(session: Session, key: bytes) -> None:
+        place = ("subscriber", key)
 
-    session.update([place], change)
+        def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
+            if found[0] is None:
+                raise LookupError("a subscriber is missing")
+            return {place: _subscriber.pack(*_subscriber.unpack(found[0])[:-1], location)}
+
+        session.update([place], change)
+
+    return run
 
 
-def _forward(session: Session, key: bytes, draw: random.Random) -> None:
-    part, start = _under(key, draw.randint(1, 4)), draw.choice(_STARTS)
-    places = [("facility", part), ("forwarding", _under(part, start))]
+def _forward(draw: random.Random) -> Callable[[Session, bytes], None]:
+    kind, start = draw.randint(1, 4), draw.choice(_STARTS)
     value = _forwarding.pack(start + draw.randint(1, 8), b"%015d" % draw.randrange(10**15))
 
-    def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
-        return {places[1]: value} if found[0] is not None and found[1] is None else {}
+    def run(session: Session, key: bytes) -> None:
+        part = _under(key, kind)
+        places = [("facility", part), ("forwarding", _under(part, start))]
 
-    session.update(places, change)
+        def change(found: Sequence[bytes | None]) -> Mapping[Place, bytes]:
+            return {places[1]: value} if found[0] is not None and found[1] is None else {}
+
+        session.update(places, change)
+
+    return run
 
 
-def _unforward(session: Session, key: bytes, draw: random.Random) -> None:
-    place = ("forwarding", _under(_under(key, draw.randint(1, 4)), draw.choice(_STARTS)))
-    session.update([place], lambda found: {} if found[0] is None else {place: None})
+def _unforward(draw: random.Random) -> Callable[[Session, bytes], None]:
+    kind, start = draw.randint(1, 4), draw.choice(_STARTS)
+
+    def run(session: Session, key: bytes) -> None:
+        place = ("forwarding", _under(_under(key, kind), start))
+        session.update([place], lambda found: {} if found[0] is None else {place: None})
+
+    return run

@@ -57,7 +57,7 @@ class Store:
         if load == "puts":
             done, took = loads.puts(sessions, self._keys, seconds, seed)
         elif load == "steps":
-            done, took = loads.steps(sessions, self._bench.step, seconds, seed)
+            done, took = loads.steps(sessions, self._bench.plan, seconds, seed)
         elif load == "queue":
             done, took = loads.queue(sessions[0], seconds, seed, **options)
         else:

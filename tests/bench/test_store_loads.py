@@ -75,7 +75,7 @@ def test_threads_count_what_all_of_them_did() -> None:
 
 def test_a_failing_thread_fails_the_load() -> None:
     with pytest.raises(NotImplementedError, match="no transactions"):
-        loads.steps([Session()] * 3, lambda session, draw: session.read([]), 0.01, seed=1)
+        loads.steps([Session()] * 3, lambda draw: lambda session: session.read([]), 0.01, seed=1)
 
 
 def test_reads_and_queues_refuse_a_store_that_loses() -> None:
@@ -94,7 +94,7 @@ def test_smallbank_keeps_all_money_under_threads() -> None:
     session, bank = Memory(), SmallBank(50)
     _fill(session, bank)
     assert len(session.values) == 100
-    loads.steps([session] * 4, bank.step, 0.2, seed=1)
+    loads.steps([session] * 4, bank.plan, 0.2, seed=1)
     assert len(set(session.values.values())) > 10, "something happened"
     bank.check(session)
 
@@ -104,7 +104,7 @@ def test_smallbank_notices_lost_writes() -> None:
     _fill(session, bank)
     draw = random.Random(1)
     for _ in range(100):
-        bank.step(session, draw)
+        bank.plan(draw)(session)
     with pytest.raises(ArithmeticError, match="cents instead of"):
         bank.check(session)
 
@@ -118,7 +118,7 @@ def test_tatp_changes_forwardings_only_where_facilities_are() -> None:
     assert 1.2 < before["forwarding"] / before["facility"] < 1.8
     draw = random.Random(2)
     for _ in range(5000):
-        register.step(session, draw)
+        register.plan(draw)(session)
     after = Counter(table for table, _ in session.values)
     assert after | {"forwarding": 0} == before | {"forwarding": 0}
     assert all(("facility", key[:5]) in session.values for table, key in session.values if table == "forwarding")

@@ -14,7 +14,7 @@ using namespace statepool::store;
 
 namespace {
 
-constexpr int kKeys = 200, kReaders = 4;
+constexpr int kKeys = 200, kReaders = 4, kHot = 1000;
 
 std::string key_of(int i) { return "key " + std::to_string(i); }
 
@@ -44,6 +44,11 @@ int main(int, char** arguments) {
     ids.push_back(store.structure("s" + std::to_string(static_cast<int>(kind)), kind, true));
   const uint32_t queue = store.structure("q", Kind::queue, true), stack = store.structure("st", Kind::stack, true);
 
+  // A table that grows from nothing, is dropped, and grows again: (id << 32 | keys it surely has).
+  constexpr uint64_t kGrown = 6000, kStep = 12;
+  std::atomic<uint64_t> growing{uint64_t{store.structure("g", Kind::dict, true)} << 32};
+  std::atomic<uint64_t> grown_reads{0};
+
   std::atomic<bool> done{false};
   std::atomic<uint64_t> reads{0}, torn{0};
   std::vector<std::thread> readers;
@@ -60,6 +65,18 @@ int main(int, char** arguments) {
           store.scan(ids[k], Range{}, 20, page);
           for (size_t e = 1; e < page.size(); ++e) torn += page[e - 1].key >= page[e].key;
         }
+        if (store.get(ids[0], key_of(kHot), value, lsn) && !whole(kHot, value)) ++torn;
+        const uint64_t present = growing, count = present & 0xffffffff;
+        try {
+          for (uint64_t k = count > 50 ? count - 50 : 0; k < count + 3; ++k) {
+            const int wanted = static_cast<int>(k % 7 == 0 ? k * 31 % (count + 1) : k);
+            const bool found = store.get(static_cast<uint32_t>(present >> 32), key_of(wanted), value, lsn);
+            if (found ? !whole(wanted, value) : wanted < static_cast<int>(count)) ++torn;
+            ++grown_reads;
+          }
+        } catch (const StoreError& error) {
+          if (error.fault != Fault::missing) ++torn;  // dropped meanwhile
+        }
         store.peek(queue, 0, 5, items);
         store.peek(stack, 0, 5, items);
         reads += 2 * ids.size() + 1;
@@ -75,11 +92,28 @@ int main(int, char** arguments) {
     operations.push_back({round % 2 == 0 ? Verb::pop : Verb::push, stack, value, {}});
     std::vector<Outcome> outcomes(operations.size());
     store.commit(operations.data(), operations.size(), outcomes.data(), Level::process);
+    uint64_t id = growing >> 32, count = growing & 0xffffffff;
+    if (count >= kGrown) {
+      store.drop(static_cast<uint32_t>(id));
+      id = store.structure("g", Kind::dict, true), count = 0;
+    }
+    for (uint64_t k = 0; k < kStep; ++k, ++count) {
+      const int n = static_cast<int>(count);
+      const std::string fresh = key_of(n), filler = value_of(n, round);
+      const Operation put{Verb::put, static_cast<uint32_t>(id), fresh, filler};
+      store.commit(&put, 1, outcomes.data(), Level::process);
+      // One entry is rewritten in place all the time.
+      const std::string hot = key_of(kHot), letters = key_of(kHot) + ":" + std::string(2000, static_cast<char>('a' + count % 26));
+      const Operation rewrite{Verb::put, ids[0], hot, letters};
+      store.commit(&rewrite, 1, outcomes.data(), Level::process);
+    }
+    growing = id << 32 | count;
     if (round % 500 == 0) store.checkpoint();
   }
   done = true;
   for (std::thread& reader : readers) reader.join();
-  std::printf("%llu reads, %llu torn, %llu retries\n", static_cast<unsigned long long>(reads),
-              static_cast<unsigned long long>(torn), static_cast<unsigned long long>(store.retries()));
-  return torn == 0 && reads > 0 ? 0 : 1;
+  const auto number = [](uint64_t n) { return static_cast<unsigned long long>(n); };
+  std::printf("%llu reads, %llu of a growing table, %llu torn, %llu retries\n", number(reads), number(grown_reads),
+              number(torn), number(store.retries()));
+  return torn == 0 && reads > 0 && grown_reads > 0 ? 0 : 1;
 }

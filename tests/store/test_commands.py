@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import statepool.store
+from statepool.core.errors import NotFound
+from statepool.store import selfbench
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -73,3 +75,31 @@ def test_crashtest(path: Path) -> None:
     done = run("crashtest", "--seed", 3, "--histories", 1, "--operations", 6)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("states, 0 violations\n")
+
+
+def test_bench_counts_what_it_did(tmp_path: Path) -> None:
+    done = run("bench", tmp_path, "--seconds", "0.02", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    rates = json.loads(done.stdout)
+    assert next(iter(rates)) == "raw writes of 4 KiB"
+    assert len(rates) == 7
+    assert all(rate > 0 for rate in rates.values())
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    lines = run("bench", tmp_path, "--seconds", "0.01").stdout.splitlines()
+    assert lines[0].endswith("/s  raw writes of 4 KiB")
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(("arguments", "field"), [(["missing"], "path:"), ([".", "--seconds", "0"], "seconds:")])
+def test_bench_says_what_it_cannot_measure(arguments: list[str], field: str) -> None:
+    done = run("bench", *arguments)
+    assert done.returncode == 2
+    assert f"statepool store bench: {field}" in done.stderr
+
+
+def test_a_failing_thread_fails_the_measurement() -> None:
+    def work(turn: int) -> int:
+        raise NotFound("nothing there")
+
+    with pytest.raises(NotFound, match="nothing there"):
+        selfbench._crowd(work, 0.01, 4)

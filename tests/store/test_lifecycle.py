@@ -257,7 +257,7 @@ def test_a_checkpoint_is_of_one_moment(tmp_path: Path) -> None:
         # The copy has the last checkpoint and the log behind it.
         store.sync()
         pushed = len(stack)
-        shutil.copytree(tmp_path, tmp_path.with_name("killed"), ignore=shutil.ignore_patterns("spare", "unfinished"))
+        shutil.copytree(tmp_path, tmp_path.with_name("killed"), ignore=shutil.ignore_patterns("spare*", "unfinished"))
     with statepool.store.open(tmp_path.with_name("killed"), shared=False) as store:
         stack = store.stack("s")
         assert len(stack) == pushed

@@ -31,7 +31,7 @@ def killed(path: Path, entries: int, size: int = 3000) -> Path:
         for i in range(entries):
             d[b"%d" % i] = b"%d." % i * (size // 4)
         copy = path.with_name(path.name + "-killed")
-        shutil.copytree(path, copy, ignore=shutil.ignore_patterns("spare", "unfinished"))
+        shutil.copytree(path, copy, ignore=shutil.ignore_patterns("spare*", "unfinished"))
     return copy
 
 

@@ -23,6 +23,6 @@ def test_no_data_race_between_readers_and_writer(tmp_path: Path) -> None:
     if "cannot find -ltsan" in built.stderr:
         pytest.skip("needs libtsan")
     assert built.returncode == 0, built.stderr
-    done = subprocess.run([program, tmp_path / "s", "3000"], capture_output=True, text=True, timeout=250)
+    done = subprocess.run([program, tmp_path / "s", "2000"], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr[:4000]
     assert " 0 torn" in done.stdout

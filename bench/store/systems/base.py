@@ -19,6 +19,8 @@ Place = tuple[str, bytes]
 Change = Callable[[Sequence[bytes | None]], Mapping[Place, bytes | None]]
 """From the values read to the values written; ``None`` deletes. May be called again after a conflict."""
 Get = Callable[[bytes], bytes | None]
+Planned = Callable[["Session"], object]
+"""One transaction, drawn before the clock starts: what is timed is the store, not the draw."""
 
 MAIN = "main"
 """The table of plain puts and gets."""

@@ -16,57 +16,67 @@ _ROOM = "2GiB"
 _LEASE = 30.0
 
 
+class _Tables(dict[str, Any]):
+    """Dictionaries by name, made when first asked for."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__({MAIN: store.dict(MAIN), _SORTED: store.sorted_dict(_SORTED)})
+        self._store = store
+
+    def __missing__(self, name: str) -> Any:
+        found = self[name] = self._store.dict(name)
+        return found
+
+
 class OurSession(Session):
     """All threads share the store and its structures."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
-        self._tables: dict[str, Any] = {MAIN: store.dict(MAIN), _SORTED: store.sorted_dict(_SORTED)}
+        self._tables = _Tables(store)
         self._queue = store.queue("queue")
         self.put = self._tables[MAIN].__setitem__
 
     def fill(self, table: str, pairs: Sequence[Pair]) -> None:
-        self._table(table).update(pairs)
+        self._tables[table].update(pairs)
 
     @contextmanager
     def getter(self, table: str) -> Iterator[Get]:
-        yield self._table(table).get
+        yield self._tables[table].get
 
     def read(self, places: Sequence[Place]) -> list[bytes | None]:
+        tables = self._tables
         if len(places) == 1:
             table, key = places[0]
-            return [self._table(table).get(key)]
-        with self._store.transaction() as transaction:
-            return [transaction[self._table(table)].get(key) for table, key in places]
-
-    def update(self, places: Sequence[Place], change: Change) -> None:
+            return [tables[table].get(key)]
         while True:
             try:
-                self._update(places, change)
+                with self._store.transaction() as transaction:
+                    found = [transaction[tables[table]].get(key) for table, key in places]
+            except public.Conflict:
+                continue
+            return found
+
+    def update(self, places: Sequence[Place], change: Change) -> None:
+        tables = self._tables
+        while True:
+            try:
+                with self._store.transaction() as transaction:
+                    values = [transaction[tables[table]].get(key) for table, key in places]
+                    for (table, key), value in change(values).items():
+                        if value is None:
+                            del transaction[tables[table]][key]
+                        else:
+                            transaction[tables[table]][key] = value
             except public.Conflict:
                 continue
             return
-
-    def _update(self, places: Sequence[Place], change: Change) -> None:
-        with self._store.transaction() as transaction:
-            values = [transaction[self._table(table)].get(key) for table, key in places]
-            for (table, key), value in change(values).items():
-                if value is None:
-                    del transaction[self._table(table)][key]
-                else:
-                    transaction[self._table(table)][key] = value
 
     def pass_through(self, values: Sequence[bytes]) -> int:
         self._queue.put_many(values)
         items = self._queue.take_many(len(values), lease=_LEASE)
         self._queue.ack_many(items)
         return len(items)
-
-    def _table(self, name: str) -> Any:
-        found = self._tables.get(name)
-        if found is None:
-            found = self._tables[name] = self._store.dict(name)
-        return found
 
 
 class Ours(System):

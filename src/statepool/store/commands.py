@@ -1,4 +1,4 @@
-"""``statepool store …``: look into a store, check it, cut its power on a simulated disk, serve it."""
+"""``statepool store …``: look into a store, check it, measure it, cut its power on a simulated disk, serve it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import statepool.store
 from statepool.core.errors import NotFound, StatepoolError
 from statepool.store.native import Kind, core
 from statepool.store.net import commands as net
+from statepool.store.selfbench import measure
 
 __all__ = ["main"]
 
@@ -51,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     crash.add_argument("--seed", type=int, default=0, help="first history (default 0)")
     crash.add_argument("--histories", type=int, default=10, help="how many (default 10)")
     crash.add_argument("--operations", type=int, default=30, help="length of each (default 30)")
+    bench = command("bench", "rates of the disk and of a temporary store on it", _bench)
+    bench.add_argument("path", type=Path, nargs="?", default=Path(), help="a folder on the disk (default: this one)")
+    bench.add_argument("--seconds", type=float, default=1.0, help="for each measurement (default 1)")
+    bench.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     return tree
 
 
@@ -103,6 +108,17 @@ def _crashtest(options: argparse.Namespace) -> int:
             print(f"seed {seed}: {report.violation}", file=sys.stderr)
             return 1
     print(f"{total} states, 0 violations")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    found = {}
+    for name, rate in measure(options.path, options.seconds):
+        found[name] = rate
+        if not options.json:
+            print(f"{rate:14,.0f} /s  {name}", flush=True)
+    if options.json:
+        print(json.dumps(found))
     return 0
 
 

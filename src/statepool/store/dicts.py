@@ -186,6 +186,13 @@ class _Plain(Dict):
     def __contains__(self, key: object) -> bool:
         return self.native.get(self.identity, key) is not None
 
+    def update(self, other: Any = (), /, *, durability: str | None = None, **named: Any) -> None:
+        if named:  # no bytes: the codec says so
+            super().update(other, durability=durability, **named)
+            return
+        pairs = other.items() if isinstance(other, Mapping) else other
+        self.native.update(self.identity, pairs, level_number(durability))
+
 
 class _Ordered:
     """Reading in the order of keys, over ``_range``."""
@@ -343,10 +350,10 @@ class _PlainVersioned(_Plain, VersionedDict):
     """Both."""
 
 
-_FACES: dict[type[Dict], type[Dict]] = {Dict: _Plain, SortedDict: _PlainSorted, VersionedDict: _PlainVersioned}
+PLAIN: dict[type[Dict], type[Dict]] = {Dict: _Plain, SortedDict: _PlainSorted, VersionedDict: _PlainVersioned}
 
 
 def make_dict(face: type[Dict], store: Store, identity: int, name: str, keys: Codec, values: Codec) -> Any:
     """A face of this type, the short one if no codec is needed."""
     plain = keys.name == values.name == "bytes"
-    return (_FACES[face] if plain else face)(store, identity, name, keys, values)
+    return (PLAIN[face] if plain else face)(store, identity, name, keys, values)

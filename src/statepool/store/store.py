@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,9 @@ from statepool.store.coordination import Counter, Lock
 from statepool.store.dicts import Dict, SortedDict, VersionedDict, make_dict
 from statepool.store.native import Kind, Level, core, level_number
 from statepool.store.sequences import Log, Queue, Stack
-from statepool.store.transaction import Transaction
+from statepool.store.transaction import Pending, Transaction
 
+_log = logging.getLogger("statepool.store")
 _UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _VERSIONED = {"b+tree": Kind.MV_SORTED_DICT, "bst": Kind.MV_BST}
 _SORTED = {"b+tree": Kind.SORTED_DICT, "skip list": Kind.SKIP_LIST, "bst": Kind.BST}
@@ -79,7 +81,13 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
         checkpoint_bytes=_bytes("checkpoint_every", checkpoint_every, 1 << 16),
         epoch=epoch,
     )
+    _report(native.facts(), path)
     return Store(native, Path(path), durability)
+
+
+def _report(facts: Mapping[str, int], path: str | os.PathLike[str]) -> None:
+    if facts["attached"] and facts["durable_lsn"] and not facts["log_hinted"]:
+        _log.warning("%s: the killed owner's note of the log's end was wrong; the whole log was read instead", path)
 
 
 def _connect(urls: str, mode: str, durability: str, timeout: float) -> Store:
@@ -109,6 +117,9 @@ class _ReadOnly(core.Reader):  # type: ignore[misc]  # the core is not annotated
 
     def _refuse(self, *arguments: Any, **named: Any) -> Any:
         raise StoreReadOnly("store: it was opened with mode='read'; only the process that owns it writes")
+
+    def transaction(self, level: int, client: int, sequence: int) -> Pending:
+        return Pending(self, level, client, sequence)
 
     put = erase = update = commit = drop = pin = flush = wait = checkpoint = last_of = _refuse
 

@@ -45,7 +45,7 @@ BUGS = [
     Mutant(
         "a transaction forgets what it read",
         f"{ROOM}/transaction.py",
-        "        self._seen.setdefault((self._of.identity, key), lsn)\n",
+        "            self._seen.setdefault((identity, key), lsn)\n",
         "",
         "test_daemon.py::test_conflicts_and_bad_calls",
     ),

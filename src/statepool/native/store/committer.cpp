@@ -1,5 +1,11 @@
 #include "committer.h"
 
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
 #include "persist_point.h"
 
 namespace statepool::store {
@@ -10,6 +16,27 @@ constexpr auto kLinger = std::chrono::milliseconds(5);  // longest time an opera
 
 }  // namespace
 
+// A sleeping thread, on a word of its own: a condition variable would have it take the mutex again when it wakes.
+class Committer::Waiter {
+ public:
+  Waiter(uint64_t until, bool turn) : lsn(until), in_turn(turn) {}
+  void sleep() {
+    while (word_.load(std::memory_order_acquire) == 0) futex(FUTEX_WAIT_PRIVATE, 0);
+  }
+  // The waiter may be gone as soon as it sees the word: the address is then only a number, that wakes nobody.
+  void wake() {
+    word_.store(1, std::memory_order_release);
+    futex(FUTEX_WAKE_PRIVATE, 1);
+  }
+  const uint64_t lsn;
+  const bool in_turn;  // woken after others, not at once
+
+ private:
+  void futex(int what, uint32_t value) { syscall(SYS_futex, &word_, what, value, nullptr, nullptr, 0); }
+  std::atomic<uint32_t> word_{0};
+  static_assert(sizeof(std::atomic<uint32_t>) == 4);
+};
+
 Committer::Committer(Log& log, Ring& ring, Control& control) : log_(log), ring_(ring), control_(control) {
   thread_ = std::thread([this] { run(); });
 }
@@ -17,56 +44,66 @@ Committer::Committer(Log& log, Ring& ring, Control& control) : log_(log), ring_(
 Committer::~Committer() {
   stop();
   std::unique_lock<std::mutex> lock(mutex_);
-  left_.wait(lock, [&] { return waiting_ == 0; });
+  left_.wait(lock, [&] { return inside_ == 0; });
 }
 
 void Committer::stop() {
+  Waiter* first = nullptr;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
-    if (failure_.empty()) failure_ = "store: it is closed";
-    for (auto& turn : turn_) turn.notify_all();
+    if (failure_.empty()) failure_ = "store: it is closed", failed_ = true;
+    if (!writing_) release_waiters();
+    if (!turn_taken_) first = next();
   }
+  if (first != nullptr) first->wake();
   work_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
-void Committer::wait(uint64_t lsn) {
-  if (durable_lsn() >= lsn) return;
+Committer::Turn Committer::wait(uint64_t lsn, bool in_turn) {
+  Turn turn;
+  if (durable_lsn() >= lsn) return turn;
   // An operation that is not in the ring yet would be looked for in it for ever.
   if (lsn > __atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE))
     throw StoreError(Fault::invalid, "lsn: there is no operation " + std::to_string(lsn) + " yet");
   std::unique_lock<std::mutex> lock(mutex_);
-  ++waiting_;
-  struct Leave {
-    Committer& committer;
-    ~Leave() {
-      if (--committer.waiting_ == 0) committer.left_.notify_all();
-    }
-  } leave{*this};
+  ++inside_;
+  turn.committer_ = this;
   while (durable_lsn() < lsn) {
     if (!failure_.empty()) throw StoreError(Fault::unknown, failure_);
-    if (!writing_ && waiting_ == 1) {
+    if (!writing_ && waiting_.empty()) {
       write_frame(lock);
       continue;
     }
+    Waiter self(lsn, in_turn);
+    waiting_.push_back(&self);
     if (!writing_) work_.notify_one();
-    const bool next = writing_ && lsn > writing_until_;
-    turn_[(frames_ + (next ? 1 : 0)) & 1].wait(lock);
+    lock.unlock();
+    self.sleep();
+    turn.woken_ = in_turn;
+    if (durable_lsn() >= lsn) return turn;
+    lock.lock();
   }
+  return turn;
 }
 
-void Committer::flush() { wait(__atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE)); }
+void Committer::leave(bool woken) {
+  Waiter* after = nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (woken) after = next();
+    if (--inside_ == 0) left_.notify_all();
+  }
+  if (after != nullptr) after->wake();
+}
+
+void Committer::flush() { wait_apart(__atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE)); }
 
 void Committer::nudge() {
   const std::lock_guard<std::mutex> lock(mutex_);
   nudged_ = true;
   work_.notify_one();
-}
-
-bool Committer::failed() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return !failure_.empty();
 }
 
 uint64_t Committer::frames() const {
@@ -77,7 +114,6 @@ uint64_t Committer::frames() const {
 // Takes the lock's holder as the one that writes; the lock is free while the disk works.
 void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
   writing_ = true;
-  writing_until_ = 0;
   lock.unlock();
   std::string failure;
   uint64_t position = 0, until = durable_lsn();
@@ -87,44 +123,67 @@ void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
       frame_.add(record, size, 1);
       ++until;
     });
-    lock.lock();
-    writing_until_ = until;
-    lock.unlock();
     persist_point("frame before");
     log_.append(frame_);
     persist_point("frame after");
   } catch (const std::exception& error) {
     failure = error.what();
   }
-  if (!lock.owns_lock()) lock.lock();
-  writing_ = false;
   if (failure.empty()) {
+    control_.tails[frames_ & 1] = log_.tail();  // frames_ changes under writing_ alone
+    persist_point("frame noted");
     __atomic_store_n(&control_.durable_lsn, until, __ATOMIC_RELEASE);
     persist_point("frame durable");
     ring_.taken(position);
     persist_point("frame taken");
-  } else {
-    failure_ = failure;
   }
-  // Those of the next frame stay asleep only if there will be one.
-  turn_[frames_ & 1].notify_all();
-  if (!failure.empty() || ring_.empty()) turn_[(frames_ + 1) & 1].notify_all();
-  else if (waiting_ > 0) work_.notify_one();
+  lock.lock();
+  writing_ = false;
   ++frames_;
+  if (!failure.empty()) failure_ = failure, failed_ = true;
+  release_waiters();
+  if (!waiting_.empty()) work_.notify_one();
+  if (turn_taken_) return;
+  if (Waiter* first = next(); first != nullptr) {
+    lock.unlock();
+    first->wake();
+    lock.lock();
+  }
+}
+
+// Those who need not wait any more line up to be woken.
+void Committer::release_waiters() {
+  const uint64_t durable = durable_lsn();
+  const auto done = std::stable_partition(waiting_.begin(), waiting_.end(), [&](const Waiter* w) {
+    return failure_.empty() && w->lsn > durable;
+  });
+  for (auto waiter = done; waiter != waiting_.end(); ++waiter) {
+    if ((*waiter)->in_turn) released_.push_back(*waiter);
+    else (*waiter)->wake();
+  }
+  waiting_.erase(done, waiting_.end());
+}
+
+// Whom to wake next, who has the turn then.
+Committer::Waiter* Committer::next() {
+  turn_taken_ = !released_.empty();
+  if (!turn_taken_) return nullptr;
+  Waiter* const first = released_.front();
+  released_.pop_front();
+  return first;
 }
 
 void Committer::run() {
   std::unique_lock<std::mutex> lock(mutex_);
+  const auto wanted = [&] { return !waiting_.empty() && !writing_; };
   while (!stopping_) {
     if (ring_.empty() || !failure_.empty()) {
       nudged_ = false;
       idle_.store(true);
-      // After a failure there is nothing to do but to end: waiters are told by whoever failed.
-      const auto wanted = [&] { return waiting_ > 0 && !writing_ && !ring_.empty() && failure_.empty(); };
-      work_.wait(lock, [&] { return stopping_ || nudged_ || wanted(); });
+      work_.wait(lock, [&] { return stopping_ || nudged_ || (wanted() && !ring_.empty()); });
       idle_.store(false);
     } else {
-      work_.wait_for(lock, kLinger, [&] { return stopping_ || (waiting_ > 0 && !writing_); });
+      work_.wait_for(lock, kLinger, [&] { return stopping_ || wanted(); });
     }
     if (!stopping_ && !writing_ && failure_.empty() && !ring_.empty()) write_frame(lock);
   }

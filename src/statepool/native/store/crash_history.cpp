@@ -9,7 +9,7 @@ constexpr uint32_t kClient = 7;
 
 bool is_map_kind(Kind kind) { return kind != Kind::stack && kind != Kind::queue; }
 
-void dump_map(const Store& store, uint32_t id, const Structure& s, Model& found) {
+void dump_map(Store& store, uint32_t id, const Structure& s, Model& found) {
   auto& map = found.maps[s.name];
   std::vector<Entry> entries;
   uint64_t cursor = 0;
@@ -27,7 +27,7 @@ void dump_map(const Store& store, uint32_t id, const Structure& s, Model& found)
   if (map.size() != store.size(id)) throw StoreError(Fault::corrupt, s.name + ": its size is wrong");
 }
 
-void dump_list(const Store& store, uint32_t id, const Structure& s, Model& found) {
+void dump_list(Store& store, uint32_t id, const Structure& s, Model& found) {
   std::vector<std::pair<uint64_t, std::string>> values;
   store.peek(id, 0, ~size_t{0}, values);
   auto& list = found.lists[s.name];
@@ -64,7 +64,7 @@ std::string Model::dump() const {
   return out;
 }
 
-std::string dump(const Store& store) {
+std::string dump(Store& store) {
   Model found;
   const Table& table = store.structures();
   for (uint32_t id = 0; id < table.size(); ++id) {
@@ -80,7 +80,7 @@ std::string dump(const Store& store) {
 
 std::string dump_of(Image image, std::vector<SimDisk::Event>& events) {
   try {
-    const Store store(std::make_unique<SimDisk>(std::move(image), events), small_options());
+    Store store(std::make_unique<SimDisk>(std::move(image), events), small_options());
     return dump(store);
   } catch (const StoreError& error) {
     return std::string("error: ") + error.what();

@@ -25,7 +25,7 @@ struct Model {
 };
 
 // The same of a store. StoreError corrupt if its structures contradict themselves.
-std::string dump(const Store& store);
+std::string dump(Store& store);
 // The same of one opened from these files, or "error: " and what it raised.
 std::string dump_of(Image image, std::vector<SimDisk::Event>& events);
 

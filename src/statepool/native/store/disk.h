@@ -2,6 +2,7 @@
 // write, so that a test can cut the power between any two of them (sim_disk.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,7 +30,10 @@ class Disk {
  public:
   virtual ~Disk() = default;
   virtual std::unique_ptr<File> open(const std::string& name) = 0;                  // StoreError: missing
-  virtual std::unique_ptr<File> create(const std::string& name, uint64_t size) = 0;  // zero-written, durable; name too
+  // Zero-written, durable; its name too. `pace` is called between pieces with the bytes written so far: it may sleep, or
+  // throw a StoreError to have nothing made.
+  using Pace = std::function<void(uint64_t written)>;
+  virtual std::unique_ptr<File> create(const std::string& name, uint64_t size, const Pace& pace = {}) = 0;
   virtual std::vector<std::string> list(const std::string& folder) const = 0;        // sorted; empty if none
   virtual void rename(const std::string& from, const std::string& to) = 0;           // durable when it returns
   virtual void remove(const std::string& name) = 0;                                  // durable when it returns

@@ -102,6 +102,7 @@ class Frontend {
   void fill(Addr a, const void* bytes, size_t n) { write(a, bytes, n); }
   void fill(Addr a, uint64_t value) { write(a, &value, 8); }
   void change(Addr) {}  // the heap's side does this around its apply
+  void change(Addr, uint64_t) {}
   uint64_t lsn() const { return lsn_; }
   bool unseen(uint64_t lsn) const { return lsn == lsn_; }
   Addr allocate(size_t n);

@@ -13,7 +13,7 @@
 namespace statepool::store {
 namespace {
 
-constexpr uint64_t kControlMagic = 0x31304c4f52544e43;  // "CNTROL01"
+constexpr uint64_t kControlMagic = 0x32304c4f52544e43;  // "CNTROL02"
 constexpr uint64_t kHeapMagic = 0x3130304150414548;     // "HEAPA001"
 
 // Size class of n bytes (1 .. kSmallLimit) and the size of a class.
@@ -35,7 +35,7 @@ size_t class_size(int c) {
 size_t object_size(size_t n) { return n > kSmallLimit ? round_up(n, kBlock) : class_size(class_of(n)); }
 
 uint64_t Heap::region_size(uint64_t capacity, uint64_t journal, uint64_t ring) {
-  return kSector + journal + ring + capacity;
+  return kSector + 8 * kSequences + journal + ring + capacity;
 }
 
 void Heap::prepare(std::byte* region, uint64_t capacity, uint64_t journal, uint64_t ring) {
@@ -49,7 +49,8 @@ void Heap::prepare(std::byte* region, uint64_t capacity, uint64_t journal, uint6
 
 Heap::Heap(std::byte* region, bool format) : control_(reinterpret_cast<Control*>(region)) {
   if (control_->magic != kControlMagic) throw StoreError(Fault::format, "heap: not a statepool heap");
-  journal_ = region + kSector;
+  sequences_ = reinterpret_cast<uint64_t*>(region + kSector);
+  journal_ = region + kSector + 8 * kSequences;
   ring_ = journal_ + control_->journal_capacity;
   base_ = ring_ + control_->ring_capacity;
   capacity_ = control_->capacity;
@@ -153,13 +154,24 @@ void Heap::change(Addr root) {
   __atomic_thread_fence(__ATOMIC_RELEASE);
 }
 
+void Heap::change(Addr root, uint64_t part) {
+  uint64_t* const sequence = sequences_ + sequence_of(root, part);
+  if ((*sequence & 1) != 0) return;
+  changed_parts_.push_back(sequence_of(root, part));
+  __atomic_store_n(sequence, *sequence + 1, __ATOMIC_RELAXED);
+  __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
 // The sequence words are no part of the transaction: whether it took effect or not, they go on to the next even number.
-static void release_readers(Control& control, std::byte* base) {
-  for (uint64_t i = 0; i < std::min<uint64_t>(control.changed_count, kChangedLimit); ++i) {
-    auto* sequence = reinterpret_cast<uint64_t*>(base + control.changed[i]);
+// Parts come last: whoever finds the part of a dropped structure at rest finds the catalog changed, too.
+void Heap::release_readers() {
+  for (uint64_t i = 0; i < std::min<uint64_t>(control_->changed_count, kChangedLimit); ++i) {
+    uint64_t* const sequence = word(control_->changed[i]);
     __atomic_store_n(sequence, (*sequence | 1) + 1, __ATOMIC_RELEASE);
   }
-  __atomic_store_n(&control.changed_count, 0, __ATOMIC_RELEASE);
+  __atomic_store_n(&control_->changed_count, 0, __ATOMIC_RELEASE);
+  for (const uint64_t i : changed_parts_) __atomic_store_n(sequences_ + i, sequences_[i] + 1, __ATOMIC_RELEASE);
+  changed_parts_.clear();
 }
 
 void Heap::prepare() {
@@ -185,7 +197,7 @@ void Heap::commit() {
   persist_point("heap before commit");
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);  // this store is the commit
   persist_point("heap after commit");
-  release_readers(*control_, base_);
+  release_readers();
   trim(used);
 }
 
@@ -203,12 +215,23 @@ void Heap::rollback() {
   released_.clear();
   ++transaction_;
   __atomic_store_n(&control_->journal_tail, 0, __ATOMIC_RELEASE);
-  release_readers(*control_, base_);
+  release_readers();
 }
 
-void Heap::recover() { rollback(); }
+// Which parts the killed writer was changing is known by their sequence words alone.
+void Heap::recover() {
+  for (uint64_t i = 0; i < kSequences; ++i)
+    if ((sequences_[i] & 1) != 0) changed_parts_.push_back(i);
+  rollback();
+}
 
-void Heap::stuck() const {
+void Heap::pause(uint64_t tries) const {
+  if (tries < 10000) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    return;
+  }
   const auto owner = static_cast<pid_t>(__atomic_load_n(&control_->owner_pid, __ATOMIC_ACQUIRE));
   if (owner != 0 && kill(owner, 0) != 0 && errno == ESRCH)
     throw StoreError(Fault::missing, "store: its owner died in the middle of a change; open it for writing to repair it");

@@ -15,6 +15,7 @@
 
 #include "bytes.h"
 #include "errors.h"
+#include "log_tail.h"
 
 namespace statepool::store {
 
@@ -27,10 +28,12 @@ constexpr size_t kBlock = 64 << 10;      // what the first tier of the allocator
 constexpr size_t kSmallLimit = 32 << 10;  // larger objects are whole blocks
 constexpr int kClasses = 40;             // sizes 16, 32 .. 128, then four per doubling up to kSmallLimit
 constexpr int kChangedLimit = 64;        // structures that one transaction may change
+constexpr uint64_t kParts = 256;         // of a structure whose readers watch only the part they read
+constexpr uint64_t kSequences = 4096;    // words for the parts of all structures: some share one, and retry together
 
 size_t object_size(size_t n);  // what an object of n bytes takes: its class, or whole blocks
 
-// The control page lies before the heap and is not part of a checkpoint.
+// The control page and the parts' sequence words lie before the heap and are no part of a checkpoint.
 struct Control {
   uint64_t magic, capacity, journal_capacity, ring_capacity;
   uint8_t uuid[16];
@@ -44,6 +47,7 @@ struct Control {
   uint64_t epoch;
   uint64_t owner_pid;  // 0: the owner has let go
   uint64_t waits;      // whether readers are told only what survives a power loss
+  LogTail tails[2];    // written in turn, each before the operations of its frame count as durable
 };
 static_assert(sizeof(Control) <= kSector);
 
@@ -70,7 +74,7 @@ class Preserver {
 
 class Heap {
  public:
-  // Over mapped memory: a Control, the journal, the staging ring, the heap. `format` makes an empty heap of it.
+  // Over mapped memory: a Control, sequence words, the journal, the staging ring, the heap. `format` makes an empty heap of it.
   Heap(std::byte* region, bool format);
   static uint64_t region_size(uint64_t capacity, uint64_t journal, uint64_t ring);
   static void prepare(std::byte* region, uint64_t capacity, uint64_t journal, uint64_t ring);
@@ -83,17 +87,22 @@ class Heap {
   void read(Addr a, void* out, size_t n) const;
   // Sign of the n bytes at a against key: as memcmp, then the shorter one is less.
   int compare(Addr a, size_t n, Bytes key) const;
-  // The sequence word of a structure (odd: being changed) and whether nothing changed since it was `before`.
-  uint64_t sequence(Addr root) const {
+  // A sequence word (odd: being changed), of a whole structure or of one of its kParts parts; its present value, and
+  // whether nothing changed since that was `before`.
+  using Watch = const uint64_t*;
+  Watch watch(Addr root) const {
     check(root, 8);
-    return __atomic_load_n(word(root), __ATOMIC_ACQUIRE);
+    return word(root);
   }
-  bool still(Addr root, uint64_t before) const {
+  Watch watch(Addr root, uint64_t part) const { return sequences_ + sequence_of(root, part); }
+  static uint64_t sequence(Watch w) { return __atomic_load_n(w, __ATOMIC_ACQUIRE); }
+  static bool still(Watch w, uint64_t before) {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    return load(root) == before;
+    return __atomic_load_n(w, __ATOMIC_RELAXED) == before;
   }
-  // A reader has tried long: sleeps a little. StoreError: missing if the writer died in the middle of a change.
-  void stuck() const;
+  // Between two tries of a reader; after many of them it sleeps a little. StoreError: missing if the writer died in the
+  // middle of a change.
+  void pause(uint64_t tries) const;
   // Says that the object of n bytes at a is read next: a prefetch here, one remote read on a front-end. Of a small object
   // all lines are on their way then, of a page those that a search in it reads first (page.h). n may be a guess that goes
   // past the end of the heap, so only the address is checked.
@@ -123,6 +132,7 @@ class Heap {
   void release(Addr a, size_t n);  // n as given to allocate(); free for others after commit()
   // Makes readers of the structure at `root`, whose first word is its sequence word, retry until commit().
   void change(Addr root);
+  void change(Addr root, uint64_t part);  // readers of that part; those of the whole need the call above
   uint64_t lsn() const { return lsn_; }  // of the operation that is being applied
   void set_lsn(uint64_t lsn) { lsn_ = lsn; }
   // Whether what operation `lsn` made belongs to this transaction: nobody else has seen it.
@@ -154,11 +164,16 @@ class Heap {
   static constexpr uint64_t kJournalKept = 32 << 20;
   void trim(uint64_t used);
   void mark_blocks(uint64_t first, uint64_t count, bool used);
+  static uint64_t sequence_of(Addr root, uint64_t part) {
+    return ((root * 0x9e3779b97f4a7c15 >> 52) + part) % kSequences;
+  }
+  void release_readers();
   Addr field(const void* member) const {
     return static_cast<Addr>(static_cast<const std::byte*>(member) - base_);
   }
 
   Control* control_;
+  uint64_t* sequences_;
   std::byte *journal_, *ring_, *base_;
   uint64_t capacity_, lsn_ = 0;
   static constexpr size_t kNoted = 512;
@@ -171,32 +186,27 @@ class Heap {
   // Released by the present transaction. Were they handed out again before it commits, they would be filled without
   // undo, and a rollback would find other bytes in them than the ones it brings back to life.
   std::vector<std::pair<Addr, size_t>> released_;
+  std::vector<uint64_t> changed_parts_;  // sequence words that are odd
   bool prepared_ = false;
   Preserver* preserver_ = nullptr;
   std::function<bool(Addr, uint64_t)> reserve_;
 };
 
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 // Runs `body` until it saw the structure at `root` unchanged from start to end; `retries` counts the other times.
 template <class Mem, class Body>
 auto read_stable(const Mem& mem, Addr root, uint64_t& retries, Body&& body) {
   for (;; ++retries) {
-    const uint64_t before = mem.sequence(root);
+    const auto watch = mem.watch(root);
+    const uint64_t before = mem.sequence(watch);
     if ((before & 1) == 0) {
       try {
         auto result = body();
-        if (mem.still(root, before)) return result;
+        if (mem.still(watch, before)) return result;
       } catch (const Torn&) {
-        if (mem.still(root, before)) throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
+        if (mem.still(watch, before)) throw StoreError(Fault::corrupt, "heap: a structure points outside the heap");
       }
     }
-    if (retries < 10000) relax();
-    else mem.stuck();
+    mem.pause(retries);
   }
 }
 

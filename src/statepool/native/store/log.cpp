@@ -1,6 +1,7 @@
 #include "log.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <random>
 #include <system_error>
@@ -13,7 +14,8 @@ namespace statepool::store {
 namespace {
 
 constexpr uint32_t kSegmentMagic = 0x47535053, kFrameMagic = 0x52465053;  // "SPSG", "SPFR"
-constexpr const char* kSpare = "log/spare";
+constexpr const char* kSpare = "log/spare";  // and others whose names go on behind that
+constexpr size_t kSpares = 4;                // of recycled segments that are kept
 constexpr const char* kRestore = "restore the folder from a mirror or a copy";
 
 std::string segment_name(uint64_t number) {
@@ -85,6 +87,7 @@ std::unique_ptr<Log> Log::create(Disk& disk, const Superblock& super) {
 }
 
 Log::~Log() {
+  ending_ = true;
   if (preparing_.joinable()) preparing_.join();
 }
 
@@ -101,16 +104,32 @@ void Log::append(FrameBuilder& frame) {
   header.prev_crc = prev_crc_;
   frame.seal(header);
   file_->write(at_, frame.data(), frame.size());
-  at_ += frame.size();
-  bytes_ += frame.size();
-  prev_crc_ = frame.crc();
-  last_lsn_ = header.last_lsn;
+  passed(load_as<FrameHeader>(frame.data()));
+  filled_ = at_;
   failed_ = false;
+  if (!asked_ && at_ > size_ / 4) ask_for_spare();
+}
+
+// The frame at at_ is the last one now.
+void Log::passed(const FrameHeader& header) {
+  tail_ = {number_, at_, header.first_lsn, bytes_, prev_crc_, 0};
+  tail_.crc = tail_.sum();
+  at_ += header.length;
+  bytes_ += header.length;
+  prev_crc_ = header.crc;
+  last_lsn_ = header.last_lsn;
 }
 
 void Log::roll(size_t frame_size) {
+  wanted_now_ = true;
   if (preparing_.joinable()) preparing_.join();
   start_segment(number_ + 1, frame_size);
+}
+
+void Log::ask_for_spare() {
+  asked_ = true;
+  if (preparing_.joinable()) preparing_.join();
+  wanted_now_ = false;
   if (disk_.alone()) return prepare();
   try {
     preparing_ = std::thread([this] { prepare(); });
@@ -121,17 +140,35 @@ void Log::roll(size_t frame_size) {
 
 // Writes zeros while the present segment fills, so that the next commit that needs a new one does not wait for them.
 void Log::prepare() {
-  const std::lock_guard<std::mutex> lock(files_lock_);
   try {
-    const auto names = disk_.list("log");
-    if (std::find(names.begin(), names.end(), "spare") == names.end()) {
-      disk_.create("log/unfinished", super_.segment_size);
-      persist_point("prepare rename");
-      disk_.rename("log/unfinished", kSpare);
+    {
+      const std::lock_guard<std::mutex> lock(files_lock_);
+      if (!spares().empty()) return;
     }
+    disk_.create("log/unfinished", super_.segment_size, [this](uint64_t written) { keep_pace(written); });
+    const std::lock_guard<std::mutex> lock(files_lock_);
+    persist_point("prepare rename");
+    disk_.rename("log/unfinished", kSpare);
   } catch (const StoreError&) {
     // No room now: the commit that needs the segment tries itself and reports it.
   }
+}
+
+// Commits wait for the disk while it writes zeros. Twice as fast as the segment fills is enough to be ready in time.
+void Log::keep_pace(uint64_t written) const {
+  constexpr int kLongest = 50;  // ms: also where nothing is written, it ends some day
+  for (int i = 0; i < kLongest && !wanted_now_ && written > 2 * (filled_ - std::min(filled_.load(), super_.segment_size / 4)); ++i) {
+    if (ending_) throw StoreError(Fault::read_only, "log: it is closed");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+// The caller holds files_lock_.
+std::vector<std::string> Log::spares() const {
+  std::vector<std::string> found;
+  for (const std::string& name : disk_.list("log"))
+    if (name.rfind("spare", 0) == 0) found.push_back("log/" + name);
+  return found;
 }
 
 // The header is durable before the name is, so a numbered segment always has its own.
@@ -139,10 +176,11 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   const std::string name = segment_name(number);
   const uint64_t needed = std::max<uint64_t>(super_.segment_size, kSector + frame_size);
-  const auto names = disk_.list("log");
-  const bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  if (spare) file_ = disk_.open(kSpare);
-  if (!spare || file_->size() < needed) file_ = disk_.create(kSpare, needed);
+  const auto present = spares();
+  const std::string spare = present.empty() ? kSpare : present.front();
+  if (!present.empty()) file_ = disk_.open(spare);
+  if (present.empty() || file_->size() < needed) file_ = disk_.create(spare, needed);
+  asked_ = false;
   size_ = file_->size();
   salt_ = random_salt();
   SegmentHeader header{kSegmentMagic, 1, {}, number, last_lsn_ + 1, super_.epoch, salt_, prev_crc_, 0};
@@ -155,10 +193,10 @@ void Log::start_segment(uint64_t number, size_t frame_size) {
   file_->write(0, sector, kSector);
   file_.reset();
   persist_point("roll rename");
-  disk_.rename(kSpare, name);
+  disk_.rename(spare, name);
   persist_point("roll done");
   file_ = disk_.open(name);
-  at_ = kSector;
+  filled_ = at_ = kSector;
   number_ = number;
   segments_.push_back({number, header.base_lsn});
 }
@@ -179,28 +217,47 @@ void Log::recycle(uint64_t first) {
   const std::lock_guard<std::mutex> lock(files_lock_);
   bytes_ = 0;
   while (segments_.size() > 1 && segments_.front().number < first) segments_.erase(segments_.begin());
-  const auto names = disk_.list("log");
-  bool spare = std::find(names.begin(), names.end(), "spare") != names.end();
-  for (const std::string& name : names) {
+  size_t kept = spares().size();
+  for (const std::string& name : disk_.list("log")) {
     if (name.size() != 16 || "log/" + name >= segment_name(first)) continue;
-    const bool keep = !spare && disk_.open("log/" + name)->size() == super_.segment_size;
+    const bool keep = kept < kSpares && disk_.open("log/" + name)->size() == super_.segment_size;
     persist_point("recycle");
-    if (keep) disk_.rename("log/" + name, kSpare);
+    if (keep) disk_.rename("log/" + name, kSpare + ("-" + name));
     else disk_.remove("log/" + name);
-    spare = spare || keep;
+    kept += keep ? 1 : 0;
   }
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-std::unique_ptr<Log> Log::open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit) {
+std::unique_ptr<Log> Log::open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit,
+                               const LogTail& hint) {
   std::unique_ptr<Log> log(new Log(disk, super));
+  if (!log->resume(hint, from)) log->begin(from);
   log->scan(visit, from);
   log->settle();
   return log;
 }
 
-void Log::scan(const Visitor& visit, uint64_t from) {
+// Stands before the frame that the hint names. False if there is no such frame.
+bool Log::resume(const LogTail& hint, uint64_t from) {
+  if (!hint.valid() || hint.segment < super_.first_segment || hint.first_lsn == 0 || hint.first_lsn > from) return false;
+  uint64_t base = 0;
+  hinted_ = true;
+  for (uint64_t number = super_.first_segment; hinted_ && number <= hint.segment; ++number) hinted_ = enter(number, base);
+  if (hinted_) {
+    at_ = hint.at;
+    last_lsn_ = hint.first_lsn - 1;
+    prev_crc_ = hint.prev_crc;
+    bytes_ = hint.bytes;
+    std::vector<std::byte> frame;
+    hinted_ = read_frame(frame, at_);
+  }
+  if (!hinted_) segments_.clear(), bytes_ = 0;
+  return hinted_;
+}
+
+void Log::begin(uint64_t from) {
   uint64_t base = 0;
   if (!enter(super_.first_segment, base))
     throw StoreError(Fault::corrupt, segment_name(super_.first_segment) +
@@ -209,17 +266,19 @@ void Log::scan(const Visitor& visit, uint64_t from) {
     throw StoreError(Fault::corrupt, segment_name(number_) + ": it begins with operation " + std::to_string(base) +
                                          ", those from " + std::to_string(from) + " on are missing; " + kRestore);
   last_lsn_ = base - 1;
+}
+
+void Log::scan(const Visitor& visit, uint64_t from) {
+  uint64_t base = 0;
   std::vector<std::byte> frame;
   for (;;) {
     while (read_frame(frame, at_)) {
       const auto header = load_as<FrameHeader>(frame.data());
       visit_records(frame, visit, from);
-      at_ += header.length;
-      if (header.last_lsn > super_.checkpoint_lsn) bytes_ += header.length;
-      last_lsn_ = header.last_lsn;
-      prev_crc_ = header.crc;
+      passed(header);
+      if (header.last_lsn <= super_.checkpoint_lsn) bytes_ = 0;
     }
-    if (valid_frame_after(at_)) throw corrupt(number_, at_, "a damaged frame");
+    if (!hinted_ && valid_frame_after(at_)) throw corrupt(number_, at_, "a damaged frame");
     const uint64_t end = at_, size = size_, salt = salt_, number = number_;
     const uint32_t chain = prev_crc_;
     auto present = std::move(file_);

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "log_tail.h"
 #include "record.h"
 #include "superblock.h"
 
@@ -62,13 +63,18 @@ class Log {
   using Visitor = std::function<void(const std::byte* record, uint64_t lsn)>;
 
   static std::unique_ptr<Log> create(Disk& disk, const Superblock& super);
-  // StoreError: corrupt, format, or what the visitor throws; nothing on disk is changed then.
-  static std::unique_ptr<Log> open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit);
+  // From `hint` on if the log confirms it, from the first segment otherwise. A hint vouches that whatever was acknowledged
+  // lies in whole frames: what follows the last one is not looked into. StoreError: corrupt, format, or what the visitor
+  // throws; nothing on disk is changed then.
+  static std::unique_ptr<Log> open(Disk& disk, const Superblock& super, uint64_t from, const Visitor& visit,
+                                   const LogTail& hint = {});
   ~Log();
 
   // Durable when it returns. StoreError: full, unknown; after one of them read_only, for what is on disk is not known.
   void append(FrameBuilder& frame);
   uint64_t last_lsn() const { return last_lsn_; }
+  const LogTail& tail() const { return tail_; }  // of the last frame
+  bool hinted() const { return hinted_; }        // whether opening found the hint to be right
   uint64_t bytes_since(uint64_t lsn) const;    // of the frames since the segment that holds it, if any follow
   uint64_t segment_of(uint64_t lsn) const;     // its number, or that of the present segment
   void recycle(uint64_t first);                // segments with lower numbers, once the superblock says so
@@ -81,8 +87,14 @@ class Log {
   Log(Disk& disk, const Superblock& super) : disk_(disk), super_(super) {}
   void roll(size_t frame_size);
   void start_segment(uint64_t number, size_t frame_size);
+  std::vector<std::string> spares() const;
+  void ask_for_spare();
   void prepare();
+  void keep_pace(uint64_t written) const;
+  void begin(uint64_t from);
+  bool resume(const LogTail& hint, uint64_t from);
   void scan(const Visitor& visit, uint64_t from);
+  void passed(const FrameHeader& header);
   void settle();
   bool enter(uint64_t number, uint64_t& base_lsn);
   bool read_frame(std::vector<std::byte>& frame, uint64_t at) const;
@@ -94,11 +106,15 @@ class Log {
   std::unique_ptr<File> file_;
   std::vector<Segment> segments_;
   uint64_t number_ = 0, size_ = 0, at_ = 0, salt_ = 0;  // of the present segment
-  bool failed_ = false;
+  LogTail tail_;
+  bool failed_ = false, hinted_ = false;
   std::atomic<uint64_t> last_lsn_{0}, bytes_{0};  // read by any thread; the rest belongs to the committer
   mutable std::mutex files_lock_;  // of segments_ and the files' names: the committer, a checkpoint, prepare()
   uint32_t prev_crc_ = 0;
   std::thread preparing_;
+  bool asked_ = false;                                  // for a spare, since the present segment began
+  std::atomic<uint64_t> filled_{0};                     // of the present segment
+  std::atomic<bool> wanted_now_{false}, ending_{false};  // how preparing_ shall go on
 };
 
 }  // namespace statepool::store

@@ -7,6 +7,7 @@ void bind_errors(nb::module_& m);
 void bind_log(nb::module_& m);
 void bind_view(nb::module_& m);
 void bind_store(nb::module_& m);
+void bind_transaction(nb::module_& m);
 void bind_ablation(nb::module_& m);
 
 NB_MODULE(_store, m) {
@@ -15,5 +16,6 @@ NB_MODULE(_store, m) {
   bind_log(m);
   bind_view(m);
   bind_store(m);
+  bind_transaction(m);
   bind_ablation(m);
 }

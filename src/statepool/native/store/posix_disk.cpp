@@ -24,6 +24,13 @@ namespace {
   throw StoreError(Fault::unknown, message);
 }
 
+struct Descriptor {
+  int number;
+  ~Descriptor() {
+    if (number >= 0) ::close(number);
+  }
+};
+
 class PosixFile final : public File {
  public:
   // O_DSYNC makes each write durable; O_DIRECT saves the copy into the page cache, but tmpfs and others refuse it.
@@ -48,6 +55,17 @@ class PosixFile final : public File {
   void write_later(uint64_t offset, const void* data, size_t size) override { write_all(plain_, offset, data, size); }
   void sync() override {
     if (fdatasync(plain_) != 0) fail(path_);
+  }
+
+  void zero(uint64_t size, bool direct, const Disk::Pace& pace) {
+    constexpr uint64_t kPiece = 256 << 10;
+    alignas(kSector) static const std::byte zeros[kPiece] = {};
+    const Descriptor fd{::open(path_.c_str(), O_WRONLY | O_CLOEXEC | (direct ? O_DIRECT : 0))};
+    if (fd.number < 0) fail(path_);
+    for (uint64_t at = 0; at < size; at += kPiece) {
+      write_all(fd.number, at, zeros, std::min(kPiece, size - at));
+      if (pace) pace(at + kPiece);
+    }
   }
 
   size_t read(uint64_t offset, void* data, size_t size) const override {
@@ -143,17 +161,16 @@ PosixDisk::~PosixDisk() {
 
 std::unique_ptr<File> PosixDisk::open(const std::string& name) { return std::make_unique<PosixFile>(path(name)); }
 
-// Space is taken by writing zeros: merely reserved space would cost a journal commit at each first write.
-std::unique_ptr<File> PosixDisk::create(const std::string& name, uint64_t size) {
+// Space is taken by writing zeros: merely reserved space would cost a journal commit at each first write. They pass by the
+// page cache if that can be, for each page there would have to be dropped when it is written over.
+std::unique_ptr<File> PosixDisk::create(const std::string& name, uint64_t size, const Pace& pace) {
   make_folder(parent_of(path(name)));
   const int fd = ::open(path(name).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   if (fd < 0) fail(path(name));
   ::close(fd);
   try {
     auto file = std::make_unique<PosixFile>(path(name));
-    const std::string zeros(1 << 20, '\0');
-    for (uint64_t at = 0; at < size; at += zeros.size())
-      file->write_later(at, zeros.data(), std::min<uint64_t>(zeros.size(), size - at));
+    file->zero(size, direct_, pace);
     file->sync();
     sync_folder(parent_of(path(name)));
     return file;

@@ -14,7 +14,7 @@ class PosixDisk final : public Disk {
   PosixDisk& operator=(const PosixDisk&) = delete;
 
   std::unique_ptr<File> open(const std::string& name) override;
-  std::unique_ptr<File> create(const std::string& name, uint64_t size) override;
+  std::unique_ptr<File> create(const std::string& name, uint64_t size, const Pace& pace = {}) override;
   std::vector<std::string> list(const std::string& folder) const override;
   void rename(const std::string& from, const std::string& to) override;
   void remove(const std::string& name) override;

@@ -20,8 +20,7 @@ void Reader::attach() {
   if (!region_ || region_.size() < kSector || control->nonce != super.heap_nonce)
     throw StoreError(Fault::missing, "path: no process has " + folder_ + " open; a reader sees the memory of its owner");
   heap_ = std::make_unique<Heap>(region_.data(), false);
-  catalog_version_ = heap_->sequence(heap_->header().catalog);
-  load_catalog();
+  catalog_version_ = 1;  // of no catalog
 }
 
 bool Reader::owner_lives() const {
@@ -29,16 +28,18 @@ bool Reader::owner_lives() const {
   return pid != 0 && (kill(pid, 0) == 0 || errno == EPERM);
 }
 
-void Reader::refresh() {
+uint64_t Reader::follow() {
   if (__atomic_load_n(&heap_->control().owner_pid, __ATOMIC_ACQUIRE) == 0) attach();  // closed; perhaps open again
-  const uint64_t version = heap_->sequence(heap_->header().catalog);
-  if (version == catalog_version_) return;
-  catalog_version_ = version & ~uint64_t{1};
-  load_catalog();
+  for (;;) {
+    const uint64_t version = View::follow();
+    if ((version & ~uint64_t{1}) == catalog_version_) return version;
+    catalog_version_ = version & ~uint64_t{1};
+    load_catalog();  // waits while it is being changed, and is called again then
+  }
 }
 
 uint32_t Reader::structure(const std::string& name, Kind kind) {
-  refresh();
+  follow();
   const auto found = names_.find(name);
   if (found == names_.end()) throw StoreError(Fault::missing, "name: there is no structure '" + name + "'");
   const Kind present = table_.at(found->second).kind;

@@ -14,8 +14,8 @@ class Reader : public View {
   // The id of a structure. StoreError: missing, invalid (another kind).
   uint32_t structure(const std::string& name, Kind kind);
   // Follows structures that were made or dropped, and an owner that died and came back. StoreError: missing if it is
-  // gone. Called before each read; costs two loads.
-  void refresh();
+  // gone. Costs two loads.
+  uint64_t follow() override;
   bool must_wait(uint64_t lsn) const { return heap_->control().waits != 0 && lsn > durable_lsn(); }
   void wait(uint64_t lsn);  // until it is durable, or the owner is gone
 

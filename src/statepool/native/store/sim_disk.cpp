@@ -94,7 +94,7 @@ std::unique_ptr<File> SimDisk::open(const std::string& name) {
   return std::make_unique<SimFile>(*this, name);
 }
 
-std::unique_ptr<File> SimDisk::create(const std::string& name, uint64_t size) {
+std::unique_ptr<File> SimDisk::create(const std::string& name, uint64_t size, const Pace&) {
   note({Kind::create, name, {}, 0, size, {}});
   return std::make_unique<SimFile>(*this, name);
 }

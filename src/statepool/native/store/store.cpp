@@ -8,6 +8,8 @@
 namespace statepool::store {
 namespace {
 
+constexpr size_t kGathered = 16;  // operations whose memory is asked for together: about what a core can wait for
+
 // What passes here can be read back from the log: its records have a limit of their own.
 void check_sizes(const Operation& o) {
   const bool keyed = o.verb == Verb::put || o.verb == Verb::erase || o.verb == Verb::create;
@@ -24,21 +26,29 @@ void check_sizes(const Operation& o) {
 
 uint64_t Store::commit(const Operation* operations, size_t count, Outcome* outcomes, Level level, OperationId id,
                        const std::vector<Seen>& seen) {
-  if (level == Level::inherit) level = options_.level;
+  const uint64_t lsn = submit(operations, count, outcomes, id, seen);
+  settle(lsn, level);
+  return lsn;
+}
+
+uint64_t Store::submit(const Operation* operations, size_t count, Outcome* outcomes, OperationId id,
+                       const std::vector<Seen>& seen) {
   for (size_t i = 0; i < count; ++i) check_sizes(operations[i]);
   uint64_t lsn = 0;
-  {
-    const std::lock_guard<std::mutex> lock(writer_);
-    check_writable();
-    if (!known(id, outcomes, count, lsn)) {
-      check(seen);
-      lsn = run(operations, count, outcomes, id);
-      checkpoint_if_due();
-    }
+  const std::lock_guard<std::mutex> lock(writer_);
+  check_writable();
+  if (!known(id, outcomes, count, lsn)) {
+    check(seen);
+    lsn = run(operations, count, outcomes, id);
+    checkpoint_if_due();
   }
-  if (level != Level::process) committer_->wait(lsn);
-  else if (!disk_->alone() && committer_->idle() && !ring_->empty()) committer_->nudge();
   return lsn;
+}
+
+Committer::Turn Store::settle(uint64_t lsn, Level level) {
+  if (this->level(level) != Level::process) return committer_->wait(lsn);
+  if (!disk_->alone() && committer_->idle() && !ring_->empty()) committer_->nudge();
+  return {};
 }
 
 // Applies, then publishes, then ends the heap's transaction: whichever instruction is the last one, either the records
@@ -50,6 +60,7 @@ uint64_t Store::run(const Operation* operations, size_t count, Outcome* outcomes
   ring_->start();
   try {
     for (size_t i = 0; i < count; ++i) {
+      if (count > 1 && i % kGathered == 0) gather(operations + i, std::min(kGathered, count - i));
       heap_->set_lsn(lsn + 1);
       outcomes[i] = apply(operations[i]);
       persist_point("run applied");
@@ -113,6 +124,11 @@ void Store::check_writable() const {
   if (closed_) throw StoreError(Fault::read_only, "store: it is closed");
   if (committer_->failed())
     throw StoreError(Fault::read_only, "store: a write to the log failed earlier; reopen it to go on from what is durable");
+}
+
+void Store::validate(const std::vector<Seen>& seen) const {
+  const std::lock_guard<std::mutex> lock(writer_);
+  check(seen);
 }
 
 void Store::check(const std::vector<Seen>& seen) const {

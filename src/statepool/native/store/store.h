@@ -42,7 +42,7 @@ struct StoreOptions {
 // What a transaction has read: the entry's lsn then (0: absent), or with `whole` the structure's last change.
 struct Seen {
   uint32_t structure;
-  std::string key;
+  Bytes key;
   uint64_t lsn;
   bool whole;
 };
@@ -75,15 +75,21 @@ class Store : public View {
   void drop(uint32_t id);
 
   // ---- writing ---------------------------------------------------------------------------------------------------
-  // All operations or none, with their outcomes; returns the lsn to wait for. It has been waited for as `level` says.
+  // All operations or none, with their outcomes; returns the lsn to settle.
+  uint64_t submit(const Operation* operations, size_t count, Outcome* outcomes, OperationId id = {},
+                  const std::vector<Seen>& seen = {});
+  Committer::Turn settle(uint64_t lsn, Level level);  // returns when it has reached the level
+  void validate(const std::vector<Seen>& seen) const;  // StoreError: conflict, as submit(). For a commit of nothing
+  // Both.
   uint64_t commit(const Operation* operations, size_t count, Outcome* outcomes, Level level, OperationId id = {},
                   const std::vector<Seen>& seen = {});
-  void wait(uint64_t lsn) { committer_->wait(lsn); }
+  Committer::Turn wait(uint64_t lsn) { return committer_->wait(lsn); }
   void flush() { committer_->flush(); }
   // The last transaction of a client: its sequence number and outcomes (of nothing but puts, that of the last one);
   // sequence 0 if there is none.
   uint64_t last_of(uint32_t client, std::vector<Outcome>& outcomes) const;
 
+  Level level(Level wanted) const { return wanted == Level::inherit ? options_.level : wanted; }
   // A reader must not be told what a power loss could take back: wait for this lsn before handing it on.
   bool must_wait(uint64_t lsn) const { return options_.level != Level::process && lsn > durable_lsn(); }
 
@@ -111,6 +117,7 @@ class Store : public View {
   void check(const std::vector<Seen>& seen) const;
   bool known(OperationId id, Outcome* outcomes, size_t count, uint64_t& lsn) const;
   uint64_t run(const Operation* operations, size_t count, Outcome* outcomes, OperationId id);
+  void gather(const Operation* operations, size_t count) const;
   Outcome apply(const Operation& operation);
   void roll_back();
   void remember(OperationId id, uint64_t lsn, const Outcome* outcomes, size_t count);

@@ -13,6 +13,19 @@ std::string catalog_entry(uint32_t id, Kind kind, Addr root) {
 
 }  // namespace
 
+// The memory that operations look at is on its way before the first of them waits for it (gather and apply, section 4).
+void Store::gather(const Operation* operations, size_t count) const {
+  for (const bool items : {false, true})
+    for (size_t i = 0; i < count; ++i) {
+      const Operation& o = operations[i];
+      if ((o.verb != Verb::put && o.verb != Verb::erase) || !table_.live(o.structure)) continue;
+      const Structure& s = table_.at(o.structure);
+      if (s.kind != Kind::dict) continue;
+      const HashTable<Heap> table(*heap_, s.root);
+      items ? table.ask_for_item(o.a) : table.ask_for_bucket(o.a);
+    }
+}
+
 Outcome Store::apply(const Operation& o) {
   HashTable<Heap> catalog(*heap_, heap_->header().catalog);
   Outcome out;

@@ -124,7 +124,9 @@ uint64_t Store::heap_nonce() { return random_word() | 1; }
 void Store::open_log() {
   Control& control = heap_->control();
   const uint64_t from = heap_->applied_lsn() + 1;
-  log_ = Log::open(*disk_, super_, from, [&](const std::byte* record, uint64_t lsn) { replay(record, lsn); });
+  const LogTail *hint = control.tails, *other = control.tails + 1;
+  if (!hint->valid() || (other->valid() && other->first_lsn > hint->first_lsn)) hint = other;
+  log_ = Log::open(*disk_, super_, from, [&](const std::byte* record, uint64_t lsn) { replay(record, lsn); }, *hint);
   const uint64_t last = log_->last_lsn();
   if (last < control.durable_lsn)
     throw StoreError(Fault::corrupt, "log: it ends at operation " + std::to_string(last) + " though operation " +
@@ -137,6 +139,7 @@ void Store::open_log() {
     else if (lsn > heap_->applied_lsn()) replay(record, lsn);
   });
   ring_->taken(in_log);
+  control.tails[0] = control.tails[1] = log_->tail();
   control.durable_lsn = last;
   control.logged_lsn = std::max(last, lsn);
 }
@@ -195,7 +198,7 @@ void Store::make_checkpoint() {
   // A number is never tried twice: the superblock of a failed try may have reached the disk and name that file.
   const uint64_t id = ++last_checkpoint_;
   write_checkpoint(*checkpoint, numbered("ckpt", id));
-  committer_->wait(checkpoint->lsn());  // a checkpoint must not know more than the log
+  committer_->wait_apart(checkpoint->lsn());  // a checkpoint must not know more than the log
   Superblock next = super_;
   next.checkpoint_id = id;
   next.checkpoint_lsn = checkpoint->lsn();
@@ -288,7 +291,7 @@ std::map<std::string, uint64_t> Store::facts() const {
           {"heap_used", header.used_bytes},  {"capacity", heap_->capacity()},
           {"epoch", super_.epoch},           {"checkpoint_lsn", super_.checkpoint_lsn},
           {"read_retries", retries()},        {"staged_bytes", ring_->held()},
-          {"attached", attached_ ? 1 : 0}};
+          {"attached", attached_ ? 1 : 0},    {"log_hinted", log_->hinted() ? 1 : 0}};
 }
 
 Store::~Store() {

@@ -14,7 +14,7 @@ class PyReader final : public PyView {
 
  protected:
   View& view() const override {
-    open().refresh();
+    open().follow();
     return open();
   }
   void see(uint64_t lsn) const override {

@@ -26,6 +26,7 @@ from statepool.core.errors import (
 from statepool.store.native import Verb
 from statepool.store.net.framing import address, raised
 from statepool.store.net.link import Link, LinkLost
+from statepool.store.transaction import Pending
 
 _PAUSE = 0.05
 _PUT = int(Verb.PUT)
@@ -148,12 +149,16 @@ class RemoteNative:
             return []
         level = self._level if level < 0 else level
         plain = [(int(verb), *rest) for verb, *rest in operations]
-        if client:
+        if client or not plain:
             outcomes = self._call("commit", plain, seen, client, sequence, level)
         else:
             with self._slot() as (client, sequence):
                 outcomes = self._call("commit", plain, seen, client, sequence, level)
         return [tuple(outcome) for outcome in outcomes]
+
+    def transaction(self, level: int, client: int, sequence: int) -> Pending:
+        """As the core's."""
+        return Pending(self, level, client, sequence)
 
     def put(self, identity: int, key: bytes, value: bytes, level: int = -1) -> bool:
         """As the core's."""

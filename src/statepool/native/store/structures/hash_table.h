@@ -2,8 +2,12 @@
 //
 // A bucket is a line of eight words: seven slots and the address of an overflow line. A slot is the item's address with
 // 16 bits of the key's hash above it, so a lookup touches one line and, nearly always, one item.
+//
+// Readers of one key watch its part of the table: the keys that agree in the low bits of their hashes, and so lie in the
+// same buckets, however far the table has grown.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../hash.h"
@@ -26,7 +30,10 @@ class HashTable {
     return root;
   }
 
+  static uint64_t part_of(Bytes key) { return hash_bytes(key) % kParts; }
+
   void destroy() {
+    for (uint64_t part = 0; part < kParts; ++part) mem_.change(root_, part);
     for (uint64_t b = 0; b < mem_.load(root_ + kBuckets); ++b) {
       each_slot(bucket(b), [&](Addr slot) { release_item(mem_, item_in(mem_.load(slot))); });
       for (Addr line = mem_.load(bucket(b) + kNext), next; line != 0; line = next) {
@@ -55,6 +62,7 @@ class HashTable {
   // True if the key is new.
   bool put(Bytes key, Bytes value) {
     const uint64_t hash = hash_bytes(key);
+    change_bucket(index(hash));
     if (const Addr slot = find(key, hash); slot != 0) {
       const uint64_t word = mem_.load(slot);
       if (!rewrite_item(mem_, item_in(word), value)) {
@@ -74,6 +82,7 @@ class HashTable {
     const uint64_t hash = hash_bytes(key);
     const Addr slot = find(key, hash);
     if (slot == 0) return false;
+    change_bucket(index(hash));
     release_item(mem_, item_in(mem_.load(slot)));
     // The last slot of the chain fills the gap, so that chains stay without holes.
     Addr last = 0;
@@ -82,6 +91,17 @@ class HashTable {
     mem_.store(last, 0);
     note_change(mem_, root_, -1, true);
     return true;
+  }
+
+  // Asks for what an operation on the key will look at: first the bucket of each of many keys, then the items there.
+  void ask_for_bucket(Bytes key) const { mem_.touch(bucket(index(hash_bytes(key))), kLine); }
+  void ask_for_item(Bytes key) const {
+    const uint64_t hash = hash_bytes(key);
+    const Addr line = bucket(index(hash));
+    for (uint64_t i = 0; i < kSlots; ++i) {
+      const uint64_t word = mem_.load(line + 8 * i);
+      if (word != 0 && ((word ^ hash) & kTag) == 0) mem_.touch(item_in(word), kItemGuess);
+    }
   }
 
   uint64_t size() const { return mem_.load(root_ + Root::size); }
@@ -119,6 +139,12 @@ class HashTable {
     const uint64_t low = uint64_t{1} << (63 - __builtin_clzll(buckets));  // buckets at the start of this doubling
     const uint64_t wide = hash & (2 * low - 1);
     return wide < buckets ? wide : hash & (low - 1);
+  }
+
+  // Its readers retry: those of every part that has keys in it. A table of few buckets has many parts in each.
+  void change_bucket(uint64_t b) {
+    const uint64_t low = uint64_t{1} << (63 - __builtin_clzll(mem_.load(root_ + kBuckets)));
+    for (uint64_t part = b % std::min(low, kParts); part < kParts; part += std::min(low, kParts)) mem_.change(root_, part);
   }
 
   // Address of the slot that holds the key, 0 if none does.
@@ -173,6 +199,7 @@ class HashTable {
       const int s = 64 - __builtin_clzll(buckets / kFirst);
       mem_.store(root_ + kSegments + 8 * s, mem_.allocate(segment_size(s)));
     }
+    change_bucket(buckets - low);
     const Addr from = bucket(buckets - low), to = bucket(buckets);
     std::vector<uint64_t> words;
     each_slot(from, [&](Addr slot) { words.push_back(mem_.load(slot)); });
