@@ -3,12 +3,14 @@
 from .errors import DimensionError, IndexCorruptError, ReadOnlyError
 from .file import Report, verify
 from .index import Index, Result, Stats, open  # noqa: A004 - the name users know from files
+from .live import LiveIndex
 from .tool import RetrievalTool
 
 __all__ = [
     "DimensionError",
     "Index",
     "IndexCorruptError",
+    "LiveIndex",
     "ReadOnlyError",
     "Report",
     "Result",

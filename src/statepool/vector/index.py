@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import numpy as np
 
 from statepool.core.errors import InvalidRequest, NotFound
 
-from .errors import DimensionError, IndexCorruptError, ReadOnlyError
+from .check import cores, floats, labels, one_of, same_width, within
+from .errors import IndexCorruptError, ReadOnlyError
 from .file import IndexFile, Verify, write
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
 from .policy import Load, choose_engine, choose_threads
@@ -81,11 +81,11 @@ class Index:
         alpha: float = 1.0,
         seed: int = 0,
     ) -> None:
-        _one_of("metric", metric, METRICS)
-        _one_of("dtype", dtype, DTYPES)
-        _within("dim", dim, 1, 65536)
-        _within("R", R, 16, 128)
-        _within("build_window", build_window, R, 10_000)
+        one_of("metric", metric, METRICS)
+        one_of("dtype", dtype, DTYPES)
+        within("dim", dim, 1, 65536)
+        within("R", R, 16, 128)
+        within("build_window", build_window, R, 10_000)
         if R % 16:
             raise InvalidRequest(f"R: {R} is no multiple of 16", param="R")
         if not 1.0 <= alpha <= 4.0:
@@ -124,19 +124,19 @@ class Index:
             InvalidRequest: a row with NaN or infinity, a zero row under ``cos``, ids that repeat or do not match.
         """
         self._writable("build")
-        rows = _floats("X", X, 2)
-        _same_width("X", rows.shape[1], self.dim)
-        labels = None if ids is None else _labels(ids, len(rows))
+        rows = floats("X", X, 2)
+        same_width("X", rows.shape[1], self.dim)
+        named = None if ids is None else labels(ids, len(rows))
         settings = self._settings
         try:
-            arguments = (rows, settings["build_window"], settings["alpha"], _cores(threads), settings["seed"])
+            arguments = (rows, settings["build_window"], settings["alpha"], cores(threads), settings["seed"])
             if progress is None:
                 self._core.build(*arguments)
             else:
                 self._build_and_tell(arguments, progress)
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
-        self._ids, self._held, self._sealed, self._places = labels, {}, False, None
+        self._ids, self._held, self._sealed, self._places = named, {}, False, None
 
     def _build_and_tell(self, arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -157,7 +157,7 @@ class Index:
         self._writable("seal")
         if not len(self):
             raise InvalidRequest("seal: the index is empty; build it first")
-        self._core.seal(_cores(threads), self._settings["seed"])
+        self._core.seal(cores(threads), self._settings["seed"])
         self._sealed = True
 
     def search(
@@ -188,11 +188,11 @@ class Index:
         width = max(64, 2 * k) if ef is None else ef
         if not 1 <= k <= width:
             raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
-        _one_of("engine", engine, ENGINES)
+        one_of("engine", engine, ENGINES)
         if threads == "auto":
-            cores = os.cpu_count() or 1
-            threads = choose_threads(Load(cores, core.busy(), waiting=0), min(cores, MOST_THREADS))
-        _within("threads", threads, 1, MOST_THREADS)
+            most = cores(0)
+            threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS))
+        within("threads", threads, 1, MOST_THREADS)
         if engine == "auto":
             engine = choose_engine(threads, self._sealed)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
@@ -212,7 +212,7 @@ class Index:
             DimensionError: ``q`` is not ``[dim]``.
             InvalidRequest: ``k`` below 1, or values that are not finite.
         """
-        _within("k", k, 1, 2**31)
+        within("k", k, 1, 2**31)
         try:
             found = self._core.exact(self._query(q), k)
         except ValueError as error:
@@ -238,9 +238,9 @@ class Index:
             DimensionError: ``Q`` is not ``[m, dim]``.
             InvalidRequest: as ``search``.
         """
-        queries = _floats("Q", Q, 2)
-        _same_width("Q", queries.shape[1], self.dim)
-        with ThreadPoolExecutor(_cores(workers)) as pool:
+        queries = floats("Q", Q, 2)
+        same_width("Q", queries.shape[1], self.dim)
+        with ThreadPoolExecutor(cores(workers)) as pool:
             return list(pool.map(lambda query: self.search(query, k, ef), queries))
 
     def range_search(self, q: np.ndarray, radius: float, ef: int = 64) -> Result:
@@ -259,7 +259,7 @@ class Index:
         """
         if not np.isfinite(radius):
             raise InvalidRequest(f"radius: {radius} is not finite", param="radius")
-        _within("ef", ef, 1, 2**31)
+        within("ef", ef, 1, 2**31)
         while True:
             found = self.search(q, ef, ef)
             inside = int(np.searchsorted(found.distances, radius, side="right"))
@@ -278,7 +278,7 @@ class Index:
         Raises:
             InvalidRequest: a target that is not reached although every row is a candidate.
         """
-        queries = _floats("Q", Q, 2)
+        queries = floats("Q", Q, 2)
         truth = [self.exact(query, k).ids for query in queries]
         wanted = sum(map(len, truth))
 
@@ -298,6 +298,10 @@ class Index:
                 low, high = (middle, high) if recall(middle) < target else (low, middle)
             table[target] = high
         return table
+
+    def ids(self) -> np.ndarray:
+        """Of all rows, int64 ``[n]``, in the order they were built in."""
+        return np.arange(len(self)) if self._ids is None else self._ids.copy()
 
     def __contains__(self, one: int) -> bool:
         return len(self) > 0 and self._position(one) is not None
@@ -424,8 +428,8 @@ class Index:
         return self._file.damage()
 
     def _query(self, q: np.ndarray) -> np.ndarray:
-        query = _floats("q", q, 1)
-        _same_width("q", query.shape[0], self.dim)
+        query = floats("q", q, 1)
+        same_width("q", query.shape[0], self.dim)
         return query
 
     def _result(self, found: tuple[np.ndarray, np.ndarray, Any]) -> Result:
@@ -451,46 +455,7 @@ def open(  # noqa: A001 - the name users know from files
         IndexCorruptError: the file is no index, or is damaged; with ``lazy``, searches raise it too.
         InvalidRequest: an unknown mode, or a file of a newer version.
     """
-    _one_of("mode", mode, {"r": 0, "rw": 1})
-    _one_of("verify", verify, {"lazy": 0, "full": 1, "off": 2})
+    one_of("mode", mode, {"r": 0, "rw": 1})
+    one_of("verify", verify, {"lazy": 0, "full": 1, "off": 2})
     file = IndexFile(Path(path), mmap=mmap, verify="full" if mode == "rw" else verify)
     return Index._attach(file, copy=mode == "rw")
-
-
-def _floats(name: str, array: Any, axes: int) -> np.ndarray:
-    """As C-contiguous float32, without a copy where it is that already."""
-    found = np.asarray(array)
-    if found.dtype.kind not in "fiu":
-        raise InvalidRequest(f"{name}: dtype {found.dtype} is not numeric; pass floats", param=name)
-    if found.ndim != axes:
-        raise DimensionError(f"{name}: has {found.ndim} axes, not {axes}", param=name)
-    return np.ascontiguousarray(found, dtype=np.float32)
-
-
-def _same_width(name: str, got: int, dim: int) -> None:
-    if got != dim:
-        raise DimensionError(f"{name}: has {got} values per vector; the index has {dim}", param=name)
-
-
-def _labels(ids: Any, count: int) -> np.ndarray:
-    labels = np.asarray(ids)
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise InvalidRequest(f"ids: must be {count} integers, one per row of X", param="ids")
-    if len(np.unique(labels)) != count:
-        raise InvalidRequest("ids: an id occurs twice; every row needs its own", param="ids")
-    return labels.astype(np.int64)
-
-
-def _cores(threads: int) -> int:
-    _within("threads", threads, 0, 1024)
-    return threads or os.cpu_count() or 1
-
-
-def _one_of(name: str, value: str, known: dict[str, int]) -> None:
-    if value not in known:
-        raise InvalidRequest(f"{name}: '{value}' is none of {', '.join(known)}", param=name)
-
-
-def _within(name: str, value: int, least: int, most: int) -> None:
-    if not isinstance(value, int) or not least <= value <= most:
-        raise InvalidRequest(f"{name}: {value!r} is no integer from {least} to {most}", param=name)

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "pool.h"
+#include "prune.h"
 #include "walk.h"
 
 namespace statepool::graph {
@@ -225,28 +226,11 @@ class Builder {
     prune(node, scratch);
   }
 
-  // Keep a candidate unless one kept before is `alpha` times nearer to it than the node is. Writes the node's list.
+  // Writes the node's list from the sorted candidates.
   void prune(uint32_t node, Scratch& scratch) {
-    const float alpha = options_.alpha * options_.alpha;  // distances are squared
     std::vector<uint32_t>& chosen = scratch.chosen;
     chosen.clear();
-    constexpr size_t kBlock = 3;  // most candidates are covered by one of the first
-    float gaps[kBlock];
-    for (const Entry candidate : scratch.candidates) {
-      const uint32_t id = id_of(candidate);
-      if (id == node) continue;
-      const float own = distance_of(candidate);
-      const float* from = segment_.floats(id, scratch.other.data());
-      bool covered = false;
-      for (size_t i = 0; i < chosen.size() && !covered; i += kBlock) {
-        const int some = static_cast<int>(std::min<size_t>(kBlock, chosen.size() - i));
-        segment_.squared(from, chosen.data() + i, some, gaps);
-        for (int k = 0; k < some; ++k) covered |= alpha * gaps[k] <= own;
-      }
-      if (covered) continue;
-      chosen.push_back(id);
-      if (chosen.size() == static_cast<size_t>(segment_.degree)) break;
-    }
+    graph::prune(segment_, node, scratch.candidates, options_.alpha, scratch.other.data(), chosen);
     uint32_t* links = segment_.links(node);
     for (size_t k = 0; k < static_cast<size_t>(segment_.degree); ++k) links[k] = k < chosen.size() ? chosen[k] : kNone;
   }

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "async.h"
 #include "edge.h"
 #include "iqan.h"
+#include "live.h"
 #include "nosync.h"
 #include "roles.h"
 
@@ -28,6 +30,14 @@ bool run_alone(const AnyWalk& walk, Query& query) {
   return true;
 }
 
+template <class AnyWalk>
+void run_either(const AnyWalk& walk, Query& query, const char* needed) {
+  if (run_alone(walk, query)) return;
+  if (query.request.engine != Engine::async && query.request.engine != Engine::nosync)
+    throw std::invalid_argument(std::string("engines edge, iqan and roles need an index that is ") + needed);
+  run_shared(walk, query);
+}
+
 }  // namespace
 
 void run_engine(const Walk& walk, Query& query) {
@@ -38,12 +48,8 @@ void run_engine(const Walk& walk, Query& query) {
   run_shared(walk, query);
 }
 
-void run_engine(const SealedWalk& walk, Query& query) {
-  if (run_alone(walk, query)) return;
-  if (query.request.engine != Engine::async && query.request.engine != Engine::nosync)
-    throw std::invalid_argument("engines edge, iqan and roles need an index that is not sealed");
-  run_shared(walk, query);
-}
+void run_engine(const SealedWalk& walk, Query& query) { run_either(walk, query, "not sealed"); }
+void run_engine(const LiveWalk& walk, Query& query) { run_either(walk, query, "built and not changed since"); }
 
 Counts total(Query& query) {
   Counts sum;

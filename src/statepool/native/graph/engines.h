@@ -13,6 +13,8 @@ namespace statepool::graph {
 void run_engine(const Walk& walk, Query& query);
 // The same over quantised rows. Raises std::invalid_argument for edge, iqan and roles, which hand out single distances.
 void run_engine(const SealedWalk& walk, Query& query);
+struct LiveWalk;
+void run_engine(const LiveWalk& walk, Query& query);
 
 // Sums over the lanes.
 Counts total(Query& query);

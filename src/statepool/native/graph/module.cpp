@@ -11,6 +11,7 @@
 
 #include "build.h"
 #include "index.h"
+#include "live_bindings.h"
 #include "probe.h"
 
 namespace nb = nanobind;
@@ -202,4 +203,6 @@ NB_MODULE(_graph, m) {
              return tuple_of(answer);
            },
            "query"_a, "k"_a);
+
+  bind_live(m);
 }

@@ -1,0 +1,132 @@
+// LiveSegment for Python: arrays in, labels and distances out, the GIL released in between.
+#include "live_bindings.h"
+
+#include <nanobind/ndarray.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "live.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace statepool::graph {
+namespace {
+
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Labels = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> array_of(const std::vector<T>& values) {
+  T* raw = new T[values.size()];
+  std::copy(values.begin(), values.end(), raw);
+  return {raw, {values.size()}, nb::capsule(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); })};
+}
+
+void check(const LiveSegment& self, const Matrix& rows, const Labels& labels) {
+  if (rows.shape(1) != static_cast<size_t>(self.space().dim) || rows.shape(0) != labels.shape(0))
+    throw nb::value_error("the rows and labels do not have the shapes of this segment");
+}
+
+void check(const LiveSegment& self, const Vector& query) {
+  if (query.shape(0) != static_cast<size_t>(self.space().dim))
+    throw nb::value_error("the query does not have the width of this segment");
+}
+
+nb::tuple tuple_of(const LiveSegment::Found& found) {
+  return nb::make_tuple(array_of(found.labels), array_of(found.distances), found.counts);
+}
+
+}  // namespace
+
+void bind_live(nb::module_& m) {
+  nb::exception<TakenError>(m, "TakenError", PyExc_ValueError);
+  nb::exception<FullError>(m, "FullError", PyExc_ValueError);
+  nb::class_<LiveSegment>(m, "LiveSegment")
+      .def("__init__",
+           [](LiveSegment* self, int dim, int metric, int dtype, int degree, size_t capacity, int window, float alpha) {
+             new (self) LiveSegment(Space(static_cast<Metric>(metric), static_cast<Dtype>(dtype), dim), degree, capacity,
+                                    window, alpha);
+           },
+           "dim"_a, "metric"_a, "dtype"_a, "degree"_a, "capacity"_a, "window"_a, "alpha"_a)
+      .def("__len__", &LiveSegment::size)
+      .def_prop_ro("dead", &LiveSegment::dead, "Deleted rows that are still in the graph.")
+      .def_prop_ro("capacity", &LiveSegment::capacity)
+      .def("add",
+           [](LiveSegment& self, const Matrix& rows, const Labels& labels) {
+             check(self, rows, labels);
+             const nb::gil_scoped_release release;
+             self.add(rows.data(), labels.data(), rows.shape(0));
+           },
+           "rows"_a, "labels"_a)
+      .def("update",
+           [](LiveSegment& self, const Matrix& rows, const Labels& labels) {
+             check(self, rows, labels);
+             const nb::gil_scoped_release release;
+             self.update(rows.data(), labels.data(), rows.shape(0));
+           },
+           "rows"_a, "labels"_a)
+      .def("erase",
+           [](LiveSegment& self, const Labels& labels) {
+             const nb::gil_scoped_release release;
+             return self.erase(labels.data(), labels.shape(0));
+           },
+           "labels"_a)
+      .def("__contains__", &LiveSegment::contains, "label"_a)
+      .def("get",
+           [](LiveSegment& self, uint64_t label) -> nb::object {
+             std::vector<float> row(static_cast<size_t>(self.space().dims));
+             if (!self.get(label, row.data())) return nb::none();
+             row.resize(static_cast<size_t>(self.space().dim));
+             return nb::cast(array_of(row));
+           },
+           "label"_a, "The stored row, None if there is none.")
+      .def("labels", [](LiveSegment& self) { return array_of(self.labels()); })
+      .def("repair",
+           [](LiveSegment& self) {
+             const nb::gil_scoped_release release;
+             return self.repair();
+           })
+      .def("unreachable",
+           [](LiveSegment& self) {
+             const nb::gil_scoped_release release;
+             return self.unreachable();
+           },
+           "Rows that no path from an entry reaches.")
+      .def("search",
+           [](LiveSegment& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns,
+              int local_hops, uint64_t jitter) {
+             check(self, query);
+             Request request;
+             request.k = k;
+             request.width = width;
+             request.threads = threads;
+             request.engine = static_cast<Engine>(engine);
+             request.deadline_ns = deadline_ns;
+             request.local_hops = local_hops;
+             request.jitter = jitter;
+             LiveSegment::Found found;
+             {
+               const nb::gil_scoped_release release;
+               found = self.search(query.data(), request);
+             }
+             return tuple_of(found);
+           },
+           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a)
+      .def("exact",
+           [](LiveSegment& self, const Vector& query, int k) {
+             check(self, query);
+             LiveSegment::Found found;
+             {
+               const nb::gil_scoped_release release;
+               found = self.exact(query.data(), k);
+             }
+             return tuple_of(found);
+           },
+           "query"_a, "k"_a);
+}
+
+}  // namespace statepool::graph
