@@ -167,24 +167,24 @@ def test_an_acknowledged_row_is_found_at_once_while_rows_come_and_go() -> None:
 
 
 def turn_over(count: int, times: int) -> tuple[float, float]:
-    """Recall after replacing every row `times` times, and of a fresh index of the same rows."""
-    rows, queries = clustered(count * (times + 1), 24, 100, seed=7)
-    index = LiveIndex(24, "l2", R=32, build_window=80, capacity=2 * count)
+    """Recall after replacing every row `times` times, and of a fresh index of the same rows, at the narrowest search."""
+    rows, queries = clustered(count * (times + 1), 24, 1000, seed=7)
+    index = LiveIndex(24, "l2", R=16, build_window=60, capacity=2 * count)
     index.add(rows[:count], np.arange(count))
     step = count // 10
     for first in range(0, count * times, step):
         index.delete(np.arange(first, first + step))
         index.add(rows[count + first : count + first + step], np.arange(count + first, count + first + step))
-    fresh = LiveIndex(24, "l2", R=32, build_window=80)
+    fresh = LiveIndex(24, "l2", R=16, build_window=60)
     left = np.arange(count * times, count * (times + 1))
     fresh.add(rows[left], left)
     truth = left[np.argsort(distances("l2", rows[left], queries), axis=1)[:, :K]]
-    return tuple(recall([one.search(query, K, 40).ids for query in queries], truth) for one in (index, fresh))
+    return tuple(recall([one.search(query, K, 10).ids for query in queries], truth) for one in (index, fresh))
 
 
 def test_turnover_costs_little_recall() -> None:
     churned, fresh = turn_over(1000, 5)
-    assert churned >= fresh - 0.01
+    assert churned >= fresh - 0.005
 
 
 @pytest.mark.slow

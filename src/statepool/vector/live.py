@@ -65,7 +65,7 @@ class LiveIndex:
         *,
         R: int = 32,  # noqa: N803 - the name of the literature
         build_window: int = 150,
-        alpha: float = 1.1,
+        alpha: float = 1.2,
         capacity: int = 1_000_000,
         seed: int = 0,
     ) -> None:
@@ -78,7 +78,7 @@ class LiveIndex:
         self._writers, self._closed = 0, False
 
     @classmethod
-    def over(cls, index: Index, *, alpha: float = 1.1, capacity: int = 1_000_000) -> LiveIndex:
+    def over(cls, index: Index, *, alpha: float = 1.2, capacity: int = 1_000_000) -> LiveIndex:
         """Changes on top of ``index``, which stays as it is and may be a file opened with mode ``r``."""
         shape = {name: int(index._settings[name]) for name in ("R", "build_window", "seed")}
         found = cls(index.dim, index.metric, index.dtype, alpha=alpha, capacity=capacity, **shape)

@@ -175,9 +175,10 @@ void LiveSegment::root(uint32_t slot) {
 
 // A few entries from all times, so that a search starts near its goal although the data moves.
 void LiveSegment::offer_entry(uint32_t slot) {
-  constexpr size_t kWanted = 24;
+  constexpr size_t kWanted = 24, kLeast = 64;
   const size_t count = linked_.fetch_add(1, std::memory_order_relaxed) + 1;
-  if ((count & (count - 1)) != 0) return;
+  const bool doubled = (count & (count - 1)) == 0;
+  if (!doubled && count % std::max(kLeast, size() / kWanted) != 0) return;
   const std::lock_guard<std::mutex> lock(entries_mutex_);
   if (entries_.size() < kWanted && std::find(entries_.begin(), entries_.end(), slot) == entries_.end())
     entries_.push_back(slot);
