@@ -167,7 +167,7 @@ def test_an_acknowledged_row_is_found_at_once_while_rows_come_and_go() -> None:
 
 
 def turn_over(count: int, times: int) -> tuple[float, float]:
-    """Recall after replacing every row `times` times, and of a fresh index of the same rows, at the narrowest search."""
+    """Recall with every row replaced `times` times, and of a fresh index of the same rows; the narrowest search."""
     rows, queries = clustered(count * (times + 1), 24, 1000, seed=7)
     index = LiveIndex(24, "l2", R=16, build_window=60, capacity=2 * count)
     index.add(rows[:count], np.arange(count))
