@@ -58,7 +58,13 @@ def test_no_engine_loses_recall_or_invents_a_distance(
         np.testing.assert_allclose(measured, truth[number, ids], rtol=1e-4, atol=1e-5)
         assert counts.ndc_max <= counts.ndc
         assert 1 <= counts.threads <= threads
-    assert max(counts.threads for _, _, counts in found) > 1, "no helper ever came"
+    # On a machine that is busy with others a helper may be late for many a short query, but not for thousands.
+    helped = any(counts.threads > 1 for _, _, counts in found)
+    for more in range(5000):
+        if helped:
+            break
+        helped = ask(index, queries[0], engine, threads, 1000 + more)[2].threads > 1
+    assert helped, "no helper ever came"
 
 
 def test_helpers_share_the_work_and_the_threshold(index: Index, queries: np.ndarray) -> None:
