@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,27 @@ from statepool.store.logreader import Files
 from statepool.store.net import files as net
 from statepool.store.net.mirror import Copying
 from statepool.store.net.roles import Mirror
+
+SMALL: dict[str, Any] = {"capacity": "8MiB", "segment_size": "64KiB"}
+
+
+def content(path: Path) -> dict[bytes, bytes]:
+    """What the dictionary `d` holds."""
+    with statepool.store.open(path, shared=False) as store:
+        return dict(store.dict("d"))
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """Runs `act` in a fork of this process; 0 if it returned."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException as error:  # noqa: BLE001 - the parent's test must not go on in the child
+            os.write(2, repr(error).encode())
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
 
 
 def killed(store: statepool.store.Store, folder: str, *, heap: bool, **options: Any) -> statepool.store.Store:

@@ -35,15 +35,7 @@ from statepool.store.net.node import read_node
 from statepool.store.net.roles import Answer, Mirror, Renewal
 
 from .net_processes import kill, processes, unix
-from .stores import taken_over
-
-SMALL: dict[str, Any] = {"capacity": "8MiB", "segment_size": "64KiB"}
-
-
-def content(path: Path) -> dict[bytes, bytes]:
-    with statepool.store.open(path, shared=False) as store:
-        return dict(store.dict("d"))
-
+from .stores import SMALL, content, taken_over
 
 # ---- folders and processes -----------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.store.logs import Logged, drawn, record
+from tests.store.stores import SMALL, content
 
 import statepool.store
 from statepool.core.errors import (
@@ -27,14 +28,6 @@ from statepool.native import _store  # type: ignore[attr-defined]
 from statepool.store.coordination import Counter
 from statepool.store.net.framing import LIMIT, REPLIES, REQUESTS, Reply, Request, Splitter, pack
 from statepool.store.net.service import Service, Session
-
-SMALL: dict[str, Any] = {"capacity": "8MiB", "segment_size": "64KiB"}
-
-
-def content(path: Path) -> dict[bytes, bytes]:
-    with statepool.store.open(path, shared=False) as store:
-        return dict(store.dict("d"))
-
 
 # ---- messages ------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,20 +23,9 @@ from statepool.core.errors import (
 )
 from statepool.store.logreader import FRAME, Files
 
+from .stores import in_child
+
 SMALL = {"capacity": "16MiB", "segment_size": "64KiB"}
-
-
-def in_child(act: Callable[[], None]) -> int:
-    """Runs `act` in a fork of this process; 0 if it returned."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-            os._exit(0)
-        except BaseException as error:  # noqa: BLE001 - the parent's test must not go on in the child
-            os.write(2, repr(error).encode())
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
 
 
 @pytest.mark.parametrize("large", [b"x", b"x" * 5000, b"x" * 70_000])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import resource
 import signal
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import statepool.store
 from statepool.core.errors import OutcomeUnknown, StatepoolError, StoreReadOnly
+
+from .stores import in_child
 
 SMALL = {"capacity": "32MiB", "segment_size": "64KiB"}
 
@@ -85,15 +86,7 @@ def test_all_who_wait_hear_that_the_disk_failed(tmp_path: Path) -> None:
         with contextlib.suppress(StatepoolError):
             store.close()
 
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-            os._exit(0)
-        except BaseException as error:  # noqa: BLE001 - the parent's test must not go on in the child
-            os.write(2, repr(error).encode())
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert in_child(act) == 0
 
 
 def test_a_full_ring_is_emptied_while_others_wait(tmp_path: Path) -> None:

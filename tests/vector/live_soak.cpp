@@ -5,25 +5,17 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <thread>
 #include <vector>
 
 #include "live.h"
+#include "soak_rows.h"
 
 using namespace statepool::graph;
 
 namespace {
 
-constexpr int kDim = 16, kFixed = 40, kEach = 60, kWriters = 4, kSearchers = 3;
-
-std::vector<float> rows_of(int count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> rows(static_cast<size_t>(count) * kDim);
-  for (float& x : rows) x = normal(random);
-  return rows;
-}
+constexpr int kFixed = 40, kEach = 60, kWriters = 4, kSearchers = 3;
 
 }  // namespace
 

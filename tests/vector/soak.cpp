@@ -4,26 +4,18 @@
 // lost candidate is a wrong answer here, and a lost wake-up is a hang. Usage: soak QUERIES
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <thread>
 #include <vector>
 
 #include "build.h"
 #include "index.h"
+#include "soak_rows.h"
 
 using namespace statepool::graph;
 
 namespace {
 
-constexpr int kRows = 80, kDim = 16, kQueries = 64, kNearest = 8;
-
-std::vector<float> rows_of(int count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> rows(static_cast<size_t>(count) * kDim);
-  for (float& x : rows) x = normal(random);
-  return rows;
-}
+constexpr int kRows = 80, kQueries = 64, kNearest = 8;
 
 }  // namespace
 

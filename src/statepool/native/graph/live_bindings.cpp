@@ -8,6 +8,7 @@
 #include <string>
 
 #include "live.h"
+#include "search_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -16,7 +17,6 @@ namespace statepool::graph {
 namespace {
 
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Labels = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
@@ -45,7 +45,8 @@ nb::tuple tuple_of(const LiveSegment::Found& found) {
 void bind_live(nb::module_& m) {
   nb::exception<TakenError>(m, "TakenError", PyExc_ValueError);
   nb::exception<FullError>(m, "FullError", PyExc_ValueError);
-  nb::class_<LiveSegment>(m, "LiveSegment")
+  nb::class_<LiveSegment> face(m, "LiveSegment");
+  face
       .def("__init__",
            [](LiveSegment* self, int dim, int metric, int dtype, int degree, size_t capacity, int window, float alpha) {
              new (self) LiveSegment(Space(static_cast<Metric>(metric), static_cast<Dtype>(dtype), dim), degree, capacity,
@@ -95,38 +96,10 @@ void bind_live(nb::module_& m) {
              const nb::gil_scoped_release release;
              return self.unreachable();
            },
-           "Rows that no path from an entry reaches.")
-      .def("search",
-           [](LiveSegment& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns,
-              int local_hops, uint64_t jitter) {
-             check(self, query);
-             Request request;
-             request.k = k;
-             request.width = width;
-             request.threads = threads;
-             request.engine = static_cast<Engine>(engine);
-             request.deadline_ns = deadline_ns;
-             request.local_hops = local_hops;
-             request.jitter = jitter;
-             LiveSegment::Found found;
-             {
-               const nb::gil_scoped_release release;
-               found = self.search(query.data(), request);
-             }
-             return tuple_of(found);
-           },
-           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a)
-      .def("exact",
-           [](LiveSegment& self, const Vector& query, int k) {
-             check(self, query);
-             LiveSegment::Found found;
-             {
-               const nb::gil_scoped_release release;
-               found = self.exact(query.data(), k);
-             }
-             return tuple_of(found);
-           },
-           "query"_a, "k"_a);
+           "Rows that no path from an entry reaches.");
+  bind_searches(
+      face, [](const LiveSegment& self, const Vector& query) { check(self, query); },
+      [](const LiveSegment::Found& found) { return tuple_of(found); });
 }
 
 }  // namespace statepool::graph

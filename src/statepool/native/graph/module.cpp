@@ -13,6 +13,7 @@
 #include "index.h"
 #include "live_bindings.h"
 #include "probe.h"
+#include "search_bindings.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -26,7 +27,6 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Links = nb::ndarray<const uint32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <class T>
 nb::ndarray<nb::numpy, T> owned(std::unique_ptr<T[]> data, std::initializer_list<size_t> shape) {
@@ -107,7 +107,8 @@ NB_MODULE(_graph, m) {
            },
            "offset"_a, "bytes"_a, "Whether the blocks of this part of data are as they were written.");
 
-  nb::class_<Index>(m, "Index")
+  nb::class_<Index> face(m, "Index");
+  face
       .def("__init__",
            [](Index* self, int dim, int metric, int dtype, int degree) {
              new (self) Index(Space(static_cast<Metric>(metric), static_cast<Dtype>(dtype), dim), degree);
@@ -171,38 +172,10 @@ NB_MODULE(_graph, m) {
              nb::ndarray<nb::numpy, const uint8_t> rows(sealed->row(0), {index.size() + 1, sealed->row_bytes()}, self);
              return nb::make_tuple(rows, sealed->unit(), sealed->seed());
            },
-           "A view of the sealed rows, their unit and seed; None if the index is not sealed.")
-      .def("search",
-           [](Index& self, const Vector& query, int k, int width, int threads, int engine, int64_t deadline_ns, int local_hops,
-              uint64_t jitter) {
-             check_width("q", query.shape(0), self.space().dim);
-             Request request;
-             request.k = k;
-             request.width = width;
-             request.threads = threads;
-             request.engine = static_cast<Engine>(engine);
-             request.deadline_ns = deadline_ns;
-             request.local_hops = local_hops;
-             request.jitter = jitter;
-             Answer answer;
-             {
-               const nb::gil_scoped_release release;
-               answer = self.search(query.data(), request);
-             }
-             return tuple_of(answer);
-           },
-           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a)
-      .def("exact",
-           [](Index& self, const Vector& query, int k) {
-             check_width("q", query.shape(0), self.space().dim);
-             Answer answer;
-             {
-               const nb::gil_scoped_release release;
-               answer = self.exact(query.data(), k);
-             }
-             return tuple_of(answer);
-           },
-           "query"_a, "k"_a);
+           "A view of the sealed rows, their unit and seed; None if the index is not sealed.");
+  bind_searches(
+      face, [](const Index& self, const Vector& query) { check_width("q", query.shape(0), self.space().dim); },
+      [](const Answer& found) { return tuple_of(found); });
 
   bind_live(m);
 }

@@ -11,6 +11,7 @@
 #include "crc32c.h"
 #include "log.h"
 #include "posix_disk.h"
+#include "python_view.h"
 #include "sim_disk.h"
 
 namespace nb = nanobind;
@@ -114,7 +115,10 @@ std::unique_ptr<Log> open_log(nb::handle disk, const Superblock& super, uint64_t
 
 void bind_log(nb::module_& m) {
   const auto crc = [](uint32_t (*function)(const void*, size_t, uint32_t)) {
-    return [function](const nb::bytes& data, uint32_t before) { return function(data.data(), data.size(), before); };
+    return [function](nb::handle data, uint32_t before) {
+      const Bytes bytes = view_of(data);
+      return function(bytes.data(), bytes.size(), before);
+    };
   };
   m.def("crc32c", crc(&crc32c), nb::arg("data"), nb::arg("before") = 0);
   m.def("crc32c_table", crc(&crc32c_table), nb::arg("data"), nb::arg("before") = 0);

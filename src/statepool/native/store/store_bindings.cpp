@@ -2,7 +2,6 @@
 #include <pthread.h>
 
 #include "crash_test.h"
-#include "crc32c.h"
 #include "python_store.h"
 
 using namespace statepool::store;
@@ -31,8 +30,6 @@ void bind_store(nb::module_& m) {
       .def_ro("events", &CrashReport::events)
       .def_ro("operations", &CrashReport::operations)
       .def_ro("violation", &CrashReport::violation);
-  m.def("crc32c", [](nb::bytes data, uint32_t seed) { return crc32c(data.c_str(), data.size(), seed); }, nb::arg("data"),
-        nb::arg("seed") = 0);
   m.def("crash_test", &crash_test, nb::arg("seed"), nb::arg("operations"), nb::call_guard<nb::gil_scoped_release>(),
         "Cuts the power at every point of a drawn history on a simulated disk; see crash_test.h.");
 
@@ -40,10 +37,6 @@ void bind_store(nb::module_& m) {
         "Lets the disk fail at every point of a drawn history; see crash_test.h.");
   m.def("rot_test", &rot_test, nb::arg("seed"), nb::arg("operations"), nb::arg("flips"),
         nb::call_guard<nb::gil_scoped_release>(), "Damages a store's files; see crash_test.h.");
-
-  m.def("crc32c", [](nb::handle data) { return crc32c(view_of(data).data(), view_of(data).size()); }, nb::arg("data"));
-  m.def("crc32c_table", [](nb::handle data) { return crc32c_table(view_of(data).data(), view_of(data).size()); },
-        nb::arg("data"));
 
   nb::class_<Snapshot>(m, "Snapshot").def_ro("version", &Snapshot::version).def_ro("size", &Snapshot::size);
 
