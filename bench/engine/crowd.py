@@ -17,6 +17,9 @@ from bench.checkpoint import checkpoint
 from bench.duel import WorkerError
 from bench.engine.served import Server, serve_ours
 from bench.row import Row
+from statepool.engine.config import EngineConfig
+from statepool.engine.engine import Engine
+from statepool.engine.request import Request, SamplingParams
 
 _CLIENTS, _ANSWER = 64, 48
 _WARM, _SECONDS = 15.0, 60.0
@@ -40,6 +43,8 @@ def run(quick: bool) -> Iterator[Row]:
         except (WorkerError, OSError, RuntimeError) as error:
             for row in rows:
                 row.note = str(error)
+    rows[0].peer, rows[0].peer_unit = "the engine alone, same mix, no server", "x"
+    rows[0].peer_value = _steps_alone(_SECONDS / 6)
     for row in rows:
         row.command = "python -m bench engine --only A2"
         row.load = watch.stop()
@@ -58,6 +63,31 @@ def _measure(rows: list[Row], server: Server, seconds: float) -> None:
     rows[1].own = f"{before / 1e6:.0f} MB to {grown / 1e6:.0f} MB"
     rows[2].value = float(_left_behind(server))
     rows[2].own = f"{ended} answers read to their end, {left} left early"
+
+
+def _steps_alone(seconds: float) -> float:
+    """99th over 50th percentile of the time of a step with the crowd's prompts and answers and nothing else running:
+    what the machine itself leaves of the target."""
+    engine = Engine(EngineConfig(model=str(checkpoint("small")), kv_bytes=96 << 20))
+    dice, names = random.Random(1), itertools.count()
+
+    def join() -> None:
+        prompt = tuple(dice.randrange(10, 8000) for _ in range(dice.randrange(8, 64)))
+        answer = dice.randrange(1, _ANSWER // 2) if dice.random() < 0.5 else _ANSWER
+        engine.submit(Request(str(next(names)), prompt, SamplingParams(max_tokens=answer, ignore_eos=True)))
+
+    for _ in range(_CLIENTS):
+        join()
+    steps: list[float] = []
+    end = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        outputs = engine.step()
+        steps.append(time.perf_counter() - began)
+        for output in outputs:
+            if output.finish_reason is not None:
+                join()
+    cuts = statistics.quantiles(steps, n=100)
+    return cuts[98] / cuts[49]
 
 
 def crowd(server: Server, seconds: float, seed: int) -> tuple[list[float], int, int]:
