@@ -24,7 +24,7 @@ int main(int, char** arguments) {
   LiveSegment segment(Space(Metric::l2, statepool::Dtype::f32, kDim), 16, 4000, 40, 1.1f);
   std::vector<uint64_t> fixed(kFixed);
   for (size_t i = 0; i < fixed.size(); ++i) fixed[i] = i;
-  segment.add(rows_of(kFixed, 1).data(), fixed.data(), kFixed);
+  segment.add(rows_of(kFixed, 1).data(), fixed.data(), segment.take_slots(kFixed).data(), kFixed);
   std::atomic<int> writing{kWriters};
   std::atomic<long> wrong{0}, searches{0}, repaired{0};
 
@@ -35,8 +35,8 @@ int main(int, char** arguments) {
       for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<uint64_t>(1000 * (writer + 1)) + i;
       for (int round = 0; round < rounds; ++round) {
         const std::vector<float> rows = rows_of(kEach, static_cast<uint64_t>(round * kWriters + writer));
-        segment.add(rows.data(), labels.data(), kEach);
-        segment.update(rows.data() + kDim, labels.data(), kEach / 2);
+        segment.add(rows.data(), labels.data(), segment.take_slots(kEach).data(), kEach);
+        segment.update(rows.data() + kDim, labels.data(), segment.take_slots(kEach / 2).data(), kEach / 2);
         wrong += segment.erase(labels.data(), kEach) != kEach;
         if (round % 3 == writer % 3) repaired += static_cast<long>(segment.repair());
         if (segment.dead() > 2000)

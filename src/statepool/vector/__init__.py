@@ -1,13 +1,18 @@
 """A search index over vectors: one graph, several engines, one query on as many cores as pay."""
 
-from .errors import DimensionError, IndexCorruptError, ReadOnlyError
+from .answer import Result, Stats
+from .errors import DimensionError, FilterError, IndexCorruptError, ReadOnlyError
 from .file import Report, verify
-from .index import Index, Result, Stats, open  # noqa: A004 - the name users know from files
+from .index import Index
 from .live import LiveIndex
+from .opening import open  # noqa: A004 - the name users know from files
+from .settings import Settings
 from .tool import RetrievalTool
+from .view import Snapshot
 
 __all__ = [
     "DimensionError",
+    "FilterError",
     "Index",
     "IndexCorruptError",
     "LiveIndex",
@@ -15,6 +20,8 @@ __all__ = [
     "Report",
     "Result",
     "RetrievalTool",
+    "Settings",
+    "Snapshot",
     "Stats",
     "open",
     "verify",

@@ -147,6 +147,8 @@ def _sim(options: argparse.Namespace) -> int:
     if len(queries) < 2:
         raise InvalidRequest("queries: must be an array [n, dim] with at least 2 rows", param="queries")
     index = open(options.index)
+    if not isinstance(index, Index):
+        raise InvalidRequest(f"{options.index}: has changes in its log; compact it first")
     half = min(options.count, len(queries) // 2)
     costs = Study(index, queries[half : 2 * half]).calibrate()
     print("calibrated on this machine, ns: " + ", ".join(f"{n} {getattr(costs, n):.0f}" for n in costs.__slots__))

@@ -28,3 +28,9 @@ class IndexCorruptError(Corruption):
     def __init__(self, message: str, section: str, offset: int) -> None:
         super().__init__(message)
         self.section, self.offset = section, offset
+
+
+class FilterError(InvalidRequest):
+    """A filter names an unknown column, compares it with a value of another type, or is none."""
+
+    code = "wrong_filter"

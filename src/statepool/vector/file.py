@@ -27,9 +27,9 @@ import numpy as np
 from statepool.core.errors import InvalidRequest
 
 from .errors import IndexCorruptError
-from .native import core
+from .native import checksum, core
 
-__all__ = ["IndexFile", "Report", "Verify", "verify", "write"]
+__all__ = ["IndexFile", "Report", "Verify", "sync_folder", "verify", "write"]
 
 Verify = Literal["lazy", "full", "off"]
 
@@ -84,7 +84,7 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     page = bytearray(_PAGE)
     _HEAD.pack_into(page, 0, _MAGIC, _VERSION, len(body))
     page[_HEAD.size : _HEAD.size + len(body)] = body
-    page[-4:] = _crc(bytes(page[:-4])).to_bytes(4, "little")
+    page[-4:] = checksum(bytes(page[:-4])).to_bytes(4, "little")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -99,18 +99,23 @@ def write(path: Path, head: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
             _put(file, sums, at, memoryview(b""))
             table = sums.finish()
             file.write(table)
-            file.write(_TRAILER.pack(_crc(table), 0, at, at + len(table) + _TRAILER.size, _END))
+            file.write(_TRAILER.pack(checksum(table), 0, at, at + len(table) + _TRAILER.size, _END))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 @dataclass(slots=True)
@@ -183,14 +188,19 @@ class IndexFile:
         self.guard = core.Guard(self._data[_PAGE:begin], self._data[begin : -_TRAILER.size].view("<u4"))
         if verify == "full" or not mmap:
             self.touch(_PAGE, begin - _PAGE)
-        for name in ("ids", "entries"):
-            if verify != "off" and name in self.sections:
+        for name in self.sections:
+            if verify != "off" and (name in ("ids", "entries") or name.startswith(("column ", "words "))):
                 self.touch(self.sections[name].offset, self.sections[name].nbytes)
 
     def array(self, name: str) -> np.ndarray:
         """A section, in place and read-only."""
         section = self.sections[name]
         return self._data[section.offset : section.offset + section.nbytes].view(section.dtype).reshape(section.shape)
+
+    @property
+    def identity(self) -> str:
+        """Of its content, by the checksums of all of it."""
+        return self._data[_PAGE - 4 : _PAGE].tobytes().hex() + self._data[-_TRAILER.size :][:4].tobytes().hex()
 
     def touch(self, offset: int, nbytes: int) -> None:
         """Check the blocks of a part.
@@ -227,7 +237,7 @@ class IndexFile:
         magic, version, length = _HEAD.unpack_from(page)
         if magic != _MAGIC:
             raise self._corrupt("header", 0, "it does not begin like an index")
-        if int.from_bytes(page[-4:], "little") != _crc(page[:-4]):
+        if int.from_bytes(page[-4:], "little") != checksum(page[:-4]):
             raise self._corrupt("header", 0, "the checksum is wrong")
         if version != _VERSION:
             raise InvalidRequest(f"path: {self.path} has format {version}; this version reads {_VERSION}", param="path")
@@ -241,7 +251,7 @@ class IndexFile:
         blocks = (begin - _PAGE + _BLOCK - 1) // _BLOCK
         if begin % _PAGE or begin + 4 * blocks != at:
             raise self._corrupt("trailer", at, "it contradicts the length of the file")
-        if crc != _crc(self._data[begin:at].tobytes()):
+        if crc != checksum(self._data[begin:at].tobytes()):
             raise self._corrupt("checksums", begin, "the checksum of the checksums is wrong")
         self._end_of_sections = int(begin)
         return int(begin)
@@ -272,7 +282,3 @@ def verify(path: str | Path) -> Report:
 
 def _whole_pages(nbytes: int) -> int:
     return (nbytes + _PAGE - 1) // _PAGE * _PAGE
-
-
-def _crc(data: bytes) -> int:
-    return int(core.checksums(np.frombuffer(data, np.uint8), max(len(data), 1))[0]) if data else 0

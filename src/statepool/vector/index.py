@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,49 +13,29 @@ import numpy as np
 
 from statepool.core.errors import InvalidRequest, NotFound
 
+from .answer import Result, Stats
 from .check import cores, floats, labels, one_of, same_width, within
+from .columns import Columns, Values
 from .errors import IndexCorruptError, ReadOnlyError
-from .file import IndexFile, Verify, write
+from .file import IndexFile, sync_folder, write
+from .filtered import Ask, search_among
+from .filters import mask
+from .log import Lock, log_path
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
 from .policy import Load, choose_engine, choose_threads
+from .searching import Filter, Searching
+from .settings import ColumnType, Settings
 
-__all__ = ["Index", "Result", "Stats", "open"]
-
+__all__ = ["MOST_THREADS", "Index", "check_search"]
 
 MOST_THREADS = 64
 """Most threads of one query."""
 
-
-@dataclass(slots=True)
-class Stats:
-    """What a search did."""
-
-    ndc: int
-    """Distance computations of all threads."""
-    ndc_max: int
-    """Distance computations of the thread that did most: the latency, in a unit no machine changes."""
-    hops: int
-    """Nodes expanded."""
-    thresholds: int
-    """How often the shared threshold was lowered."""
-    threads: int
-    """Threads that took part."""
+_MASKS = 16
+"""Filters whose rows are remembered."""
 
 
-@dataclass(slots=True)
-class Result:
-    """The nearest rows, nearest first; fewer than ``k`` if the index holds fewer."""
-
-    ids: np.ndarray
-    """int64 ``[<= k]``."""
-    distances: np.ndarray
-    """float32 ``[<= k]``, in the unit of the metric."""
-    truncated: bool
-    """The deadline came first: better rows may have been missed."""
-    stats: Stats
-
-
-class Index:
+class Index(Searching):
     """Vectors and a graph over them (Vamana), searched best-first.
 
     Args:
@@ -65,6 +46,7 @@ class Index:
         build_window: Candidates a node's neighbours are chosen from.
         alpha: How much shorter a detour must be to replace an edge; at least 1.
         seed: Order of insertion.
+        columns: Per column of values beside the vectors ``str``, ``i64`` or ``f64``; filters speak of them.
 
     Raises:
         InvalidRequest: An argument out of its range.
@@ -80,19 +62,23 @@ class Index:
         build_window: int = 150,
         alpha: float = 1.0,
         seed: int = 0,
+        columns: Mapping[str, ColumnType] | None = None,
     ) -> None:
-        one_of("metric", metric, METRICS)
-        one_of("dtype", dtype, DTYPES)
-        within("dim", dim, 1, 65536)
-        within("R", R, 16, 128)
-        within("build_window", build_window, R, 10_000)
-        if R % 16:
-            raise InvalidRequest(f"R: {R} is no multiple of 16", param="R")
-        if not 1.0 <= alpha <= 4.0:
-            raise InvalidRequest(f"alpha: {alpha} is outside 1 to 4", param="alpha")
-        self.dim, self.metric, self.dtype = dim, metric, dtype
-        self._settings = {"R": R, "build_window": build_window, "alpha": alpha, "seed": seed}
-        self._core = core.Index(dim, METRICS[metric], DTYPES[dtype], R)
+        self._start(Settings(dim, metric, dtype, R, build_window, alpha, seed, dict(columns or {})))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """An empty index with these settings."""
+        index = cls.__new__(cls)
+        index._start(settings)
+        return index
+
+    def _start(self, settings: Settings) -> None:
+        self.settings = settings
+        self.dim, self.metric, self.dtype = settings.dim, settings.metric, settings.dtype
+        self._core = core.Index(self.dim, METRICS[self.metric], DTYPES[self.dtype], settings.R)
+        self.columns = Columns(settings.columns)
+        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self._ids: np.ndarray | None = None
         self._file: IndexFile | None = None
         self._held: dict[str, np.ndarray] = {}
@@ -107,6 +93,7 @@ class Index:
         X: np.ndarray,  # noqa: N803
         ids: np.ndarray | None = None,
         *,
+        columns: Values | None = None,
         threads: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> None:
@@ -115,21 +102,24 @@ class Index:
         Args:
             X: Rows ``[n, dim]``, any float dtype.
             ids: int64 ``[n]``, what searches answer with; default 0 … n-1.
+            columns: For every column of the index, one value per row.
             threads: 0 means all cores.
             progress: Called several times a second with the number of rows that are linked.
 
         Raises:
             DimensionError: ``X`` is not ``[n, dim]``.
             ReadOnlyError: The index was opened with mode ``r``.
-            InvalidRequest: a row with NaN or infinity, a zero row under ``cos``, ids that repeat or do not match.
+            InvalidRequest: a row with NaN or infinity, a zero row under ``cos``, ids that repeat or do not match,
+                columns that do not fit.
         """
         self._writable("build")
         rows = floats("X", X, 2)
         same_width("X", rows.shape[1], self.dim)
         named = None if ids is None else labels(ids, len(rows))
-        settings = self._settings
+        values = self.columns.check(columns, len(rows))
+        settings = self.settings
         try:
-            arguments = (rows, settings["build_window"], settings["alpha"], cores(threads), settings["seed"])
+            arguments = (rows, settings.build_window, settings.alpha, cores(threads), settings.seed)
             if progress is None:
                 self._core.build(*arguments)
             else:
@@ -137,6 +127,9 @@ class Index:
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
         self._ids, self._held, self._sealed, self._places = named, {}, False, None
+        self.columns = Columns(settings.columns)
+        self.columns.put(np.arange(len(rows)), values)
+        self._masks.clear()
 
     def _build_and_tell(self, arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -157,7 +150,7 @@ class Index:
         self._writable("seal")
         if not len(self):
             raise InvalidRequest("seal: the index is empty; build it first")
-        self._core.seal(cores(threads), self._settings["seed"])
+        self._core.seal(cores(threads), self.settings.seed)
         self._sealed = True
 
     def search(
@@ -169,6 +162,7 @@ class Index:
         threads: int | Literal["auto"] = 1,
         engine: EngineName = "auto",
         deadline_us: float | None = None,
+        filter: Filter | None = None,  # noqa: A002 - the name of the literature
     ) -> Result:
         """The ``k`` rows nearest to ``q``, approximately.
 
@@ -180,14 +174,15 @@ class Index:
                 explores the same rows every time; with more, an answer near the edge of recall may vary between runs.
             engine: How they work together; ``auto`` takes what is best for their number.
             deadline_us: Answer with the best so far after this many microseconds.
+            filter: Only rows that pass, see ``statepool.vector.filters``; answers then come from one thread, and
+                ``stats.path`` tells how they were looked for.
 
         Raises:
             DimensionError: ``q`` is not ``[dim]``.
             InvalidRequest: ``k > ef``, an argument out of its range, or values that are not finite.
+            FilterError: an unknown column, or a value of another type.
         """
-        width = max(64, 2 * k) if ef is None else ef
-        if not 1 <= k <= width:
-            raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
+        width = check_search(k, ef)
         one_of("engine", engine, ENGINES)
         if threads == "auto":
             most = cores(0)
@@ -197,6 +192,8 @@ class Index:
             engine = choose_engine(threads, self._sealed)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
+        if filter is not None:
+            return self.among(Ask(query, k, width, deadline), self.passing(filter))
         try:
             found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, 8, 0)
         except ValueError as error:
@@ -205,14 +202,17 @@ class Index:
             raise self._damage() from None
         return self._result(found)
 
-    def exact(self, q: np.ndarray, k: int = 10) -> Result:
-        """The ``k`` rows nearest to ``q``, by looking at every row.
+    def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
+        """The ``k`` rows nearest to ``q``, by looking at every row, or at every row that passes.
 
         Raises:
             DimensionError: ``q`` is not ``[dim]``.
             InvalidRequest: ``k`` below 1, or values that are not finite.
+            FilterError: an unknown column, or a value of another type.
         """
-        within("k", k, 1, 2**31)
+        within("k", k, 1, 2**31 - 1)
+        if filter is not None:
+            return self.among(Ask(self._query(q), k, k), self.passing(filter), exact=True)
         try:
             found = self._core.exact(self._query(q), k)
         except ValueError as error:
@@ -221,90 +221,42 @@ class Index:
             raise self._damage() from None
         return self._result(found)
 
-    def search_batch(
-        self,
-        Q: np.ndarray,  # noqa: N803
-        k: int = 10,
-        ef: int | None = None,
-        *,
-        workers: int = 0,
-    ) -> list[Result]:
-        """``search`` for every row of ``Q`` ``[m, dim]``, one thread per query, several queries at once.
-
-        Args:
-            workers: Queries at once; 0 means all cores. Answers do not depend on it.
+    def passing(self, filter: Filter) -> np.ndarray:  # noqa: A002
+        """Of each row whether it passes, bool ``[n]``, in the order they were built in; not to be written to.
 
         Raises:
-            DimensionError: ``Q`` is not ``[m, dim]``.
-            InvalidRequest: as ``search``.
+            FilterError: an unknown column, or a value of another type.
         """
-        queries = floats("Q", Q, 2)
-        same_width("Q", queries.shape[1], self.dim)
-        with ThreadPoolExecutor(cores(workers)) as pool:
-            return list(pool.map(lambda query: self.search(query, k, ef), queries))
+        key = json.dumps(filter, sort_keys=True, default=repr)
+        found = self._masks.get(key)
+        if found is None:
+            found = self._masks[key] = mask(self.columns, filter, len(self))
+            while len(self._masks) > _MASKS:
+                self._masks.popitem(last=False)
+        return found
 
-    def range_search(self, q: np.ndarray, radius: float, ef: int = 64) -> Result:
-        """The rows within ``radius`` of ``q``, nearest first, approximately.
+    def among(self, ask: Ask, allowed: np.ndarray, *, exact: bool = False) -> Result:
+        """The nearest of the rows that are allowed: bool ``[n]``, in the order they were built in."""
 
-        Widens the search until the farthest candidate lies outside.
+        def search(ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray) -> Any:
+            (places, gaps, counts), share = self._core.search_filtered(
+                ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds
+            )
+            return places if self._ids is None else self._ids[places], gaps, counts, share
 
-        Args:
-            q: ``[dim]``.
-            radius: Largest distance, in the unit of the metric.
-            ef: Candidates of the first search.
-
-        Raises:
-            DimensionError: ``q`` is not ``[dim]``.
-            InvalidRequest: ``radius`` is not finite, or as ``search``.
-        """
-        if not np.isfinite(radius):
-            raise InvalidRequest(f"radius: {radius} is not finite", param="radius")
-        within("ef", ef, 1, 2**31)
-        while True:
-            found = self.search(q, ef, ef)
-            inside = int(np.searchsorted(found.distances, radius, side="right"))
-            if inside < len(found.ids) or ef >= len(self):
-                return Result(found.ids[:inside], found.distances[:inside], found.truncated, found.stats)
-            ef *= 4
-
-    def calibrate(
-        self,
-        Q: np.ndarray,  # noqa: N803
-        targets: Sequence[float] = (0.9, 0.95, 0.99),
-        k: int = 10,
-    ) -> dict[float, int]:
-        """The smallest ``ef``, within 5 %, that reaches each recall at ``k`` on sample queries ``Q`` ``[m, dim]``.
-
-        Raises:
-            InvalidRequest: a target that is not reached although every row is a candidate.
-        """
-        queries = floats("Q", Q, 2)
-        truth = [self.exact(query, k).ids for query in queries]
-        wanted = sum(map(len, truth))
-
-        def recall(ef: int) -> float:
-            found = self.search_batch(queries, k, ef)
-            return sum(len(np.intersect1d(f.ids, t)) for f, t in zip(found, truth, strict=True)) / max(wanted, 1)
-
-        table = {}
-        for target in targets:
-            low, high = k - 1, k
-            while recall(high) < target:
-                if high >= max(len(self), k):
-                    raise InvalidRequest(f"targets: recall {target} is not reached by this graph", param="targets")
-                low, high = high, min(2 * high, max(len(self), k))
-            while high - low > max(1, low // 20):
-                middle = (low + high) // 2
-                low, high = (middle, high) if recall(middle) < target else (low, middle)
-            table[target] = high
-        return table
+        try:
+            return search_among(search, ask, allowed, len(self), exact=exact)
+        except ValueError as error:
+            raise InvalidRequest(f"q: {error}", param="q") from None
+        except core.DamageError:
+            raise self._damage() from None
 
     def ids(self) -> np.ndarray:
         """Of all rows, int64 ``[n]``, in the order they were built in."""
         return np.arange(len(self)) if self._ids is None else self._ids.copy()
 
     def __contains__(self, one: int) -> bool:
-        return len(self) > 0 and self._position(one) is not None
+        return self.place(one) is not None
 
     def get(self, ids: Sequence[int]) -> np.ndarray:
         """The vectors of rows as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
@@ -312,13 +264,14 @@ class Index:
         Raises:
             NotFound: an id that is not in the index.
         """
-        places = [self._position(one) for one in ids]
+        places = [self.place(one) for one in ids]
         for one, place in zip(ids, places, strict=True):
             if place is None:
                 raise NotFound(f"ids: {one} is not in the index", param="ids")
         return self._decoded([place for place in places if place is not None])
 
-    def _position(self, one: int) -> int | None:
+    def place(self, one: int) -> int | None:
+        """Where a row is in the order they were built in; None if it is not there."""
         if self._ids is None:
             return one if 0 <= one < len(self) else None
         if self._places is None:
@@ -348,7 +301,7 @@ class Index:
     def stats(self) -> dict[str, Any]:
         """Figures of the index: rows, settings, bytes of vectors, links and codes."""
         found: dict[str, Any] = {"rows": len(self), "dim": self.dim, "metric": self.metric, "dtype": self.dtype}
-        found |= {"R": self._settings["R"], "sealed": self._sealed}
+        found |= {"R": self.settings.R, "sealed": self._sealed, "columns": ", ".join(self.columns.types) or "none"}
         if len(self):
             rows, links, entries, _ = self._core.arrays()
             sealed = self._core.sealed()
@@ -382,80 +335,90 @@ class Index:
     def save(self, path: str | Path) -> None:
         """Write the index to one file; a crash leaves the old file or the new one.
 
+        A log of changes to what was there before goes with it.
+
         Raises:
             InvalidRequest: nothing was built yet, or the folder cannot be written.
+            StoreLocked: somebody has the index that is there open for changes.
             OSError: the disk is full or fails.
         """
         if not len(self):
             raise InvalidRequest("save: the index is empty; build it first")
-        rows, links, entries, norm = self._core.arrays()
-        settings = {"dim": self.dim, "metric": self.metric, "dtype": self.dtype} | self._settings
-        head: dict[str, Any] = {"settings": settings, "rows": len(self), "norm": norm}
-        arrays = {"rows": rows, "links": links, "entries": entries}
+        path = Path(path)
+        if not log_path(path).exists():
+            return self.write(path, {})
+        lock = Lock(path)
+        try:
+            self.write(path, {})
+            log_path(path).unlink()
+            return sync_folder(path.parent)
+        finally:
+            lock.close()
+
+    def write(self, path: Path, more: Mapping[str, Any]) -> None:
+        """Write the index to one file, with ``more`` in its header; a crash leaves the old file or the new one.
+
+        Raises:
+            InvalidRequest: the folder cannot be written.
+            OSError: the disk is full or fails.
+        """
+        head: dict[str, Any] = {"settings": self.settings.plain(), "rows": len(self), **more}
+        if not len(self):
+            return write(path, head, {})
+        rows, links, entries, head["norm"] = self._core.arrays()
+        arrays = {"rows": rows, "links": links, "entries": entries, **self.columns.sections(len(self))}
         if self._ids is not None:
             arrays["ids"] = self._ids
         sealed = self._core.sealed()
         if sealed is not None:
             arrays["sealed"] = sealed[0]
             head |= {"unit": sealed[1], "seal_seed": sealed[2]}
-        write(Path(path), head, arrays)
+        return write(path, head, arrays)
 
     @classmethod
-    def _attach(cls, file: IndexFile, *, copy: bool) -> Self:
-        """The index in ``file``: on its pages, or on copies of them."""
-        head, names = file.head, ("rows", "links", "entries", "sealed", "ids")
+    def attach(cls, file: IndexFile) -> Self:
+        """The index in ``file``, on its pages.
+
+        Raises:
+            IndexCorruptError: the header contradicts the sections.
+        """
+        head = file.head
         try:
-            index = cls(**head["settings"])
-            found = {name: file.array(name) for name in names if name in file.sections}
-            arrays = {name: array.copy() for name, array in found.items()} if copy else found
+            index = cls.of(Settings(**head["settings"]))
+            arrays = {name: file.array(name) for name in file.sections}
             unit, seed = float(head.get("unit", 1.0)), int(head.get("seal_seed", 0))
-            guard = None if copy else file.guard
+            index._file = file
+            if not head["rows"]:
+                return index
             rows, links, entries = arrays["rows"], arrays["links"], arrays["entries"]
-            index._core.attach(rows, links, entries, float(head["norm"]), arrays.get("sealed"), unit, seed, guard)
+            index._core.attach(rows, links, entries, float(head["norm"]), arrays.get("sealed"), unit, seed, file.guard)
+            index.columns = Columns.of(index.settings.columns, arrays, len(index))
         except (ValueError, KeyError, TypeError, IndexError, InvalidRequest) as error:
             raise IndexCorruptError(f"{file.path}: header: contradicts its sections ({error})", "header", 0) from error
         index._ids, index._held, index._sealed = arrays.get("ids"), arrays, "sealed" in arrays
-        if not copy:
-            index._file = file
         return index
 
     def _writable(self, what: str) -> None:
         if self._file is not None:
-            raise ReadOnlyError(f"{what}: {self._file.path} was opened with mode 'r'; open it with mode 'rw'")
+            raise ReadOnlyError(f"{what}: {self._file.path} is open; make a new Index and save it there")
 
     def _damage(self) -> IndexCorruptError:
         assert self._file is not None, "only files are guarded"
         return self._file.damage()
 
-    def _query(self, q: np.ndarray) -> np.ndarray:
-        query = floats("q", q, 1)
-        same_width("q", query.shape[0], self.dim)
-        return query
-
     def _result(self, found: tuple[np.ndarray, np.ndarray, Any]) -> Result:
         positions, distances, counts = found
         ids = positions if self._ids is None else self._ids[positions]
-        stats = Stats(counts.ndc, counts.ndc_max, counts.hops, counts.thresholds, counts.threads)
-        return Result(ids, distances, counts.truncated, stats)
+        return Result(ids, distances, counts.truncated, Stats.of(counts))
 
 
-def open(  # noqa: A001 - the name users know from files
-    path: str | Path, mode: Literal["r", "rw"] = "r", *, mmap: bool = True, verify: Verify = "lazy"
-) -> Index:
-    """The index that ``Index.save`` wrote.
-
-    Args:
-        path: The file.
-        mode: ``r`` searches the file in place; ``rw`` reads all of it, so that it can be built and sealed again.
-        mmap: Map the file; else read it, which checks all of it.
-        verify: ``lazy`` checks each 64 KiB when a search first reads it, ``full`` all now, ``off`` none.
+def check_search(k: int, ef: int | None) -> int:
+    """How many candidates to keep.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        IndexCorruptError: the file is no index, or is damaged; with ``lazy``, searches raise it too.
-        InvalidRequest: an unknown mode, or a file of a newer version.
+        InvalidRequest: ``k`` is below 1 or above ``ef``.
     """
-    one_of("mode", mode, {"r": 0, "rw": 1})
-    one_of("verify", verify, {"lazy": 0, "full": 1, "off": 2})
-    file = IndexFile(Path(path), mmap=mmap, verify="full" if mode == "rw" else verify)
-    return Index._attach(file, copy=mode == "rw")
+    width = max(64, 2 * k) if ef is None else ef
+    if not 1 <= k <= width:
+        raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
+    return width

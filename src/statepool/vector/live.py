@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import numpy as np
 
 from statepool.core.errors import InvalidRequest, NotFound
 
-from .check import floats, labels, one_of, same_width, within
-from .index import MOST_THREADS, Index, Result, Stats
-from .native import DTYPES, ENGINES, METRICS, Dtype, Metric, core
+from .answer import Result
+from .changes import Change, Kind, decode, encode
+from .check import floats, labels, same_width
+from .columns import Columns, Values
+from .file import IndexFile
+from .index import Index
+from .log import Durability, Lock, Log, Replay, log_path
+from .native import DTYPES, METRICS, Dtype, Metric, core
+from .searching import Filter, Searching
+from .settings import ColumnType, Settings
+from .view import LiveEngine, Parts, Snapshot, View
 
 __all__ = ["LiveIndex"]
 
 _FEW_DEAD = 256
 
 
-@dataclass(slots=True)
-class _Parts:
-    """What a search looks at. A compaction makes a new one; nobody ever sees half of it."""
-
-    base: Index
-    """Built, perhaps sealed; its rows never change."""
-    live: Any
-    """The compiled segment that takes the changes."""
-    gone: set[int] = field(default_factory=set)
-    """Ids of the base that were deleted or replaced."""
-    kept: frozenset[int] = frozenset()
-    """Ids of the base."""
-
-
-class LiveIndex:
+class LiveIndex(Searching):
     """A built index and a segment for what changed since, searched as one.
 
     A row is found by every search that begins after ``add`` or ``update`` returned, and by none that begins after
     ``delete`` did. Rows stay reachable whatever is added and deleted around them: each is linked from one neighbour
     that never drops it (the repair of deletions is that of FreshDiskANN, arXiv 2105.09613, section 4).
+
+    One that ``statepool.vector.open(path, "rw")`` made keeps every change in a log before it returns.
 
     Args:
         dim: Values per vector.
@@ -52,6 +47,7 @@ class LiveIndex:
         alpha: How much shorter a detour must be to replace an edge; above 1, for a changing graph needs long edges.
         capacity: Changed rows that fit in, deleted ones included, until ``compact``. Memory is taken as it fills.
         seed: Of compactions.
+        columns: As for ``Index``.
 
     Raises:
         InvalidRequest: An argument out of its range.
@@ -68,90 +64,142 @@ class LiveIndex:
         alpha: float = 1.2,
         capacity: int = 1_000_000,
         seed: int = 0,
+        columns: Mapping[str, ColumnType] | None = None,
     ) -> None:
-        within("capacity", capacity, 1, 2**31 - 2)
-        self.dim, self.metric, self.dtype = dim, metric, dtype
-        self._settings = {"R": R, "build_window": build_window, "seed": seed}
-        self._alpha, self._capacity = alpha, capacity
-        self._parts = _Parts(self._empty_index(), self._empty_segment())
-        self._gate, self._of_base = threading.Condition(), threading.Lock()
-        self._writers, self._closed = 0, False
+        settings = Settings(
+            dim,
+            metric,
+            dtype,
+            R,
+            build_window,
+            seed=seed,
+            columns=dict(columns or {}),
+            change_alpha=alpha,
+            capacity=capacity,
+        )
+        self._start(Index.of(settings), capacity)
 
     @classmethod
-    def over(cls, index: Index, *, alpha: float = 1.2, capacity: int = 1_000_000) -> LiveIndex:
-        """Changes on top of ``index``, which stays as it is and may be a file opened with mode ``r``."""
-        shape = {name: int(index._settings[name]) for name in ("R", "build_window", "seed")}
-        found = cls(index.dim, index.metric, index.dtype, alpha=alpha, capacity=capacity, **shape)
-        found._parts = _Parts(index, found._parts.live, kept=frozenset(index.ids().tolist()))
-        return found
+    def over(cls, index: Index) -> Self:
+        """Changes on top of ``index``, which stays as it is and may be a file that was opened."""
+        return cls.resume(index, None)
+
+    @classmethod
+    def resume(cls, index: Index, replay: Replay | None) -> Self:
+        """Changes on top of ``index``, those in its log first.
+
+        Raises:
+            Corruption: the log holds what no index wrote.
+        """
+        live = cls.__new__(cls)
+        changes = [decode(record) for record in replay.records] if replay is not None else []
+        changed = sum(len(change.ids) for _, change in changes)
+        live._start(index, max(index.settings.capacity, changed))
+        for kind, change in changes:
+            live._apply(live._parts, kind, change)
+        live._generation = len(changes) if replay is None else replay.last
+        live._replay = replay
+        return live
+
+    def _start(self, index: Index, capacity: int) -> None:
+        self.settings = index.settings
+        self.dim, self.metric, self.dtype = self.settings.dim, self.settings.metric, self.settings.dtype
+        self._parts = self._fresh_parts(index, capacity)
+        self._gate = threading.Condition()
+        self._writers, self._closed, self._busy = 0, False, set[int]()
+        self._snapshots, self._generation = 0, 0
+        self._replay: Replay | None = None
+        self._path: Path | None = None
+        self._log: Log | None = None
+        self._lock: Lock | None = None
+        self._durability: Durability = "power"
+
+    def keep(self, path: Path, log: Log, lock: Lock, durability: Durability) -> None:
+        """From now on every change goes into the log first; ``compact`` writes ``path``."""
+        self._path, self._log, self._lock, self._durability = path, log, lock, durability
 
     def __len__(self) -> int:
-        parts = self._parts
-        return len(parts.kept) - len(parts.gone) + len(parts.live)
+        return len(self._parts)
 
     def __contains__(self, one: int) -> bool:
-        return _holds(self._parts, one)
+        return self._parts.holds(one)
 
-    def add(self, X: np.ndarray, ids: Sequence[int] | np.ndarray) -> int:  # noqa: N803
+    def add(
+        self,
+        X: np.ndarray,  # noqa: N803
+        ids: Sequence[int] | np.ndarray,
+        *,
+        columns: Values | None = None,
+        durability: Durability | None = None,
+    ) -> int:
         """Add rows, all or none; threads may add at the same time.
 
         Args:
             X: Rows ``[n, dim]``, any float dtype.
             ids: ``[n]``, 0 to 2^63 - 1, none of them in the index.
+            columns: For every column of the index, one value per row.
+            durability: What it has survived when it returns: ``process`` or ``power``. Default the index's.
 
         Returns:
             n.
 
         Raises:
             DimensionError: ``X`` is not ``[n, dim]``.
-            InvalidRequest: an id that is there already or comes twice, a row that is not finite, no room left.
+            InvalidRequest: an id that is there already or comes twice, a row that is not finite, columns that do not
+                fit, no room left.
+            StoreFull, OutcomeUnknown, StoreReadOnly: the log did not take it, see ``Log.append``.
         """
         rows, named = self._rows(X, ids)
-        with self._change() as parts:
-            self._refuse(parts, named)
-            self._tell(parts.live.add, rows, named)
+        with self._change(named) as parts:
+            for one in named.tolist():
+                if parts.holds(one):
+                    raise InvalidRequest(f"ids: {one} is in the index already; update it", param="ids")
+            self._do(parts, "add", Change(named, rows, parts.columns.check(columns, len(rows))), durability)
         return len(named)
 
-    def update(self, ids: Sequence[int] | np.ndarray, X: np.ndarray) -> int:  # noqa: N803
-        """Replace rows; until the new one answers the old one does.
+    def update(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        X: np.ndarray,  # noqa: N803
+        *,
+        columns: Values | None = None,
+        durability: Durability | None = None,
+    ) -> int:
+        """Replace rows and their columns; until the new one answers the old one does.
 
         Returns:
             How many.
 
         Raises:
-            DimensionError: ``X`` is not ``[n, dim]``.
             NotFound: an id that is not in the index; nothing is changed then.
-            InvalidRequest: an id twice, a row that is not finite, no room left.
+            DimensionError, InvalidRequest, StoreFull, OutcomeUnknown, StoreReadOnly: as for ``add``.
         """
         rows, named = self._rows(X, ids)
-        with self._change() as parts:
+        with self._change(named) as parts:
             for one in named.tolist():
-                if not _holds(parts, one):
+                if not parts.holds(one):
                     raise NotFound(f"ids: {one} is not in the index; add it", param="ids")
-            with self._of_base:
-                old = np.array([one in parts.kept and one not in parts.gone for one in named.tolist()], dtype=bool)
-                self._tell(parts.live.add, rows[old], named[old])
-                parts.gone.update(named[old].tolist())
-            self._tell(parts.live.update, rows[~old], named[~old])
-            self._repair_if_due(parts)
+            self._do(parts, "update", Change(named, rows, parts.columns.check(columns, len(rows))), durability)
         return len(named)
 
-    def delete(self, ids: Sequence[int] | np.ndarray) -> int:
+    def delete(self, ids: Sequence[int] | np.ndarray, *, durability: Durability | None = None) -> int:
         """Delete rows; ids that are not there are passed over.
 
         Every so often a call also takes the deleted rows out of the graph, which takes the longer the larger it is.
 
         Returns:
             How many were there.
+
+        Raises:
+            InvalidRequest: an id twice.
+            StoreFull, OutcomeUnknown, StoreReadOnly: as for ``add``.
         """
         named = labels(ids, np.size(ids))
-        with self._change() as parts:
-            with self._of_base:
-                based = [one for one in named.tolist() if one in parts.kept and one not in parts.gone]
-                parts.gone.update(based)
-            count = len(based) + int(parts.live.erase(named[named >= 0].astype(np.uint64)))
-            self._repair_if_due(parts)
-        return count
+        with self._change(named) as parts:
+            there = named[[parts.holds(one) for one in named.tolist()]] if len(named) else named
+            if len(there):
+                self._do(parts, "delete", Change(there), durability)
+        return len(there)
 
     def search(
         self,
@@ -160,49 +208,20 @@ class LiveIndex:
         ef: int | None = None,
         *,
         threads: int = 1,
-        engine: Literal["auto", "sequential", "async", "nosync"] = "auto",
+        engine: LiveEngine = "auto",
         deadline_us: float | None = None,
+        filter: Filter | None = None,  # noqa: A002 - the name of the literature
     ) -> Result:
         """The ``k`` rows nearest to ``q``, approximately; arguments and errors as for ``Index.search``.
 
         The base and the changes are searched one after the other, each with ``ef`` candidates and its own deadline.
         """
-        width = max(64, 2 * k) if ef is None else ef
-        if not 1 <= k <= width:
-            raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
-        one_of("engine", engine, {"auto": 0, "sequential": 1, "async": 2, "nosync": 3})
-        within("threads", threads, 1, MOST_THREADS)
-        query = self._query(q)
-        if engine == "auto":
-            engine = "sequential" if threads == 1 else "async"
-        deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
-        parts = self._parts
-        try:
-            named, gaps, counts = parts.live.search(query, k, width, threads, ENGINES[engine], deadline, 8, 0)
-        except ValueError as error:
-            raise InvalidRequest(f"q: {error}", param="q") from None
-        fresh = _result(named, gaps, counts)
-        wanted = k
-        while len(parts.base):
-            found = parts.base.search(
-                query, wanted, max(width, wanted), threads=threads, engine=engine, deadline_us=deadline_us
-            )
-            merged = _union(parts.gone, fresh, found, k)
-            rest = sum(one not in parts.gone for one in found.ids.tolist())
-            if rest >= min(k, len(parts.kept) - len(parts.gone)) or len(found.ids) < wanted or found.truncated:
-                return merged
-            wanted *= 2
-        return fresh
+        view = View(self._parts)
+        return view.search(q, k, ef, threads=threads, engine=engine, deadline_us=deadline_us, filter=filter)
 
-    def exact(self, q: np.ndarray, k: int = 10) -> Result:
+    def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
         """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
-        within("k", k, 1, 2**31 - 1)
-        query, parts = self._query(q), self._parts
-        try:
-            fresh = _result(*parts.live.exact(query, k))
-        except ValueError as error:
-            raise InvalidRequest(f"q: {error}", param="q") from None
-        return _union(parts.gone, fresh, parts.base.exact(query, k + len(parts.gone)), k)
+        return View(self._parts).exact(q, k, filter=filter)
 
     def get(self, ids: Sequence[int]) -> np.ndarray:
         """The vectors as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
@@ -210,41 +229,60 @@ class LiveIndex:
         Raises:
             NotFound: an id that is not in the index.
         """
-        parts, found = self._parts, np.empty((len(ids), self.dim), np.float32)
-        for place, one in enumerate(ids):
-            row = parts.live.get(one) if 0 <= one < 2**63 else None
-            if row is None:
-                if one not in parts.kept or one in parts.gone:
-                    raise NotFound(f"ids: {one} is not in the index", param="ids")
-                row = parts.base.get([one])[0]
-            found[place] = row
-        return found
+        return View(self._parts).get(ids)
 
     def ids(self) -> np.ndarray:
         """Of all rows, int64, sorted."""
-        parts = self._parts
-        based = np.fromiter(parts.kept - parts.gone, np.int64)
-        return np.union1d(based, parts.live.labels().astype(np.int64))
+        return View(self._parts).ids()
+
+    def snapshot(self) -> Snapshot:
+        """The index as it is between two changes, to be searched while others go on changing it.
+
+        Use it in a ``with`` statement, or close it: until then slots of deleted rows are not used again.
+        """
+        with self._no_changes():
+            self._snapshots += 1
+            return Snapshot(self._parts, self._generation, self._release)
+
+    def _release(self) -> None:
+        with self._gate:
+            self._snapshots -= 1
 
     def stats(self) -> dict[str, Any]:
-        """Figures: rows, those of the base, those that changed, those deleted but not yet taken out of the graph."""
+        """Figures: rows, those of the base, those that changed, those deleted but not yet taken out of the graph,
+        changes so far, and, of a log, what opening found.
+        """
         parts = self._parts
-        return {
+        found: dict[str, Any] = {
             "rows": len(self),
+            "dim": self.dim,
+            "metric": self.metric,
+            "dtype": self.dtype,
+            "columns": ", ".join(self.settings.columns) or "none",
             "base_rows": len(parts.base),
             "changed": len(parts.live),
-            "gone": len(parts.gone),
+            "gone": int(np.count_nonzero(parts.gone)),
             "dead": parts.live.dead,
-            "capacity": self._capacity,
+            "capacity": parts.live.capacity,
+            "generation": self._generation,
         }
+        if self._replay is not None:
+            found |= {"replayed": len(self._replay.records), "torn_bytes": self._replay.torn}
+        return found
 
     def repair(self) -> int:
-        """Take deleted rows out of the graph of changes now; returns how many. Searches and changes go on meanwhile."""
-        with self._change() as parts:
-            return int(parts.live.repair())
+        """Take deleted rows out of the graph of changes now; returns how many. Searches and changes go on meanwhile.
+
+        While a snapshot is open, none.
+        """
+        with self._change(np.empty(0, np.int64)) as parts:
+            return 0 if self._snapshots else int(parts.live.repair())
 
     def compact(self, *, seal: bool = True, threads: int = 0) -> Index:
         """Build one index of all rows and go on over it. Searches go on meanwhile, changes wait.
+
+        An index with a log is written to its file, then the log begins anew; a crash at any moment leaves the old file
+        and its log or the new file.
 
         Args:
             seal: Quantise it, see ``Index.seal``.
@@ -254,17 +292,21 @@ class LiveIndex:
             The index, for example to save it.
 
         Raises:
-            InvalidRequest: there are no rows.
+            InvalidRequest: there are no rows, and no file to write that to.
+            OSError: the disk is full or fails; the index goes on as it was.
         """
         with self._no_changes():
-            named = self.ids()
-            if not len(named):
+            parts, named = self._parts, self.ids()
+            if not len(named) and self._path is None:
                 raise InvalidRequest("compact: the index is empty; add rows first")
-            built = self._empty_index()
-            built.build(self.get(named.tolist()), named, threads=threads)
-            if seal:
-                built.seal(threads=threads)
-            self._parts = _Parts(built, self._empty_segment(), kept=frozenset(named.tolist()))
+            built = Index.of(self.settings)
+            if len(named):
+                built.build(self.get(named.tolist()), named, columns=_values(parts, named), threads=threads)
+                if seal:
+                    built.seal(threads=threads)
+            if self._path is not None:
+                built = self._replace(built, self._path)
+            self._parts = self._fresh_parts(built, self.settings.capacity)
         return built
 
     def save(self, path: str | Path) -> None:
@@ -273,24 +315,94 @@ class LiveIndex:
         Raises:
             InvalidRequest: there are no rows, or the folder cannot be written.
         """
-        self.compact().save(path)
+        built = self.compact()
+        if self._path is None or self._path.resolve() != Path(path).resolve():
+            built.save(path)
 
-    def _empty_index(self) -> Index:
-        return Index(self.dim, self.metric, self.dtype, **self._settings)
+    def close(self) -> None:
+        """Put what is still in a cache on the disk and let others write. The index can be searched on."""
+        if self._log is not None and self._lock is not None:
+            with self._no_changes():
+                self._log.close()
+                self._lock.close()
 
-    def _empty_segment(self) -> Any:
-        if not 1.0 <= self._alpha <= 4.0:
-            raise InvalidRequest(f"alpha: {self._alpha} is outside 1 to 4", param="alpha")
-        settings = self._settings
-        return core.LiveSegment(
-            self.dim,
-            METRICS[self.metric],
-            DTYPES[self.dtype],
-            settings["R"],
-            self._capacity,
-            settings["build_window"],
-            self._alpha,
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _replace(self, built: Index, path: Path) -> Index:
+        """Write the file, then begin the log anew. In between the log holds what the file says it holds too."""
+        log = self._log
+        assert log is not None, "a path comes with a log"
+        log.check()
+        built.write(path, {"log": log.index, "lsn": log.last})
+        self._log = Log.create(log_path(path), log.index, log.last)
+        log.abandon()
+        return Index.attach(IndexFile(path))
+
+    def _fresh_parts(self, base: Index, capacity: int) -> Parts:
+        settings = self.settings
+        live = core.LiveSegment(
+            settings.dim,
+            METRICS[settings.metric],
+            DTYPES[settings.dtype],
+            settings.R,
+            capacity,
+            settings.build_window,
+            settings.change_alpha,
         )
+        return Parts(base, live, Columns(settings.columns), np.zeros(len(base), bool))
+
+    def _do(self, parts: Parts, kind: Kind, change: Change, durability: Durability | None) -> None:
+        """Check, log, apply: what is in the log can be applied."""
+        if self._log is None and durability is not None:
+            raise InvalidRequest("durability: this index has no log; open it with mode 'rw'", param="durability")
+        slots = np.empty(0, np.uint32)
+        if kind != "delete":
+            try:
+                parts.live.check(change.rows)
+                slots = parts.live.take(len(change.ids))
+            except core.FullError:
+                raise InvalidRequest(
+                    f"X: no room beyond {parts.live.capacity} changed rows; compact the index"
+                ) from None
+            except ValueError as error:
+                raise InvalidRequest(f"X: {error}", param="X") from None
+        if self._log is not None:
+            try:
+                self._log.append(*encode(kind, change), durability or self._durability)
+            except BaseException:
+                parts.live.give_back(slots)
+                raise
+        try:
+            self._apply(parts, kind, change, slots)
+        except BaseException:
+            if self._log is not None:
+                self._log.fail("a change is in the log and not in the index")
+            raise
+        with self._gate:
+            self._generation += 1
+
+    def _apply(self, parts: Parts, kind: Kind, change: Change, slots: np.ndarray | None = None) -> None:
+        named = change.ids
+        places = [parts.place(one) for one in named.tolist()]
+        based = np.array([place is not None for place in places], dtype=bool)
+        gone = [place for place in places if place is not None]
+        if kind == "delete":
+            parts.gone[gone] = True
+            parts.live.erase(named[~based].astype(np.uint64))
+            return self._repair_if_due(parts)
+        if slots is None:
+            slots = parts.live.take(len(named))
+        parts.columns.put(slots, change.columns)
+        parts.live.add(*_only(change, slots, based if kind == "update" else np.ones(len(named), bool)))
+        if kind == "update":
+            parts.gone[gone] = True
+            parts.live.update(*_only(change, slots, ~based))
+            self._repair_if_due(parts)
+        return None
 
     def _rows(self, X: Any, ids: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         rows = floats("X", X, 2)
@@ -300,42 +412,24 @@ class LiveIndex:
             raise InvalidRequest(f"ids: {named.min()} is outside 0 to 2^63 - 1", param="ids")
         return rows, named
 
-    def _refuse(self, parts: _Parts, named: np.ndarray) -> None:
-        for one in named.tolist():
-            if one in parts.kept and one not in parts.gone:
-                raise InvalidRequest(f"ids: {one} is in the index already; update it", param="ids")
-
-    def _tell(self, change: Any, rows: np.ndarray, named: np.ndarray) -> None:
-        try:
-            change(rows, named.astype(np.uint64))
-        except IndexError as error:
-            raise NotFound(f"ids: {error} is not in the index; add it", param="ids") from None
-        except core.TakenError as error:
-            raise InvalidRequest(f"ids: {error} is in the index already; update it", param="ids") from None
-        except core.FullError:
-            raise InvalidRequest(f"X: no room beyond {self._capacity} changed rows; compact the index") from None
-        except ValueError as error:
-            raise InvalidRequest(f"X: {error}", param="X") from None
-
-    def _repair_if_due(self, parts: _Parts) -> None:
-        if parts.live.dead > max(_FEW_DEAD, len(parts.live) // 5):
+    def _repair_if_due(self, parts: Parts) -> None:
+        if not self._snapshots and parts.live.dead > max(_FEW_DEAD, len(parts.live) // 5):
             parts.live.repair()
 
-    def _query(self, q: Any) -> np.ndarray:
-        query = floats("q", q, 1)
-        same_width("q", query.shape[0], self.dim)
-        return query
-
     @contextmanager
-    def _change(self) -> Iterator[_Parts]:
+    def _change(self, named: np.ndarray) -> Iterator[Parts]:
+        """No other change of the same ids and no compaction meanwhile: log and index agree on what came first."""
+        ids = set(named.tolist())
         with self._gate:
-            self._gate.wait_for(lambda: not self._closed)
+            self._gate.wait_for(lambda: not self._closed and self._busy.isdisjoint(ids))
             self._writers += 1
+            self._busy |= ids
         try:
             yield self._parts
         finally:
             with self._gate:
                 self._writers -= 1
+                self._busy -= ids
                 self._gate.notify_all()
 
     @contextmanager
@@ -352,24 +446,19 @@ class LiveIndex:
                 self._gate.notify_all()
 
 
-def _holds(parts: _Parts, one: int) -> bool:
-    return (one in parts.kept and one not in parts.gone) or (0 <= one < 2**63 and one in parts.live)
+def _only(change: Change, slots: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.ascontiguousarray(change.rows[chosen]), change.ids[chosen].astype(np.uint64), slots[chosen]
 
 
-def _result(named: np.ndarray, gaps: np.ndarray, counts: Any) -> Result:
-    stats = Stats(counts.ndc, counts.ndc_max, counts.hops, counts.thresholds, counts.threads)
-    return Result(named.astype(np.int64), gaps, counts.truncated, stats)
-
-
-def _union(gone: set[int], fresh: Result, based: Result, k: int) -> Result:
-    """The k nearest of both. Of an id in both, which is being replaced just now, the new row counts."""
-    known = set(fresh.ids.tolist())
-    stays = [place for place, one in enumerate(based.ids.tolist()) if one not in gone and one not in known]
-    ids = np.concatenate([fresh.ids, based.ids[stays]])
-    gaps = np.concatenate([fresh.distances, based.distances[stays]])
-    order = np.argsort(gaps, kind="stable")[:k]
-    a, b = fresh.stats, based.stats
-    stats = Stats(
-        a.ndc + b.ndc, a.ndc_max + b.ndc_max, a.hops + b.hops, a.thresholds + b.thresholds, max(a.threads, b.threads)
-    )
-    return Result(ids[order], gaps[order], fresh.truncated or based.truncated, stats)
+def _values(parts: Parts, named: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of these rows, wherever they are."""
+    labels, alive = parts.live.slots()
+    slots = {int(labels[slot]): slot for slot in np.flatnonzero(alive).tolist()}
+    changed = np.array([one in slots for one in named.tolist()], dtype=bool)
+    found = {}
+    fresh = parts.columns.take(np.array([slots[one] for one in named[changed].tolist()], np.int64))
+    based = parts.base.columns.take(np.array([parts.base.place(one) for one in named[~changed].tolist()], np.int64))
+    for name in parts.columns.types:
+        found[name] = np.empty(len(named), fresh[name].dtype)
+        found[name][changed], found[name][~changed] = fresh[name], based[name]
+    return found

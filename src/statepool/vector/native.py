@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
+
 try:
     from statepool.native import _graph  # type: ignore[attr-defined]  # compiled: no source for mypy to find
 except ImportError as error:  # pragma: no cover - a machine without a compiler
@@ -24,3 +26,8 @@ EngineName = Literal["auto", "sequential", "edge", "iqan", "nosync", "async", "r
 METRICS: dict[str, int] = {"l2": 0, "cos": 1, "ip": 2}
 DTYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 2, "i8": 3}
 ENGINES: dict[str, int] = {"auto": -1, "sequential": 0, "edge": 1, "iqan": 2, "nosync": 3, "async": 4, "roles": 5}
+
+
+def checksum(data: bytes) -> int:
+    """CRC32C."""
+    return int(core.checksums(np.frombuffer(data, np.uint8), len(data))[0]) if data else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Load", "choose_engine", "choose_threads"]
+__all__ = ["Load", "Plan", "choose_engine", "choose_path", "choose_threads", "keeps_away"]
 
 GROUPED = 8
 """Threads above which roles pay: with fewer, a thread that only computes distances is missed by the search."""
@@ -38,3 +38,33 @@ def choose_engine(threads: int, sealed: bool) -> Literal["sequential", "async", 
     if threads == 1:
         return "sequential"
     return "roles" if threads > GROUPED and not sealed else "async"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rows that pass a filter are looked for."""
+
+    path: Literal["empty", "scan", "two-hop", "check"]
+    width: int
+    """Candidates kept while searching."""
+
+
+def choose_path(rows: int, matches: int, ef: int) -> Plan:
+    """By how many of the rows pass.
+
+    Few are measured one by one. With many, a search of the whole graph meets enough of them if it keeps more
+    candidates. In between the graph of those that pass is searched, two links taken as one where the row between does
+    not pass.
+    """
+    if matches == 0:
+        return Plan("empty", ef)
+    if matches <= max(2000, rows // 100):
+        return Plan("scan", ef)
+    if 5 * matches <= rows:
+        return Plan("two-hop", ef)
+    return Plan("check", ef * rows // matches)
+
+
+def keeps_away(share: float, rows: int, matches: int) -> bool:
+    """Whether so few of the candidates near a query passed that the others are in the way there."""
+    return share * rows < matches / 2

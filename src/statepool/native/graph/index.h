@@ -13,6 +13,8 @@
 
 namespace statepool::graph {
 
+struct Filter;
+
 struct Answer {
   std::vector<Entry> nearest;  // at most k, nearest first
   Counts counts;
@@ -51,6 +53,8 @@ class Index {
   // Threads that searches of this process use now.
   static int busy();
   Answer exact(const float* query, int k);
+  // Among allowed rows; `share` of the candidates at the end that were allowed. See filtered.h.
+  Answer search_filtered(const float* query, Request request, const Filter& filter, float& share);
 
  private:
   std::unique_ptr<Context> borrow();

@@ -101,6 +101,11 @@ std::vector<uint32_t> LiveSegment::take_slots(size_t count) {
   return slots;
 }
 
+void LiveSegment::give_back(const uint32_t* slots, size_t count) {
+  const std::lock_guard<std::mutex> lock(slots_mutex_);
+  free_.insert(free_.end(), slots, slots + count);
+}
+
 void LiveSegment::write_row(uint32_t slot, const float* row, uint64_t label) {
   distance_kernels().encode[static_cast<int>(space_.dtype)](row, segment_.row(slot), space_.dims);
   write_links(slot, {});
@@ -249,19 +254,20 @@ void LiveSegment::choose(uint32_t owner, const std::vector<uint32_t>& ids, Scrat
   write_links(owner, scratch.chosen);
 }
 
-void LiveSegment::add(const float* rows, const uint64_t* labels, size_t count) {
-  const std::vector<float> prepared = prepare(rows, count);
-  const std::vector<uint32_t> slots = take_slots(count);
-  {
+void LiveSegment::add(const float* rows, const uint64_t* labels, const uint32_t* slots, size_t count) {
+  std::vector<float> prepared;
+  try {
+    prepared = prepare(rows, count);
     const std::lock_guard<std::mutex> lock(names_mutex_);
     size_t named = 0;
     while (named < count && names_.try_emplace(labels[named], slots[named]).second) ++named;
     if (named < count) {
       for (size_t i = 0; i < named; ++i) names_.erase(labels[i]);
-      const std::lock_guard<std::mutex> again(slots_mutex_);
-      free_.insert(free_.end(), slots.begin(), slots.end());
       throw TakenError(std::to_string(labels[named]));
     }
+  } catch (...) {
+    give_back(slots, count);
+    throw;
   }
   for (size_t i = 0; i < count; ++i) {
     write_row(slots[i], prepared.data() + i * static_cast<size_t>(space_.dims), labels[i]);
@@ -272,14 +278,17 @@ void LiveSegment::add(const float* rows, const uint64_t* labels, size_t count) {
   }
 }
 
-void LiveSegment::update(const float* rows, const uint64_t* labels, size_t count) {
-  {
+void LiveSegment::update(const float* rows, const uint64_t* labels, const uint32_t* slots, size_t count) {
+  std::vector<float> prepared;
+  try {
+    prepared = prepare(rows, count);
     const std::lock_guard<std::mutex> lock(names_mutex_);
     for (size_t i = 0; i < count; ++i)
       if (find(labels[i]) == kNone) throw std::out_of_range(std::to_string(labels[i]));
+  } catch (...) {
+    give_back(slots, count);
+    throw;
   }
-  const std::vector<float> prepared = prepare(rows, count);
-  const std::vector<uint32_t> slots = take_slots(count);
   for (size_t i = 0; i < count; ++i) {
     write_row(slots[i], prepared.data() + i * static_cast<size_t>(space_.dims), labels[i]);
     const Pin scratch(*this);
@@ -340,14 +349,15 @@ std::vector<uint64_t> LiveSegment::labels() {
   return found;
 }
 
-// The k nearest that are live. While a row is replaced, the old and the new one may both be: the nearer is taken.
-void LiveSegment::pick_live(const std::vector<Entry>& nearest, size_t k, Found& found) const {
+// The k nearest that are live, or, frozen, all were. While a row is replaced, the old and the new one may both be: the nearer
+// is taken.
+void LiveSegment::pick(const std::vector<Entry>& nearest, size_t k, bool frozen, Found& found) const {
   found.labels.clear();
   found.distances.clear();
   for (const Entry entry : nearest) {
     if (found.labels.size() == k) return;
     const uint64_t label = node(id_of(entry)).label.load(std::memory_order_relaxed);
-    if (state(id_of(entry)) != kLive) continue;
+    if (!frozen && state(id_of(entry)) != kLive) continue;
     if (std::find(found.labels.begin(), found.labels.end(), label) != found.labels.end()) continue;
     found.labels.push_back(label);
     found.distances.push_back(distance_of(entry));
@@ -368,7 +378,7 @@ LiveSegment::Found LiveSegment::search(const float* query, const Request& reques
     nearest.clear();
     gather(scratch->query, false, wider.width, scratch->merged, nearest);
     found.counts = total(scratch->query);
-    pick_live(nearest, static_cast<size_t>(request.k), found);
+    pick(nearest, static_cast<size_t>(request.k), false, found);
     // Deleted rows filled the pool: there may be more behind them.
     if (found.labels.size() == static_cast<size_t>(request.k) || found.counts.truncated ||
         nearest.size() < static_cast<size_t>(wider.width))
@@ -390,8 +400,18 @@ LiveSegment::Found LiveSegment::exact(const float* query, int k) {
   }
   found.counts.distances = found.counts.most = nearest.size();
   std::sort(nearest.begin(), nearest.end());
-  pick_live(nearest, static_cast<size_t>(k), found);
+  pick(nearest, static_cast<size_t>(k), false, found);
   return found;
+}
+
+void LiveSegment::slots(std::vector<uint64_t>& labels, std::vector<uint8_t>& live) const {
+  const size_t count = slots_.load(std::memory_order_acquire);
+  labels.resize(count);
+  live.resize(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    live[i] = state(i) == kLive;
+    labels[i] = node(i).label.load(std::memory_order_relaxed);
+  }
 }
 
 size_t LiveSegment::unreachable() {

@@ -26,6 +26,10 @@ struct FullError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+struct StaleError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 class LiveSegment {
  public:
   struct Found {
@@ -51,15 +55,26 @@ class LiveSegment {
   size_t dead() const { return dead_.load(std::memory_order_acquire); }
   size_t capacity() const { return segment_.capacity(); }
 
-  // All rows (space.dim floats each) or none. std::domain_error for a bad value, naming the row; TakenError for a label
-  // that is there already or comes twice; FullError when there is no room.
-  void add(const float* rows, const uint64_t* labels, size_t count);
+  // Whether rows (space.dim floats each) can be added: std::domain_error for a bad value, naming the row.
+  void check(const float* rows, size_t count) { prepare(rows, count); }
+  // Slots for rows to come; FullError when there is no room. add() and update() use them, or give_back().
+  std::vector<uint32_t> take_slots(size_t count);
+  void give_back(const uint32_t* slots, size_t count);
+  // All rows or none, into slots that were taken; if none, they are given back. std::domain_error for a bad value, naming
+  // the row; TakenError for a label that is there already or comes twice.
+  void add(const float* rows, const uint64_t* labels, const uint32_t* slots, size_t count);
   // The same for labels that are there, which keep answering until the new row does. std::out_of_range for one that is not.
-  void update(const float* rows, const uint64_t* labels, size_t count);
+  void update(const float* rows, const uint64_t* labels, const uint32_t* slots, size_t count);
   // How many of the labels were there.
   size_t erase(const uint64_t* labels, size_t count);
   Found search(const float* query, const Request& request);
   Found exact(const float* query, int k);
+  // Among allowed slots. `frozen`: as they were when the caller looked, deleted since or not; no repair may have run since.
+  // StaleError if slots were freed since the turnover that the caller read before it chose them.
+  Found search_filtered(const float* query, Request request, const Filter& filter, bool frozen, uint64_t turnover, float& share);
+  uint64_t turnover() const { return turnover_.load(std::memory_order_acquire); }
+  // Of every slot: the label and whether it is live.
+  void slots(std::vector<uint64_t>& labels, std::vector<uint8_t>& live) const;
   bool contains(uint64_t label);
   // The stored row as floats (space.dims), false if there is none.
   bool get(uint64_t label, float* out);
@@ -106,7 +121,6 @@ class LiveSegment {
   std::mutex& lock_of(uint32_t i) { return stripes_[i % kStripes]; }
 
   std::vector<float> prepare(const float* rows, size_t count);
-  std::vector<uint32_t> take_slots(size_t count);
   void write_row(uint32_t slot, const float* row, uint64_t label);
   void link(uint32_t slot, Scratch& scratch);
   void explore(const float* from, Scratch& scratch);
@@ -121,7 +135,7 @@ class LiveSegment {
   void rekeep(uint32_t child, Scratch& scratch, const std::vector<bool>& dying);
   void bridge(uint32_t owner, Scratch& scratch, const std::vector<bool>& dying);
   void wait_for_others();
-  void pick_live(const std::vector<Entry>& nearest, size_t k, Found& found) const;
+  void pick(const std::vector<Entry>& nearest, size_t k, bool frozen, Found& found) const;
   uint32_t find(uint64_t label);  // its live slot or kNone; needs names_mutex_
 
   Space space_;
@@ -130,6 +144,7 @@ class LiveSegment {
   Segment segment_;
   Region nodes_;
   std::atomic<size_t> slots_{0}, live_{0}, dead_{0}, linked_{0};
+  std::atomic<uint64_t> turnover_{0};  // repairs that freed slots
   std::unique_ptr<std::mutex[]> stripes_{new std::mutex[kStripes]};
 
   std::mutex slots_mutex_;  // free_, slots_, space_.norm

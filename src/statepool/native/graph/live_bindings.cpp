@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "filtered_bindings.h"
 #include "live.h"
 #include "search_bindings.h"
 
@@ -26,9 +27,15 @@ nb::ndarray<nb::numpy, T> array_of(const std::vector<T>& values) {
   return {raw, {values.size()}, nb::capsule(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); })};
 }
 
-void check(const LiveSegment& self, const Matrix& rows, const Labels& labels) {
-  if (rows.shape(1) != static_cast<size_t>(self.space().dim) || rows.shape(0) != labels.shape(0))
-    throw nb::value_error("the rows and labels do not have the shapes of this segment");
+void check(const LiveSegment& self, const Matrix& rows) {
+  if (rows.shape(1) != static_cast<size_t>(self.space().dim))
+    throw nb::value_error("the rows do not have the width of this segment");
+}
+
+void check(const LiveSegment& self, const Matrix& rows, const Labels& labels, const Seeds& slots) {
+  check(self, rows);
+  if (rows.shape(0) != labels.shape(0) || rows.shape(0) != slots.shape(0))
+    throw nb::value_error("there is not one label and one slot per row");
 }
 
 void check(const LiveSegment& self, const Vector& query) {
@@ -44,6 +51,7 @@ nb::tuple tuple_of(const LiveSegment::Found& found) {
 
 void bind_live(nb::module_& m) {
   nb::exception<TakenError>(m, "TakenError", PyExc_ValueError);
+  nb::exception<StaleError>(m, "StaleError", PyExc_RuntimeError);
   nb::exception<FullError>(m, "FullError", PyExc_ValueError);
   nb::class_<LiveSegment> face(m, "LiveSegment");
   face
@@ -56,20 +64,63 @@ void bind_live(nb::module_& m) {
       .def("__len__", &LiveSegment::size)
       .def_prop_ro("dead", &LiveSegment::dead, "Deleted rows that are still in the graph.")
       .def_prop_ro("capacity", &LiveSegment::capacity)
+      .def_prop_ro("turnover", &LiveSegment::turnover, "Repairs that freed slots.")
+      .def("check",
+           [](LiveSegment& self, const Matrix& rows) {
+             check(self, rows);
+             const nb::gil_scoped_release release;
+             self.check(rows.data(), rows.shape(0));
+           },
+           "rows"_a, "Raises ValueError, naming the row, for one that cannot be added.")
+      .def("take", [](LiveSegment& self, size_t count) { return array_of(self.take_slots(count)); }, "count"_a,
+           "Slots for rows to come, uint32.")
+      .def("give_back", [](LiveSegment& self, const Seeds& slots) { self.give_back(slots.data(), slots.shape(0)); }, "slots"_a)
+      .def("slots",
+           [](LiveSegment& self) {
+             std::vector<uint64_t> labels;
+             std::vector<uint8_t> live;
+             self.slots(labels, live);
+             return nb::make_tuple(array_of(labels), array_of(live));
+           },
+           "Of every slot: its label, and 1 if it is live.")
+      .def("row",
+           [](const LiveSegment& self, uint32_t slot) {
+             if (slot >= self.capacity()) throw nb::index_error("slot: there is no such slot");
+             std::vector<float> row(static_cast<size_t>(self.space().dims));
+             distance_kernels().decode[static_cast<int>(self.space().dtype)](self.segment().row(slot), row.data(),
+                                                                             self.space().dims);
+             row.resize(static_cast<size_t>(self.space().dim));
+             return array_of(row);
+           },
+           "slot"_a, "What lies in a slot; of use while no repair can free it.")
+      .def("search_filtered",
+           [](LiveSegment& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
+              const Seeds& seeds, bool frozen, uint64_t turnover) {
+             check(self, query);
+             const Filter filter = filter_of(way, allowed, seeds);
+             float share = 1;
+             LiveSegment::Found found;
+             {
+               const nb::gil_scoped_release release;
+               found = self.search_filtered(query.data(), request_of(k, width, deadline_ns), filter, frozen, turnover, share);
+             }
+             return nb::make_tuple(array_of(found.labels), array_of(found.distances), found.counts, share);
+           },
+           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "allowed"_a, "seeds"_a, "frozen"_a, "turnover"_a)
       .def("add",
-           [](LiveSegment& self, const Matrix& rows, const Labels& labels) {
-             check(self, rows, labels);
+           [](LiveSegment& self, const Matrix& rows, const Labels& labels, const Seeds& slots) {
+             check(self, rows, labels, slots);
              const nb::gil_scoped_release release;
-             self.add(rows.data(), labels.data(), rows.shape(0));
+             self.add(rows.data(), labels.data(), slots.data(), rows.shape(0));
            },
-           "rows"_a, "labels"_a)
+           "rows"_a, "labels"_a, "slots"_a)
       .def("update",
-           [](LiveSegment& self, const Matrix& rows, const Labels& labels) {
-             check(self, rows, labels);
+           [](LiveSegment& self, const Matrix& rows, const Labels& labels, const Seeds& slots) {
+             check(self, rows, labels, slots);
              const nb::gil_scoped_release release;
-             self.update(rows.data(), labels.data(), rows.shape(0));
+             self.update(rows.data(), labels.data(), slots.data(), rows.shape(0));
            },
-           "rows"_a, "labels"_a)
+           "rows"_a, "labels"_a, "slots"_a)
       .def("erase",
            [](LiveSegment& self, const Labels& labels) {
              const nb::gil_scoped_release release;

@@ -36,6 +36,7 @@ size_t LiveSegment::repair() {
   }
 
   // Searches that began earlier may still hold a dying row.
+  turnover_.fetch_add(1, std::memory_order_release);
   wait_for_others();
   for (const uint32_t slot : gone) node(slot).state.store(kFree, std::memory_order_release);
   dead_.fetch_sub(gone.size(), std::memory_order_release);

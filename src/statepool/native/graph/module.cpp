@@ -10,6 +10,7 @@
 #include <string>
 
 #include "build.h"
+#include "filtered_bindings.h"
 #include "index.h"
 #include "live_bindings.h"
 #include "probe.h"
@@ -173,6 +174,20 @@ NB_MODULE(_graph, m) {
              return nb::make_tuple(rows, sealed->unit(), sealed->seed());
            },
            "A view of the sealed rows, their unit and seed; None if the index is not sealed.");
+  face.def("search_filtered",
+           [](Index& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
+              const Seeds& seeds) {
+             check_width("q", query.shape(0), self.space().dim);
+             const Filter filter = filter_of(way, allowed, seeds);
+             float share = 1;
+             Answer found;
+             {
+               const nb::gil_scoped_release release;
+               found = self.search_filtered(query.data(), request_of(k, width, deadline_ns), filter, share);
+             }
+             return nb::make_tuple(tuple_of(found), share);
+           },
+           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "allowed"_a, "seeds"_a);
   bind_searches(
       face, [](const Index& self, const Vector& query) { check_width("q", query.shape(0), self.space().dim); },
       [](const Answer& found) { return tuple_of(found); });

@@ -1,0 +1,72 @@
+"""A search among the rows that pass a filter, in whatever holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .answer import Result, Stats, union
+from .policy import choose_path, keeps_away
+
+__all__ = ["Ask", "search_among"]
+
+_SEEDS = 64
+"""Rows that pass, spread over all, from which a search starts too."""
+
+WAYS = {"scan": 0, "check": 1, "two-hop": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is looked for."""
+
+    query: np.ndarray
+    k: int
+    ef: int
+    deadline_ns: int = 0
+
+
+class _Core(Protocol):
+    def __call__(
+        self, ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Any, float]:
+        """Ids, distances, counts, and the share of the last candidates that passed."""
+
+
+def search_among(core: _Core, ask: Ask, allowed: np.ndarray, rows: int, *, exact: bool = False) -> Result:
+    """The ``min(k, matches)`` nearest rows of those that are allowed.
+
+    Args:
+        core: Searches one way.
+        ask: The query.
+        allowed: bool, of every place.
+        rows: How many rows there are, those that may not be found too.
+        exact: Look at every allowed row.
+    """
+    places = np.flatnonzero(allowed)
+    matches = len(places)
+    plan = choose_path(rows, matches, ask.ef)
+    if plan.path == "empty":
+        return Result(np.empty(0, np.int64), np.empty(0, np.float32), False, Stats(0, 0, 0, 0, 0, "empty", 0))
+    seeds = places[:: max(1, matches // _SEEDS)][:_SEEDS].astype(np.uint32)
+    bytes_ = allowed.view(np.uint8)
+
+    def go(path: str, width: int) -> tuple[Result, float]:
+        ids, gaps, counts, share = core(ask, max(width, ask.k), WAYS[path], bytes_, seeds)
+        return Result(ids, gaps, counts.truncated, Stats.of(counts, path, matches)), share
+
+    found, share = go("scan" if exact else plan.path, plan.width)
+    if found.stats.path == "check" and keeps_away(share, rows, matches):
+        found = _and(go("two-hop", ask.ef)[0], found, ask.k)
+    if len(found.ids) < min(ask.k, matches) and found.stats.path != "scan" and not found.truncated:
+        found = _and(go("scan", ask.ef)[0], found, ask.k)
+    return found
+
+
+def _and(second: Result, first: Result, k: int) -> Result:
+    """Of two searches among the same rows; the paths in the order they were taken."""
+    both = union(first, second, k)
+    both.stats.matches = first.stats.matches
+    return both
