@@ -25,8 +25,8 @@ class Stats:
     threads: int
     """Threads that took part."""
     path: str = "graph"
-    """How rows were looked for: ``graph``, or under a filter ``empty``, ``scan``, ``two-hop``, ``check``; several, with
-    commas, if the first did not do or base and changes differ."""
+    """How rows were looked for: ``graph``, or under a filter ``empty``, ``scan``, ``probe``, ``two-hop``, ``check``;
+    several, with commas, if the first did not do or base and changes differ."""
     matches: int | None = None
     """Rows that pass the filter; None without one."""
 

@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from .answer import Result, Stats, union
-from .policy import choose_path, keeps_away
+from .policy import choose_detour, choose_path
 
 __all__ = ["Ask", "search_among"]
 
 _SEEDS = 64
 """Rows that pass, spread over all, from which a search starts too."""
 
-WAYS = {"scan": 0, "check": 1, "two-hop": 2}
+_WAYS = {"scan": 0, "probe": 1, "check": 1, "two-hop": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,16 @@ def search_among(core: _Core, ask: Ask, allowed: np.ndarray, rows: int, *, exact
     bytes_ = allowed.view(np.uint8)
 
     def go(path: str, width: int) -> tuple[Result, float]:
-        ids, gaps, counts, share = core(ask, max(width, ask.k), WAYS[path], bytes_, seeds)
+        ids, gaps, counts, share = core(ask, max(width, ask.k), _WAYS[path], bytes_, seeds)
         return Result(ids, gaps, counts.truncated, Stats.of(counts, path, matches)), share
 
-    found, share = go("scan" if exact else plan.path, plan.width)
-    if found.stats.path == "check" and keeps_away(share, rows, matches):
-        found = _and(go("two-hop", ask.ef)[0], found, ask.k)
-    if len(found.ids) < min(ask.k, matches) and found.stats.path != "scan" and not found.truncated:
+    if exact or plan.path == "scan":
+        return go("scan", ask.ef)[0]
+    found, share = go("probe" if plan.probe else plan.path, plan.probe or plan.width)
+    further = choose_detour(plan, share, rows, matches, ask.ef)
+    if further is not None:
+        found = _and(go(further.path, further.width)[0], found, ask.k)
+    if len(found.ids) < min(ask.k, matches) and not found.truncated:
         found = _and(go("scan", ask.ef)[0], found, ask.k)
     return found
 

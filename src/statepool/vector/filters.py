@@ -84,8 +84,9 @@ def _value(columns: Columns, name: str, value: Any) -> Any:
         raise FilterError(f"filter: '{name}' is text; {value!r} is not", param="filter")
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise FilterError(f"filter: '{name}' is {kind}; {value!r} is no number", param="filter")
-    if not np.isfinite(value):
+    if isinstance(value, int | np.integer):
+        if not -(2**63) <= int(value) < 2**63:
+            raise FilterError(f"filter: '{name}': {value!r} does not fit into 64 bits", param="filter")
+    elif not np.isfinite(value):
         raise FilterError(f"filter: '{name}': {value!r} is not finite", param="filter")
-    if kind == "i64" and isinstance(value, int | np.integer) and not -(2**63) <= int(value) < 2**63:
-        raise FilterError(f"filter: '{name}': {value!r} does not fit into 64 bits", param="filter")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Load", "Plan", "choose_engine", "choose_path", "choose_threads", "keeps_away"]
+__all__ = ["Load", "Plan", "choose_detour", "choose_engine", "choose_path", "choose_threads"]
 
 GROUPED = 8
 """Threads above which roles pay: with fewer, a thread that only computes distances is missed by the search."""
@@ -47,6 +47,8 @@ class Plan:
     path: Literal["empty", "scan", "two-hop", "check"]
     width: int
     """Candidates kept while searching."""
+    probe: int = 0
+    """Candidates of a small search of the whole graph before: whether rows near the query pass at all. 0: none."""
 
 
 def choose_path(rows: int, matches: int, ef: int) -> Plan:
@@ -61,10 +63,16 @@ def choose_path(rows: int, matches: int, ef: int) -> Plan:
     if matches <= max(2000, rows // 100):
         return Plan("scan", ef)
     if 5 * matches <= rows:
-        return Plan("two-hop", ef)
+        return Plan("two-hop", ef, max(32, min(4 * rows // matches, 400)))
     return Plan("check", ef * rows // matches)
 
 
-def keeps_away(share: float, rows: int, matches: int) -> bool:
-    """Whether so few of the candidates near a query passed that the others are in the way there."""
-    return share * rows < matches / 2
+def choose_detour(plan: Plan, share: float, rows: int, matches: int, ef: int) -> Plan | None:
+    """What else to do after the first search, of whose candidates ``share`` passed; None for nothing.
+
+    If rows near the query pass far more rarely than all do, those that pass lie elsewhere. The nearest of them are then
+    at the edge of where they lie, among rows that do not pass, where few of their links lead.
+    """
+    if share * rows >= matches / 4:
+        return Plan("two-hop", ef) if plan.probe else None
+    return Plan("scan", ef) if 3 * matches <= rows else Plan("two-hop", 2 * ef)
