@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from statepool.core.command import adder, run
+
 if TYPE_CHECKING:
     from statepool.engine.config import EngineConfig
     from statepool.engine.engine import Engine
@@ -41,35 +43,14 @@ def main(argv: list[str] | None = None) -> int:
 
         return vector.main(arguments[1:])
     options = parser().parse_args(arguments)
-    from statepool.core.errors import StatepoolError
-
-    try:
-        status: int = options.run(options)
-    except StatepoolError as error:
-        print(f"statepool {options.command}: {error.message}", file=sys.stderr)
-        return 2
-    except FileNotFoundError as error:
-        print(f"statepool {options.command}: {error.strerror}: {error.filename}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; say nothing at exit either
-        return 0
-    return status
+    return run("statepool", options)
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command tree."""
     tree = argparse.ArgumentParser(prog="statepool", description="Run and train LLM agents on shared state.")
     tree.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-
-    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        found.set_defaults(run=run)
-        return found
-
+    command = adder(tree)
     serve = command("serve", "serve a model over the OpenAI and Anthropic APIs", _serve)
     _add_engine(serve)
     group = serve.add_argument_group("server")
@@ -111,10 +92,10 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("model", nargs="?", default="tiny", help="folder, hub id or tiny")
     doctor.add_argument("--json", action="store_true", help="print plain values")
 
-    commands.add_parser("bench", add_help=False, help="compare with other engines (in a checkout)")
-    commands.add_parser("store", add_help=False, help="durable shared structures (statepool store --help)")
-    commands.add_parser("vector", add_help=False, help="search by meaning (statepool vector --help)")
-    commands.add_parser("train", add_help=False, help="train models (statepool train --help)")
+    command("bench", "compare with other engines (in a checkout)", add_help=False)
+    command("store", "durable shared structures (statepool store --help)", add_help=False)
+    command("vector", "search by meaning (statepool vector --help)", add_help=False)
+    command("train", "train models (statepool train --help)", add_help=False)
     return tree
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import statepool.store
-from statepool.core.errors import NotFound, StatepoolError
+from statepool.core.command import adder, run
+from statepool.core.errors import NotFound
 from statepool.store.native import Kind, core
 from statepool.store.net import commands as net
 from statepool.store.selfbench import measure
@@ -21,31 +22,19 @@ __all__ = ["main"]
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns 0, 1 if what was checked is wrong, 2 for what a user can repair."""
-    options = parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except StatepoolError as error:
-        print(f"statepool store {options.command}: {error.message}", file=sys.stderr)
-        return 2
-    return status
+    return run("statepool store", parser().parse_args(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     tree = argparse.ArgumentParser(prog="statepool store", description="Durable shared structures.")
-    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-
-    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        found.set_defaults(run=run)
-        return found
-
-    for name, text, run in (
+    command = adder(tree)
+    for name, text, what in (
         ("status", "figures of a store and its structures", _status),
         ("dump", "all entries of a store, a JSON object a line", _dump),
         ("fsck", "open a store as after a crash and walk all of it", _fsck),
     ):
-        with_path = command(name, text, run)
+        with_path = command(name, text, what)
         with_path.add_argument("path", type=Path, help="the store's folder")
     net.add(command)
     crash = command("crashtest", "cut the power at every point of drawn histories on a simulated disk", _crashtest)

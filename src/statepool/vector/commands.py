@@ -1,4 +1,4 @@
-"""``statepool vector …``: build an index from an array, ask it, look at it, check it."""
+"""``statepool vector …``: build an index from an array, change it, ask it, look at it, check it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from statepool.core.errors import InvalidRequest, StatepoolError
+from statepool.core.command import adder, run
+from statepool.core.errors import InvalidRequest
 from statepool.vector import Index, open, verify  # noqa: A004 - the name users know from files
+from statepool.vector.check import labels
+from statepool.vector.log import LEVELS
 from statepool.vector.native import DTYPES, METRICS
+from statepool.vector.sources import Source, read_array, read_columns, read_rows, read_vectors
 
 __all__ = ["main"]
+
+_AT_ONCE = 1000
+"""Rows of one change."""
 
 LIMIT = 0.15
 """Relative error of a ratio up to which the simulator's projections are printed."""
@@ -23,54 +32,49 @@ LIMIT = 0.15
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns 0, 1 if what was checked is damaged, 2 for what a user can repair."""
-    options = parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except StatepoolError as error:
-        print(f"statepool vector {options.command}: {error.message}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"statepool vector {options.command}: {error.strerror}: {error.filename}", file=sys.stderr)
-        return 2
-    return status
+    return run("statepool vector", parser().parse_args(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     tree = argparse.ArgumentParser(prog="statepool vector", description="Search by meaning: a graph over vectors.")
-    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-
-    def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        found.set_defaults(run=run)
-        return found
-
+    command = adder(tree)
     build = command("build", "make an index of the rows of an array", _build)
     build.add_argument("rows", type=Path, help="[n, dim] as .npy, or .fvecs")
-    build.add_argument("index", type=Path, help="file to write")
-    build.add_argument("--ids", type=Path, help="int64 [n] as .npy (default 0 to n-1)")
-    build.add_argument("--metric", choices=METRICS, default="cos")
-    build.add_argument("--dtype", choices=DTYPES, default="f32", help="how vectors are stored (default f32)")
-    build.add_argument("--degree", type=int, default=32, help="most neighbours of a row (default 32)")
-    build.add_argument("--window", type=int, default=150, help="candidates its neighbours come from (default 150)")
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--threads", type=int, default=0, help="0 takes all cores")
-    build.add_argument("--no-seal", action="store_true", help="leave out the one-bit codes: smaller and slower")
+    build.set_defaults(source=None)
+    convert = command("convert", "make an index of what another program wrote", _build)
+    convert.add_argument("--from", dest="source", choices=get_args(Source), required=True)
+    convert.add_argument("rows", type=Path, help="the file; its graph, if it has one, is not taken over")
+    for one in (build, convert):
+        _add_build(one)
+    add = command("add", "add rows to an index; each thousand is in its log before the next", _add)
+    add.add_argument("index", type=Path)
+    add.add_argument("rows", type=Path, help="[n, dim] as .npy, or .fvecs")
+    add.add_argument("--ids", type=Path, help="int64 [n] as .npy (default: on from the largest there is)")
+    add.add_argument(
+        "--columns", type=Path, metavar="FILE", help="a JSON object per row, with a value for every column"
+    )
+    add.add_argument("--update", action="store_true", help="replace rows whose ids are there already")
+    add.add_argument("--durability", choices=LEVELS, default="power", help="default power")
+    compact = command("compact", "write index and log into one new file", _compact)
+    compact.add_argument("index", type=Path)
+    compact.add_argument("--threads", type=int, default=0, help="0 takes all cores")
     search = command("search", "the nearest rows of every query, a JSON object a line", _search)
     search.add_argument("index", type=Path)
     search.add_argument("queries", type=Path, help="[n, dim] as .npy, or .fvecs")
     search.add_argument("-k", type=int, default=10, help="rows per query (default 10)")
     search.add_argument("--ef", type=int, help="candidates kept while searching (default max(64, 2k))")
     search.add_argument("--threads", type=_threads, default=1, help="of one query: a number or auto (default 1)")
+    search.add_argument("--filter", metavar="JSON", help='only rows that pass, such as {"lang": "de"}')
     search.add_argument("--exact", action="store_true", help="look at every row")
     search.add_argument(
         "--recall", action="store_true", help="print only the share of the exact answers found, and the time"
     )
-    for name, text, run in (
+    for name, text, what in (
         ("stat", "figures of an index", _stat),
         ("verify", "check every byte of an index", _verify),
     ):
-        command(name, text, run).add_argument("index", type=Path)
+        command(name, text, what).add_argument("index", type=Path)
     sim = command("sim", "simulate one query on more threads than this machine has", _sim)
     sim.add_argument("index", type=Path, help="a saved index, not sealed")
     sim.add_argument("queries", type=Path, help="[n, dim] as .npy, or .fvecs")
@@ -83,45 +87,140 @@ def parser() -> argparse.ArgumentParser:
     return tree
 
 
-def _build(options: argparse.Namespace) -> int:
+def _add_build(build: argparse.ArgumentParser) -> None:
+    build.add_argument("index", type=Path, help="file to write")
+    build.add_argument("--ids", type=Path, help="int64 [n] as .npy (default: those of the file, or 0 to n-1)")
+    build.add_argument("--metric", choices=METRICS, default="cos")
+    build.add_argument("--dtype", choices=DTYPES, default="f32", help="how vectors are stored (default f32)")
+    build.add_argument("--degree", type=int, default=32, help="most neighbours of a row (default 32)")
+    build.add_argument("--window", type=int, default=150, help="candidates its neighbours come from (default 150)")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--threads", type=int, default=0, help="0 takes all cores")
+    build.add_argument("--no-seal", action="store_true", help="leave out the one-bit codes: smaller and slower")
+    build.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME=TYPE",
+        help="a column of str, i64 or f64; may be repeated",
+    )
+    build.add_argument(
+        "--columns", type=Path, metavar="FILE", help="a JSON object per row, with a value for every column"
+    )
+
+
+@contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rows = read_vectors(options.rows)
-    ids = None if options.ids is None else read_array(options.ids)
-    index = Index(
-        rows.shape[1], options.metric, options.dtype, R=options.degree, build_window=options.window, seed=options.seed
-    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("linking", total=len(rows))
-        index.build(rows, ids, threads=options.threads, progress=lambda done: bar.update(task, completed=done))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done, now: bar.update(task, completed=done, description=now)
+
+
+def _build(options: argparse.Namespace) -> int:
+    if options.source is None:
+        rows, ids = read_vectors(options.rows), None
+    else:
+        rows, ids = read_rows(options.rows, options.source)
+    if options.ids is not None:
+        ids = read_array(options.ids)
+    index = Index(
+        rows.shape[1],
+        options.metric,
+        options.dtype,
+        R=options.degree,
+        build_window=options.window,
+        seed=options.seed,
+        columns=dict(_column(text) for text in options.column),
+    )
+    values = None if options.columns is None else read_columns(options.columns)
+    with _progress("linking", len(rows)) as tell:
+        index.build(rows, ids, columns=values, threads=options.threads, progress=lambda done: tell(done, "linking"))
         if not options.no_seal:
-            bar.update(task, description="sealing")
+            tell(len(rows), "sealing")
             index.seal(threads=options.threads)
     index.save(options.index)
     print(f"{options.index}: {len(index)} rows, {options.index.stat().st_size} bytes")
     return 0
 
 
+def _add(options: argparse.Namespace) -> int:
+    rows = read_vectors(options.rows)
+    values = {} if options.columns is None else read_columns(options.columns)
+    for column in values.values():
+        if len(column) != len(rows):
+            raise InvalidRequest(f"columns: {options.columns} has {len(column)} lines, {options.rows} {len(rows)} rows")
+    with open(options.index, "rw", durability=options.durability) as index:
+        there = index.ids()
+        first = int(there.max()) + 1 if len(there) else 0
+        ids = np.arange(first, first + len(rows)) if options.ids is None else read_array(options.ids)
+        ids = labels(ids, len(rows))
+        if not options.update and len(taken := np.intersect1d(ids, there)):
+            raise InvalidRequest(f"ids: {taken[0]} is in the index already; --update replaces it", param="ids")
+        with _progress("adding", len(rows)) as tell:
+            for at in range(0, len(rows), _AT_ONCE):
+                part = slice(at, at + _AT_ONCE)
+                old = np.isin(ids[part], there)
+                for chosen in (old, ~old):
+                    columns = {n: [v for v, one in zip(c[part], chosen, strict=True) if one] for n, c in values.items()}
+                    if not chosen.any():
+                        continue
+                    if chosen is old:
+                        index.update(ids[part][chosen], rows[part][chosen], columns=columns)
+                    else:
+                        index.add(rows[part][chosen], ids[part][chosen], columns=columns)
+                tell(min(at + _AT_ONCE, len(rows)), "adding")
+        print(f"{options.index}: {len(index)} rows, {len(rows)} of them new or replaced")
+    return 0
+
+
+def _compact(options: argparse.Namespace) -> int:
+    with open(options.index, "rw") as index:
+        changed = index.stats()["changed"] + index.stats()["gone"]
+        with _progress("building", 1):
+            index.compact(threads=options.threads)
+        print(f"{options.index}: {len(index)} rows, {changed} changes written, {options.index.stat().st_size} bytes")
+    return 0
+
+
+def _column(text: str) -> tuple[str, Any]:
+    name, sign, kind = text.partition("=")
+    if not sign:
+        raise InvalidRequest(f"column: '{text}' is not NAME=TYPE", param="column")
+    return name, kind
+
+
+def _filter(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"filter: is no JSON ({error})", param="filter") from error
+
+
 def _search(options: argparse.Namespace) -> int:
     index = open(options.index)
-    queries = read_vectors(options.queries)
-    found, spent = 0, 0.0
+    queries, chosen = read_vectors(options.queries), _filter(options.filter)
+    found, wanted, spent = 0, 0, 0.0
     for query in queries:
         started = time.perf_counter()
         answer = (
-            index.exact(query, options.k)
+            index.exact(query, options.k, filter=chosen)
             if options.exact
-            else index.search(query, options.k, options.ef, threads=options.threads)
+            else index.search(query, options.k, options.ef, threads=options.threads, filter=chosen)
         )
         spent += time.perf_counter() - started
         if options.recall:
-            found += len(np.intersect1d(answer.ids, index.exact(query, options.k).ids))
+            truth = index.exact(query, options.k, filter=chosen).ids
+            found += len(np.intersect1d(answer.ids, truth))
+            wanted += len(truth)
         else:
             print(json.dumps({"ids": answer.ids.tolist(), "distances": answer.distances.tolist()}))
     if options.recall:
-        wanted = len(queries) * min(options.k, len(index))
-        print(f"recall@{options.k} {found / wanted:.4f}, {spent / len(queries) * 1e6:.0f} us per query")
+        print(f"recall@{options.k} {found / max(1, wanted):.4f}, {spent / len(queries) * 1e6:.0f} us per query")
     return 0
 
 
@@ -168,37 +267,6 @@ def _sim(options: argparse.Namespace) -> int:
         text = "  ".join(f"{name} {'–' if ns is None else f'{ns / 1e3:.1f}'}" for name, ns in row.items())
         print(f"p={threads:<3} {text}", flush=True)
     return 0
-
-
-def read_array(path: Path) -> np.ndarray:
-    """An array from a ``.npy`` file.
-
-    Raises:
-        InvalidRequest: it is none.
-    """
-    try:
-        found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InvalidRequest(f"{path}: is no .npy file ({error})") from error
-    return found
-
-
-def read_vectors(path: Path) -> np.ndarray:
-    """Vectors [n, dim] from a ``.npy`` file, or from ``.fvecs``: per row its length as int32, then float32 values.
-
-    Raises:
-        InvalidRequest: it is neither, or holds no rows.
-    """
-    if path.suffix != ".fvecs":
-        found = read_array(path)
-        if found.ndim != 2 or not len(found):
-            raise InvalidRequest(f"{path}: holds an array of shape {found.shape}; rows [n, dim] are needed")
-        return found
-    raw = np.fromfile(path, "<i4")
-    width = int(raw[0]) + 1 if len(raw) else 0
-    if width < 2 or len(raw) % width or (raw[::width] != width - 1).any():
-        raise InvalidRequest(f"{path}: is no .fvecs file, or its rows differ in length")
-    return raw.reshape(-1, width)[:, 1:].view("<f4")
 
 
 def _threads(text: str) -> int | str:

@@ -1,0 +1,64 @@
+"""Running a command of the command line: what a user can repair is one line on stderr, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+from .errors import StatepoolError
+
+__all__ = ["Adder", "Command", "adder", "run"]
+
+Command = Callable[[argparse.Namespace], int]
+"""What a command does; answers its exit status."""
+
+
+class Adder(Protocol):
+    """Makes commands: answers the parser of one, for its options."""
+
+    def __call__(
+        self, name: str, text: str, run: Command | None = None, *, add_help: bool = True
+    ) -> argparse.ArgumentParser:
+        """``run`` is None where somebody else takes the command's arguments."""
+
+
+def adder(tree: argparse.ArgumentParser) -> Adder:
+    """What makes the commands of ``tree``."""
+    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, text: str, run: Command | None = None, *, add_help: bool = True) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", add_help=add_help)
+        found.set_defaults(run=run)
+        return found
+
+    return command
+
+
+def run(program: str, options: argparse.Namespace) -> int:
+    """Run the command that ``options`` name.
+
+    Returns:
+        Its status; 2 for what a user can repair, which is one line on stderr; 130 after Ctrl-C; 0 if whoever read the
+        output has left.
+    """
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except StatepoolError as error:
+        print(f"{program} {options.command}: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # say nothing at exit either
+        return 0
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        about = f": {error.filename}" if error.filename else ""
+        print(f"{program} {options.command}: {error.strerror}{about}", file=sys.stderr)
+        return 2
+    return status
