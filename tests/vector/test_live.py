@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.vector.synthetic import clustered, distances, recall
 
 from statepool.core.errors import InvalidRequest, NotFound
-from statepool.vector import DimensionError, Index, LiveIndex, open  # noqa: A004 - the name users know from files
+from statepool.vector import (
+    DimensionError,
+    Index,
+    LiveIndex,
+    Snapshot,
+    open,  # noqa: A004 - the name users know from files
+)
+from statepool.vector.log import log_path
 
 K = 10
 
@@ -32,62 +41,125 @@ class Changes(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = LiveIndex(8, "l2", R=16, build_window=32, capacity=4000)
+        self.index = self.start()
         self.model: dict[int, np.ndarray] = {}
+        self.ages: dict[int, int] = {}
         self.random = np.random.default_rng(0)
-        self.names = 0
+        self.names = self.clock = 0
+        self.snapshots: list[tuple[Snapshot, dict[int, np.ndarray], dict[int, int]]] = []
+
+    def start(self) -> LiveIndex:
+        return LiveIndex(8, "l2", R=16, build_window=32, capacity=4000, columns={"age": "i64"})
+
+    def write(self, ids: list[int]) -> np.ndarray:
+        """New rows of these ids in the model."""
+        rows = self.random.normal(size=(len(ids), 8)).astype(np.float32)
+        self.model |= dict(zip(ids, rows, strict=True))
+        self.clock += 1
+        self.ages |= dict.fromkeys(ids, self.clock)
+        return rows
 
     @rule(count=st.integers(1, 60))
     def add(self, count: int) -> None:
         ids = list(range(self.names, self.names + count))
         self.names += count
-        rows = self.random.normal(size=(count, 8)).astype(np.float32)
-        assert self.index.add(rows, ids) == count
-        self.model |= dict(zip(ids, rows, strict=True))
+        rows = self.write(ids)
+        assert self.index.add(rows, ids, columns={"age": [self.clock] * count}) == count
 
     @rule(share=st.sampled_from([0.1, 0.5, 1.0]))
     def delete(self, share: float) -> None:
         ids = [one for one in self.model if self.random.random() < share]
         assert self.index.delete([*ids, self.names + 5]) == len(ids)
         for one in ids:
-            del self.model[one]
+            del self.model[one], self.ages[one]
 
     @rule()
     def update(self) -> None:
         ids = [one for one in self.model if self.random.random() < 0.2]
-        rows = self.random.normal(size=(len(ids), 8)).astype(np.float32)
-        assert self.index.update(ids, rows) == len(ids)
-        self.model |= dict(zip(ids, rows, strict=True))
+        rows = self.write(ids)
+        assert self.index.update(ids, rows, columns={"age": [self.clock] * len(ids)}) == len(ids)
 
     @rule()
     def repair(self) -> None:
         self.index.repair()
-        assert self.index.stats()["dead"] == 0
+        assert self.snapshots or self.index.stats()["dead"] == 0
 
     @rule(seal=st.booleans())
     def compact(self, seal: bool) -> None:
         if self.model:
             self.index.compact(seal=seal)
 
+    @rule()
+    def look(self) -> None:
+        self.snapshots.append((self.index.snapshot(), dict(self.model), dict(self.ages)))
+
+    @precondition(lambda self: self.snapshots)
+    @rule()
+    def look_away(self) -> None:
+        self.snapshots.pop(0)[0].close()
+
     @invariant()
     def agrees(self) -> None:
-        assert len(self.index) == len(self.model)
         assert self.index._parts.live.unreachable() == 0
+        for view, model, ages in [(self.index, self.model, self.ages), *self.snapshots]:
+            self.check(view, model, ages)
+
+    def check(self, view: LiveIndex | Snapshot, model: dict[int, np.ndarray], ages: dict[int, int]) -> None:
+        assert len(view) == len(model)
+        assert view.ids().tolist() == sorted(model)
         query = self.random.normal(size=8).astype(np.float32)
-        truth = nearest(self.model, query, K)
-        for found in (self.index.search(query, K, 2000), self.index.exact(query, K)):
-            np.testing.assert_allclose(found.distances, truth, rtol=1e-4, atol=1e-5)
-            for one, gap in zip(found.ids.tolist(), found.distances, strict=True):
-                assert ((self.model[one].astype(float) - query) ** 2).sum() == pytest.approx(gap, rel=1e-4, abs=1e-5)
-        ids = list(self.model)[:5]
+        bound = int(self.random.integers(0, self.clock + 2))
+        young = {one: row for one, row in model.items() if ages[one] >= bound}
+        for rows, chosen in ((model, None), (young, {"age": {"ge": bound}})):
+            truth = nearest(rows, query, K)
+            for found in (view.search(query, K, 2000, filter=chosen), view.exact(query, K, filter=chosen)):
+                np.testing.assert_allclose(found.distances, truth, rtol=1e-4, atol=1e-5)
+                for one, gap in zip(found.ids.tolist(), found.distances, strict=True):
+                    assert ((rows[one].astype(float) - query) ** 2).sum() == pytest.approx(gap, rel=1e-4, abs=1e-5)
+        ids = list(model)[:5]
         if ids:
-            np.testing.assert_array_equal(self.index.get(ids), np.stack([self.model[one] for one in ids]))
+            np.testing.assert_array_equal(view.get(ids), np.stack([model[one] for one in ids]))
+            assert all(one in view for one in ids)
+        assert self.names + 5 not in view
 
 
-Changes.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestChanges = Changes.TestCase
+class KeptChanges(Changes):
+    """The same over a file: closed, or left as a killed process leaves it, and opened again."""
+
+    def start(self) -> LiveIndex:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "index"
+        index = super().start()
+        index.add(np.ones((1, 8)), [10**6], columns={"age": [0]})
+        index.save(self.path)
+        kept = open(self.path, "rw")
+        kept.delete([10**6])
+        return kept
+
+    @rule(level=st.sampled_from(["process", "power"]))
+    def reopen(self, level: str) -> None:
+        self.index.close()
+        self.index = open(self.path, "rw", durability=level)
+
+    @rule()
+    def kill(self) -> None:
+        """Files as they are now are all that the next process gets."""
+        left = Path(tempfile.mkdtemp(dir=self.folder.name)) / "index"
+        for name in (self.path, log_path(self.path)):
+            shutil.copy(name, left.with_name(name.name))
+        assert len(open(left)) == len(self.model)
+        self.index.close()
+        self.path = left
+        self.index = open(left, "rw")
+
+    def teardown(self) -> None:
+        self.index.close()
+        self.folder.cleanup()
+
+
+few = settings(max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+Changes.TestCase.settings = KeptChanges.TestCase.settings = few
+TestChanges, TestKeptChanges = Changes.TestCase, KeptChanges.TestCase
 
 
 @pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
