@@ -133,6 +133,7 @@ class Effects:
         if source.stat().st_ino not in self.whole:
             sys.exit(f"{source} is renamed before it is synced")
         if target.exists():
+            self.synced.pop(target.stat().st_ino, None)  # its number may soon be another file's
             before = target.with_name("before " + target.name)
             shutil.copy(target, before)
             self.renames.append((before, target))

@@ -21,7 +21,8 @@ def floats(name: str, array: Any, axes: int) -> np.ndarray:
         raise InvalidRequest(f"{name}: dtype {found.dtype} is not numeric; pass floats", param=name)
     if found.ndim != axes:
         raise DimensionError(f"{name}: has {found.ndim} axes, not {axes}", param=name)
-    return np.ascontiguousarray(found, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large is infinite then, and refused as such
+        return np.ascontiguousarray(found, dtype=np.float32)
 
 
 def same_width(name: str, got: int, dim: int) -> None:
