@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from statepool.core.errors import InvalidRequest
-from statepool.vector import Index, RetrievalTool
+from statepool.vector import FilterError, Index, LiveIndex, RetrievalTool
 
 PASSAGES = {
     7: "how to compile the kernel",
@@ -59,3 +59,21 @@ def test_the_schema_admits_what_the_call_admits(tool: RetrievalTool) -> None:
                 tool(**arguments)
     with pytest.raises(InvalidRequest, match="must be text"):
         tool(" ")
+
+
+def test_a_filter_among_passages_that_come_and_go() -> None:
+    index = LiveIndex(26 * 26, R=16, build_window=16, columns={"topic": "str"})
+    topics = ["computers", "food", "computers", "food"]
+    index.add(np.stack([embed(text) for text in PASSAGES.values()]), list(PASSAGES), columns={"topic": topics})
+    with index.snapshot() as frozen:
+        tool, still = RetrievalTool(index, embed, PASSAGES), RetrievalTool(frozen, embed, PASSAGES)
+        food = {"topic": "food"}
+        parameters = tool.schema["function"]["parameters"]
+        assert "topic (str)" in parameters["properties"]["filter"]["description"]
+        jsonschema.Draft202012Validator(parameters).validate({"query": "kernel", "filter": food})
+        assert {one["id"] for one in tool("kernel", filter=food)} == {11, 17}
+        index.delete([11])
+        assert [one["id"] for one in tool("kernel", filter=food)] == [17]
+        assert {one["id"] for one in still("kernel", filter=food)} == {11, 17}
+        with pytest.raises(FilterError, match="no column 'subject'"):
+            tool("kernel", filter={"subject": "food"})

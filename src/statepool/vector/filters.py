@@ -21,7 +21,13 @@ from .columns import Columns
 from .errors import FilterError
 from .settings import WORDS
 
-__all__ = ["mask"]
+__all__ = ["GRAMMAR", "mask"]
+
+GRAMMAR = (
+    "Only rows that pass: {column: value}, {column: [values]}, {column: {eq|ne|lt|le|gt|ge: value}};"
+    " several columns must all pass; {and: [filters]}, {or: [filters]}, {not: filter}."
+)
+"""What a model is told about filters."""
 
 _ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq,
