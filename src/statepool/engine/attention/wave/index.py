@@ -1,0 +1,221 @@
+"""A wave index over one layer of one context: it grows by segments and answers decode steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.core.errors import InvalidRequest
+from statepool.engine.attention.wave.config import ORDERS, WaveConfig
+from statepool.engine.attention.wave.segment import Segment, check
+from statepool.native import kernels
+
+F32 = npt.NDArray[np.float32]
+KV = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One step's attention.
+
+    Attributes:
+        out: float32 ``[heads][head_dim]``.
+        lse: float32 ``[heads]``, logarithm of the (estimated) sum of exp(score).
+        zones: int32 ``[kv_heads][clusters]``: 2 read whole, 1 estimated, 0 left out.
+        tokens_read: keys read exactly, over all KV heads.
+        bytes_read: of keys, values, centroids and means, over all KV heads.
+        dense_bytes: what exact attention would read.
+    """
+
+    out: F32
+    lse: F32
+    zones: npt.NDArray[np.int32]
+    tokens_read: int
+    bytes_read: int
+    dense_bytes: int
+
+
+class SegmentView:
+    """The segments of one context in the order of their positions, kept in step with a growing end.
+
+    ``load(start, stop)`` gives the segment of a stretch, built or found.
+    """
+
+    def __init__(self, kv_heads: int, head_dim: int, bf16: bool, config: WaveConfig) -> None:
+        assert kernels is not None
+        self.config = config
+        self.segments: list[Segment] = []
+        self.native = kernels.WaveIndex(kv_heads, head_dim, bf16)
+
+    @property
+    def end(self) -> int:
+        """Tokens in segments."""
+        return self.segments[-1].stop if self.segments else 0
+
+    def advance(self, end: int, load: Callable[[int, int], Segment]) -> None:
+        """Hold exactly the segments of ``end`` indexed tokens, more or fewer than before."""
+        borders = self.config.segments(end)
+        same = 0
+        for segment, border in zip(self.segments, borders, strict=False):
+            if (segment.start, segment.stop) != border:
+                break
+            same += 1
+        # Load first: a failure leaves the view as it was.
+        added = [load(*border) for border in borders[same:]]
+        self.native.cut(same)
+        del self.segments[same:]
+        for segment in added:
+            self.native.push(
+                segment.centroids,
+                segment.variances,
+                segment.means,
+                segment.rows,
+                segment.offsets,
+                segment.log_size,
+                segment.spread,
+                segment.reach,
+            )
+            self.segments.append(segment)
+
+    def budget(self) -> tuple[int, int]:
+        """How many clusters of a head a step reads whole, and how many it estimates."""
+        config, start = self.config, self.segments[0].start if self.segments else 0
+        assert start == 0
+        count = sum(config.clusters(segment.start, segment.stop) for segment in self.segments)
+        read = round(config.retrieve * count)
+        return read, min(round(config.estimate * count), count - read)
+
+    def partial(
+        self,
+        query: F32,
+        scale: float,
+        tail: npt.NDArray[Any] | None = None,
+        zones: npt.NDArray[np.int32] | None = None,
+        scores: F32 | None = None,
+    ) -> tuple[F32, F32, F32]:
+        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over the segments and ``tail`` rows."""
+        heads, width = query.shape
+        m, l = np.empty(heads, np.float32), np.empty(heads, np.float32)  # noqa: E741
+        acc = np.empty((heads, width), np.float32)
+        read, estimated = self.budget()
+        mass, order = self.config.rank == "mass", ORDERS[self.config.estimator]
+        self.native.decode(query, read, estimated, scale, mass, order, m, l, acc, tail, zones, scores)
+        return m, l, acc
+
+
+class WaveIndex:
+    """Keys and values of one layer, clustered as they come; not for use from several threads at once."""
+
+    def __init__(self, kv_heads: int, head_dim: int, dtype: npt.DTypeLike, config: WaveConfig) -> None:
+        self.config = config
+        self._view = SegmentView(kv_heads, head_dim, np.dtype(dtype) == np.uint16, config)
+        self._tail = np.empty((kv_heads, 0, 2, head_dim), dtype)
+
+    @classmethod
+    def build(cls, keys: npt.NDArray[Any], values: npt.NDArray[Any], config: WaveConfig | None = None) -> WaveIndex:
+        """Index a whole prompt.
+
+        Args:
+            keys, values: uint16 (bf16 bits) or float32 ``[kv_heads][tokens][head_dim]``, keys rotated.
+            config: settings, by default this room's.
+
+        Raises:
+            InvalidRequest: shapes do not fit, or a number is not finite (its token is named).
+        """
+        check(keys, values, 0)
+        index = cls(keys.shape[0], keys.shape[2], keys.dtype, config or WaveConfig())
+        index.append(keys, values)
+        return index
+
+    def append(self, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+        """Add tokens behind the last one. On an error nothing was added.
+
+        Raises:
+            InvalidRequest: as ``build``.
+        """
+        check(keys, values, len(self))
+        heads, _, _, width = self._tail.shape
+        if keys.shape[0] != heads or keys.shape[2] != width or keys.dtype != self._tail.dtype:
+            raise InvalidRequest(
+                f"keys must be [{heads}, tokens, {width}] {self._tail.dtype}, got {keys.shape} {keys.dtype}", param="keys"
+            )
+        self._settle(np.concatenate([self._tail, np.stack([keys, values], axis=2)], axis=1))
+
+    def rollback(self, tokens: int) -> None:
+        """Forget everything behind the first ``tokens`` tokens.
+
+        Raises:
+            InvalidRequest: there are not so many.
+        """
+        if not 0 <= tokens <= len(self):
+            raise InvalidRequest(f"tokens must be between 0 and {len(self)}, got {tokens}", param="tokens")
+        kept = self._stretch(min(self._view.end, self.config.indexed(tokens)), len(self), self._tail)
+        self._settle(kept[:, : tokens - self.config.indexed(tokens)], self.config.indexed(tokens))
+
+    def __len__(self) -> int:
+        return self._view.end + int(self._tail.shape[1])
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """What is clustered, in order."""
+        return tuple(self._view.segments)
+
+    def decode(self, query: F32, scale: float | None = None) -> Decoded:
+        """Attention of one token's ``query`` float32 ``[heads][head_dim]`` over the whole context.
+
+        Raises:
+            InvalidRequest: the shape does not fit, the query is not finite, or the index is empty.
+        """
+        heads, _, _, width = self._tail.shape
+        if query.ndim != 2 or query.shape[1] != width or query.shape[0] % heads or not query.shape[0]:
+            raise InvalidRequest(f"query must be [a multiple of {heads}, {width}], got {query.shape}", param="query")
+        if not np.isfinite(query).all():
+            raise InvalidRequest("query holds NaN or infinity", param="query")
+        if not len(self):
+            raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
+        query = np.ascontiguousarray(query, np.float32)
+        zones = np.zeros((heads, self._view.native.clusters), np.int32)
+        m, l, acc = self._view.partial(query, width**-0.5 if scale is None else scale, self._tail, zones)  # noqa: E741
+        return Decoded(acc / l[:, None], m + np.log(l), zones, *self._cost(zones))
+
+    def _cost(self, zones: npt.NDArray[np.int32]) -> tuple[int, int, int]:
+        heads, tail, _, width = self._tail.shape
+        item = self._tail.dtype.itemsize * width
+        read = heads * tail
+        for segment, part in self._by_segment(zones):
+            read += heads * segment.pinned + int(np.diff(segment.offsets, axis=1)[part == 2].sum())
+        tables = sum(s.centroids.nbytes + (s.variances.nbytes if s.variances is not None else 0) for s in self.segments)
+        return read, 2 * read * item + tables + int((zones == 1).sum()) * item, 2 * heads * len(self) * item
+
+    def _by_segment(self, zones: npt.NDArray[np.int32]) -> list[tuple[Segment, npt.NDArray[np.int32]]]:
+        at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
+        return [(s, zones[:, a:b]) for s, a, b in zip(self.segments, at, at[1:], strict=False)]
+
+    def _settle(self, tail: npt.NDArray[Any], start: int | None = None) -> None:
+        """Make ``tail`` (rows from ``start`` on) the end of the context and cluster what is due."""
+        start = self._view.end if start is None else start
+        end = self.config.indexed(start + tail.shape[1])
+
+        def load(first: int, stop: int) -> Segment:
+            rows = self._stretch(first, stop, tail, start)
+            return Segment.build(rows[:, :, 0], rows[:, :, 1], first, self.config)
+
+        self._view.advance(end, load)
+        self._tail = np.ascontiguousarray(tail[:, end - start :]) if end >= start else tail
+
+    def _stretch(self, first: int, stop: int, tail: npt.NDArray[Any], start: int | None = None) -> npt.NDArray[Any]:
+        """Rows ``[heads][stop - first][2][head_dim]`` in order of position, from segments and from ``tail``."""
+        start = self._view.end if start is None else start
+        parts = []
+        for segment in self._view.segments:
+            low, high = max(first, segment.start), min(stop, segment.stop, start)
+            if low < high:
+                keys, values = segment.tokens()
+                parts.append(np.stack([keys, values], axis=2)[:, low - segment.start : high - segment.start])
+        if stop > start:
+            parts.append(tail[:, max(first - start, 0) : stop - start])
+        return np.concatenate(parts, axis=1)

@@ -1,0 +1,42 @@
+// Kernels of the wave index: clusters of keys (RetroInfer), scanned by centroid, read whole or estimated.
+//
+// Centroids lie in tiles of sixteen, [tile][head_dim][16], like the keys of a KV page. Rows lie cluster by cluster,
+// [row][2][head_dim]: the key, then the value. T is bf16 bits (uint16_t) or float, as in the KV pool.
+#pragma once
+
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace statepool {
+
+struct WaveKernels {
+  // best[i] = the first c with the largest y[i] . centroid[c] + bias[c]; float tiles.
+  void (*assign)(const float* y, int64_t rows, const float* tiles, const float* bias, int64_t tile_count, int head_dim,
+                 int32_t* best);
+  // scores[v][c] = scale * q[v] . tile (+ what is there when `add`), for tile_count * 16 centroids; `stride` between v.
+  void (*scan_bf16)(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale,
+                    bool add, float* scores, int64_t stride);
+  void (*scan_float)(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale,
+                     bool add, float* scores, int64_t stride);
+  // rank[c] += exp(s[c] - max s) / sum exp: one vector's softmax over `count` (a multiple of 16) scores.
+  void (*add_softmax)(const float* scores, int64_t count, float* weights, float* rank);
+  // s[c] += min(spread[c] * factor, reach[c] * limit); count a multiple of 16.
+  void (*add_spread)(const float* spread, const float* reach, float factor, float limit, int64_t count, float* scores);
+  // scores[v][i] = scale * q[v] . key of row i; rows [i][2][head_dim]. The rows at `ahead` are fetched meanwhile.
+  void (*dot_bf16)(const float* q, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
+                   float scale, float* scores, int64_t stride);
+  void (*dot_float)(const float* q, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
+                    float scale, float* scores, int64_t stride);
+  // p = exp(s - m) in place, m the largest of `count`; returns the sum in a fixed order. Lanes past count are not read.
+  float (*soften)(float* scores, int64_t count, float* m);
+  // acc[v] += sum of p[v][i] * row i; rows `step` elements apart.
+  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* rows, int64_t step, int64_t count,
+                     int head_dim, float* acc);
+  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, int64_t step, int64_t count,
+                      int head_dim, float* acc);
+};
+
+}  // namespace statepool
+
+STATEPOOL_KERNELS(WaveKernels, wave_kernels)
