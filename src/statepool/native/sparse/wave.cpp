@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -53,22 +54,25 @@ uint32_t key_of(float x) {
   return bits;
 }
 
-// The k-th largest of n keys (1 <= k <= n), by radix; `above` becomes how many are larger.
-uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, int64_t* above) {
-  uint32_t prefix = 0, mask = 0;
+// The k-th largest of n keys (1 <= k <= n): a histogram of the leading bits, then a choice within one bucket.
+// `above` becomes how many are larger.
+uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, std::vector<uint32_t>& bucket, int64_t* above) {
+  constexpr int kShift = 20, kBuckets = 4096;
+  int32_t histogram[kBuckets] = {};
+  for (int64_t i = 0; i < n; ++i) ++histogram[keys[i] >> kShift];
   int64_t larger = 0;
-  for (int shift : {20, 8, 0}) {
-    const int bits = shift == 20 ? 12 : shift == 8 ? 12 : 8;
-    int64_t histogram[4096] = {};
-    for (int64_t i = 0; i < n; ++i)
-      if ((keys[i] & mask) == prefix) ++histogram[(keys[i] >> shift) & ((1u << bits) - 1)];
-    uint32_t bucket = (1u << bits) - 1;
-    while (larger + histogram[bucket] < k) larger += histogram[bucket--];
-    prefix |= bucket << shift;
-    mask |= ((1u << bits) - 1) << shift;
+  uint32_t at = kBuckets - 1;
+  while (larger + histogram[at] < k) larger += histogram[at--];
+  bucket.resize(static_cast<size_t>(n));
+  size_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    bucket[count] = keys[i];
+    count += keys[i] >> kShift == at;
   }
-  *above = larger;
-  return prefix;
+  const auto wanted = bucket.begin() + (k - larger - 1), end = bucket.begin() + static_cast<int64_t>(count);
+  std::nth_element(bucket.begin(), wanted, end, std::greater<>());
+  *above = larger + std::count_if(bucket.begin(), end, [&](uint32_t key) { return key > *wanted; });
+  return *wanted;
 }
 
 struct Run {
@@ -77,11 +81,12 @@ struct Run {
 };
 
 struct Scratch {
-  Buffer<float> scores, weights, rank, exact, squares;
-  std::vector<uint32_t> keys;
+  Buffer<float> scores, biased, weights, rank, exact, squares;
+  std::vector<uint32_t> keys, bucket;
   std::vector<Run> runs;
   std::vector<const char*> means;
-  std::vector<int32_t> chosen;
+  std::vector<float> log_sizes;
+  std::vector<int32_t> zones, read, estimated;
 };
 
 Scratch& scratch_of_thread() {
@@ -219,73 +224,84 @@ class WaveIndex {
                          static_cast<float>(query.scale * std::sqrt(length[static_cast<size_t>(v)])), clusters,
                          s.scores.data() + v * clusters_ + at);
         }
+      for (int64_t v = 0; v < group; ++v)
+        ops.add_size(s.scores.data() + v * clusters_ + at, segment.log_size.data() + head * clusters, query.mass, clusters,
+                     s.biased.data() + v * clusters_ + at);
       at += clusters;
     }
   }
 
-  // Fills s.runs and s.means with what is read and what is estimated; ids gets 2, 1 or 0 per cluster.
-  void choose(const Query& query, int64_t head, int64_t group, Scratch& s, std::vector<float>& logits) const {
-    const WaveKernels& ops = wave_kernels();
-    float *rank = s.rank.data(), *biased = s.weights.data() + clusters_;
-    std::fill_n(rank, clusters_, 0.0f);
-    int64_t filled = 0;
-    for (int64_t v = 0; v < group; ++v) {
-      int64_t at = 0;
-      for (const Segment& segment : segments_) {
-        const int64_t clusters = segment.clusters();
-        const float *log_size = segment.log_size.data() + head * clusters, *x = s.scores.data() + v * clusters_ + at;
-        for (int64_t c = 0; c < clusters; ++c)
-          biased[at + c] = query.mass || !(log_size[c] > -std::numeric_limits<float>::infinity()) ? x[c] + log_size[c] : x[c];
-        at += clusters;
-      }
-      ops.add_softmax(biased, clusters_, s.weights.data(), rank);
-    }
+  // Which clusters are read (zone 2), which estimated (1): the best by the sum of the group's softmaxes, ties to the first.
+  void choose(const Query& query, int64_t head, int64_t group, Scratch& s) const {
+    std::fill_n(s.rank.data(), clusters_, 0.0f);
+    for (int64_t v = 0; v < group; ++v)
+      wave_kernels().add_softmax(s.biased.data() + v * clusters_, clusters_, s.weights.data(), s.rank.data());
     s.keys.resize(static_cast<size_t>(clusters_));
-    int64_t at = 0;
+    s.zones.resize(static_cast<size_t>(clusters_));
+    int64_t at = 0, filled = 0;
     for (const Segment& segment : segments_) {
       const int32_t* offsets = segment.offsets.data() + head * (segment.clusters() + 1);
       for (int64_t c = 0; c < segment.clusters(); ++c, ++at) {
-        const bool some = offsets[c] < offsets[c + 1];
-        s.keys[static_cast<size_t>(at)] = some ? key_of(rank[at]) + 1 : 0;
+        const uint32_t some = offsets[c] < offsets[c + 1];
+        s.keys[static_cast<size_t>(at)] = some * (key_of(s.rank.data()[at]) + 1);
         filled += some;
       }
     }
-    const int64_t read = std::min(query.retrieve, filled), wanted = std::min(query.retrieve + query.estimate, filled);
-    int64_t read_above = 0, wanted_above = 0;
-    const uint32_t read_key = read > 0 ? kth_largest(s.keys.data(), clusters_, read, &read_above) : 0xffffffffu;
-    const uint32_t wanted_key = wanted > 0 ? kth_largest(s.keys.data(), clusters_, wanted, &wanted_above) : 0xffffffffu;
-    int64_t read_ties = read - read_above, wanted_ties = wanted - wanted_above;
-    s.chosen.assign(static_cast<size_t>(clusters_), 0);
-    for (int64_t c = 0; c < clusters_; ++c) {
-      const uint32_t key = s.keys[static_cast<size_t>(c)];
-      if (key < wanted_key || key == 0) continue;
-      if (key == wanted_key && wanted_ties-- <= 0) continue;
-      const bool whole = read > 0 && (key > read_key || (key == read_key && read_ties-- > 0));
-      s.chosen[static_cast<size_t>(c)] = whole ? 2 : 1;
-    }
+    std::fill(s.zones.begin(), s.zones.end(), 0);
+    raise_best(std::min(query.retrieve + query.estimate, filled), s);
+    raise_best(std::min(query.retrieve, filled), s);
+    if (query.ids) std::copy_n(s.zones.data(), clusters_, query.ids + head * clusters_);
+  }
+
+  // Adds 1 to the zone of the `count` largest keys.
+  void raise_best(int64_t count, Scratch& s) const {
+    if (count <= 0) return;
+    int64_t above = 0;
+    const uint32_t least = kth_largest(s.keys.data(), clusters_, count, s.bucket, &above);
+    for (size_t c = 0; c < static_cast<size_t>(clusters_); ++c) s.zones[c] += s.keys[c] > least;
+    for (size_t c = 0; above < count; ++c)
+      if (s.keys[c] == least) ++s.zones[c], ++above;
+  }
+
+  // Turns zones into runs of rows and a list of means, in order of position; tells how many rows there are.
+  int64_t collect(const Query& query, int64_t head, Scratch& s) const {
+    const int64_t row = 2 * head_dim_ * item();
     s.runs.clear();
     s.means.clear();
-    logits.clear();
-    at = 0;
-    const int64_t row = 2 * head_dim_ * item();
+    s.log_sizes.clear();
+    s.read.resize(static_cast<size_t>(clusters_));
+    s.estimated.resize(static_cast<size_t>(clusters_));
+    int64_t at = 0, rows = 0;
+    size_t all_estimated = 0;
     for (const Segment& segment : segments_) {
-      const int64_t clusters = segment.clusters(), tokens = size(segment.rows, 1);
+      const int64_t clusters = segment.clusters();
       const int32_t* offsets = segment.offsets.data() + head * (clusters + 1);
-      const char* rows = static_cast<const char*>(segment.rows.data()) + head * tokens * row;
-      if (offsets[0] > 0) s.runs.push_back({rows, offsets[0]});
-      for (int64_t c = 0; c < clusters; ++c, ++at) {
-        const int32_t chosen = s.chosen[static_cast<size_t>(at)];
-        if (chosen == 2) s.runs.push_back({rows + offsets[c] * row, offsets[c + 1] - offsets[c]});
-        if (chosen == 1) {
-          s.means.push_back(static_cast<const char*>(segment.means.data()) + (head * clusters + c) * head_dim_ * item());
-          const float log_size = segment.log_size.data()[head * clusters + c];
-          for (int64_t v = 0; v < group; ++v) logits.push_back(s.scores.data()[v * clusters_ + at] + log_size);
-        }
+      const char* first = static_cast<const char*>(segment.rows.data()) + head * size(segment.rows, 1) * row;
+      const char* means = static_cast<const char*>(segment.means.data()) + head * clusters * head_dim_ * item();
+      if (offsets[0] > 0) s.runs.push_back({first, offsets[0]});
+      rows += offsets[0];
+      size_t read = 0;
+      const size_t known = all_estimated;
+      for (int64_t c = 0; c < clusters; ++c) {
+        const int32_t zone = s.zones[static_cast<size_t>(at + c)];
+        s.read[read] = static_cast<int32_t>(c);
+        s.estimated[all_estimated] = static_cast<int32_t>(at + c);
+        read += zone == 2;
+        all_estimated += zone == 1;
       }
+      for (size_t i = 0; i < read; ++i) {
+        const int32_t begin = offsets[s.read[i]], end = offsets[s.read[i] + 1];
+        s.runs.push_back({first + begin * row, end - begin});
+        rows += end - begin;
+      }
+      for (size_t i = known; i < all_estimated; ++i) {
+        s.means.push_back(means + (s.estimated[i] - at) * head_dim_ * item());
+        s.log_sizes.push_back(segment.log_size.data()[head * clusters + s.estimated[i] - at]);
+      }
+      at += clusters;
     }
-    if (query.tail_rows > 0)
-      s.runs.push_back({query.tail + head * query.tail_rows * row, query.tail_rows});
-    if (query.ids) std::copy_n(s.chosen.data(), clusters_, query.ids + head * clusters_);
+    if (query.tail_rows > 0) s.runs.push_back({query.tail + head * query.tail_rows * row, query.tail_rows});
+    return rows + query.tail_rows;
   }
 
   void decode_head(const Query& query, int64_t head) const {
@@ -294,17 +310,16 @@ class WaveIndex {
     const int64_t group = query.heads / kv_heads_;
     const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
     s.scores.reserve(static_cast<size_t>(group * clusters_));
-    s.weights.reserve(static_cast<size_t>(2 * clusters_));
+    s.biased.reserve(static_cast<size_t>(group * clusters_));
+    s.weights.reserve(static_cast<size_t>(clusters_));
     s.rank.reserve(static_cast<size_t>(clusters_));
     s.squares.reserve(static_cast<size_t>(group * head_dim_));
-    static thread_local std::vector<float> logits;
     if (clusters_ > 0) {
       scan(query, head, group, s);
       if (query.x) std::copy_n(s.scores.data(), group * clusters_, query.x + head * group * clusters_);
+      choose(query, head, group, s);
     }
-    choose(query, head, group, s, logits);
-    int64_t exact = 0;
-    for (const Run& run : s.runs) exact += run.count;
+    const int64_t exact = collect(query, head, s);
     const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated;
     const int64_t stride = (all + 15) / 16 * 16;
     s.exact.reserve(static_cast<size_t>(group * stride));
@@ -318,7 +333,9 @@ class WaveIndex {
       at += s.runs[i].count;
     }
     for (int64_t v = 0; v < group; ++v) {
-      for (int64_t i = 0; i < estimated; ++i) p[v * stride + exact + i] = logits[static_cast<size_t>(i * group + v)];
+      const float* scores = s.scores.data() + v * clusters_;
+      for (size_t i = 0; i < s.means.size(); ++i)
+        p[v * stride + exact + static_cast<int64_t>(i)] = scores[s.estimated[i]] + s.log_sizes[i];
       const int64_t to = head * group + v;
       query.m[to] = -std::numeric_limits<float>::infinity();
       query.l[to] = all > 0 ? ops.soften(p + v * stride, all, query.m + to) : 0.0f;
@@ -326,17 +343,19 @@ class WaveIndex {
     float* acc = query.acc + head * group * head_dim_;
     std::fill_n(acc, group * head_dim_, 0.0f);
     const auto weigh = bf16_ ? ops.weigh_bf16 : ops.weigh_float;
+    const int64_t step = head_dim_ * item();
     at = 0;
-    for (const Run& run : s.runs) {
-      weigh(p + at, stride, vectors, run.rows + head_dim_ * item(), 2 * head_dim_, run.count, hd, acc);
-      at += run.count;
+    for (size_t i = 0; i < s.runs.size(); ++i) {
+      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].rows + step;
+      weigh(p + at, stride, vectors, s.runs[i].rows + step, ahead, 2 * head_dim_, s.runs[i].count, hd, acc);
+      at += s.runs[i].count;
     }
     // Neighbours in the table of means are often wanted together.
-    const int64_t step = head_dim_ * item();
     for (int64_t i = 0; i < estimated;) {
       int64_t n = 1;
       while (i + n < estimated && s.means[static_cast<size_t>(i + n)] == s.means[static_cast<size_t>(i)] + n * step) ++n;
-      weigh(p + exact + i, stride, vectors, s.means[static_cast<size_t>(i)], head_dim_, n, hd, acc);
+      const char* ahead = s.means[static_cast<size_t>(std::min(i + n, estimated - 1))];
+      weigh(p + exact + i, stride, vectors, s.means[static_cast<size_t>(i)], ahead, head_dim_, n, hd, acc);
       i += n;
     }
   }

@@ -23,6 +23,8 @@ struct WaveKernels {
   void (*add_softmax)(const float* scores, int64_t count, float* weights, float* rank);
   // s[c] += min(spread[c] * factor, reach[c] * limit); count a multiple of 16.
   void (*add_spread)(const float* spread, const float* reach, float factor, float limit, int64_t count, float* scores);
+  // out = s + log_size, or s where not `mass`; -inf for empty clusters either way.
+  void (*add_size)(const float* scores, const float* log_size, bool mass, int64_t count, float* out);
   // scores[v][i] = scale * q[v] . key of row i; rows [i][2][head_dim]. The rows at `ahead` are fetched meanwhile.
   void (*dot_bf16)(const float* q, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
                    float scale, float* scores, int64_t stride);
@@ -30,11 +32,11 @@ struct WaveKernels {
                     float scale, float* scores, int64_t stride);
   // p = exp(s - m) in place, m the largest of `count`; returns the sum in a fixed order. Lanes past count are not read.
   float (*soften)(float* scores, int64_t count, float* m);
-  // acc[v] += sum of p[v][i] * row i; rows `step` elements apart.
-  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* rows, int64_t step, int64_t count,
-                     int head_dim, float* acc);
-  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, int64_t step, int64_t count,
-                      int head_dim, float* acc);
+  // acc[v] += sum of p[v][i] * row i; rows `step` elements apart. The rows at `ahead` are fetched meanwhile.
+  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t step,
+                     int64_t count, int head_dim, float* acc);
+  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t step,
+                      int64_t count, int head_dim, float* acc);
 };
 
 }  // namespace statepool

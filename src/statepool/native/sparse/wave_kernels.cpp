@@ -154,17 +154,24 @@ void add_spread(const float* spread, const float* reach, float factor, float lim
     store(scores + i, add(load(scores + i), min(mul(load(spread + i), set1(factor)), mul(load(reach + i), set1(limit)))));
 }
 
+void add_size(const float* scores, const float* log_size, bool mass, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const F16 size = load(log_size + i);
+    store(out + i, add(load(scores + i), mass ? size : min(size, zero())));
+  }
+}
+
 template <int N, class T>
 STATEPOOL_INLINE void dot_vectors(const float* q, const T* rows, const T* ahead, int64_t count, int head_dim, float scale,
                                   float* scores, int64_t stride) {
   for (int64_t r = 0; r < count; ++r) {
     const T* key = rows + r * 2 * head_dim;
-    const T* later = ahead + r * 2 * head_dim;
+    // A cluster is too short for the hardware to see the stream: fetch the next one line by line meanwhile.
+    const char* later = reinterpret_cast<const char*>(ahead + r * 2 * head_dim);
+    for (int b = 0; b < static_cast<int>(sizeof(T)) * head_dim; b += 64) __builtin_prefetch(later + b);
     F16 sum[N];
     for (int i = 0; i < N; ++i) sum[i] = zero();
     for (int d = 0; d < head_dim; d += 16) {
-      __builtin_prefetch(later + 2 * d);
-      __builtin_prefetch(later + 2 * d + 16);
       const F16 k = lanes(key + d);
       for (int i = 0; i < N; ++i) sum[i] = fma(load(q + i * head_dim + d), k, sum[i]);
     }
@@ -206,12 +213,14 @@ float soften(float* scores, int64_t count, float* m) {
 }
 
 template <int N, int D, class T>
-STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, int64_t step, int64_t count, int head_dim,
-                                 float* acc) {
+STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, const T* ahead, int64_t step, int64_t count,
+                                 int head_dim, float* acc) {
   F16 sum[N][D];
   for (int i = 0; i < N; ++i)
     for (int t = 0; t < D; ++t) sum[i][t] = load(acc + i * head_dim + 16 * t);
   for (int64_t r = 0; r < count; ++r) {
+    const char* later = reinterpret_cast<const char*>(ahead + r * step);
+    for (int b = 0; b < static_cast<int>(sizeof(T)) * 16 * D; b += 64) __builtin_prefetch(later + b);
     F16 weight[N];
     for (int i = 0; i < N; ++i) weight[i] = set1(p[i * stride + r]);
     for (int t = 0; t < D; ++t) {
@@ -224,33 +233,33 @@ STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, 
 }
 
 template <int N, class T>
-STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const T* rows, int64_t step, int64_t count, int head_dim,
-                                    float* acc) {
+STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const T* rows, const T* ahead, int64_t step,
+                                    int64_t count, int head_dim, float* acc) {
   int d = 0;
 #if defined(STATEPOOL_ISA_avx512)
   if constexpr (N <= 2)
-    for (; d + 128 <= head_dim; d += 128) weigh_tile<N, 8>(p, stride, rows + d, step, count, head_dim, acc + d);
+    for (; d + 128 <= head_dim; d += 128) weigh_tile<N, 8>(p, stride, rows + d, ahead + d, step, count, head_dim, acc + d);
 #endif
-  for (; d + 64 <= head_dim; d += 64) weigh_tile<N, 4>(p, stride, rows + d, step, count, head_dim, acc + d);
-  for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows + d, step, count, head_dim, acc + d);
+  for (; d + 64 <= head_dim; d += 64) weigh_tile<N, 4>(p, stride, rows + d, ahead + d, step, count, head_dim, acc + d);
+  for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows + d, ahead + d, step, count, head_dim, acc + d);
 }
 
 template <class T>
-void weigh(const float* p, int64_t stride, int vectors, const void* rows, int64_t step, int64_t count, int head_dim,
-           float* acc) {
-  const T* at = static_cast<const T*>(rows);
+void weigh(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t step, int64_t count,
+           int head_dim, float* acc) {
+  const T *at = static_cast<const T*>(rows), *later = static_cast<const T*>(ahead);
   int i = 0;
   for (; i + 4 <= vectors; i += 4)
-    weigh_vectors<4>(p + i * stride, stride, at, step, count, head_dim, acc + i * head_dim);
+    weigh_vectors<4>(p + i * stride, stride, at, i == 0 ? later : at, step, count, head_dim, acc + i * head_dim);
   for (; i + 2 <= vectors; i += 2)
-    weigh_vectors<2>(p + i * stride, stride, at, step, count, head_dim, acc + i * head_dim);
-  if (i < vectors) weigh_vectors<1>(p + i * stride, stride, at, step, count, head_dim, acc + i * head_dim);
+    weigh_vectors<2>(p + i * stride, stride, at, i == 0 ? later : at, step, count, head_dim, acc + i * head_dim);
+  if (i < vectors) weigh_vectors<1>(p + i * stride, stride, at, i == 0 ? later : at, step, count, head_dim, acc + i * head_dim);
 }
 
 }  // namespace
 
 extern const WaveKernels wave_kernels;
-const WaveKernels wave_kernels = {&assign,     &scan<uint16_t>, &scan<float>, &add_softmax,     &add_spread,
+const WaveKernels wave_kernels = {&assign,     &scan<uint16_t>, &scan<float>, &add_softmax,     &add_spread, &add_size,
                                   &dot<uint16_t>, &dot<float>,  &soften,      &weigh<uint16_t>, &weigh<float>};
 
 }  // namespace statepool::STATEPOOL_NS
