@@ -40,8 +40,7 @@ int64_t size(const A& array, size_t axis) {
 struct Segment {
   Stored<4> centroids;
   std::optional<Stored<4>> variances;
-  Stored<3> means;
-  Stored<4> rows;
+  Stored<3> means, rows;
   Array<const int32_t, 2> offsets;
   Array<const float, 2> log_size, spread, reach;
   int64_t clusters() const { return size(means, 1); }
@@ -76,7 +75,7 @@ uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, std::vector<uin
 }
 
 struct Run {
-  const char* rows;
+  const char *keys, *values;
   int64_t count;
 };
 
@@ -113,10 +112,10 @@ class WaveIndex {
     require(head_dim > 0 && head_dim % 16 == 0, "head_dim: must be a multiple of 16");
   }
 
-  void push(Stored<4> centroids, std::optional<Stored<4>> variances, Stored<3> means, Stored<4> rows,
+  void push(Stored<4> centroids, std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows,
             Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread,
             Array<const float, 2> reach) {
-    const int64_t clusters = size(means, 1), tokens = size(rows, 1);
+    const int64_t clusters = size(means, 1), tokens = size(rows, 1) / 2;
     require(is_bf16(centroids, "centroids: must be uint16 or float32") == bf16_ &&
                 is_bf16(means, "means: must be uint16 or float32") == bf16_ &&
                 is_bf16(rows, "rows: must be uint16 or float32") == bf16_,
@@ -131,8 +130,8 @@ class WaveIndex {
         require(variances->shape(axis) == centroids.shape(axis), "variances: must have the shape of centroids");
     }
     require(size(means, 0) == kv_heads_ && size(means, 2) == head_dim_, "means: must be [kv_heads, clusters, head_dim]");
-    require(size(rows, 0) == kv_heads_ && size(rows, 2) == 2 && size(rows, 3) == head_dim_,
-            "rows: must be [kv_heads, tokens, 2, head_dim]");
+    require(size(rows, 0) == kv_heads_ && size(rows, 1) % 2 == 0 && size(rows, 2) == head_dim_,
+            "rows: must be [kv_heads, 2 * tokens, head_dim]");
     require(size(offsets, 0) == kv_heads_ && size(offsets, 1) == clusters + 1, "offsets: must be [kv_heads, clusters + 1]");
     for (const auto* each : {&log_size, &spread, &reach})
       require(size(*each, 0) == kv_heads_ && size(*each, 1) == clusters, "log_size, spread, reach: must be [kv_heads, clusters]");
@@ -172,10 +171,10 @@ class WaveIndex {
       for (const Segment& segment : segments_) require(segment.variances.has_value(), "order: a segment has no variances");
     if (tail) {
       require(is_bf16(*tail, "tail: must be uint16 or float32") == bf16_, "tail: differs from the index in dtype");
-      require(size(*tail, 0) == kv_heads_ && size(*tail, 2) == 2 && size(*tail, 3) == head_dim_,
-              "tail: must be [kv_heads, tokens, 2, head_dim]");
+      require(size(*tail, 0) == kv_heads_ && size(*tail, 1) == 2 && size(*tail, 3) == head_dim_,
+              "tail: must be [kv_heads, 2, tokens, head_dim]");
       query.tail = static_cast<const char*>(tail->data());
-      query.tail_rows = size(*tail, 1);
+      query.tail_rows = size(*tail, 2);
     }
     if (ids) {
       require(size(*ids, 0) == kv_heads_ && size(*ids, 1) == clusters_, "ids: must be [kv_heads, clusters]");
@@ -265,7 +264,7 @@ class WaveIndex {
 
   // Turns zones into runs of rows and a list of means, in order of position; tells how many rows there are.
   int64_t collect(const Query& query, int64_t head, Scratch& s) const {
-    const int64_t row = 2 * head_dim_ * item();
+    const int64_t row = head_dim_ * item();
     s.runs.clear();
     s.means.clear();
     s.log_sizes.clear();
@@ -278,7 +277,7 @@ class WaveIndex {
       const int32_t* offsets = segment.offsets.data() + head * (clusters + 1);
       const char* first = static_cast<const char*>(segment.rows.data()) + head * size(segment.rows, 1) * row;
       const char* means = static_cast<const char*>(segment.means.data()) + head * clusters * head_dim_ * item();
-      if (offsets[0] > 0) s.runs.push_back({first, offsets[0]});
+      if (offsets[0] > 0) s.runs.push_back({first, first + offsets[0] * row, offsets[0]});
       rows += offsets[0];
       size_t read = 0;
       const size_t known = all_estimated;
@@ -291,7 +290,7 @@ class WaveIndex {
       }
       for (size_t i = 0; i < read; ++i) {
         const int32_t begin = offsets[s.read[i]], end = offsets[s.read[i] + 1];
-        s.runs.push_back({first + begin * row, end - begin});
+        s.runs.push_back({first + 2 * begin * row, first + (begin + end) * row, end - begin});
         rows += end - begin;
       }
       for (size_t i = known; i < all_estimated; ++i) {
@@ -300,7 +299,10 @@ class WaveIndex {
       }
       at += clusters;
     }
-    if (query.tail_rows > 0) s.runs.push_back({query.tail + head * query.tail_rows * row, query.tail_rows});
+    if (query.tail_rows > 0) {
+      const char* tail = query.tail + head * 2 * query.tail_rows * row;
+      s.runs.push_back({tail, tail + query.tail_rows * row, query.tail_rows});
+    }
     return rows + query.tail_rows;
   }
 
@@ -327,8 +329,8 @@ class WaveIndex {
     const float* q = query.q + head * group * head_dim_;
     int64_t at = 0;
     for (size_t i = 0; i < s.runs.size(); ++i) {
-      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].rows;
-      (bf16_ ? ops.dot_bf16 : ops.dot_float)(q, vectors, s.runs[i].rows, ahead, s.runs[i].count, hd, query.scale, p + at,
+      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].keys;
+      (bf16_ ? ops.dot_bf16 : ops.dot_float)(q, vectors, s.runs[i].keys, ahead, s.runs[i].count, hd, query.scale, p + at,
                                              stride);
       at += s.runs[i].count;
     }
@@ -346,8 +348,8 @@ class WaveIndex {
     const int64_t step = head_dim_ * item();
     at = 0;
     for (size_t i = 0; i < s.runs.size(); ++i) {
-      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].rows + step;
-      weigh(p + at, stride, vectors, s.runs[i].rows + step, ahead, 2 * head_dim_, s.runs[i].count, hd, acc);
+      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].values;
+      weigh(p + at, stride, vectors, s.runs[i].values, ahead, s.runs[i].count, hd, acc);
       at += s.runs[i].count;
     }
     // Neighbours in the table of means are often wanted together.
@@ -355,7 +357,7 @@ class WaveIndex {
       int64_t n = 1;
       while (i + n < estimated && s.means[static_cast<size_t>(i + n)] == s.means[static_cast<size_t>(i)] + n * step) ++n;
       const char* ahead = s.means[static_cast<size_t>(std::min(i + n, estimated - 1))];
-      weigh(p + exact + i, stride, vectors, s.means[static_cast<size_t>(i)], ahead, head_dim_, n, hd, acc);
+      weigh(p + exact + i, stride, vectors, s.means[static_cast<size_t>(i)], ahead, n, hd, acc);
       i += n;
     }
   }
@@ -366,7 +368,7 @@ class WaveIndex {
 };
 
 void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, int64_t iterations, Stored<4> centroids,
-           std::optional<Stored<4>> variances, Stored<3> means, Stored<4> rows, Array<int32_t, 2> order,
+           std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows, Array<int32_t, 2> order,
            Array<int32_t, 2> offsets, Array<float, 2> log_size, Array<float, 2> spread, Array<float, 2> reach,
            Array<float, 2> value_reach) {
   WaveShape shape{size(keys, 0), size(keys, 1), size(keys, 2), pinned, clusters, size(means, 1), iterations};
@@ -386,9 +388,8 @@ void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, i
   require(size(means, 0) == shape.heads && size(means, 2) == shape.head_dim &&
               is_bf16(means, "means: must be uint16 or float32") == bf16,
           "means: must be [heads, padded, head_dim]");
-  require(size(rows, 0) == shape.heads && size(rows, 1) == shape.tokens && size(rows, 2) == 2 &&
-              size(rows, 3) == shape.head_dim && is_bf16(rows, "rows: must be uint16 or float32") == bf16,
-          "rows: must be [heads, tokens, 2, head_dim]");
+  require(size(rows, 0) == shape.heads && size(rows, 1) == 2 * shape.tokens && size(rows, 2) == shape.head_dim && is_bf16(rows, "rows: must be uint16 or float32") == bf16,
+          "rows: must be [heads, 2 * tokens, head_dim]");
   require(size(order, 0) == shape.heads && size(order, 1) == shape.tokens, "order: must be [heads, tokens]");
   require(size(offsets, 0) == shape.heads && size(offsets, 1) == shape.padded + 1, "offsets: must be [heads, padded + 1]");
   for (const auto* each : {&log_size, &spread, &reach, &value_reach})

@@ -1,7 +1,7 @@
 // Kernels of the wave index: clusters of keys (RetroInfer), scanned by centroid, read whole or estimated.
 //
-// Centroids lie in tiles of sixteen, [tile][head_dim][16], like the keys of a KV page. Rows lie cluster by cluster,
-// [row][2][head_dim]: the key, then the value. T is bf16 bits (uint16_t) or float, as in the KV pool.
+// Centroids lie in tiles of sixteen, [tile][head_dim][16], like the keys of a KV page. Rows lie cluster by cluster, its
+// keys one after the other and then its values, so that a cluster is one stretch. T is bf16 bits (uint16_t) or float.
 #pragma once
 
 #include <cstdint>
@@ -25,17 +25,17 @@ struct WaveKernels {
   void (*add_spread)(const float* spread, const float* reach, float factor, float limit, int64_t count, float* scores);
   // out = s + log_size, or s where not `mass`; -inf for empty clusters either way.
   void (*add_size)(const float* scores, const float* log_size, bool mass, int64_t count, float* out);
-  // scores[v][i] = scale * q[v] . key of row i; rows [i][2][head_dim]. The rows at `ahead` are fetched meanwhile.
-  void (*dot_bf16)(const float* q, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
+  // scores[v][i] = scale * q[v] . key i. The keys at `ahead` are fetched meanwhile.
+  void (*dot_bf16)(const float* q, int vectors, const void* keys, const void* ahead, int64_t count, int head_dim,
                    float scale, float* scores, int64_t stride);
-  void (*dot_float)(const float* q, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
+  void (*dot_float)(const float* q, int vectors, const void* keys, const void* ahead, int64_t count, int head_dim,
                     float scale, float* scores, int64_t stride);
   // p = exp(s - m) in place, m the largest of `count`; returns the sum in a fixed order. Lanes past count are not read.
   float (*soften)(float* scores, int64_t count, float* m);
-  // acc[v] += sum of p[v][i] * row i; rows `step` elements apart. The rows at `ahead` are fetched meanwhile.
-  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t step,
+  // acc[v] += sum of p[v][i] * row i. The rows at `ahead` are fetched meanwhile.
+  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead,
                      int64_t count, int head_dim, float* acc);
-  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t step,
+  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead,
                       int64_t count, int head_dim, float* acc);
 };
 

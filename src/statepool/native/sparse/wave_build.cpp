@@ -116,10 +116,13 @@ void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t 
   for (int64_t i = pinned; i < n; ++i)
     order[next[static_cast<size_t>(s.best[static_cast<size_t>(i - pinned)])]++] = static_cast<int32_t>(i);
   T* rows = static_cast<T*>(out.rows) + head * n * 2 * hd;
-  for (int64_t i = 0; i < n; ++i) {
-    std::copy_n(keys + order[i] * hd, hd, rows + i * 2 * hd);
-    std::copy_n(values + order[i] * hd, hd, rows + (i * 2 + 1) * hd);
-  }
+  const auto lay = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::copy_n(keys + order[i] * hd, hd, rows + (begin + i) * hd);
+      std::copy_n(values + order[i] * hd, hd, rows + (end + i) * hd);
+    }
+  };
+  lay(0, pinned);
   T* tiles = static_cast<T*>(out.centroids) + head * padded * hd;
   T* variances = out.variances ? static_cast<T*>(out.variances) + head * padded * hd : nullptr;
   T* means = static_cast<T*>(out.means) + head * padded * hd;
@@ -128,6 +131,7 @@ void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t 
   for (int64_t c = 0; c < padded; ++c) {
     const int64_t begin = offsets[c], end = offsets[c + 1], at = head * padded + c;
     const double size = static_cast<double>(end - begin);
+    lay(begin, end);
     for (int64_t d = 0; d < hd; ++d) {
       const float x = begin < end ? s.centroids.data()[c * hd + d] + mean[static_cast<size_t>(d)] : 0.0f;
       narrow(x, &centre[static_cast<size_t>(d)]);
@@ -140,10 +144,10 @@ void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t 
       double distance = 0;
       for (int64_t d = 0; d < hd; ++d) {
         const size_t j = static_cast<size_t>(d);
-        const double off = static_cast<double>(widen(rows[i * 2 * hd + d])) - static_cast<double>(widen(centre[j]));
+        const double off = static_cast<double>(widen(rows[(begin + i) * hd + d])) - static_cast<double>(widen(centre[j]));
         distance += off * off;
         variance[j] += off * off;
-        value[j] += static_cast<double>(widen(rows[(i * 2 + 1) * hd + d]));
+        value[j] += static_cast<double>(widen(rows[(end + i) * hd + d]));
       }
       far = std::max(far, distance);
       spread += distance;
@@ -153,7 +157,7 @@ void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t 
     for (int64_t i = begin; i < end; ++i) {
       double distance = 0;
       for (int64_t d = 0; d < hd; ++d) {
-        const double off = static_cast<double>(widen(rows[(i * 2 + 1) * hd + d])) - static_cast<double>(widen(means[c * hd + d]));
+        const double off = static_cast<double>(widen(rows[(end + i) * hd + d])) - static_cast<double>(widen(means[c * hd + d]));
         distance += off * off;
       }
       value_far = std::max(value_far, distance);

@@ -18,7 +18,7 @@ struct WaveArrays {
   void* centroids;  // T [heads][padded / 16][head_dim][16]
   void* variances;  // like centroids, or null
   void* means;      // T [heads][padded][head_dim], of the values
-  void* rows;       // T [heads][tokens][2][head_dim], pinned first, then cluster by cluster
+  void* rows;       // T [heads][2 * tokens][head_dim], pinned first, then cluster by cluster: its keys, its values
   int32_t* order;   // [heads][tokens]: which token a row is
   int32_t* offsets;    // [heads][padded + 1]: first row of each cluster
   float* log_size;     // [heads][padded], -inf for an empty cluster

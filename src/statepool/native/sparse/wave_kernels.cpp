@@ -162,12 +162,12 @@ void add_size(const float* scores, const float* log_size, bool mass, int64_t cou
 }
 
 template <int N, class T>
-STATEPOOL_INLINE void dot_vectors(const float* q, const T* rows, const T* ahead, int64_t count, int head_dim, float scale,
+STATEPOOL_INLINE void dot_vectors(const float* q, const T* keys, const T* ahead, int64_t count, int head_dim, float scale,
                                   float* scores, int64_t stride) {
   for (int64_t r = 0; r < count; ++r) {
-    const T* key = rows + r * 2 * head_dim;
+    const T* key = keys + r * head_dim;
     // A cluster is too short for the hardware to see the stream: fetch the next one line by line meanwhile.
-    const char* later = reinterpret_cast<const char*>(ahead + r * 2 * head_dim);
+    const char* later = reinterpret_cast<const char*>(ahead + r * head_dim);
     for (int b = 0; b < static_cast<int>(sizeof(T)) * head_dim; b += 64) __builtin_prefetch(later + b);
     F16 sum[N];
     for (int i = 0; i < N; ++i) sum[i] = zero();
@@ -180,9 +180,9 @@ STATEPOOL_INLINE void dot_vectors(const float* q, const T* rows, const T* ahead,
 }
 
 template <class T>
-void dot(const float* q, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim, float scale,
+void dot(const float* q, int vectors, const void* keys, const void* ahead, int64_t count, int head_dim, float scale,
          float* scores, int64_t stride) {
-  const T *at = static_cast<const T*>(rows), *later = static_cast<const T*>(ahead);
+  const T *at = static_cast<const T*>(keys), *later = static_cast<const T*>(ahead);
   int i = 0;
   for (; i + 4 <= vectors; i += 4)
     dot_vectors<4>(q + i * head_dim, at, i == 0 ? later : at, count, head_dim, scale, scores + i * stride, stride);
@@ -213,18 +213,18 @@ float soften(float* scores, int64_t count, float* m) {
 }
 
 template <int N, int D, class T>
-STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, const T* ahead, int64_t step, int64_t count,
+STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, const T* ahead, int64_t count,
                                  int head_dim, float* acc) {
   F16 sum[N][D];
   for (int i = 0; i < N; ++i)
     for (int t = 0; t < D; ++t) sum[i][t] = load(acc + i * head_dim + 16 * t);
   for (int64_t r = 0; r < count; ++r) {
-    const char* later = reinterpret_cast<const char*>(ahead + r * step);
+    const char* later = reinterpret_cast<const char*>(ahead + r * head_dim);
     for (int b = 0; b < static_cast<int>(sizeof(T)) * 16 * D; b += 64) __builtin_prefetch(later + b);
     F16 weight[N];
     for (int i = 0; i < N; ++i) weight[i] = set1(p[i * stride + r]);
     for (int t = 0; t < D; ++t) {
-      const F16 v = lanes(rows + r * step + 16 * t);
+      const F16 v = lanes(rows + r * head_dim + 16 * t);
       for (int i = 0; i < N; ++i) sum[i][t] = fma(weight[i], v, sum[i][t]);
     }
   }
@@ -233,27 +233,27 @@ STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, 
 }
 
 template <int N, class T>
-STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const T* rows, const T* ahead, int64_t step,
+STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const T* rows, const T* ahead,
                                     int64_t count, int head_dim, float* acc) {
   int d = 0;
 #if defined(STATEPOOL_ISA_avx512)
   if constexpr (N <= 2)
-    for (; d + 128 <= head_dim; d += 128) weigh_tile<N, 8>(p, stride, rows + d, ahead + d, step, count, head_dim, acc + d);
+    for (; d + 128 <= head_dim; d += 128) weigh_tile<N, 8>(p, stride, rows + d, ahead + d, count, head_dim, acc + d);
 #endif
-  for (; d + 64 <= head_dim; d += 64) weigh_tile<N, 4>(p, stride, rows + d, ahead + d, step, count, head_dim, acc + d);
-  for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows + d, ahead + d, step, count, head_dim, acc + d);
+  for (; d + 64 <= head_dim; d += 64) weigh_tile<N, 4>(p, stride, rows + d, ahead + d, count, head_dim, acc + d);
+  for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows + d, ahead + d, count, head_dim, acc + d);
 }
 
 template <class T>
-void weigh(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t step, int64_t count,
+void weigh(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t count,
            int head_dim, float* acc) {
   const T *at = static_cast<const T*>(rows), *later = static_cast<const T*>(ahead);
   int i = 0;
   for (; i + 4 <= vectors; i += 4)
-    weigh_vectors<4>(p + i * stride, stride, at, i == 0 ? later : at, step, count, head_dim, acc + i * head_dim);
+    weigh_vectors<4>(p + i * stride, stride, at, i == 0 ? later : at, count, head_dim, acc + i * head_dim);
   for (; i + 2 <= vectors; i += 2)
-    weigh_vectors<2>(p + i * stride, stride, at, i == 0 ? later : at, step, count, head_dim, acc + i * head_dim);
-  if (i < vectors) weigh_vectors<1>(p + i * stride, stride, at, i == 0 ? later : at, step, count, head_dim, acc + i * head_dim);
+    weigh_vectors<2>(p + i * stride, stride, at, i == 0 ? later : at, count, head_dim, acc + i * head_dim);
+  if (i < vectors) weigh_vectors<1>(p + i * stride, stride, at, i == 0 ? later : at, count, head_dim, acc + i * head_dim);
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ class WaveIndex:
     def __init__(self, kv_heads: int, head_dim: int, dtype: npt.DTypeLike, config: WaveConfig) -> None:
         self.config = config
         self._view = SegmentView(kv_heads, head_dim, np.dtype(dtype) == np.uint16, config)
-        self._tail = np.empty((kv_heads, 0, 2, head_dim), dtype)
+        self._tail = np.empty((kv_heads, 2, 0, head_dim), dtype)
 
     @classmethod
     def build(cls, keys: npt.NDArray[Any], values: npt.NDArray[Any], config: WaveConfig | None = None) -> WaveIndex:
@@ -143,7 +143,7 @@ class WaveIndex:
             raise InvalidRequest(
                 f"keys must be [{heads}, tokens, {width}] {self._tail.dtype}, got {keys.shape} {keys.dtype}", param="keys"
             )
-        self._settle(np.concatenate([self._tail, np.stack([keys, values], axis=2)], axis=1))
+        self._settle(np.concatenate([self._tail, np.stack([keys, values], axis=1)], axis=2))
 
     def rollback(self, tokens: int) -> None:
         """Forget everything behind the first ``tokens`` tokens.
@@ -154,10 +154,10 @@ class WaveIndex:
         if not 0 <= tokens <= len(self):
             raise InvalidRequest(f"tokens must be between 0 and {len(self)}, got {tokens}", param="tokens")
         kept = self._stretch(min(self._view.end, self.config.indexed(tokens)), len(self), self._tail)
-        self._settle(kept[:, : tokens - self.config.indexed(tokens)], self.config.indexed(tokens))
+        self._settle(kept[:, :, : tokens - self.config.indexed(tokens)], self.config.indexed(tokens))
 
     def __len__(self) -> int:
-        return self._view.end + int(self._tail.shape[1])
+        return self._view.end + int(self._tail.shape[2])
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -183,7 +183,7 @@ class WaveIndex:
         return Decoded(acc / l[:, None], m + np.log(l), zones, *self._cost(zones))
 
     def _cost(self, zones: npt.NDArray[np.int32]) -> tuple[int, int, int]:
-        heads, tail, _, width = self._tail.shape
+        heads, _, tail, width = self._tail.shape
         item = self._tail.dtype.itemsize * width
         read = heads * tail
         for segment, part in self._by_segment(zones):
@@ -198,24 +198,24 @@ class WaveIndex:
     def _settle(self, tail: npt.NDArray[Any], start: int | None = None) -> None:
         """Make ``tail`` (rows from ``start`` on) the end of the context and cluster what is due."""
         start = self._view.end if start is None else start
-        end = self.config.indexed(start + tail.shape[1])
+        end = self.config.indexed(start + tail.shape[2])
 
         def load(first: int, stop: int) -> Segment:
             rows = self._stretch(first, stop, tail, start)
-            return Segment.build(rows[:, :, 0], rows[:, :, 1], first, self.config)
+            return Segment.build(rows[:, 0], rows[:, 1], first, self.config)
 
         self._view.advance(end, load)
-        self._tail = np.ascontiguousarray(tail[:, end - start :]) if end >= start else tail
+        self._tail = np.ascontiguousarray(tail[:, :, end - start :])
 
     def _stretch(self, first: int, stop: int, tail: npt.NDArray[Any], start: int | None = None) -> npt.NDArray[Any]:
-        """Rows ``[heads][stop - first][2][head_dim]`` in order of position, from segments and from ``tail``."""
+        """Keys and values ``[heads][2][stop - first][head_dim]`` in order of position, from segments and from ``tail``."""
         start = self._view.end if start is None else start
         parts = []
         for segment in self._view.segments:
             low, high = max(first, segment.start), min(stop, segment.stop, start)
             if low < high:
                 keys, values = segment.tokens()
-                parts.append(np.stack([keys, values], axis=2)[:, low - segment.start : high - segment.start])
+                parts.append(np.stack([keys, values], axis=1)[:, :, low - segment.start : high - segment.start])
         if stop > start:
-            parts.append(tail[:, max(first - start, 0) : stop - start])
-        return np.concatenate(parts, axis=1)
+            parts.append(tail[:, :, max(first - start, 0) : stop - start])
+        return np.concatenate(parts, axis=2)

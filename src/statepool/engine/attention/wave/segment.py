@@ -24,9 +24,9 @@ class Segment:
         centroids: T ``[heads][clusters / 16][head_dim][16]``, tiles of sixteen clusters.
         variances: as ``centroids``, mean squared distance per dimension; None unless the estimator needs it.
         means: T ``[heads][clusters][head_dim]``, mean value of each cluster.
-        rows: T ``[heads][tokens][2][head_dim]``, key and value of each token, cluster by cluster.
-        order: int32 ``[heads][tokens]``, which token each row is, counted from ``start``.
-        offsets: int32 ``[heads][clusters + 1]``, first row of each cluster.
+        rows: T ``[heads][2 * tokens][head_dim]``, the pinned tokens and then cluster by cluster: its keys, its values.
+        order: int32 ``[heads][tokens]``, which token is the i-th of ``rows``, counted from ``start``.
+        offsets: int32 ``[heads][clusters + 1]``, where each cluster begins in ``order``.
         log_size: float32 ``[heads][clusters]``, -inf for an empty cluster.
         spread: float32 ``[heads][clusters]``, mean squared distance of the keys per dimension.
         reach, value_reach: float32 ``[heads][clusters]``, largest distance of a key (a value) from the stored centroid
@@ -74,7 +74,7 @@ class Segment:
             np.empty(tiles, keys.dtype),
             np.empty(tiles, keys.dtype) if config.estimator == "diag2" else None,
             np.empty((heads, padded, width), keys.dtype),
-            np.empty((heads, tokens, 2, width), keys.dtype),
+            np.empty((heads, 2 * tokens, width), keys.dtype),
             np.empty((heads, tokens), np.int32),
             np.empty((heads, padded + 1), np.int32),
             *(np.empty((heads, padded), np.float32) for _ in range(4)),
@@ -112,10 +112,15 @@ class Segment:
 
     def tokens(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Keys and values T ``[heads][tokens][head_dim]`` in their original order."""
-        flat = np.empty_like(self.rows)
+        heads, double, width = self.rows.shape
+        keys, values = np.empty((2, heads, double // 2, width), self.rows.dtype)
+        place = np.arange(double // 2)
         for head, order in enumerate(self.order):
-            flat[head, order] = self.rows[head]
-        return flat[:, :, 0], flat[:, :, 1]
+            borders = np.concatenate([[0], self.offsets[head]])
+            sizes = np.diff(borders)
+            keys[head, order] = self.rows[head, place + np.repeat(borders[:-1], sizes)]
+            values[head, order] = self.rows[head, place + np.repeat(borders[1:], sizes)]
+        return keys, values
 
 
 def check(keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int) -> None:
