@@ -14,6 +14,8 @@ struct WaveKernels {
   // best[i] = the first c with the largest y[i] . centroid[c] + bias[c]; float tiles.
   void (*assign)(const float* y, int64_t rows, const float* tiles, const float* bias, int64_t tile_count, int head_dim,
                  int32_t* best);
+  // best[i] = the first of the largest of scores[i][count], count a multiple of 16.
+  void (*best_of)(const float* scores, int64_t rows, int64_t count, int32_t* best);
   // scores[v][c] = scale * q[v] . tile (+ what is there when `add`), for tile_count * 16 centroids; `stride` between v.
   void (*scan_bf16)(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale,
                     bool add, float* scores, int64_t stride);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "../gemm.h"
 #include "../memory.h"
 #include "../pool.h"
 #include "wave.h"
@@ -36,8 +37,11 @@ float above(double x) {
   return f < x ? std::nextafter(f, std::numeric_limits<float>::infinity()) : f;
 }
 
+constexpr int64_t kBlock = 256;  // rows quantised together: their scores stay in the cache
+
 struct Scratch {
-  Buffer<float> keys, centroids, tiles, bias, sums;
+  Buffer<float> keys, centroids, tiles, bias, sums, scores;
+  std::vector<QuantRows> blocks;
   std::vector<int32_t> best, members;
 };
 
@@ -50,6 +54,27 @@ void to_tiles(const float* centroids, int64_t padded, int64_t clusters, int64_t 
   for (int64_t c = 0; c < padded; ++c)
     for (int64_t d = 0; d < hd; ++d)
       tiles[(c / 16 * hd + d) * 16 + c % 16] = c < clusters ? centroids[c * hd + d] : 0.0f;
+}
+
+void quantize(const float* y, int64_t n, int64_t hd, Scratch& s) {
+  s.blocks.resize(static_cast<size_t>((n + kBlock - 1) / kBlock));
+  for (int64_t row = 0; row < n; ++row) {
+    QuantRows& block = s.blocks[static_cast<size_t>(row / kBlock)];
+    if (row % kBlock == 0) block.resize(std::min(kBlock, n - row), hd);
+    quantize_row(y + row * hd, hd, block, row % kBlock);
+  }
+}
+
+// The nearest centroid by int8 products, exact sums: a step on the way only looks for where the next one starts.
+void assign_roughly(int64_t n, int64_t clusters, int64_t padded, int64_t hd, Scratch& s) {
+  const Linear centroids(s.centroids.data(), clusters, hd, WeightMode::int8, nullptr);
+  s.scores.reserve(static_cast<size_t>(kBlock * padded));
+  std::fill_n(s.scores.data(), kBlock * padded, -std::numeric_limits<float>::infinity());
+  for (int64_t row = 0; row < n; row += kBlock) {
+    const QuantRows& block = s.blocks[static_cast<size_t>(row / kBlock)];
+    centroids.run(block, Output{s.scores.data(), padded});
+    wave_kernels().best_of(s.scores.data(), block.rows, padded, s.best.data() + row);
+  }
 }
 
 // Centres `n` keys of one head, clusters them, leaves cluster numbers in s.best and plain means (centred) in s.centroids.
@@ -77,9 +102,14 @@ void cluster(const T* keys, const WaveShape& shape, Scratch& s, std::vector<floa
     std::copy_n(y + ((2 * c + 1) * n / (2 * clusters)) * hd, hd, centroids + c * hd);
   for (int64_t c = 0; c < padded; ++c)
     s.bias.data()[c] = c < clusters ? 0.0f : -std::numeric_limits<float>::infinity();
+  if (shape.iterations > 1) quantize(y, n, hd, s);
   for (int64_t round = 0; round < shape.iterations; ++round) {
-    to_tiles(centroids, padded, clusters, hd, s.tiles.data());
-    wave_kernels().assign(y, n, s.tiles.data(), s.bias.data(), padded / 16, static_cast<int>(hd), s.best.data());
+    if (round + 1 < shape.iterations) {
+      assign_roughly(n, clusters, padded, hd, s);
+    } else {
+      to_tiles(centroids, padded, clusters, hd, s.tiles.data());
+      wave_kernels().assign(y, n, s.tiles.data(), s.bias.data(), padded / 16, static_cast<int>(hd), s.best.data());
+    }
     std::fill_n(sums, padded * hd, 0.0f);
     std::fill(s.members.begin(), s.members.end(), 0);
     for (int64_t i = 0; i < n; ++i) {

@@ -35,6 +35,15 @@ STATEPOOL_NOINLINE void products(const float* y, const float* tiles, const float
     for (int w = 0; w < W; ++w) store(out + (i * W + w) * 16, sum[i][w]);
 }
 
+// The first of the largest of sixteen lanes and what they stand for.
+STATEPOOL_INLINE int32_t first_largest(const float* top, const int32_t* where) {
+  float most = -kInfinity;
+  int32_t at = 0x7fffffff;
+  for (int lane = 0; lane < 16; ++lane)
+    if (top[lane] > most || (top[lane] == most && where[lane] < at)) most = top[lane], at = where[lane];
+  return at;
+}
+
 // Keeps per row the largest lane values seen and the tile they came from; lanes are compared at the end.
 template <int N>
 STATEPOOL_INLINE void assign_rows(const float* y, const float* tiles, const float* bias, int64_t tile_count, int head_dim,
@@ -61,16 +70,7 @@ STATEPOOL_INLINE void assign_rows(const float* y, const float* tiles, const floa
     products<N, 1>(y, tiles + tile * head_dim * 16, bias + tile * 16, head_dim, scores);
     book(tile, 1);
   }
-  for (int i = 0; i < N; ++i) {
-    float most = -kInfinity;
-    int32_t at = 0x7fffffff;
-    for (int lane = 0; lane < 16; ++lane) {
-      const float s = top[i * 16 + lane];
-      const int32_t c = where[i * 16 + lane];
-      if (s > most || (s == most && c < at)) most = s, at = c;
-    }
-    best[i] = at;
-  }
+  for (int i = 0; i < N; ++i) best[i] = first_largest(top + i * 16, where + i * 16);
 }
 
 void assign(const float* y, int64_t rows, const float* tiles, const float* bias, int64_t tile_count, int head_dim,
@@ -129,12 +129,27 @@ void scan(const float* q, int vectors, const void* tiles, int64_t tile_count, in
 }
 
 STATEPOOL_INLINE float largest(const float* scores, int64_t count) {
-  F16 top = set1(-kInfinity);
+  F16 top[4];
+  for (F16& one : top) one = set1(-kInfinity);
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) top = max(load(scores + i), top);
-  float m = tree_max(top);
+  for (; i + 64 <= count; i += 64)
+    for (int j = 0; j < 4; ++j) top[j] = max(load(scores + i + 16 * j), top[j]);
+  for (; i + 16 <= count; i += 16) top[0] = max(load(scores + i), top[0]);
+  float m = tree_max(max(max(top[0], top[1]), max(top[2], top[3])));
   for (; i < count; ++i) m = scores[i] > m ? scores[i] : m;
   return m;
+}
+
+void best_of(const float* scores, int64_t rows, int64_t count, int32_t* best) {
+  for (int64_t i = 0; i < rows; ++i, scores += count) {
+    const float m = largest(scores, count);
+    int64_t c = 0;
+    // Sixteen at a time, without a branch between them.
+    for (int hits = 0; !hits; c += hits ? 0 : 16)
+      for (int lane = 0; lane < 16; ++lane) hits |= scores[c + lane] == m;
+    while (scores[c] != m) ++c;
+    best[i] = static_cast<int32_t>(c);
+  }
 }
 
 void add_softmax(const float* scores, int64_t count, float* weights, float* rank) {
@@ -259,7 +274,7 @@ void weigh(const float* p, int64_t stride, int vectors, const void* rows, const 
 }  // namespace
 
 extern const WaveKernels wave_kernels;
-const WaveKernels wave_kernels = {&assign,     &scan<uint16_t>, &scan<float>, &add_softmax,     &add_spread, &add_size,
+const WaveKernels wave_kernels = {&assign, &best_of, &scan<uint16_t>, &scan<float>, &add_softmax,     &add_spread, &add_size,
                                   &dot<uint16_t>, &dot<float>,  &soften,      &weigh<uint16_t>, &weigh<float>};
 
 }  // namespace statepool::STATEPOOL_NS
