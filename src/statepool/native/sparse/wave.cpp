@@ -42,7 +42,7 @@ struct Segment {
   std::optional<Stored<4>> variances;
   Stored<3> means, rows;
   Array<const int32_t, 2> offsets;
-  Array<const float, 2> log_size, spread, reach;
+  Array<const float, 2> log_size, spread;
   int64_t clusters() const { return size(means, 1); }
 };
 
@@ -113,8 +113,7 @@ class WaveIndex {
   }
 
   void push(Stored<4> centroids, std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows,
-            Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread,
-            Array<const float, 2> reach) {
+            Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread) {
     const int64_t clusters = size(means, 1), tokens = size(rows, 1) / 2;
     require(is_bf16(centroids, "centroids: must be uint16 or float32") == bf16_ &&
                 is_bf16(means, "means: must be uint16 or float32") == bf16_ &&
@@ -133,15 +132,15 @@ class WaveIndex {
     require(size(rows, 0) == kv_heads_ && size(rows, 1) % 2 == 0 && size(rows, 2) == head_dim_,
             "rows: must be [kv_heads, 2 * tokens, head_dim]");
     require(size(offsets, 0) == kv_heads_ && size(offsets, 1) == clusters + 1, "offsets: must be [kv_heads, clusters + 1]");
-    for (const auto* each : {&log_size, &spread, &reach})
-      require(size(*each, 0) == kv_heads_ && size(*each, 1) == clusters, "log_size, spread, reach: must be [kv_heads, clusters]");
+    for (const auto* each : {&log_size, &spread})
+      require(size(*each, 0) == kv_heads_ && size(*each, 1) == clusters, "log_size, spread: must be [kv_heads, clusters]");
     for (int64_t h = 0; h < kv_heads_; ++h) {
       const int32_t* at = offsets.data() + h * (clusters + 1);
       require(at[0] >= 0 && at[clusters] <= tokens, "offsets: lie outside of rows");
       for (int64_t c = 0; c < clusters; ++c) require(at[c] <= at[c + 1], "offsets: must not decrease");
     }
     segments_.push_back({std::move(centroids), std::move(variances), std::move(means), std::move(rows),
-                         std::move(offsets), std::move(log_size), std::move(spread), std::move(reach)});
+                         std::move(offsets), std::move(log_size), std::move(spread)});
     clusters_ += clusters;
   }
 
@@ -198,33 +197,31 @@ class WaveIndex {
     const int hd = static_cast<int>(head_dim_);
     const float* q = query.q + head * group * head_dim_;
     float* squares = s.squares.data();
-    std::vector<double> length(static_cast<size_t>(group), 0.0);
+    std::vector<double> lengths(static_cast<size_t>(group), 0.0);  // squared, in the scale of the scores
     for (int64_t v = 0; v < group; ++v)
       for (int64_t d = 0; d < head_dim_; ++d) {
-        const double x = q[v * head_dim_ + d];
-        length[static_cast<size_t>(v)] += x * x;
-        squares[v * head_dim_ + d] = static_cast<float>(0.5 * query.scale * query.scale * x * x);
+        const double x = static_cast<double>(query.scale) * static_cast<double>(q[v * head_dim_ + d]);
+        lengths[static_cast<size_t>(v)] += x * x;
+        squares[v * head_dim_ + d] = static_cast<float>(x * x);
       }
     int64_t at = 0;
     for (const Segment& segment : segments_) {
       const int64_t clusters = segment.clusters(), skip = head * clusters * head_dim_ * item();
       const char* tiles = static_cast<const char*>(segment.centroids.data()) + skip;
       const auto run = bf16_ ? ops.scan_bf16 : ops.scan_float;
-      run(q, static_cast<int>(group), tiles, clusters / 16, hd, query.scale, false, s.scores.data() + at, clusters_);
+      run(q, static_cast<int>(group), tiles, clusters / 16, hd, query.scale, s.scores.data() + at, clusters_);
+      const float* log_size = segment.log_size.data() + head * clusters;
       if (query.order == 2) {
-        const char* more = static_cast<const char*>(segment.variances->data()) + skip;
-        run(squares, static_cast<int>(group), more, clusters / 16, hd, 1.0f, true, s.scores.data() + at, clusters_);
+        const char* variances = static_cast<const char*>(segment.variances->data()) + skip;
+        run(squares, static_cast<int>(group), variances, clusters / 16, hd, 1.0f, s.weights.data(), clusters);
       }
-      if (query.order == 1)
-        for (int64_t v = 0; v < group; ++v) {
-          const double half = 0.5 * query.scale * query.scale * length[static_cast<size_t>(v)];
-          ops.add_spread(segment.spread.data() + head * clusters, segment.reach.data() + head * clusters,
-                         static_cast<float>(half),
-                         static_cast<float>(query.scale * std::sqrt(length[static_cast<size_t>(v)])), clusters,
-                         s.scores.data() + v * clusters_ + at);
-        }
+      for (int64_t v = 0; v < group && query.order > 0; ++v) {
+        const float* variances = query.order == 2 ? s.weights.data() + v * clusters : segment.spread.data() + head * clusters;
+        const float factor = query.order == 2 ? 1.0f : static_cast<float>(lengths[static_cast<size_t>(v)]);
+        ops.add_variance(variances, log_size, factor, clusters, s.scores.data() + v * clusters_ + at);
+      }
       for (int64_t v = 0; v < group; ++v)
-        ops.add_size(s.scores.data() + v * clusters_ + at, segment.log_size.data() + head * clusters, query.mass, clusters,
+        ops.add_size(s.scores.data() + v * clusters_ + at, log_size, query.mass, clusters,
                      s.biased.data() + v * clusters_ + at);
       at += clusters;
     }
@@ -313,7 +310,7 @@ class WaveIndex {
     const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
     s.scores.reserve(static_cast<size_t>(group * clusters_));
     s.biased.reserve(static_cast<size_t>(group * clusters_));
-    s.weights.reserve(static_cast<size_t>(clusters_));
+    s.weights.reserve(static_cast<size_t>(group * clusters_));
     s.rank.reserve(static_cast<size_t>(clusters_));
     s.squares.reserve(static_cast<size_t>(group * head_dim_));
     if (clusters_ > 0) {
@@ -414,7 +411,7 @@ void bind_wave(nb::module_& m) {
       .def(nb::init<int64_t, int64_t, bool>(), "kv_heads"_a, "head_dim"_a, "bf16"_a)
       .def("push", &WaveIndex::push, "centroids"_a.noconvert(), "variances"_a.noconvert().none(), "means"_a.noconvert(),
            "rows"_a.noconvert(), "offsets"_a.noconvert(), "log_size"_a.noconvert(), "spread"_a.noconvert(),
-           "reach"_a.noconvert(), "Add a segment behind the others; its arrays are kept, not copied.")
+           "Add a segment behind the others; its arrays are kept, not copied.")
       .def("cut", &WaveIndex::cut, "count"_a, "Keep the first `count` segments.")
       .def_prop_ro("clusters", &WaveIndex::clusters)
       .def_prop_ro("segments", &WaveIndex::segments)

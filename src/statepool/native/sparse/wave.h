@@ -16,15 +16,16 @@ struct WaveKernels {
                  int32_t* best);
   // best[i] = the first of the largest of scores[i][count], count a multiple of 16.
   void (*best_of)(const float* scores, int64_t rows, int64_t count, int32_t* best);
-  // scores[v][c] = scale * q[v] . tile (+ what is there when `add`), for tile_count * 16 centroids; `stride` between v.
+  // scores[v][c] = scale * q[v] . tile, for tile_count * 16 centroids; `stride` between v.
   void (*scan_bf16)(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale,
-                    bool add, float* scores, int64_t stride);
+                    float* scores, int64_t stride);
   void (*scan_float)(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale,
-                     bool add, float* scores, int64_t stride);
+                     float* scores, int64_t stride);
   // rank[c] += exp(s[c] - max s) / sum exp: one vector's softmax over `count` (a multiple of 16) scores.
   void (*add_softmax)(const float* scores, int64_t count, float* weights, float* rank);
-  // s[c] += min(spread[c] * factor, reach[c] * limit); count a multiple of 16.
-  void (*add_spread)(const float* spread, const float* reach, float factor, float limit, int64_t count, float* scores);
+  // s[c] += what a spread of the scores with variance v[c] adds to the logarithm of their mean exponential: half of v, but
+  // among few keys no more than the largest of them lets expect. count a multiple of 16.
+  void (*add_variance)(const float* v, const float* log_size, float factor, int64_t count, float* scores);
   // out = s + log_size, or s where not `mass`; -inf for empty clusters either way.
   void (*add_size)(const float* scores, const float* log_size, bool mass, int64_t count, float* out);
   // scores[v][i] = scale * q[v] . key i. The keys at `ahead` are fetched meanwhile.

@@ -83,7 +83,7 @@ void assign(const float* y, int64_t rows, const float* tiles, const float* bias,
 
 // N vectors against W tiles: N * W chains, each ascending over d.
 template <int N, int W, class T>
-STATEPOOL_INLINE void scan_tiles(const float* q, const T* tiles, int head_dim, float scale, bool add_old, float* scores,
+STATEPOOL_INLINE void scan_tiles(const float* q, const T* tiles, int head_dim, float scale, float* scores,
                                  int64_t stride) {
   F16 sum[N][W];
   for (int i = 0; i < N; ++i)
@@ -99,33 +99,31 @@ STATEPOOL_INLINE void scan_tiles(const float* q, const T* tiles, int head_dim, f
   }
   for (int i = 0; i < N; ++i)
     for (int w = 0; w < W; ++w) {
-      float* to = scores + i * stride + w * 16;
-      const F16 s = mul(sum[i][w], set1(scale));
-      store(to, add_old ? add(load(to), s) : s);
+      store(scores + i * stride + w * 16, mul(sum[i][w], set1(scale)));
     }
 }
 
 template <int N, class T>
-STATEPOOL_INLINE void scan_vectors(const float* q, const T* tiles, int64_t tile_count, int head_dim, float scale, bool add_old,
+STATEPOOL_INLINE void scan_vectors(const float* q, const T* tiles, int64_t tile_count, int head_dim, float scale,
                                    float* scores, int64_t stride) {
   const int64_t tile = static_cast<int64_t>(head_dim) * 16;
   int64_t t = 0;
   for (; t + 4 <= tile_count; t += 4)
-    scan_tiles<N, 4>(q, tiles + t * tile, head_dim, scale, add_old, scores + t * 16, stride);
+    scan_tiles<N, 4>(q, tiles + t * tile, head_dim, scale, scores + t * 16, stride);
   for (; t < tile_count; ++t)
-    scan_tiles<N, 1>(q, tiles + t * tile, head_dim, scale, add_old, scores + t * 16, stride);
+    scan_tiles<N, 1>(q, tiles + t * tile, head_dim, scale, scores + t * 16, stride);
 }
 
 template <class T>
-void scan(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale, bool add_old,
+void scan(const float* q, int vectors, const void* tiles, int64_t tile_count, int head_dim, float scale,
           float* scores, int64_t stride) {
   const T* at = static_cast<const T*>(tiles);
   int i = 0;
   for (; i + 4 <= vectors; i += 4)
-    scan_vectors<4>(q + i * head_dim, at, tile_count, head_dim, scale, add_old, scores + i * stride, stride);
+    scan_vectors<4>(q + i * head_dim, at, tile_count, head_dim, scale, scores + i * stride, stride);
   for (; i + 2 <= vectors; i += 2)
-    scan_vectors<2>(q + i * head_dim, at, tile_count, head_dim, scale, add_old, scores + i * stride, stride);
-  if (i < vectors) scan_vectors<1>(q + i * head_dim, at, tile_count, head_dim, scale, add_old, scores + i * stride, stride);
+    scan_vectors<2>(q + i * head_dim, at, tile_count, head_dim, scale, scores + i * stride, stride);
+  if (i < vectors) scan_vectors<1>(q + i * head_dim, at, tile_count, head_dim, scale, scores + i * stride, stride);
 }
 
 STATEPOOL_INLINE float largest(const float* scores, int64_t count) {
@@ -164,9 +162,14 @@ void add_softmax(const float* scores, int64_t count, float* weights, float* rank
   for (int64_t i = 0; i < count; i += 16) store(rank + i, fma(load(weights + i), share, load(rank + i)));
 }
 
-void add_spread(const float* spread, const float* reach, float factor, float limit, int64_t count, float* scores) {
-  for (int64_t i = 0; i < count; i += 16)
-    store(scores + i, add(load(scores + i), min(mul(load(spread + i), set1(factor)), mul(load(reach + i), set1(limit)))));
+void add_variance(const float* v, const float* log_size, float factor, int64_t count, float* scores) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const F16 variance = mul(load(v + i), set1(factor)), log_n = max(load(log_size + i), zero());
+    const F16 half = mul(variance, set1(0.5f)), limit = add(log_n, log_n);
+    // Above v = 2 log n the sum of n exponentials is its largest term: sqrt(2 v log n) - log n (random energy model).
+    const F16 top = sub(sqrt(mul(limit, variance)), log_n);
+    store(scores + i, add(load(scores + i), sub(half, zero_below(sub(half, top), variance, limit))));
+  }
 }
 
 void add_size(const float* scores, const float* log_size, bool mass, int64_t count, float* out) {
@@ -274,7 +277,7 @@ void weigh(const float* p, int64_t stride, int vectors, const void* rows, const 
 }  // namespace
 
 extern const WaveKernels wave_kernels;
-const WaveKernels wave_kernels = {&assign, &best_of, &scan<uint16_t>, &scan<float>, &add_softmax,     &add_spread, &add_size,
+const WaveKernels wave_kernels = {&assign, &best_of, &scan<uint16_t>, &scan<float>, &add_softmax,     &add_variance, &add_size,
                                   &dot<uint16_t>, &dot<float>,  &soften,      &weigh<uint16_t>, &weigh<float>};
 
 }  // namespace statepool::STATEPOOL_NS

@@ -77,7 +77,6 @@ class SegmentView:
                 segment.offsets,
                 segment.log_size,
                 segment.spread,
-                segment.reach,
             )
             self.segments.append(segment)
 
