@@ -72,10 +72,14 @@ class AttentionSpec:
 
         assert self.wave is not None
         if backend != "native" or not isinstance(runner, DecoderRunner):
-            raise InvalidConfig(f"attention wave needs the native backend, and this one is {backend}", param="attention")
+            raise InvalidConfig(
+                f"attention wave needs the native backend, and this one is {backend}", param="attention"
+            )
         layers = len(runner.backends)
         if self.first + self.last > layers:
-            raise InvalidConfig(f"attention: first and last name more layers than the model's {layers}", param="attention")
+            raise InvalidConfig(
+                f"attention: first and last name more layers than the model's {layers}", param="attention"
+            )
         wave = WaveAttention(runner.backends[0], runner.storage, runner.decoder.head_dim, self.wave, cache_bytes)
         for i in range(self.first, layers - self.last):
             runner.backends[i] = wave
@@ -90,4 +94,6 @@ def _value(name: str, text: str, kind: str) -> Any:
             return number
         return float(text) if kind == "float" else text
     except ValueError:
-        raise InvalidConfig(f"attention: {name} must be {'a count' if kind == 'int' else 'a number'}, got {text!r}", param="attention") from None
+        raise InvalidConfig(
+            f"attention: {name} must be {'a count' if kind == 'int' else 'a number'}, got {text!r}", param="attention"
+        ) from None

@@ -7,14 +7,13 @@ change no bit.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidConfig
 from statepool.engine.attention import Backend
 from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.attention.wave.index import SegmentView
@@ -25,7 +24,6 @@ from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
 _Key = tuple[bytes, int, int, int]
-_log = logging.getLogger(__name__)
 
 _FOLDED = 1024
 """Tokens that exact attention folds at a time; see native/attention.h."""
@@ -48,7 +46,7 @@ class WaveAttention:
         self, exact: Backend, storage: npt.NDArray[Any], head_dim: int, config: WaveConfig, cache_bytes: int
     ) -> None:
         if config.update_segment % BLOCK_SIZE:
-            raise InvalidRequest(f"update_segment must be a multiple of {BLOCK_SIZE} in the engine", param="attention")
+            raise InvalidConfig(f"update_segment must be a multiple of {BLOCK_SIZE} in the engine", param="attention")
         self._exact = exact
         self._storage = storage
         self._head_dim = head_dim
@@ -75,9 +73,7 @@ class WaveAttention:
             found += [(row, r) for row in range(begin + max(context.exact - first, 0), end)]
         return found
 
-    def _attend_exactly(
-        self, layer: int, query: F32, batch: Batch, out: F32, sparse: list[tuple[int, int]]
-    ) -> None:
+    def _attend_exactly(self, layer: int, query: F32, batch: Batch, out: F32, sparse: list[tuple[int, int]]) -> None:
         """The rows that are not in ``sparse``: the first ones of each sequence."""
         left = np.bincount([r for _, r in sparse], minlength=len(batch.contexts)).astype(np.int32)
         counts = np.diff(batch.query_start) - left
@@ -103,12 +99,12 @@ class WaveAttention:
         heads = queries.shape[1]
         ends = np.zeros(len(rows), np.int64)
         m = np.full((len(rows), heads, 1), -np.inf, np.float32)
-        l = np.zeros((len(rows), heads, 1), np.float32)  # noqa: E741
+        l = np.zeros((len(rows), heads, 1), np.float32)
         acc = np.zeros((len(rows), heads, 1, self._head_dim), np.float32)
         for i, (_, r) in enumerate(sparse):
-            view = self._view(layer, batch, r, self._config.indexed(int(positions[i]) + 1))
-            if view is not None:
-                ends[i] = view.end
+            ends[i] = self._config.indexed(int(positions[i]) + 1)
+            if ends[i]:
+                view = self._view(layer, batch, r, int(ends[i]))
                 m[i, :, 0], l[i, :, 0], acc[i, :, 0] = view.partial(queries[i], self._scale)
         rest = (positions + 1 - ends).astype(np.int32)
         folds = -(-int(rest.max()) // _FOLDED)
@@ -125,23 +121,14 @@ class WaveAttention:
         kernels.merge_segments(*parts, mixed)
         out[rows] = mixed
 
-    def _view(self, layer: int, batch: Batch, r: int, end: int) -> SegmentView | None:
-        """The segments of sequence ``r`` up to ``end``; None where its keys cannot be clustered."""
+    def _view(self, layer: int, batch: Batch, r: int, end: int) -> SegmentView:
+        """The segments of sequence ``r`` up to ``end``."""
         context = batch.contexts[r]
-        if end == 0 or context.kept.get(layer, self) is None:
-            return None
-        view = context.kept.get(layer)
-        if view is None:
-            kv_heads = self._storage.shape[3]
-            view = SegmentView(kv_heads, self._head_dim, self._storage.dtype == np.uint16, self._config)
-            context.kept[layer] = view
-        try:
-            view.advance(end, lambda start, stop: self._load(layer, context, batch.block_tables[r], start, stop))
-        except InvalidRequest as error:
-            _log.warning("layer %d reads a context exactly because it cannot be clustered: %s", layer, error.message)
-            context.kept[layer] = None
-            return None
-        assert isinstance(view, SegmentView)
+        if layer not in context.kept:
+            bf16 = self._storage.dtype == np.uint16
+            context.kept[layer] = SegmentView(self._storage.shape[3], self._head_dim, bf16, self._config)
+        view: SegmentView = context.kept[layer]
+        view.advance(end, lambda start, stop: self._load(layer, context, batch.block_tables[r], start, stop))
         return view
 
     def _load(self, layer: int, context: Context, blocks: npt.NDArray[np.int32], start: int, stop: int) -> Segment:

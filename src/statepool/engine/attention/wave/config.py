@@ -56,7 +56,9 @@ class WaveConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidConfig(f"{name} must be between 0 and 1, got {getattr(self, name)}", param=name)
         if self.estimator not in ORDERS:
-            raise InvalidConfig(f"estimator must be one of {', '.join(ORDERS)}, got {self.estimator!r}", param="estimator")
+            raise InvalidConfig(
+                f"estimator must be one of {', '.join(ORDERS)}, got {self.estimator!r}", param="estimator"
+            )
         if self.rank not in ("softmax", "mass"):
             raise InvalidConfig(f"rank must be softmax or mass, got {self.rank!r}", param="rank")
         times, rest = divmod(self.segment, self.update_segment)

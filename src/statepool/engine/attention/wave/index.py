@@ -96,9 +96,9 @@ class SegmentView:
         zones: npt.NDArray[np.int32] | None = None,
         scores: F32 | None = None,
     ) -> tuple[F32, F32, F32]:
-        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over the segments and ``tail`` rows."""
+        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over segments and ``tail`` rows."""
         heads, width = query.shape
-        m, l = np.empty(heads, np.float32), np.empty(heads, np.float32)  # noqa: E741
+        m, l = np.empty(heads, np.float32), np.empty(heads, np.float32)
         acc = np.empty((heads, width), np.float32)
         read, estimated = self.budget()
         mass, order = self.config.rank == "mass", ORDERS[self.config.estimator]
@@ -140,7 +140,8 @@ class WaveIndex:
         heads, _, _, width = self._tail.shape
         if keys.shape[0] != heads or keys.shape[2] != width or keys.dtype != self._tail.dtype:
             raise InvalidRequest(
-                f"keys must be [{heads}, tokens, {width}] {self._tail.dtype}, got {keys.shape} {keys.dtype}", param="keys"
+                f"keys must be [{heads}, tokens, {width}] {self._tail.dtype}, got {keys.shape} {keys.dtype}",
+                param="keys",
             )
         self._settle(np.concatenate([self._tail, np.stack([keys, values], axis=1)], axis=2))
 
@@ -178,7 +179,7 @@ class WaveIndex:
             raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
         query = np.ascontiguousarray(query, np.float32)
         zones = np.zeros((heads, self._view.native.clusters), np.int32)
-        m, l, acc = self._view.partial(query, width**-0.5 if scale is None else scale, self._tail, zones)  # noqa: E741
+        m, l, acc = self._view.partial(query, width**-0.5 if scale is None else scale, self._tail, zones)
         return Decoded(acc / l[:, None], m + np.log(l), zones, *self._cost(zones))
 
     def _cost(self, zones: npt.NDArray[np.int32]) -> tuple[int, int, int]:
@@ -207,7 +208,7 @@ class WaveIndex:
         self._tail = np.ascontiguousarray(tail[:, :, end - start :])
 
     def _stretch(self, first: int, stop: int, tail: npt.NDArray[Any], start: int | None = None) -> npt.NDArray[Any]:
-        """Keys and values ``[heads][2][stop - first][head_dim]`` in order of position, from segments and from ``tail``."""
+        """Keys and values ``[heads][2][stop - first][head_dim]`` by position, from segments and from ``tail``."""
         start = self._view.end if start is None else start
         parts = []
         for segment in self._view.segments:
