@@ -1,4 +1,4 @@
-"""The attention room: A1 to A12 and A16; peers are vLLM's CPU kernel and torch."""
+"""The attention room: A1, A2 and A6 on the kernels, A3 on the bundled model; peer is vLLM's CPU kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.row import Row
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """Measure the wanted rows (all when ``only`` is empty), yielding each as it is done."""
-    from bench.attention import dense
+    from bench.attention import decode, probe
 
-    for part in (dense,):
-        yield from part.run(only, quick)
+    yield from decode.run(only, quick)
+    yield from probe.run(only, quick)

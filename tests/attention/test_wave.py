@@ -61,10 +61,10 @@ def test_reading_every_cluster_is_attention(bf16, heads, group, width, count):
     index = WaveIndex.build(keys, values, WaveConfig(**SMALL, retrieve=1.0, estimate=0.0))
     query = queries(2, heads * group, width)
     out, lse = dense(query, keys, values)
-    got = index.decode(query)
+    got = index.decode(query, trace=True)
     np.testing.assert_allclose(got.out, out, atol=1e-5)
     np.testing.assert_allclose(got.lse, lse, atol=1e-5)
-    assert got.tokens_read == heads * count
+    assert index.cost(got.zones).tokens == heads * count
 
 
 @pytest.mark.parametrize("estimator", ["mean", "iso2", "diag2"])
@@ -104,7 +104,7 @@ def test_the_three_zones(bf16, estimator, rank):
     keys, values = tokens(5, heads, count, width, bf16)
     index = WaveIndex.build(keys, values, config)
     query, scale = queries(6, heads * group, width), width**-0.5
-    got = index.decode(query)
+    got = index.decode(query, trace=True)
     read, estimated = index._view.budget()
     assert [(z == 2).sum() for z in got.zones] == [read] * heads
     assert [(z == 1).sum() for z in got.zones] == [estimated] * heads
@@ -255,7 +255,7 @@ def test_the_same_bits_on_every_instruction_set_and_any_threads(bf16, group):
                     continue
                 kernels.set_threads(count)
                 index = WaveIndex.build(keys, values, WaveConfig(**SMALL, estimator="diag2", retrieve=0.1))
-                got = index.decode(query)
+                got = index.decode(query, trace=True)
                 arrays = [got.out, got.lse, got.zones]
                 for segment in index.segments:
                     arrays += [

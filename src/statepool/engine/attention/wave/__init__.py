@@ -4,7 +4,7 @@ Usable alone, on arrays: ``WaveIndex.build(keys, values).decode(query)``. The en
 """
 
 from statepool.engine.attention.wave.config import WaveConfig
-from statepool.engine.attention.wave.index import Decoded, WaveIndex
+from statepool.engine.attention.wave.index import Cost, Decoded, WaveIndex
 from statepool.engine.attention.wave.segment import Segment
 
-__all__ = ["Decoded", "Segment", "WaveConfig", "WaveIndex"]
+__all__ = ["Cost", "Decoded", "Segment", "WaveConfig", "WaveIndex"]

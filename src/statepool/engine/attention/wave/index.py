@@ -25,17 +25,20 @@ class Decoded:
     Attributes:
         out: float32 ``[heads][head_dim]``.
         lse: float32 ``[heads]``, logarithm of the (estimated) sum of exp(score).
-        zones: int32 ``[kv_heads][clusters]``: 2 read whole, 1 estimated, 0 left out.
-        tokens_read: keys read exactly, over all KV heads.
-        bytes_read: of keys, values, centroids and means, over all KV heads.
-        dense_bytes: what exact attention would read.
+        zones: int32 ``[kv_heads][clusters]``: 2 read whole, 1 estimated, 0 left out; None unless asked for.
     """
 
     out: F32
     lse: F32
-    zones: npt.NDArray[np.int32]
-    tokens_read: int
-    bytes_read: int
+    zones: npt.NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one step read, over all KV heads: keys that counted exactly, bytes, and the bytes of exact attention."""
+
+    tokens: int
+    bytes: int
     dense_bytes: int
 
 
@@ -164,8 +167,10 @@ class WaveIndex:
         """What is clustered, in order."""
         return tuple(self._view.segments)
 
-    def decode(self, query: F32, scale: float | None = None) -> Decoded:
+    def decode(self, query: F32, scale: float | None = None, trace: bool = False) -> Decoded:
         """Attention of one token's ``query`` float32 ``[heads][head_dim]`` over the whole context.
+
+        ``scale`` multiplies the scores, by default ``head_dim ** -0.5``; ``trace`` asks for ``Decoded.zones``.
 
         Raises:
             InvalidRequest: the shape does not fit, the query is not finite, or the index is empty.
@@ -178,18 +183,19 @@ class WaveIndex:
         if not len(self):
             raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
         query = np.ascontiguousarray(query, np.float32)
-        zones = np.zeros((heads, self._view.native.clusters), np.int32)
+        zones = np.zeros((heads, self._view.native.clusters), np.int32) if trace else None
         m, l, acc = self._view.partial(query, width**-0.5 if scale is None else scale, self._tail, zones)
-        return Decoded(acc / l[:, None], m + np.log(l), zones, *self._cost(zones))
+        return Decoded(acc / l[:, None], m + np.log(l), zones)
 
-    def _cost(self, zones: npt.NDArray[np.int32]) -> tuple[int, int, int]:
+    def cost(self, zones: npt.NDArray[np.int32]) -> Cost:
+        """What a step with these ``Decoded.zones`` reads."""
         heads, _, tail, width = self._tail.shape
         item = self._tail.dtype.itemsize * width
         read = heads * tail
         for segment, part in self._by_segment(zones):
             read += heads * segment.pinned + int(np.diff(segment.offsets, axis=1)[part == 2].sum())
         tables = sum(s.centroids.nbytes + (s.variances.nbytes if s.variances is not None else 0) for s in self.segments)
-        return read, 2 * read * item + tables + int((zones == 1).sum()) * item, 2 * heads * len(self) * item
+        return Cost(read, 2 * read * item + tables + int((zones == 1).sum()) * item, 2 * heads * len(self) * item)
 
     def _by_segment(self, zones: npt.NDArray[np.int32]) -> list[tuple[Segment, npt.NDArray[np.int32]]]:
         at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
