@@ -273,6 +273,55 @@ def test_the_same_bits_on_every_instruction_set_and_any_threads(bf16, group):
     assert len(results) == 1
 
 
+def adversary(kind: str, rng: np.random.Generator, count: int, width: int) -> np.ndarray:
+    """Keys that make estimates wrong: far outliers, two opposite camps, one direction, or none at all."""
+    keys = rng.standard_normal((1, count, width))
+    if kind == "outliers":
+        keys[:, rng.integers(0, count, 5)] *= 8
+    elif kind == "camps":
+        keys = np.sign(keys[:, :, :1]) * np.ones(width) + 0.05 * keys
+    elif kind == "line":
+        keys = np.linspace(-3, 3, count)[None, :, None] * np.ones(width)
+    elif kind == "tiny":
+        keys *= 1e-3
+    return keys.astype(np.float32)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("estimator", ["mean", "iso2", "diag2"])
+@pytest.mark.parametrize("kind", ["plain", "outliers", "camps", "line", "tiny"])
+def test_the_proved_error_is_never_exceeded(kind, estimator, bf16):
+    rng = np.random.default_rng(20)
+    keys = adversary(kind, rng, 700, 32)
+    values = rng.standard_normal(keys.shape).astype(np.float32)
+    if bf16:
+        keys, values = bits(keys), bits(values)
+    index = WaveIndex.build(keys, values, WaveConfig(**SMALL, retrieve=0.05, estimate=0.5, estimator=estimator))
+    for seed in range(6):
+        query = queries(seed, 4, 32) * 10 ** rng.uniform(-1, 0.7)
+        exact = dense(query, keys, values)[0]
+        for eps in (1e9, 0.3, 0.01):
+            got = index.decode_within(query, eps)
+            assert (np.linalg.norm(got.out - exact, axis=1) <= got.error).all()
+            assert (
+                got.error.max() <= eps
+                or (got.zones[np.isfinite(np.concatenate([s.log_size for s in index.segments], 1))] == 2).all()
+            )
+
+
+def test_a_peaked_head_is_proved_with_little_read_and_a_flat_one_reads_all():
+    rng = np.random.default_rng(21)
+    centres = np.repeat(rng.standard_normal((1, 256, 32)) * 2, 16, axis=1)
+    keys = (centres + 0.1 * rng.standard_normal(centres.shape)).astype(np.float32)
+    values = rng.standard_normal(keys.shape).astype(np.float32)
+    index = WaveIndex.build(keys, values, WaveConfig(update_segment=1024, segment=4096))
+    needle = keys[0, 1234] / np.linalg.norm(keys[0, 1234])
+    peaked = index.decode_within((needle * 20)[None].astype(np.float32), 0.05)
+    flat = index.decode_within(np.full((1, 32), 0.01, np.float32), 1e-6)
+    assert index.cost(peaked.zones).tokens < 0.3 * 4096
+    assert index.cost(flat.zones).tokens == 4096
+
+
 def test_equal_beginnings_have_equal_segments():
     keys, values = tokens(11, 2, 900, 32)
     other_keys, other_values = tokens(12, 2, 900, 32)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool.core.errors import InvalidRequest
+from statepool.engine.attention.wave.certificate import bound, lengths, norms
 from statepool.engine.attention.wave.config import ORDERS, WaveConfig
 from statepool.engine.attention.wave.segment import Segment, check
 from statepool.native import kernels
@@ -26,11 +27,13 @@ class Decoded:
         out: float32 ``[heads][head_dim]``.
         lse: float32 ``[heads]``, logarithm of the (estimated) sum of exp(score).
         zones: int32 ``[kv_heads][clusters]``: 2 read whole, 1 estimated, 0 left out; None unless asked for.
+        error: float64 ``[heads]``, proved distance of ``out`` from exact attention; None unless asked for.
     """
 
     out: F32
     lse: F32
-    zones: npt.NDArray[np.int32] | None
+    zones: npt.NDArray[np.int32] | None = None
+    error: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,14 @@ class SegmentView:
         tail: npt.NDArray[Any] | None = None,
         zones: npt.NDArray[np.int32] | None = None,
         scores: F32 | None = None,
+        read: int | None = None,
     ) -> tuple[F32, F32, F32]:
         """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over segments and ``tail`` rows."""
         heads, width = query.shape
         m, l = np.empty(heads, np.float32), np.empty(heads, np.float32)
         acc = np.empty((heads, width), np.float32)
-        read, estimated = self.budget()
+        usual, estimated = self.budget()
+        read = usual if read is None else read
         mass, order = self.config.rank == "mass", ORDERS[self.config.estimator]
         self.native.decode(query, read, estimated, scale, mass, order, m, l, acc, tail, zones, scores)
         return m, l, acc
@@ -175,17 +180,44 @@ class WaveIndex:
         Raises:
             InvalidRequest: the shape does not fit, the query is not finite, or the index is empty.
         """
-        heads, _, _, width = self._tail.shape
-        if query.ndim != 2 or query.shape[1] != width or query.shape[0] % heads or not query.shape[0]:
-            raise InvalidRequest(f"query must be [a multiple of {heads}, {width}], got {query.shape}", param="query")
-        if not np.isfinite(query).all():
-            raise InvalidRequest("query holds NaN or infinity", param="query")
-        if not len(self):
-            raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
-        query = np.ascontiguousarray(query, np.float32)
+        self._check_query(query)
+        query, (heads, width) = np.ascontiguousarray(query, np.float32), (self._tail.shape[0], query.shape[1])
         zones = np.zeros((heads, self._view.native.clusters), np.int32) if trace else None
         m, l, acc = self._view.partial(query, width**-0.5 if scale is None else scale, self._tail, zones)
         return Decoded(acc / l[:, None], m + np.log(l), zones)
+
+    def decode_within(self, query: F32, eps: float, scale: float | None = None) -> Decoded:
+        """Like ``decode``, reading as many clusters as it takes to prove ``error <= eps`` for every head.
+
+        Begins with the usual share and doubles it; where attention is spread evenly that ends with reading everything.
+
+        Args:
+            query: float32 ``[heads][head_dim]``.
+            eps: largest Euclidean distance from exact attention, in the unit of the values.
+            scale: as in ``decode``.
+
+        Raises:
+            InvalidRequest: as ``decode``, or ``eps`` is not positive.
+        """
+        if not eps > 0:
+            raise InvalidRequest(f"eps must be positive, got {eps}", param="eps")
+        self._check_query(query)
+        query = np.ascontiguousarray(query, np.float32)
+        scale = query.shape[1] ** -0.5 if scale is None else scale
+        clusters, read = self._view.native.clusters, max(self._view.budget()[0], 1)
+        longest = [norms(segment) for segment in self.segments] + [lengths(self._tail)]
+        key_norm, value_norm = (max(pair[i] for pair in longest) for i in (0, 1))
+        while True:
+            zones = np.zeros((self._tail.shape[0], clusters), np.int32)
+            scores = np.zeros((len(query), clusters), np.float32)
+            m, l, acc = self._view.partial(query, scale, self._tail, zones, scores, min(read, clusters))
+            out, lse = acc / l[:, None], m + np.log(l)
+            at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
+            parts = [(s, zones[:, a:b], scores[:, a:b]) for s, a, b in zip(self.segments, at, at[1:], strict=False)]
+            error = bound(parts, query, scale, out, lse, key_norm, value_norm)
+            if read >= clusters or error.max() <= eps:
+                return Decoded(out, lse, zones, error)
+            read *= 2
 
     def cost(self, zones: npt.NDArray[np.int32]) -> Cost:
         """What a step with these ``Decoded.zones`` reads."""
@@ -196,6 +228,15 @@ class WaveIndex:
             read += heads * segment.pinned + int(np.diff(segment.offsets, axis=1)[part == 2].sum())
         tables = sum(s.centroids.nbytes + (s.variances.nbytes if s.variances is not None else 0) for s in self.segments)
         return Cost(read, 2 * read * item + tables + int((zones == 1).sum()) * item, 2 * heads * len(self) * item)
+
+    def _check_query(self, query: F32) -> None:
+        heads, _, _, width = self._tail.shape
+        if query.ndim != 2 or query.shape[1] != width or query.shape[0] % heads or not query.shape[0]:
+            raise InvalidRequest(f"query must be [a multiple of {heads}, {width}], got {query.shape}", param="query")
+        if not np.isfinite(query).all():
+            raise InvalidRequest("query holds NaN or infinity", param="query")
+        if not len(self):
+            raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
 
     def _by_segment(self, zones: npt.NDArray[np.int32]) -> list[tuple[Segment, npt.NDArray[np.int32]]]:
         at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
