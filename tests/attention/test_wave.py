@@ -18,7 +18,7 @@ from statepool.native import kernels
 if kernels is None:
     pytest.skip("needs the native module", allow_module_level=True)
 
-SMALL = {"update_segment": 64, "segment": 256, "local": 16, "iterations": 4}
+SMALL = {"update_segment": 64, "segment": 256, "local": 16, "shortest": 0, "iterations": 4}
 
 
 def tokens(seed: int, heads: int, count: int, width: int, bf16: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -335,6 +335,12 @@ def test_equal_beginnings_have_equal_segments():
             assert getattr(a, name).tobytes() == getattr(b, name).tobytes()
 
 
+def test_a_short_context_is_read_whole():
+    keys, values = tokens(22, 1, 1088, 16)
+    assert not WaveIndex.build(keys[:, :1087], values[:, :1087]).segments
+    assert WaveIndex.build(keys, values).segments[-1].stop == 1024
+
+
 class TestOddInput:
     def test_fewer_tokens_than_sink_and_local(self):
         keys, values = tokens(13, 1, 3, 16)
@@ -402,6 +408,7 @@ class TestOddInput:
             ({"update_segment": 16}, "at least two clusters"),
             ({"iterations": 0}, "iterations must be at least 1"),
             ({"sink": -1}, "sink must not be negative"),
+            ({"shortest": -1}, "shortest must not be negative"),
             ({"estimator": "cubic"}, "mean, iso2, diag2"),
             ({"rank": "luck"}, "softmax or mass"),
         ],

@@ -14,7 +14,9 @@ from statepool.core.errors import InvalidConfig, InvalidRequest
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.request import Request, SamplingParams
 
-WAVE = "wave:update_segment=32,segment=64,tokens_per_cluster=4,local=8,retrieve=0.2,estimate=0.3,iterations=3"
+WAVE = (
+    "wave:shortest=0,update_segment=32,segment=64,tokens_per_cluster=4,local=8,retrieve=0.2,estimate=0.3,iterations=3"
+)
 KINDS = [kind for kind in DISTURBANCES if kind != "session"]
 PROMPT = tuple(range(40, 190))
 

@@ -21,6 +21,7 @@ class WaveConfig:
         segment: tokens of the largest segment; clusters never cross a segment's border.
         update_segment: tokens of the smallest; the index grows by so many at a time. ``segment`` is this times a
             power of two. (Paper: 1024, never merged. Here segments double as they fill, so less stays outside.)
+        shortest: contexts with fewer tokens to cluster are read whole: there is little to gain in them.
         iterations: rounds of k-means.
         sink: first tokens, always read.
         local: newest tokens, always read; so is what does not fill an update segment yet.
@@ -37,6 +38,7 @@ class WaveConfig:
     tokens_per_cluster: int = 16
     segment: int = 8192
     update_segment: int = 256
+    shortest: int = 1024
     iterations: int = 10
     sink: int = 4
     local: int = 64
@@ -49,7 +51,7 @@ class WaveConfig:
         for name in ("tokens_per_cluster", "update_segment", "segment", "iterations"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        for name in ("sink", "local"):
+        for name in ("sink", "local", "shortest"):
             if getattr(self, name) < 0:
                 raise InvalidConfig(f"{name} must not be negative, got {getattr(self, name)}", param=name)
         for name in ("retrieve", "estimate"):
@@ -77,7 +79,8 @@ class WaveConfig:
 
     def indexed(self, tokens: int) -> int:
         """How many of ``tokens`` leading tokens are in segments; the rest is read as it is."""
-        return max(tokens - self.local, 0) // self.update_segment * self.update_segment
+        enough = max(tokens - self.local, 0) // self.update_segment * self.update_segment
+        return enough if enough >= self.shortest else 0
 
     def segments(self, end: int) -> list[tuple[int, int]]:
         """Borders (start, stop) of the segments of ``end`` indexed tokens.
