@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +312,67 @@ def test_columns_are_kept_in_file_log_and_compaction(tmp_path: Path, data) -> No
         check(index)
     assert isinstance(open(path), Index)
     check(open(path))
+
+
+def test_slots_that_are_used_again_never_answer_for_another_row() -> None:
+    """Rows come and go until their slots have had rows of every kind; a search for one kind finds no other."""
+    rows, _ = clustered(2000, 8, 1, seed=3)
+    index = LiveIndex(8, "l2", R=16, build_window=32, capacity=3000, columns={"kind": "i64"})
+    first = range(2000)
+    index.add(rows, first, columns={"kind": [one % 3 for one in first]})
+    ended = threading.Event()
+    wrong: list[int] = []
+
+    def churn() -> None:
+        for turn in range(1, 25):
+            old = range(1000 * (turn - 1), 1000 * turn)
+            index.delete(old)
+            index.repair()
+            new = range(1000 + 1000 * turn, 2000 + 1000 * turn)
+            index.add(rows[:1000], new, columns={"kind": [one % 3 for one in new]})
+        ended.set()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    searches = 0
+    while not ended.is_set() or searches < 50:
+        for kind in range(3):
+            for k, ef in ((50, 64), (400, 400)):
+                found = index.search(rows[searches % 2000], k, ef, filter={"kind": kind})
+                wrong += [one for one in found.ids.tolist() if one % 3 != kind]
+                searches += 1
+    thread.join()
+    assert not wrong
+    assert searches > 50
+    assert index._parts.live.turnover > 20
+
+
+def test_a_snapshot_stays_while_threads_change_everything() -> None:
+    rows, queries = clustered(1500, 8, 10, seed=4)
+    index = LiveIndex(8, "l2", R=16, build_window=32, capacity=20_000, columns={"kind": "i64"})
+    index.add(rows, range(1500), columns={"kind": [one % 2 for one in range(1500)]})
+    with index.snapshot() as frozen:
+        before = [frozen.search(query, K, 64, filter={"kind": 1}).ids.tolist() for query in queries]
+
+        def churn(part: int) -> None:
+            for turn in range(4):
+                own = np.arange(part, 1500, 4)
+                index.update(own, rows[own[::-1]], columns={"kind": [turn] * len(own)})
+            index.delete(np.arange(part, 1500, 4))
+
+        threads = [threading.Thread(target=churn, args=(part,)) for part in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            truth = np.sort(distances("l2", rows[1::2], queries), axis=1)[:, :K]
+            for query, want in zip(queries, truth, strict=True):
+                np.testing.assert_allclose(frozen.exact(query, K, filter={"kind": 1}).distances, want, rtol=1e-4)
+        for thread in threads:
+            thread.join()
+        assert len(index) == 0
+        assert len(frozen) == 1500
+        assert [set(one) for one in before] == [
+            set(frozen.search(query, K, 64, filter={"kind": 1}).ids.tolist()) for query in queries
+        ]
+        assert index.repair() == 0
+    assert index.repair() == 1500 * 5

@@ -17,7 +17,13 @@ import pytest
 from tests.vector.crash import FIRST, history, row, states
 
 from statepool.core.errors import InvalidRequest, StoreFull, StoreLocked, StoreReadOnly
-from statepool.vector import Index, IndexCorruptError, LiveIndex, open  # noqa: A004 - the name users know from files
+from statepool.vector import (
+    Index,
+    IndexCorruptError,
+    LiveIndex,
+    ReadOnlyError,
+    open,  # noqa: A004 - the name users know from files
+)
 from statepool.vector.log import log_path, read
 
 HEAD, RECORD = 20, 28
@@ -75,11 +81,11 @@ def crash(folder: Path, **options: Any) -> None:
 
 
 def test_killed_at_every_effect_of_a_history(tmp_path: Path) -> None:
-    crash(tmp_path, seed=3, length=7)
+    crash(tmp_path, seed=6, length=5)
 
 
 def test_power_lost_at_every_effect_of_a_history(tmp_path: Path) -> None:
-    crash(tmp_path, seed=4, length=7, power=True)
+    crash(tmp_path, seed=4, length=5, power=True)
 
 
 @pytest.mark.slow
@@ -230,6 +236,9 @@ def test_one_writer_and_many_readers(tmp_path: Path) -> None:
         index.delete([0])
         reader = open(path)
         assert 0 not in reader
+        for change in (lambda: reader.delete([1]), reader.compact, lambda: reader.save(path)):
+            with pytest.raises(ReadOnlyError, match="open it with mode 'rw'"):
+                change()
         index.delete([1])
         assert 1 in reader
         assert 1 not in open(path)

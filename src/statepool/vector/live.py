@@ -16,6 +16,7 @@ from .answer import Result
 from .changes import Change, Kind, decode, encode
 from .check import floats, labels, same_width
 from .columns import Columns, Values
+from .errors import ReadOnlyError
 from .file import IndexFile
 from .index import Index
 from .log import Durability, Lock, Log, Replay, log_path
@@ -85,8 +86,8 @@ class LiveIndex(Searching):
         return cls.resume(index, None)
 
     @classmethod
-    def resume(cls, index: Index, replay: Replay | None) -> Self:
-        """Changes on top of ``index``, those in its log first.
+    def resume(cls, index: Index, replay: Replay | None, *, read_only: bool = False) -> Self:
+        """Changes on top of ``index``, those in its log first; with ``read_only`` no others.
 
         Raises:
             Corruption: the log holds what no index wrote.
@@ -98,7 +99,7 @@ class LiveIndex(Searching):
         for kind, change in changes:
             live._apply(live._parts, kind, change)
         live._generation = len(changes) if replay is None else replay.last
-        live._replay = replay
+        live._replay, live._read_only = replay, read_only
         return live
 
     def _start(self, index: Index, capacity: int) -> None:
@@ -109,6 +110,7 @@ class LiveIndex(Searching):
         self._writers, self._closed, self._busy = 0, False, set[int]()
         self._snapshots, self._generation = 0, 0
         self._replay: Replay | None = None
+        self._read_only = False
         self._path: Path | None = None
         self._log: Log | None = None
         self._lock: Lock | None = None
@@ -147,6 +149,7 @@ class LiveIndex(Searching):
             DimensionError: ``X`` is not ``[n, dim]``.
             InvalidRequest: an id that is there already or comes twice, a row that is not finite, columns that do not
                 fit, no room left.
+            ReadOnlyError: the index was opened with mode ``r``.
             StoreFull, OutcomeUnknown, StoreReadOnly: the log did not take it, see ``Log.append``.
         """
         rows, named = self._rows(X, ids)
@@ -295,6 +298,7 @@ class LiveIndex(Searching):
             InvalidRequest: there are no rows, and no file to write that to.
             OSError: the disk is full or fails; the index goes on as it was.
         """
+        self._writable()
         with self._no_changes():
             parts, named = self._parts, self.ids()
             if not len(named) and self._path is None:
@@ -404,6 +408,10 @@ class LiveIndex(Searching):
             self._repair_if_due(parts)
         return None
 
+    def _writable(self) -> None:
+        if self._read_only:
+            raise ReadOnlyError("mode: the index was opened with mode 'r'; open it with mode 'rw'", param="mode")
+
     def _rows(self, X: Any, ids: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         rows = floats("X", X, 2)
         same_width("X", rows.shape[1], self.dim)
@@ -419,6 +427,7 @@ class LiveIndex(Searching):
     @contextmanager
     def _change(self, named: np.ndarray) -> Iterator[Parts]:
         """No other change of the same ids and no compaction meanwhile: log and index agree on what came first."""
+        self._writable()
         ids = set(named.tolist())
         with self._gate:
             self._gate.wait_for(lambda: not self._closed and self._busy.isdisjoint(ids))

@@ -76,7 +76,7 @@ def open(  # noqa: A001 - the name users know from files
         index = Index.attach(file)
         if replay is None or not replay.records:
             return index
-        return LiveIndex.resume(index, replay)
+        return LiveIndex.resume(index, replay, read_only=True)
 
 
 def _open_for_changes(path: Path, mmap: bool, verify: Verify, durability: Durability) -> LiveIndex:
