@@ -1,10 +1,9 @@
-// MoBA over the paged pool: each query vector attends to its own block and to the past blocks whose mean key it likes best.
+// MoBA over the paged pool: a query vector attends to its own block and to the past blocks with the best mean keys.
 //
 // A vector is computed alone, block after block in order of position, so prefill, chunks and decode give equal bits.
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "../arrays.h"
@@ -12,6 +11,7 @@
 #include "../memory.h"
 #include "../pool.h"
 #include "wave.h"
+#include "widen.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -58,7 +58,9 @@ void choose(const Call& call, const Part& part, int64_t kv_head, const float* q,
     const float* means = part.means + kv_head * part.blocks * hd;
     wave_kernels().dot_float(q, 1, means, means, current, static_cast<int>(hd), 1.0f, scores, current);
     for (int32_t i = 0; i < current; ++i) chosen.push_back(i);
-    const auto better = [&](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); };
+    const auto better = [&](int32_t a, int32_t b) {
+      return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
+    };
     std::nth_element(chosen.begin(), chosen.begin() + wanted, chosen.end(), better);
     chosen.resize(static_cast<size_t>(wanted));
     std::sort(chosen.begin(), chosen.end());
@@ -105,16 +107,18 @@ void run_vector(const Call& call, const Part& part, int64_t position, int64_t kv
 using Means = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 void moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<const int32_t, 2> tables,
-          Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, std::vector<Means> means, int64_t block,
-          int64_t topk, float scale, Array<float, 2> out) {
+          Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, std::vector<Means> means,
+          int64_t block, int64_t topk, float scale, Array<float, 2> out) {
   Call call{KvPool(pool_array), layer, size(q, 1), block, topk, scale};
   const int64_t requests = size(context_len, 0), width = size(tables, 1), hd = size(q, 2), rows = size(q, 0);
   require(call.pool.head_dim() == hd, "q: head_dim differs from the pool's");
-  require(call.pool.kv_heads > 0 && call.heads % call.pool.kv_heads == 0, "q: heads must be a multiple of the pool's kv_heads");
+  require(call.pool.kv_heads > 0 && call.heads % call.pool.kv_heads == 0,
+          "q: heads must be a multiple of the pool's kv_heads");
   require(layer >= 0 && layer < call.pool.layers, "layer: out of range");
   require(block > 0 && block % kPage == 0, "block: must be a positive multiple of 16");
   require(topk > 0, "topk: must be positive");
-  require(size(tables, 0) == requests && static_cast<int64_t>(means.size()) == requests, "block_tables, means: one per request");
+  require(size(tables, 0) == requests && static_cast<int64_t>(means.size()) == requests,
+          "block_tables, means: one per request");
   require(size(query_start, 0) == requests + 1 && query_start.data()[0] == 0 && query_start.data()[requests] == rows,
           "query_start: must go from 0 to the rows of q");
   require(size(out, 0) == rows && size(out, 1) == call.heads * hd, "out: must be [T, heads * head_dim]");
@@ -124,7 +128,8 @@ void moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<co
     const Means& mean = means[static_cast<size_t>(r)];
     const Part part{query_start.data()[r], query_start.data()[r + 1], context_len.data()[r], tables.data() + r * width,
                     mean.data(), size(mean, 1)};
-    require(part.begin <= part.end && part.end - part.begin <= part.context, "context_len: must count the rows of this call too");
+    require(part.begin <= part.end && part.end - part.begin <= part.context,
+            "context_len: must count the rows of this call too");
     const int64_t pages = (part.context + kPage - 1) / kPage;
     require(pages <= width, "block_tables: too few blocks for context_len");
     for (int64_t i = 0; i < pages; ++i)
@@ -138,20 +143,25 @@ void moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<co
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / call.heads, head = i % call.heads;
       const Part& part = parts[static_cast<size_t>(owner[static_cast<size_t>(row)])];
-      run_vector(call, part, part.context - (part.end - row), head / call.group(), q.data() + i * hd, out.data() + i * hd);
+      const int64_t position = part.context - (part.end - row);
+      run_vector(call, part, position, head / call.group(), q.data() + i * hd, out.data() + i * hd);
     }
   });
 }
 
-float widen(const void* data, bool bf16, int64_t i) {
-  if (!bf16) return static_cast<const float*>(data)[i];
-  const uint32_t u = static_cast<uint32_t>(static_cast<const uint16_t*>(data)[i]) << 16;
-  float x;
-  std::memcpy(&x, &u, sizeof x);
-  return x;
+// Mean key of one block, summed in order of position.
+template <class T>
+void mean_key(const T* keys, const KvPool& pool, const int32_t* pages, int64_t count, float* mean) {
+  for (int64_t d = 0; d < pool.head_dim(); ++d) {
+    float sum = 0;
+    for (int64_t page = 0; page < count; ++page)
+      for (int64_t j = 0; j < kPage; ++j) sum += widen(keys[pages[page] * pool.block_stride() + d * kPage + j]);
+    mean[d] = sum / static_cast<float>(count * kPage);
+  }
 }
 
-void moba_means(PoolArray pool_array, int64_t layer, Array<const int32_t, 1> pages, int64_t block, Array<float, 3> out) {
+void moba_means(PoolArray pool_array, int64_t layer, Array<const int32_t, 1> pages, int64_t block,
+                Array<float, 3> out) {
   const KvPool pool(pool_array);
   const int64_t hd = pool.head_dim(), each = block / kPage, blocks = size(out, 1);
   require(layer >= 0 && layer < pool.layers, "layer: out of range");
@@ -162,15 +172,14 @@ void moba_means(PoolArray pool_array, int64_t layer, Array<const int32_t, 1> pag
     require(pages.data()[i] >= 0 && pages.data()[i] < pool.blocks, "pages: block number out of range");
   parallel_for(pool.kv_heads * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t head = i / blocks, first = i % blocks * each;
+      const int64_t head = i / blocks;
+      const int32_t* first = pages.data() + i % blocks * each;
+      const char* keys = pool.base(layer, 0, head);
       float* mean = out.data() + i * hd;
-      for (int64_t d = 0; d < hd; ++d) {
-        float sum = 0;
-        for (int64_t page = 0; page < each; ++page)
-          for (int64_t j = 0; j < kPage; ++j)
-            sum += widen(pool.base(layer, 0, head), pool.bf16, pages.data()[first + page] * pool.block_stride() + d * kPage + j);
-        mean[d] = sum / static_cast<float>(block);
-      }
+      if (pool.bf16)
+        mean_key(reinterpret_cast<const uint16_t*>(keys), pool, first, each, mean);
+      else
+        mean_key(reinterpret_cast<const float*>(keys), pool, first, each, mean);
     }
   });
 }
@@ -184,6 +193,6 @@ void bind_moba(nb::module_& m) {
         "query_start"_a.noconvert(), "context_len"_a.noconvert(), "means"_a, "block"_a, "topk"_a, "scale"_a,
         "out"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
         "Block attention of q [T, heads, hd]: the own block and the topk - 1 past ones with the best mean key.");
-  m.def("moba_means", &moba_means, "pool"_a.noconvert(), "layer"_a, "pages"_a.noconvert(), "block"_a, "out"_a.noconvert(),
-        nb::call_guard<nb::gil_scoped_release>(), "Mean keys float32 [kv_heads, blocks, hd] of whole blocks.");
+  m.def("moba_means", &moba_means, "pool"_a.noconvert(), "layer"_a, "pages"_a.noconvert(), "block"_a,
+        "out"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(), "Mean keys float32 [kv_heads, blocks, hd] of whole blocks.");
 }
