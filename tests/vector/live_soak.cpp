@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "filtered.h"
 #include "live.h"
 #include "soak_rows.h"
 
@@ -25,6 +26,7 @@ int main(int, char** arguments) {
   std::vector<uint64_t> fixed(kFixed);
   for (size_t i = 0; i < fixed.size(); ++i) fixed[i] = i;
   segment.add(rows_of(kFixed, 1).data(), fixed.data(), segment.take_slots(kFixed).data(), kFixed);
+  const std::vector<uint8_t> all(4000, 1);
   std::atomic<int> writing{kWriters};
   std::atomic<long> wrong{0}, searches{0}, repaired{0};
 
@@ -58,6 +60,16 @@ int main(int, char** arguments) {
         for (const uint64_t label : found.labels) known += label < kFixed;
         wrong += known != kFixed;
         ++searches;
+        try {
+          const Filter filter{static_cast<Way>(i % 3), {all.data(), all.size()}, {0, 1, 2, 3}};
+          float share = 0;
+          const uint64_t turnover = segment.turnover();
+          known = 0;
+          for (const uint64_t label : segment.search_filtered(queries.data() + i * kDim, request, filter, false, turnover, share).labels)
+            known += label < kFixed;
+          wrong += known != kFixed;
+        } catch (const StaleError&) {
+        }
       }
     });
   for (std::thread& thread : threads) thread.join();
