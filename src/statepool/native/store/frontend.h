@@ -133,7 +133,6 @@ class Frontend {
   }
   void forget();                 // without a cache, pages are forgotten at the end of each operation
 
-  const PageCache& cache() const { return cache_; }
   const FrontendOptions& options() const { return options_; }
 
  private:
