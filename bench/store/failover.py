@@ -141,7 +141,12 @@ class Pair:
     def _end_reign(self, place: int) -> None:
         """A killed primary must hear of its successor before it can be made a mirror: the witness tells it."""
         old = self._serve(place)
-        _until(lambda: (node := read_node(self._folder / str(place))) is not None and node.fenced > 0, "no fencing")
+
+        def fenced() -> bool:
+            node = read_node(self._folder / str(place))
+            return node is not None and node.fenced > node.term
+
+        _until(fenced, "the killed primary did not hear that its term is over")
         _end(old, signal.SIGTERM)
 
     def _follow(self, place: int) -> subprocess.Popen[str]:
