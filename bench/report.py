@@ -46,7 +46,9 @@ the scheduler as soon as both cores are busy.
 WAL with `synchronous=full`, Redis `appendfsync always`). M4 compares writes that survive the end of the process only.
 M12 compares a durable queue with one synced once per second. SmallBank counts only if the sum of all balances is right
 afterwards. Redis runs a transaction as WATCH and MGET in one round trip and MULTI to EXEC in a second. The
-transactions of TATP and SmallBank are drawn before the clock starts.
+transactions of TATP and SmallBank are drawn before the clock starts. M7 is the front-end's cache alone on drawn numbers
+of pages, where a miss costs a remote read of M6. M11 kills real processes; its seconds hold the start of two of them.
+M16 counts what the kernel says a process wrote.
 
 What bounds the rest: a caller that waits for each commit cannot pass the floor (M1; M13b, where 85 of 100 transactions
 write, cannot pass the floor over 0.85). Where many threads wait, each commit costs at least one sleep and one wake-up

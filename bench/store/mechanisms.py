@@ -104,7 +104,8 @@ def _ablation(items: int, operations: int) -> Iterator[Row]:
     load = watch.stop()
     least = min(bounds, key=lambda k: bounds[k])
     note = (
-        f"{items:,} items, Zipf 0.99, cache of 10 %; with one durable record per write and nothing else, {least[0]}, "
+        f"{items:,} items, {operations:,} operations, Zipf 0.99, cache of 10 %; "
+        f"with one durable record per write and nothing else, {least[0]}, "
         f"{least[1]} % writes, would gain {bounds[least]:.1f}; R / RC / RCB over naive: " + "; ".join(table)
     )
     for identity, choose, target, what in (

@@ -9,6 +9,7 @@ from bench.store.failover import failovers
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_fifty_killed_primaries_lose_nothing(tmp_path: Path) -> None:
     found = failovers(tmp_path, 50)
     assert len(found.seconds) == 50
