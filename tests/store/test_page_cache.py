@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from array import array
 from collections import OrderedDict
 
@@ -57,3 +59,15 @@ def test_it_keeps_what_its_policy_keeps(room: int, seed: int) -> None:
     packed = array("I", trace).tobytes()
     assert _store.cache_trace(packed, room, False)[0] == sieve(trace, room)
     assert _store.cache_trace(packed, room, True)[0] == lru(trace, room)
+
+
+_LARGE_BATCHES = """
+from statepool.native import _store
+for kind in range(1, 9):
+    arms = [_store.ablation(kind, *3 * [arm], 20_000, 3000, 100, 0.99, 0.01, 1) for arm in (False, True)]
+    assert arms[0]["found"] == arms[1]["found"] and arms[0]["size"] == arms[1]["size"], kind
+"""
+
+
+def test_batches_larger_than_the_cache_come_to_their_end() -> None:
+    subprocess.run([sys.executable, "-c", _LARGE_BATCHES], check=True, timeout=100)
