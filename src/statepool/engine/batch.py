@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,21 @@ import numpy.typing as npt
 from statepool.kv.layout import BLOCK_SIZE
 
 I32 = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Context:
+    """What an attention backend may know of a sequence beyond a step's arrays, and keep between steps.
+
+    Attributes:
+        exact: leading tokens whose attention reads every key, whatever the backend.
+        keys: keys of the sequence's full blocks, or None where its KV must not be shared.
+        kept: by layer, whatever the layer's backend wants to find again; gone when the sequence's blocks are.
+    """
+
+    exact: int
+    keys: list[bytes] | None = None
+    kept: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +39,7 @@ class Batch:
         block_tables: int32 ``[R][most blocks]``, padded with 0.
         query_start: int32 ``[R + 1]``, the rows of each sequence.
         context_len: int32 ``[R]``, tokens in the cache after this step.
+        contexts: one per sequence; empty where every backend is exact.
     """
 
     tokens: I32
@@ -31,10 +48,13 @@ class Batch:
     block_tables: I32
     query_start: I32
     context_len: I32
+    contexts: Sequence[Context] = ()
 
     @classmethod
-    def build(cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]]) -> Batch:
-        """From (tokens to compute, position of the first, blocks) of each sequence."""
+    def build(
+        cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], contexts: Sequence[Context] = ()
+    ) -> Batch:
+        """From (tokens to compute, position of the first, blocks) of each sequence, and their contexts."""
         counts = [len(tokens) for tokens, _, _ in parts]
         start = np.zeros(len(parts) + 1, np.int32)
         np.cumsum(counts, out=start[1:])
@@ -50,4 +70,4 @@ class Batch:
             positions[rows] = position
             slots[rows] = tables[r, position // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + position % BLOCK_SIZE
         context = np.array([first + len(ids) for ids, first, _ in parts], np.int32)
-        return cls(tokens, positions, slots, tables, start, context)
+        return cls(tokens, positions, slots, tables, start, context, contexts)

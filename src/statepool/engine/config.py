@@ -29,6 +29,9 @@ class EngineConfig:
         max_waiting: requests in the queue before ``Overloaded``.
         backend: ``"native"`` (C++), ``"torch"`` (its reference twin), ``"cuda"`` (a GPU; see docs/gpu.md), or
             ``"auto"``: the GPU where there is one, else native, else the reference.
+        attention: ``"full"``, or a sparse kind for the tokens behind the prompt, such as ``"wave"`` or
+            ``"wave:retrieve=0.05,last=1"``; see docs/attention.md.
+        wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
 
     model: str = "tiny"
@@ -43,6 +46,8 @@ class EngineConfig:
     max_waiting: int = 1024
     backend: Literal["auto", "native", "torch", "cuda"] = "auto"
     served_name: str | None = None
+    attention: str = "full"
+    wave_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
@@ -55,7 +60,7 @@ class EngineConfig:
                 f"max_batched_tokens ({self.max_batched_tokens}) must not be below max_seqs ({self.max_seqs})",
                 param="max_batched_tokens",
             )
-        for name in ("max_model_len", "threads"):
+        for name in ("max_model_len", "threads", "wave_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)

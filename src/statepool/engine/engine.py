@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from statepool.core.errors import ContextLengthExceeded, InvalidConfig, InvalidRequest, NotFound, Overloaded
 from statepool.engine import cuda, transfer
+from statepool.engine.attention.spec import AttentionSpec
+from statepool.engine.batch import Context
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
@@ -62,6 +64,9 @@ class Engine:
         max_len = _max_len(config, decoder.max_position, blocks, layout)
         self._layout = layout
         self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+        self._attention = AttentionSpec.parse(config.attention)
+        if self._attention.sparse:
+            self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
         self.pool = BlockPool(blocks)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(
@@ -82,7 +87,7 @@ class Engine:
         self.version = "0"
         self.paused = False
         self._grammars: Any = None
-        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root)
+        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention.sparse)
         self._backlog: deque[Output] = deque()
         self._arrivals = 0
 
@@ -138,11 +143,13 @@ class Engine:
         self._backlog.extend(foreign)
         return mine
 
-    def score(self, tokens: Tokens[int]) -> F32:
-        """Log-probabilities float32 ``[len - 1]`` of ``tokens[1:]``: the bits generation would report."""
-        request = Request(
-            f"score-{secrets.token_hex(8)}", tuple(tokens), SamplingParams(max_tokens=0, prompt_logprobs=0)
-        )
+    def score(self, tokens: Tokens[int], exact: int | None = None) -> F32:
+        """Log-probabilities float32 ``[len - 1]`` of ``tokens[1:]``: the bits generation would report.
+
+        ``exact`` is the length of the prompt that was generated from; only sparse attention needs to know.
+        """
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        request = Request(f"score-{secrets.token_hex(8)}", tuple(tokens), params, exact=exact)
         (output,) = self.generate([request])[request.id]
         assert output.prompt_logprobs is not None
         return np.array([entry.logprob for entry in output.prompt_logprobs[1:] if entry], np.float32)
@@ -245,6 +252,10 @@ class Engine:
         if len(self._loop.waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._loop.waiting)} requests are waiting; retry later")
         self._check_prompt(request)
+        if self._attention.sparse and request.session is not None:
+            raise InvalidRequest(
+                f"sessions need exact attention, and this engine runs {self.config.attention!r}", param="session"
+            )
         limit = min(len(request.prompt) + params.max_tokens, self.info.max_model_len)
         grammar = None
         if params.grammar is not None:
@@ -273,6 +284,7 @@ class Engine:
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,
             drafter=NgramDrafter(self.config.max_draft) if self.config.speculate == "ngram" else None,
+            context=Context(len(request.prompt) if request.exact is None else request.exact),
             tokens=list(request.prompt),
             embedding=np.zeros(self.info.hidden_size) if request.embed else None,
         )
@@ -300,7 +312,7 @@ class Engine:
         return bool(self._loop.running or self._loop.waiting)
 
     def _identity(self) -> str:
-        bits = f"{self._layout.name}/{self.runner.arithmetic}"
+        bits = f"{self._layout.name}/{self.runner.arithmetic}{self._attention.identity}"
         return f"{self.info.fingerprint}/{self.info.quant}/{self.version}/{bits}"
 
     def _root(self, salt: str) -> bytes:

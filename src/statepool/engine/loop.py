@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from statepool.engine.batch import Batch
+from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Runner
@@ -40,6 +40,7 @@ class StepLoop:
 
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
+        sparse: whether the runner's attention may leave keys out behind a sequence's exact tokens.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class StepLoop:
         runner: Runner,
         sessions: SessionStore,
         root: Callable[[str], bytes],
+        sparse: bool = False,
     ) -> None:
         self.config = config
         self.pool = pool
         self.runner = runner
         self.sessions = sessions
         self._root = root
+        self.sparse = sparse
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -214,7 +217,7 @@ class StepLoop:
             parts.append((sequence.slice(sequence.computed, end), sequence.computed, sequence.table.blocks))
             self.count["recomputed_tokens"] += max(min(end, sequence.furthest) - sequence.computed, 0)
             sequence.furthest = max(sequence.furthest, end)
-        batch = Batch.build(parts)
+        batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if self.sparse else ())
         hidden = self.runner.forward(batch)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
@@ -267,7 +270,9 @@ class StepLoop:
             self._release(sequence)
 
     def _publish(self, sequence: Sequence) -> None:
-        table, full = sequence.table, sequence.computed // BLOCK_SIZE
+        # What sparse attention computed serves nobody who would compute it exactly.
+        whole = min(sequence.computed, sequence.exact) if self.sparse else sequence.computed
+        table, full = sequence.table, whole // BLOCK_SIZE
         if sequence.stale or table.published >= full:
             return
         keys = self._keys(sequence)
@@ -279,8 +284,13 @@ class StepLoop:
         sequence.keys = block_keys(sequence.tokens, BLOCK_SIZE, sequence.root, sequence.keys)
         return sequence.keys
 
+    def _context(self, sequence: Sequence) -> Context:
+        sequence.context.keys = None if sequence.stale else self._keys(sequence)
+        return sequence.context
+
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.table.blocks)
+        sequence.context.kept.clear()
         sequence.table = BlockTable()
         sequence.computed = 0
 

@@ -107,9 +107,11 @@ class Request:
     ``index`` numbers the siblings of one ``n > 1`` call; noise is keyed by (seed, index, position).
     ``session`` keeps the KV of the finished request under that name (see ``engine.session``).
     ``embed`` asks for ``Output.embedding`` instead of tokens; ``max_tokens`` must be 0.
+    ``exact`` counts leading tokens whose attention reads every key even where the engine's attention is sparse; by
+    default the prompt. A number beyond the last token makes the whole request exact.
 
     Raises:
-        InvalidRequest: ``embed`` with tokens to choose or a session to keep.
+        InvalidRequest: ``embed`` with tokens to choose or a session to keep; ``exact`` below 0.
     """
 
     id: str
@@ -121,8 +123,11 @@ class Request:
     index: int = 0
     session: str | None = None
     embed: bool = False
+    exact: int | None = None
 
     def __post_init__(self) -> None:
+        if self.exact is not None and self.exact < 0:
+            raise InvalidRequest(f"exact must not be negative, got {self.exact}", param="exact")
         if self.embed and (self.params.max_tokens != 0 or self.session is not None):
             raise InvalidRequest("embed needs max_tokens 0 and no session", param="embed")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from statepool.engine.batch import Context
 from statepool.engine.request import FinishReason, Output, Request, TokenLogprob, Usage
 from statepool.engine.sampler import Sampled, Sampler
 from statepool.engine.speculate import NgramDrafter
@@ -38,6 +39,8 @@ class Sequence:
     eos: frozenset[int]
     grammar: Grammar | None = None
     drafter: NgramDrafter | None = None
+    context: Context = field(default_factory=lambda: Context(0))
+    """What sparse attention knows and keeps of it."""
     tokens: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     fresh: int = 0
@@ -71,6 +74,11 @@ class Sequence:
     def prompt_len(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt)
+
+    @property
+    def exact(self) -> int:
+        """Leading tokens whose attention reads every key."""
+        return self.context.exact
 
     @property
     def generated(self) -> int:

@@ -1,0 +1,183 @@
+"""The wave index inside the engine: prompts are read exactly, what follows them by clusters.
+
+A token at position p meets the same clusters however it got there: segments depend on the tokens before them alone
+(``WaveConfig.segments``), and which of them exist depends on p alone. So chunks, batches, preemption, drafts and moves
+change no bit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.core.errors import InvalidConfig
+from statepool.engine.attention import Backend
+from statepool.engine.attention.wave.config import WaveConfig
+from statepool.engine.attention.wave.index import SegmentView
+from statepool.engine.attention.wave.segment import Segment
+from statepool.engine.batch import Batch, Context
+from statepool.kv.layout import BLOCK_SIZE
+from statepool.native import kernels
+
+F32 = npt.NDArray[np.float32]
+_Key = tuple[bytes, int, int, int]
+
+_FOLDED = 1024
+"""Tokens that exact attention folds at a time; see native/attention.h."""
+
+
+class WaveAttention:
+    """Backend for layers that read a part of the context behind the exact tokens.
+
+    Args:
+        exact: what prompts get.
+        storage: the KV pool's array.
+        head_dim: of the model.
+        config: settings.
+        cache_bytes: most bytes of segments that no running sequence holds; the longest unused go first.
+    """
+
+    name = "wave"
+
+    def __init__(
+        self, exact: Backend, storage: npt.NDArray[Any], head_dim: int, config: WaveConfig, cache_bytes: int
+    ) -> None:
+        if config.update_segment % BLOCK_SIZE:
+            raise InvalidConfig(f"update_segment must be a multiple of {BLOCK_SIZE} in the engine", param="attention")
+        self._exact = exact
+        self._storage = storage
+        self._head_dim = head_dim
+        self._config = config
+        self._scale = head_dim**-0.5
+        self.segments = SegmentCache(cache_bytes)
+
+    def attend(self, layer: int, query: F32, batch: Batch, out: F32) -> None:
+        """See ``Backend.attend``."""
+        sparse = self._sparse_rows(batch)
+        if not sparse:
+            self._exact.attend(layer, query, batch, out)
+            return
+        if len(sparse) < len(query):
+            self._attend_exactly(layer, query, batch, out, sparse)
+        self._attend_sparsely(layer, query, batch, out, sparse)
+
+    def _sparse_rows(self, batch: Batch) -> list[tuple[int, int]]:
+        """(row, sequence) of every token behind its sequence's exact ones."""
+        found = []
+        for r, context in enumerate(batch.contexts):
+            begin, end = int(batch.query_start[r]), int(batch.query_start[r + 1])
+            first = int(batch.context_len[r]) - (end - begin)
+            found += [(row, r) for row in range(begin + max(context.exact - first, 0), end)]
+        return found
+
+    def _attend_exactly(self, layer: int, query: F32, batch: Batch, out: F32, sparse: list[tuple[int, int]]) -> None:
+        """The rows that are not in ``sparse``: the first ones of each sequence."""
+        left = np.bincount([r for _, r in sparse], minlength=len(batch.contexts)).astype(np.int32)
+        counts = np.diff(batch.query_start) - left
+        start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        rows = np.concatenate([np.arange(a, a + n) for a, n in zip(batch.query_start, counts, strict=False)])
+        part = Batch(
+            batch.tokens[rows],
+            batch.positions[rows],
+            batch.slots[rows],
+            batch.block_tables,
+            start,
+            batch.context_len - left,
+        )
+        mixed = np.empty((len(rows), out.shape[1]), np.float32)
+        self._exact.attend(layer, np.ascontiguousarray(query[rows]), part, mixed)
+        out[rows] = mixed
+
+    def _attend_sparsely(self, layer: int, query: F32, batch: Batch, out: F32, sparse: list[tuple[int, int]]) -> None:
+        assert kernels is not None
+        rows = [row for row, _ in sparse]
+        positions = batch.positions[rows]
+        queries = np.ascontiguousarray(query[rows]).reshape(len(rows), -1, self._head_dim)
+        heads = queries.shape[1]
+        ends = np.zeros(len(rows), np.int64)
+        m = np.full((len(rows), heads, 1), -np.inf, np.float32)
+        l = np.zeros((len(rows), heads, 1), np.float32)
+        acc = np.zeros((len(rows), heads, 1, self._head_dim), np.float32)
+        for i, (_, r) in enumerate(sparse):
+            ends[i] = self._config.indexed(int(positions[i]) + 1)
+            if ends[i]:
+                view = self._view(layer, batch, r, int(ends[i]))
+                m[i, :, 0], l[i, :, 0], acc[i, :, 0] = view.partial(queries[i], self._scale)
+        rest = (positions + 1 - ends).astype(np.int32)
+        folds = -(-int(rest.max()) // _FOLDED)
+        tables = np.zeros((len(rows), -(-int(rest.max()) // BLOCK_SIZE)), np.int32)
+        for i, (_, r) in enumerate(sparse):
+            blocks = batch.block_tables[r, ends[i] // BLOCK_SIZE :][: -(-int(rest[i]) // BLOCK_SIZE)]
+            tables[i, : len(blocks)] = blocks
+        shape = (len(rows), heads, folds)
+        late = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, self._head_dim), np.float32)
+        start = np.arange(len(rows) + 1, dtype=np.int32)
+        kernels.attention_segments(queries, self._storage, layer, tables, start, rest, self._scale, 0, *late)
+        parts = [np.concatenate(pair, axis=2) for pair in zip((m, l, acc), late, strict=True)]
+        mixed = np.empty((len(rows), out.shape[1]), np.float32)
+        kernels.merge_segments(*parts, mixed)
+        out[rows] = mixed
+
+    def _view(self, layer: int, batch: Batch, r: int, end: int) -> SegmentView:
+        """The segments of sequence ``r`` up to ``end``."""
+        context = batch.contexts[r]
+        if layer not in context.kept:
+            bf16 = self._storage.dtype == np.uint16
+            context.kept[layer] = SegmentView(self._storage.shape[3], self._head_dim, bf16, self._config)
+        view: SegmentView = context.kept[layer]
+        view.advance(end, lambda start, stop: self._load(layer, context, batch.block_tables[r], start, stop))
+        return view
+
+    def _load(self, layer: int, context: Context, blocks: npt.NDArray[np.int32], start: int, stop: int) -> Segment:
+        key = None
+        if context.keys is not None:
+            # Tokens behind the exact ones were computed sparsely from there on.
+            key = (context.keys[stop // BLOCK_SIZE - 1], layer, start, context.exact if context.exact < stop else stop)
+        segment = self.segments.get(key)
+        if segment is None:
+            keys, values = self._read(layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
+            segment = Segment.build(keys, values, start, self._config)
+            self.segments.put(key, segment)
+        return segment
+
+    def _read(self, layer: int, blocks: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Keys and values ``[kv_heads][tokens][head_dim]`` of whole blocks."""
+        pages = self._storage[blocks, layer]
+        count, _, heads, _ = pages.shape
+        keys = pages[:, 0].reshape(count, heads, self._head_dim, BLOCK_SIZE).transpose(1, 0, 3, 2)
+        values = pages[:, 1].reshape(count, heads, BLOCK_SIZE, self._head_dim).transpose(1, 0, 2, 3)
+        shape = (heads, count * BLOCK_SIZE, self._head_dim)
+        return keys.reshape(shape), values.reshape(shape)
+
+
+class SegmentCache:
+    """Finished segments by what their bytes depend on: contexts with an equal beginning share them."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._held: OrderedDict[_Key, Segment] = OrderedDict()
+        self.bytes = 0
+        self.hits = 0
+        self.builds = 0
+
+    def get(self, key: _Key | None) -> Segment | None:
+        """The segment of ``key``, or None."""
+        if key is None or key not in self._held:
+            return None
+        self._held.move_to_end(key)
+        self.hits += 1
+        return self._held[key]
+
+    def put(self, key: _Key | None, segment: Segment) -> None:
+        """Keep a segment that was just built; without a key it is nobody else's."""
+        self.builds += 1
+        if key is None:
+            return
+        self._held[key] = segment
+        self.bytes += segment.meta_bytes + segment.rows.nbytes
+        while self.bytes > self._most:
+            _, old = self._held.popitem(last=False)
+            self.bytes -= old.meta_bytes + old.rows.nbytes

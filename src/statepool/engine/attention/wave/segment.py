@@ -1,0 +1,143 @@
+"""One immutable segment: the clusters of a stretch of the context, for every KV head of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from statepool.core.errors import InvalidRequest
+from statepool.engine.attention.wave.config import WaveConfig
+from statepool.native import kernels
+
+LANES = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """Clusters of tokens ``start`` to ``stop``. ``T`` is uint16 (bf16 bits) or float32, as the keys are.
+
+    Attributes:
+        pinned: first tokens, which are in no cluster.
+        centroids: T ``[heads][clusters / 16][head_dim][16]``, tiles of sixteen clusters.
+        variances: as ``centroids``, mean squared distance per dimension; None unless the estimator needs it.
+        means: T ``[heads][clusters][head_dim]``, mean value of each cluster.
+        rows: T ``[heads][2 * tokens][head_dim]``, the pinned tokens and then cluster by cluster: its keys, its values.
+        order: int32 ``[heads][tokens]``, which token is the i-th of ``rows``, counted from ``start``.
+        offsets: int32 ``[heads][clusters + 1]``, where each cluster begins in ``order``.
+        log_size: float32 ``[heads][clusters]``, -inf for an empty cluster.
+        spread: float32 ``[heads][clusters]``, mean squared distance of the keys per dimension.
+        reach, value_reach: float32 ``[heads][clusters]``, largest distance of a key (a value) from the stored centroid
+            (mean), never too small.
+    """
+
+    start: int
+    stop: int
+    pinned: int
+    centroids: npt.NDArray[Any]
+    variances: npt.NDArray[Any] | None
+    means: npt.NDArray[Any]
+    rows: npt.NDArray[Any]
+    order: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32]
+    log_size: npt.NDArray[np.float32]
+    spread: npt.NDArray[np.float32]
+    reach: npt.NDArray[np.float32]
+    value_reach: npt.NDArray[np.float32]
+
+    @classmethod
+    def build(cls, keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int, config: WaveConfig) -> Segment:
+        """Cluster the tokens that begin at position ``start``.
+
+        Deterministic: equal keys, values and settings give equal bytes, on every machine and with any threads.
+
+        Args:
+            keys, values: T ``[heads][tokens][head_dim]``, rotated, finite.
+            start: position of the first token.
+            config: settings.
+
+        Raises:
+            InvalidRequest: a key or value is NaN or infinite, or the shapes do not fit.
+        """
+        check(keys, values, start)
+        heads, tokens, width = keys.shape
+        pinned = min(config.sink, tokens - 1) if start == 0 else 0
+        clusters = min(config.clusters(start, start + tokens), tokens - pinned)
+        padded = -(-clusters // LANES) * LANES
+        tiles = (heads, padded // LANES, width, LANES)
+        segment = cls(
+            start,
+            start + tokens,
+            pinned,
+            np.empty(tiles, keys.dtype),
+            np.empty(tiles, keys.dtype) if config.estimator == "diag2" else None,
+            np.empty((heads, padded, width), keys.dtype),
+            np.empty((heads, 2 * tokens, width), keys.dtype),
+            np.empty((heads, tokens), np.int32),
+            np.empty((heads, padded + 1), np.int32),
+            *(np.empty((heads, padded), np.float32) for _ in range(4)),
+        )
+        assert kernels is not None
+        kernels.wave_build(
+            np.ascontiguousarray(keys),
+            np.ascontiguousarray(values),
+            pinned,
+            clusters,
+            config.iterations,
+            segment.centroids,
+            segment.variances,
+            segment.means,
+            segment.rows,
+            segment.order,
+            segment.offsets,
+            segment.log_size,
+            segment.spread,
+            segment.reach,
+            segment.value_reach,
+        )
+        return segment
+
+    @property
+    def clusters(self) -> int:
+        """Clusters per head, those that only fill a tile included."""
+        return int(self.means.shape[1])
+
+    @property
+    def meta_bytes(self) -> int:
+        """Bytes of everything but the rows."""
+        arrays = (self.centroids, self.variances, self.means, self.order, self.offsets, self.log_size, self.spread)
+        return sum(a.nbytes for a in (*arrays, self.reach, self.value_reach) if a is not None)
+
+    def tokens(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Keys and values T ``[heads][tokens][head_dim]`` in their original order."""
+        heads, double, width = self.rows.shape
+        keys, values = np.empty((2, heads, double // 2, width), self.rows.dtype)
+        place = np.arange(double // 2)
+        for head, order in enumerate(self.order):
+            borders = np.concatenate([[0], self.offsets[head]])
+            sizes = np.diff(borders)
+            keys[head, order] = self.rows[head, place + np.repeat(borders[:-1], sizes)]
+            values[head, order] = self.rows[head, place + np.repeat(borders[1:], sizes)]
+        return keys, values
+
+
+def check(keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int) -> None:
+    """Raise ``InvalidRequest`` unless both are finite arrays ``[heads][tokens][head_dim]`` of the same kind."""
+    if keys.ndim != 3 or keys.shape != values.shape or keys.dtype != values.dtype:
+        raise InvalidRequest(
+            f"keys and values must both be [heads, tokens, head_dim]; got {keys.shape} {keys.dtype} "
+            f"and {values.shape} {values.dtype}",
+            param="keys",
+        )
+    if keys.dtype not in (np.uint16, np.float32):
+        raise InvalidRequest(f"keys must be uint16 (bf16 bits) or float32, got {keys.dtype}", param="keys")
+    if keys.shape[2] % LANES or 0 in keys.shape:
+        raise InvalidRequest(f"head_dim must be a positive multiple of {LANES}, got {keys.shape[2]}", param="keys")
+    for name, array in (("keys", keys), ("values", values)):
+        # All exponent bits set: infinite or not a number.
+        bad = (array & 0x7F80) == 0x7F80 if array.dtype == np.uint16 else ~np.isfinite(array)
+        if bad.any():
+            token = int(np.argmax(bad.any(axis=(0, 2))))
+            raise InvalidRequest(f"{name}: token {start + token} holds NaN or infinity", param=name)

@@ -1,0 +1,422 @@
+// Tripartite decode over the segments of one context: clusters read whole, clusters estimated, the rest left out.
+#include "wave.h"
+
+#include <nanobind/stl/optional.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "../arrays.h"
+#include "../memory.h"
+#include "../pool.h"
+#include "wave_build.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace statepool {
+namespace {
+
+template <int Dims>
+using Stored = nb::ndarray<nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+
+template <class A>
+bool is_bf16(const A& array, const char* message) {
+  const bool bf16 = array.dtype() == nb::dtype<uint16_t>();
+  require(bf16 || array.dtype() == nb::dtype<float>(), message);
+  return bf16;
+}
+
+template <class A>
+int64_t size(const A& array, size_t axis) {
+  return static_cast<int64_t>(array.shape(axis));
+}
+
+struct Segment {
+  Stored<4> centroids;
+  std::optional<Stored<4>> variances;
+  Stored<3> means, rows;
+  Array<const int32_t, 2> offsets;
+  Array<const float, 2> log_size, spread;
+  int64_t clusters() const { return size(means, 1); }
+};
+
+// Bits of a float that is not negative: they sort as the float does.
+uint32_t key_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// The k-th largest of n keys (1 <= k <= n): a histogram of the leading bits, then a choice within one bucket.
+// `above` becomes how many are larger.
+uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, std::vector<uint32_t>& bucket, int64_t* above) {
+  constexpr int kShift = 20, kBuckets = 4096;
+  int32_t histogram[kBuckets] = {};
+  for (int64_t i = 0; i < n; ++i) ++histogram[keys[i] >> kShift];
+  int64_t larger = 0;
+  uint32_t at = kBuckets - 1;
+  while (larger + histogram[at] < k) larger += histogram[at--];
+  bucket.resize(static_cast<size_t>(n));
+  size_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    bucket[count] = keys[i];
+    count += keys[i] >> kShift == at;
+  }
+  const auto wanted = bucket.begin() + (k - larger - 1), end = bucket.begin() + static_cast<int64_t>(count);
+  std::nth_element(bucket.begin(), wanted, end, std::greater<>());
+  *above = larger + std::count_if(bucket.begin(), end, [&](uint32_t key) { return key > *wanted; });
+  return *wanted;
+}
+
+struct Run {
+  const char *keys, *values;
+  int64_t count;
+};
+
+struct Scratch {
+  Buffer<float> scores, biased, weights, rank, exact, squares;
+  std::vector<uint32_t> keys, bucket;
+  std::vector<Run> runs;
+  std::vector<const char*> means;
+  std::vector<float> log_sizes;
+  std::vector<int32_t> zones, read, estimated;
+};
+
+Scratch& scratch_of_thread() {
+  static thread_local Scratch one;
+  return one;
+}
+
+struct Query {
+  const float* q;
+  int64_t heads, retrieve, estimate;
+  float scale;
+  bool mass;
+  int order;  // 0: the mean alone, 1: one variance per cluster, 2: one per dimension
+  const char* tail;
+  int64_t tail_rows;
+  float *m, *l, *acc, *x;
+  int32_t* ids;
+};
+
+class WaveIndex {
+ public:
+  WaveIndex(int64_t kv_heads, int64_t head_dim, bool bf16) : kv_heads_(kv_heads), head_dim_(head_dim), bf16_(bf16) {
+    require(kv_heads > 0, "kv_heads: must be positive");
+    require(head_dim > 0 && head_dim % 16 == 0, "head_dim: must be a multiple of 16");
+  }
+
+  void push(Stored<4> centroids, std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows,
+            Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread) {
+    const int64_t clusters = size(means, 1), tokens = size(rows, 1) / 2;
+    require(is_bf16(centroids, "centroids: must be uint16 or float32") == bf16_ &&
+                is_bf16(means, "means: must be uint16 or float32") == bf16_ &&
+                is_bf16(rows, "rows: must be uint16 or float32") == bf16_,
+            "segment: differs from the index in dtype");
+    require(clusters > 0 && clusters % 16 == 0, "means: clusters must be a multiple of 16");
+    require(size(centroids, 0) == kv_heads_ && size(centroids, 1) * 16 == clusters && size(centroids, 2) == head_dim_ &&
+                size(centroids, 3) == 16,
+            "centroids: must be [kv_heads, clusters / 16, head_dim, 16]");
+    if (variances) {
+      require(is_bf16(*variances, "variances: must be uint16 or float32") == bf16_, "variances: differ in dtype");
+      for (size_t axis = 0; axis < 4; ++axis)
+        require(variances->shape(axis) == centroids.shape(axis), "variances: must have the shape of centroids");
+    }
+    require(size(means, 0) == kv_heads_ && size(means, 2) == head_dim_, "means: must be [kv_heads, clusters, head_dim]");
+    require(size(rows, 0) == kv_heads_ && size(rows, 1) % 2 == 0 && size(rows, 2) == head_dim_,
+            "rows: must be [kv_heads, 2 * tokens, head_dim]");
+    require(size(offsets, 0) == kv_heads_ && size(offsets, 1) == clusters + 1, "offsets: must be [kv_heads, clusters + 1]");
+    for (const auto* each : {&log_size, &spread})
+      require(size(*each, 0) == kv_heads_ && size(*each, 1) == clusters, "log_size, spread: must be [kv_heads, clusters]");
+    for (int64_t h = 0; h < kv_heads_; ++h) {
+      const int32_t* at = offsets.data() + h * (clusters + 1);
+      require(at[0] >= 0 && at[clusters] <= tokens, "offsets: lie outside of rows");
+      for (int64_t c = 0; c < clusters; ++c) require(at[c] <= at[c + 1], "offsets: must not decrease");
+    }
+    segments_.push_back({std::move(centroids), std::move(variances), std::move(means), std::move(rows),
+                         std::move(offsets), std::move(log_size), std::move(spread)});
+    clusters_ += clusters;
+  }
+
+  void cut(int64_t count) {
+    require(count >= 0 && count <= static_cast<int64_t>(segments_.size()), "count: there are not so many segments");
+    while (static_cast<int64_t>(segments_.size()) > count) {
+      clusters_ -= segments_.back().clusters();
+      segments_.pop_back();
+    }
+  }
+
+  int64_t clusters() const { return clusters_; }
+  int64_t segments() const { return static_cast<int64_t>(segments_.size()); }
+
+  void decode(Array<const float, 2> q, int64_t retrieve, int64_t estimate, float scale, bool mass, int order,
+              Array<float, 1> m, Array<float, 1> l, Array<float, 2> acc, std::optional<Stored<4>> tail,
+              std::optional<Array<int32_t, 2>> ids, std::optional<Array<float, 2>> scores) const {
+    Query query{q.data(), size(q, 0), retrieve, estimate, scale, mass, order, nullptr, 0, m.data(), l.data(), acc.data(),
+                nullptr, nullptr};
+    require(size(q, 1) == head_dim_ && query.heads > 0 && query.heads % kv_heads_ == 0,
+            "q: must be [heads, head_dim], heads a multiple of kv_heads");
+    require(retrieve >= 0 && estimate >= 0, "retrieve, estimate: must not be negative");
+    require(order >= 0 && order <= 2, "order: must be 0, 1 or 2");
+    require(size(m, 0) == query.heads && size(l, 0) == query.heads, "m, l: must be [heads]");
+    require(size(acc, 0) == query.heads && size(acc, 1) == head_dim_, "acc: must be [heads, head_dim]");
+    if (order == 2)
+      for (const Segment& segment : segments_) require(segment.variances.has_value(), "order: a segment has no variances");
+    if (tail) {
+      require(is_bf16(*tail, "tail: must be uint16 or float32") == bf16_, "tail: differs from the index in dtype");
+      require(size(*tail, 0) == kv_heads_ && size(*tail, 1) == 2 && size(*tail, 3) == head_dim_,
+              "tail: must be [kv_heads, 2, tokens, head_dim]");
+      query.tail = static_cast<const char*>(tail->data());
+      query.tail_rows = size(*tail, 2);
+    }
+    if (ids) {
+      require(size(*ids, 0) == kv_heads_ && size(*ids, 1) == clusters_, "ids: must be [kv_heads, clusters]");
+      query.ids = ids->data();
+    }
+    if (scores) {
+      require(size(*scores, 0) == query.heads && size(*scores, 1) == clusters_, "scores: must be [heads, clusters]");
+      query.x = scores->data();
+    }
+    parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t head = begin; head < end; ++head) decode_head(query, head);
+    });
+  }
+
+ private:
+  int64_t item() const { return bf16_ ? 2 : 4; }
+
+  // Estimated logits of every cluster, for every vector of the group.
+  void scan(const Query& query, int64_t head, int64_t group, Scratch& s) const {
+    const WaveKernels& ops = wave_kernels();
+    const int hd = static_cast<int>(head_dim_);
+    const float* q = query.q + head * group * head_dim_;
+    float* squares = s.squares.data();
+    std::vector<double> lengths(static_cast<size_t>(group), 0.0);  // squared, in the scale of the scores
+    for (int64_t v = 0; v < group; ++v)
+      for (int64_t d = 0; d < head_dim_; ++d) {
+        const double x = static_cast<double>(query.scale) * static_cast<double>(q[v * head_dim_ + d]);
+        lengths[static_cast<size_t>(v)] += x * x;
+        squares[v * head_dim_ + d] = static_cast<float>(x * x);
+      }
+    int64_t at = 0;
+    for (const Segment& segment : segments_) {
+      const int64_t clusters = segment.clusters(), skip = head * clusters * head_dim_ * item();
+      const char* tiles = static_cast<const char*>(segment.centroids.data()) + skip;
+      const auto run = bf16_ ? ops.scan_bf16 : ops.scan_float;
+      run(q, static_cast<int>(group), tiles, clusters / 16, hd, query.scale, s.scores.data() + at, clusters_);
+      const float* log_size = segment.log_size.data() + head * clusters;
+      if (query.order == 2) {
+        const char* variances = static_cast<const char*>(segment.variances->data()) + skip;
+        run(squares, static_cast<int>(group), variances, clusters / 16, hd, 1.0f, s.weights.data(), clusters);
+      }
+      for (int64_t v = 0; v < group && query.order > 0; ++v) {
+        const float* variances = query.order == 2 ? s.weights.data() + v * clusters : segment.spread.data() + head * clusters;
+        const float factor = query.order == 2 ? 1.0f : static_cast<float>(lengths[static_cast<size_t>(v)]);
+        ops.add_variance(variances, log_size, factor, clusters, s.scores.data() + v * clusters_ + at);
+      }
+      for (int64_t v = 0; v < group; ++v)
+        ops.add_size(s.scores.data() + v * clusters_ + at, log_size, query.mass, clusters,
+                     s.biased.data() + v * clusters_ + at);
+      at += clusters;
+    }
+  }
+
+  // Which clusters are read (zone 2), which estimated (1): the best by the sum of the group's softmaxes, ties to the first.
+  void choose(const Query& query, int64_t head, int64_t group, Scratch& s) const {
+    std::fill_n(s.rank.data(), clusters_, 0.0f);
+    for (int64_t v = 0; v < group; ++v)
+      wave_kernels().add_softmax(s.biased.data() + v * clusters_, clusters_, s.weights.data(), s.rank.data());
+    s.keys.resize(static_cast<size_t>(clusters_));
+    s.zones.resize(static_cast<size_t>(clusters_));
+    int64_t at = 0, filled = 0;
+    for (const Segment& segment : segments_) {
+      const int32_t* offsets = segment.offsets.data() + head * (segment.clusters() + 1);
+      for (int64_t c = 0; c < segment.clusters(); ++c, ++at) {
+        const uint32_t some = offsets[c] < offsets[c + 1];
+        s.keys[static_cast<size_t>(at)] = some * (key_of(s.rank.data()[at]) + 1);
+        filled += some;
+      }
+    }
+    std::fill(s.zones.begin(), s.zones.end(), 0);
+    raise_best(std::min(query.retrieve + query.estimate, filled), s);
+    raise_best(std::min(query.retrieve, filled), s);
+    if (query.ids) std::copy_n(s.zones.data(), clusters_, query.ids + head * clusters_);
+  }
+
+  // Adds 1 to the zone of the `count` largest keys.
+  void raise_best(int64_t count, Scratch& s) const {
+    if (count <= 0) return;
+    int64_t above = 0;
+    const uint32_t least = kth_largest(s.keys.data(), clusters_, count, s.bucket, &above);
+    for (size_t c = 0; c < static_cast<size_t>(clusters_); ++c) s.zones[c] += s.keys[c] > least;
+    for (size_t c = 0; above < count; ++c)
+      if (s.keys[c] == least) ++s.zones[c], ++above;
+  }
+
+  // Turns zones into runs of rows and a list of means, in order of position; tells how many rows there are.
+  int64_t collect(const Query& query, int64_t head, Scratch& s) const {
+    const int64_t row = head_dim_ * item();
+    s.runs.clear();
+    s.means.clear();
+    s.log_sizes.clear();
+    s.read.resize(static_cast<size_t>(clusters_));
+    s.estimated.resize(static_cast<size_t>(clusters_));
+    int64_t at = 0, rows = 0;
+    size_t all_estimated = 0;
+    for (const Segment& segment : segments_) {
+      const int64_t clusters = segment.clusters();
+      const int32_t* offsets = segment.offsets.data() + head * (clusters + 1);
+      const char* first = static_cast<const char*>(segment.rows.data()) + head * size(segment.rows, 1) * row;
+      const char* means = static_cast<const char*>(segment.means.data()) + head * clusters * head_dim_ * item();
+      if (offsets[0] > 0) s.runs.push_back({first, first + offsets[0] * row, offsets[0]});
+      rows += offsets[0];
+      size_t read = 0;
+      const size_t known = all_estimated;
+      for (int64_t c = 0; c < clusters; ++c) {
+        const int32_t zone = s.zones[static_cast<size_t>(at + c)];
+        s.read[read] = static_cast<int32_t>(c);
+        s.estimated[all_estimated] = static_cast<int32_t>(at + c);
+        read += zone == 2;
+        all_estimated += zone == 1;
+      }
+      for (size_t i = 0; i < read; ++i) {
+        const int32_t begin = offsets[s.read[i]], end = offsets[s.read[i] + 1];
+        s.runs.push_back({first + 2 * begin * row, first + (begin + end) * row, end - begin});
+        rows += end - begin;
+      }
+      for (size_t i = known; i < all_estimated; ++i) {
+        s.means.push_back(means + (s.estimated[i] - at) * head_dim_ * item());
+        s.log_sizes.push_back(segment.log_size.data()[head * clusters + s.estimated[i] - at]);
+      }
+      at += clusters;
+    }
+    if (query.tail_rows > 0) {
+      const char* tail = query.tail + head * 2 * query.tail_rows * row;
+      s.runs.push_back({tail, tail + query.tail_rows * row, query.tail_rows});
+    }
+    return rows + query.tail_rows;
+  }
+
+  void decode_head(const Query& query, int64_t head) const {
+    const WaveKernels& ops = wave_kernels();
+    Scratch& s = scratch_of_thread();
+    const int64_t group = query.heads / kv_heads_;
+    const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
+    s.scores.reserve(static_cast<size_t>(group * clusters_));
+    s.biased.reserve(static_cast<size_t>(group * clusters_));
+    s.weights.reserve(static_cast<size_t>(group * clusters_));
+    s.rank.reserve(static_cast<size_t>(clusters_));
+    s.squares.reserve(static_cast<size_t>(group * head_dim_));
+    if (clusters_ > 0) {
+      scan(query, head, group, s);
+      if (query.x) std::copy_n(s.scores.data(), group * clusters_, query.x + head * group * clusters_);
+      choose(query, head, group, s);
+    }
+    const int64_t exact = collect(query, head, s);
+    const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated;
+    const int64_t stride = (all + 15) / 16 * 16;
+    s.exact.reserve(static_cast<size_t>(group * stride));
+    float* p = s.exact.data();
+    const float* q = query.q + head * group * head_dim_;
+    int64_t at = 0;
+    for (size_t i = 0; i < s.runs.size(); ++i) {
+      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].keys;
+      (bf16_ ? ops.dot_bf16 : ops.dot_float)(q, vectors, s.runs[i].keys, ahead, s.runs[i].count, hd, query.scale, p + at,
+                                             stride);
+      at += s.runs[i].count;
+    }
+    for (int64_t v = 0; v < group; ++v) {
+      const float* scores = s.scores.data() + v * clusters_;
+      for (size_t i = 0; i < s.means.size(); ++i)
+        p[v * stride + exact + static_cast<int64_t>(i)] = scores[s.estimated[i]] + s.log_sizes[i];
+      const int64_t to = head * group + v;
+      query.m[to] = -std::numeric_limits<float>::infinity();
+      query.l[to] = all > 0 ? ops.soften(p + v * stride, all, query.m + to) : 0.0f;
+    }
+    float* acc = query.acc + head * group * head_dim_;
+    std::fill_n(acc, group * head_dim_, 0.0f);
+    const auto weigh = bf16_ ? ops.weigh_bf16 : ops.weigh_float;
+    const int64_t step = head_dim_ * item();
+    at = 0;
+    for (size_t i = 0; i < s.runs.size(); ++i) {
+      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].values;
+      weigh(p + at, stride, vectors, s.runs[i].values, ahead, s.runs[i].count, hd, acc);
+      at += s.runs[i].count;
+    }
+    // Neighbours in the table of means are often wanted together.
+    for (int64_t i = 0; i < estimated;) {
+      int64_t n = 1;
+      while (i + n < estimated && s.means[static_cast<size_t>(i + n)] == s.means[static_cast<size_t>(i)] + n * step) ++n;
+      const char* ahead = s.means[static_cast<size_t>(std::min(i + n, estimated - 1))];
+      weigh(p + exact + i, stride, vectors, s.means[static_cast<size_t>(i)], ahead, n, hd, acc);
+      i += n;
+    }
+  }
+
+  int64_t kv_heads_, head_dim_, clusters_ = 0;
+  bool bf16_;
+  std::vector<Segment> segments_;
+};
+
+void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, int64_t iterations, Stored<4> centroids,
+           std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows, Array<int32_t, 2> order,
+           Array<int32_t, 2> offsets, Array<float, 2> log_size, Array<float, 2> spread, Array<float, 2> reach,
+           Array<float, 2> value_reach) {
+  WaveShape shape{size(keys, 0), size(keys, 1), size(keys, 2), pinned, clusters, size(means, 1), iterations};
+  const bool bf16 = is_bf16(keys, "keys: must be uint16 or float32");
+  require(is_bf16(values, "values: must be uint16 or float32") == bf16, "values: must have the dtype of keys");
+  require(shape.heads > 0 && shape.head_dim > 0 && shape.head_dim % 16 == 0, "keys: head_dim must be a multiple of 16");
+  for (size_t axis = 0; axis < 3; ++axis) require(keys.shape(axis) == values.shape(axis), "values: must have the shape of keys");
+  require(pinned >= 0 && pinned < shape.tokens, "pinned: must leave at least one token");
+  require(clusters > 0 && clusters <= shape.tokens - pinned, "clusters: must be between 1 and the tokens to cluster");
+  require(iterations > 0, "iterations: must be positive");
+  require(shape.padded == (clusters + 15) / 16 * 16, "means: must hold clusters rounded up to 16");
+  const auto tiled = [&](const Stored<4>& a) {
+    return size(a, 0) == shape.heads && size(a, 1) * 16 == shape.padded && size(a, 2) == shape.head_dim && size(a, 3) == 16 &&
+           is_bf16(a, "centroids: must be uint16 or float32") == bf16;
+  };
+  require(tiled(centroids) && (!variances || tiled(*variances)), "centroids, variances: must be [heads, padded / 16, head_dim, 16]");
+  require(size(means, 0) == shape.heads && size(means, 2) == shape.head_dim &&
+              is_bf16(means, "means: must be uint16 or float32") == bf16,
+          "means: must be [heads, padded, head_dim]");
+  require(size(rows, 0) == shape.heads && size(rows, 1) == 2 * shape.tokens && size(rows, 2) == shape.head_dim && is_bf16(rows, "rows: must be uint16 or float32") == bf16,
+          "rows: must be [heads, 2 * tokens, head_dim]");
+  require(size(order, 0) == shape.heads && size(order, 1) == shape.tokens, "order: must be [heads, tokens]");
+  require(size(offsets, 0) == shape.heads && size(offsets, 1) == shape.padded + 1, "offsets: must be [heads, padded + 1]");
+  for (const auto* each : {&log_size, &spread, &reach, &value_reach})
+    require(size(*each, 0) == shape.heads && size(*each, 1) == shape.padded, "log_size, spread, reach, value_reach: must be [heads, padded]");
+  const WaveArrays out{centroids.data(), variances ? variances->data() : nullptr, means.data(),    rows.data(),
+                       order.data(),     offsets.data(),                          log_size.data(), spread.data(),
+                       reach.data(),     value_reach.data()};
+  wave_build(keys.data(), values.data(), bf16, shape, out);
+}
+
+}  // namespace
+}  // namespace statepool
+
+void bind_wave(nb::module_& m) {
+  using namespace statepool;
+  m.def("wave_build", &build, "keys"_a.noconvert(), "values"_a.noconvert(), "pinned"_a, "clusters"_a, "iterations"_a,
+        "centroids"_a.noconvert(), "variances"_a.noconvert().none(), "means"_a.noconvert(), "rows"_a.noconvert(),
+        "order"_a.noconvert(), "offsets"_a.noconvert(), "log_size"_a.noconvert(), "spread"_a.noconvert(),
+        "reach"_a.noconvert(), "value_reach"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
+        "Cluster the keys [heads, tokens, head_dim] of one segment, head by head; fills the arrays of a segment.");
+  nb::class_<WaveIndex>(m, "WaveIndex", "Segments of one context and one layer, in order.")
+      .def(nb::init<int64_t, int64_t, bool>(), "kv_heads"_a, "head_dim"_a, "bf16"_a)
+      .def("push", &WaveIndex::push, "centroids"_a.noconvert(), "variances"_a.noconvert().none(), "means"_a.noconvert(),
+           "rows"_a.noconvert(), "offsets"_a.noconvert(), "log_size"_a.noconvert(), "spread"_a.noconvert(),
+           "Add a segment behind the others; its arrays are kept, not copied.")
+      .def("cut", &WaveIndex::cut, "count"_a, "Keep the first `count` segments.")
+      .def_prop_ro("clusters", &WaveIndex::clusters)
+      .def_prop_ro("segments", &WaveIndex::segments)
+      .def("decode", &WaveIndex::decode, "q"_a.noconvert(), "retrieve"_a, "estimate"_a, "scale"_a, "mass"_a, "order"_a,
+           "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(), "tail"_a.noconvert() = nb::none(),
+           "ids"_a.noconvert() = nb::none(), "scores"_a.noconvert() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
+           "Un-normalised attention of q [heads, head_dim]: m, l [heads], acc [heads, head_dim].");
+}
