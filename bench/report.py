@@ -50,7 +50,8 @@ Before and after every round, the raw floor is measured: 4 KiB written with `O_D
 are already there, by the same loop. A round around which it moved by more than a factor of two is discarded. *Share of
 bound* is our rate over that floor, where one operation needs one such write. If permitted, all sides run with the
 real-time policy of `chrt -r 1`, else none (`scheduler` in the results): without it, waits for the disk end at a tick of
-the scheduler as soon as both cores are busy.
+the scheduler as soon as both cores are busy. Rows of many threads (M3, M13c, M13d) run under the default policy, on
+every side: with real-time slices, a thread that the others wait for keeps its core.
 
 *Durable* means: on return, the write survives a loss of power, for every side (RocksDB `sync`, LMDB as it comes, SQLite
 WAL with `synchronous=full`, Redis `appendfsync always`). M4 compares writes that survive the end of the process only.
