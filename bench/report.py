@@ -50,13 +50,16 @@ Before and after every round, the raw floor is measured: 4 KiB written with `O_D
 are already there, by the same loop. A round around which it moved by more than a factor of two is discarded. *Share of
 bound* is our rate over that floor, where one operation needs one such write. If permitted, all sides run with the
 real-time policy of `chrt -r 1`, else none (`scheduler` in the results): without it, waits for the disk end at a tick of
-the scheduler as soon as both cores are busy.
+the scheduler as soon as both cores are busy. Rows of many threads (M3, M13c, M13d) run under the default policy, on
+every side: with real-time slices, a thread that the others wait for keeps its core.
 
 *Durable* means: on return, the write survives a loss of power, for every side (RocksDB `sync`, LMDB as it comes, SQLite
 WAL with `synchronous=full`, Redis `appendfsync always`). M4 compares writes that survive the end of the process only.
 M12 compares a durable queue with one synced once per second. SmallBank counts only if the sum of all balances is right
 afterwards. Redis runs a transaction as WATCH and MGET in one round trip and MULTI to EXEC in a second. The
-transactions of TATP and SmallBank are drawn before the clock starts.
+transactions of TATP and SmallBank are drawn before the clock starts. M7 is the front-end's cache alone on drawn numbers
+of pages, where a miss costs a remote read of M6. M11 kills real processes; its seconds hold the start of two of them.
+M16 counts what the kernel says a process wrote.
 
 What bounds the rest: a caller that waits for each commit cannot pass the floor (M1; M13b, where 85 of 100 transactions
 write, cannot pass the floor over 0.85). Where many threads wait, each commit costs at least one sleep and one wake-up

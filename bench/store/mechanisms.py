@@ -1,4 +1,4 @@
-"""M6, M8 and M9: what each mechanism of AsymNVM buys, and what readers pay for a writer.
+"""M6 to M9: what each mechanism of AsymNVM buys, and what readers pay for a writer.
 
 M6 and M8 run the shipped front-end over a simulated port with the timing of RDMA and non-volatile memory: a model to
 compare mechanisms by, not a measurement of a network. Its arms are switches of the same code.
@@ -6,10 +6,13 @@ compare mechanisms by, not a measurement of a network. Its arms are switches of 
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from bench.machine import LoadWatch
@@ -37,6 +40,10 @@ _ARMS = {
 }
 _APPEND = 2300
 """Simulated ns of one durable record: a round trip and a write (sim_port.h). No arm of a durable store has less."""
+_READ = 2120
+"""Simulated ns of one page that is read remotely (sim_port.h)."""
+_PAGES, _ROOM = 200_000, 20_000
+_SKEWS = (0.9, 0.99)
 _WRITER = """
 import random, sys, time
 import statepool.store
@@ -66,7 +73,9 @@ sys.stdin.readline()
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """The wanted rows."""
     if wanted("M6a", only) or wanted("M6b", only):
-        yield from _ablation(50_000 if quick else 200_000, 10_000 if quick else 20_000)
+        yield from _ablation(50_000 if quick else 200_000, 10_000 if quick else 50_000)
+    if wanted("M7a", only) or wanted("M7b", only):
+        yield from _cache(100_000 if quick else 1_000_000)
     if wanted("M8", only):
         yield _allocator(20_000 if quick else 100_000)
     if wanted("M9", only):
@@ -95,7 +104,8 @@ def _ablation(items: int, operations: int) -> Iterator[Row]:
     load = watch.stop()
     least = min(bounds, key=lambda k: bounds[k])
     note = (
-        f"{items:,} items, Zipf 0.99, cache of 10 %; with one durable record per write and nothing else, {least[0]}, "
+        f"{items:,} items, {operations:,} operations, Zipf 0.99, cache of 10 %; "
+        f"with one durable record per write and nothing else, {least[0]}, "
         f"{least[1]} % writes, would gain {bounds[least]:.1f}; R / RC / RCB over naive: " + "; ".join(table)
     )
     for identity, choose, target, what in (
@@ -115,6 +125,59 @@ def _ablation(items: int, operations: int) -> Iterator[Row]:
             load=load,
             note=note if identity == "M6a" else "",
         )
+
+
+def _cache(reads: int) -> Iterator[Row]:
+    from statepool.native import _store
+
+    watch, above, faster, notes = LoadWatch(), [], [], []
+    for skew in _SKEWS:
+        trace = page_trace(reads, skew, 1)
+        (misses, ns), (of_lru, ns_of_lru) = (
+            min((_store.cache_trace(trace.tobytes(), _ROOM, lru) for _ in range(3)), key=lambda found: found[1])
+            for lru in (False, True)
+        )
+        above.append(100 * (misses - of_lru) / reads)
+        faster.append((ns_of_lru + of_lru * _READ) / (ns + misses * _READ))
+        hybrid, by_chance = (sampled_misses(trace, _ROOM, sample) for sample in (32, 1))
+        shares = [f"{100 * found / reads:.1f}" for found in (misses, of_lru, hybrid, by_chance)]
+        notes.append(f"Zipf {skew}: " + " / ".join(shares))
+        notes.append(f"a look-up {ns / reads:.0f} ns, of the LRU {ns_of_lru / reads:.0f}")
+    load = watch.stop()
+    what = f"simulated: {_PAGES:,} pages, a cache of a tenth, Zipf 0.9 and 0.99, the worse one:"
+    note = "misses in % of ours (SIEVE) / LRU / the paper's hybrid, oldest of 32 / random: " + "; ".join(notes)
+    yield Row("M7a", f"{what} misses above those of LRU", "points", "lower", 1.0, max(above), load=load, note=note)
+    yield Row(
+        "M7b", f"{what} reads per second, misses read remotely", "x", "higher", 1.5, min(faster), peer="LRU", load=load
+    )
+
+
+def page_trace(reads: int, skew: float, seed: int) -> array[int]:
+    """Numbers of pages, Zipf-distributed and scattered."""
+    draw = random.Random(seed)
+    scattered = draw.sample(range(_PAGES), _PAGES)
+    weights = list(accumulate(rank**-skew for rank in range(1, _PAGES + 1)))
+    return array("I", draw.choices(scattered, cum_weights=weights, k=reads))
+
+
+def sampled_misses(trace: Sequence[int], room: int, sample: int) -> int:
+    """Misses when the least recently used of ``sample`` random pages goes (1: any page)."""
+    draw, places, pages, used, misses = random.Random(1), dict[int, int](), list[int](), list[int](), 0
+    for now, page in enumerate(trace):
+        at = places.get(page)
+        if at is None:
+            misses += 1
+            if len(pages) < room:
+                at = len(pages)
+                pages.append(page)
+                used.append(now)
+            else:
+                at = min((int(draw.random() * room) for _ in range(sample)), key=used.__getitem__)
+                del places[pages[at]]
+                pages[at] = page
+            places[page] = at
+        used[at] = now
+    return misses
 
 
 def _allocator(objects: int) -> Row:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import statepool.store
@@ -40,6 +41,9 @@ def work(path: str, acks: int) -> None:
             store.checkpoint()
         if i % 31 == 0:
             store.close()
+            # Recycled segments would serve for ever, and no new one be made.
+            for spare in Path(path, "log").glob("spare*"):
+                spare.unlink()
             store = open_store(path)
 
 

@@ -156,7 +156,10 @@ def test_all_who_wait_are_told_that_the_disk_failed(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (32 << 10, resource.RLIM_INFINITY))
 
+        begin = threading.Barrier(12)  # one that began before the others might meet the failure alone
+
         def write(thread: int) -> None:
+            begin.wait()
             try:
                 for i in range(10_000):
                     d[b"%d %d" % (thread, i)] = b"v" * 900

@@ -1,10 +1,11 @@
 // The four arms of the paper's ablation, as switches of the front-end that is shipped, over the simulated port.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/map.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
 #include <chrono>
 #include <cmath>
+#include <list>
 #include <random>
 
 #include "deferred.h"
@@ -188,6 +189,52 @@ nb::dict allocations(bool slabs, uint64_t objects, uint64_t seed) {
   return out;
 }
 
+// What PageCache is compared with: every page in the order of its last use.
+class LruCache {
+ public:
+  LruCache(size_t page, size_t pages) : page_(page), room_(pages) {}
+  template <class Read>
+  void fetch(Addr a, size_t n, Read&& read) {
+    const auto [found, fresh] = index_.try_emplace(a / page_, order_.begin());
+    if (!fresh) return order_.splice(order_.begin(), order_, found->second);
+    size_t at = order_.size();
+    if (at < room_) {
+      data_.resize(data_.size() + page_);
+      order_.emplace_front(a / page_, at);
+    } else {
+      order_.splice(order_.begin(), order_, std::prev(order_.end()));
+      index_.erase(order_.front().first);
+      order_.front().first = a / page_;
+      at = order_.front().second;
+    }
+    found->second = order_.begin();
+    read(a, data_.data() + at * page_, n);
+  }
+
+ private:
+  size_t page_, room_;
+  std::list<std::pair<Addr, size_t>> order_;  // page number, place
+  std::unordered_map<Addr, std::list<std::pair<Addr, size_t>>::iterator> index_;
+  std::vector<std::byte> data_;
+};
+
+// Misses and ns of reading the pages of `trace` (u32 each) in order.
+std::pair<uint64_t, uint64_t> cache_trace(const nb::bytes& trace, size_t room, bool lru) {
+  constexpr size_t kPage = 256;
+  uint64_t misses = 0;
+  const auto run = [&](auto&& cache) {
+    const auto started = std::chrono::steady_clock::now();
+    for (size_t i = 0; i + 4 <= trace.size(); i += 4)
+      cache.fetch(load_as<uint32_t>(trace.c_str() + i) * kPage, kPage, [&](Addr a, std::byte* out, size_t n) {
+        ++misses;
+        std::memset(out, static_cast<int>(a / kPage), n);
+      });
+    return static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - started).count());
+  };
+  const uint64_t ns = lru ? run(LruCache(kPage, room)) : run(PageCache(kPage, room));
+  return {misses, ns};
+}
+
 }  // namespace
 
 void bind_ablation(nb::module_& m) {
@@ -196,4 +243,6 @@ void bind_ablation(nb::module_& m) {
         nb::arg("seed"), "Round trips and simulated time of one structure on a front-end with these mechanisms on or off.");
   m.def("allocations", &allocations, nb::arg("slabs"), nb::arg("objects"), nb::arg("seed"),
         "Calls and simulated time of a front-end that allocates, with or without the second tier.");
+  m.def("cache_trace", &cache_trace, nb::arg("trace"), nb::arg("room"), nb::arg("lru"),
+        "Misses and ns of the page cache on a trace of page numbers, or of a true LRU.");
 }

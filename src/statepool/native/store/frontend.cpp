@@ -44,7 +44,7 @@ bool Frontend::read_wanted() {
       reads.push_back({wanted_[i] * options_.page, options_.page, out});
   }
   port_.read_all(reads);
-  for (size_t i = 0; i < wanted_.size(); ++i) cache_.put_page(wanted_[i], pages.data() + i * options_.page);
+  for (size_t i = 0; i < wanted_.size(); ++i) cache_.put_page(wanted_[i], pages.data() + i * options_.page, true);
   wanted_.clear();
   return true;
 }

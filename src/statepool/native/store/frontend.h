@@ -118,7 +118,9 @@ class Frontend {
     if (!cache_.keeps()) return;
     std::vector<size_t> open(count), left;
     for (size_t i = 0; i < count; ++i) open[i] = i;
-    for (gathering_ = true; !open.empty(); open.swap(left)) {
+    // Walks that need more pages than there is room for take them from each other, and would do so for ever.
+    int rounds = 0;
+    for (gathering_ = true; !open.empty() && ++rounds <= kDeepest; open.swap(left)) {
       left.clear();
       for (const size_t i : open) {
         try {
@@ -133,7 +135,6 @@ class Frontend {
   }
   void forget();                 // without a cache, pages are forgotten at the end of each operation
 
-  const PageCache& cache() const { return cache_; }
   const FrontendOptions& options() const { return options_; }
 
  private:
@@ -153,6 +154,7 @@ class Frontend {
     }
   }
 
+  static constexpr int kDeepest = 64;  // a walk that is longer goes on alone
   struct Missing {};
   bool read_wanted();
   void send_before_reading(Addr a, size_t n) const;

@@ -1,5 +1,7 @@
-// The front-end's copies of remote pages, and which of them to give up: the oldest of a random few (paper: hybrid of
-// LRU and random replacement), which needs no list to maintain and misses hardly more often than LRU.
+// The front-end's copies of remote pages, and which of them to give up: SIEVE (NSDI 2024). A hand goes from the oldest page
+// to the newest, again and again, and takes the first that was not used since it last came by. A hit only sets a mark; and
+// a page that nobody asks for a second time goes soon, so it misses less often than LRU and than the paper's hybrid of
+// LRU and random replacement, which is as good as LRU (docs/benchmarks.md, M7).
 #pragma once
 
 #include <memory>
@@ -12,15 +14,13 @@ namespace statepool::store {
 
 class PageCache {
  public:
-  static constexpr int kSample = 32;
-
   // Without room (`pages` 0) it keeps what was read until clear().
   PageCache(size_t page, size_t pages) : page_(page), room_(pages) {}
 
   const std::byte* find(Addr a) {
     const auto found = index_.find(a / page_);
     if (found == index_.end()) return nullptr;
-    used_[found->second] = ++clock_;
+    places_[found->second].used = true;
     return data_.data() + found->second * page_;
   }
 
@@ -37,12 +37,7 @@ class PageCache {
       while (end <= last && index_.find(end) == index_.end()) ++end;
       buffer_.resize((end - p) * page_);
       read(p * page_, buffer_.data(), buffer_.size());
-      ++reads_;
-      for (Addr q = p; q < end; ++q) {
-        const size_t at = place(q);  // first: it may move the data
-        std::memcpy(data_.data() + at * page_, buffer_.data() + (q - p) * page_, page_);
-      }
-      p = end;
+      for (; p < end; ++p) put_page(p, buffer_.data() + buffer_.size() - (end - p) * page_, false);
     }
   }
 
@@ -53,10 +48,12 @@ class PageCache {
       if (find(p * page_) == nullptr) numbers.push_back(p);
     return numbers.size() > before;
   }
-  void put_page(Addr number, const std::byte* bytes) {
+  // `used`: somebody waits for it, so it must not go for another that is read together with it.
+  void put_page(Addr number, const std::byte* bytes, bool used) {
     if (has(number * page_)) return;
-    const size_t at = place(number);
+    const size_t at = place(number);  // first: it may move the data
     std::memcpy(data_.data() + at * page_, bytes, page_);
+    places_[at].used = used;
   }
   size_t room() const { return room_; }
 
@@ -68,61 +65,61 @@ class PageCache {
 
   // A page of zeros that nobody has written yet, so it need not be read.
   void put_new(Addr a) {
-    if (index_.find(a / page_) != index_.end()) return;
+    if (has(a)) return;
     const size_t at = place(a / page_);
     std::memset(data_.data() + at * page_, 0, page_);
   }
   bool has(Addr a) const { return index_.find(a / page_) != index_.end(); }
-  size_t page() const { return page_; }
 
   void clear() {
     index_.clear();
-    owner_.clear();
-    used_.clear();
+    places_.clear();
     data_.clear();
+    newest_ = oldest_ = hand_ = kNone;
   }
   bool keeps() const { return room_ > 0; }
-  uint64_t reads() const { return reads_; }
 
  private:
+  static constexpr size_t kNone = ~size_t{0};
+  struct Place {
+    Addr number;
+    size_t older, newer;
+    bool used;
+  };
+
   // A place for a new page, taken from another one if there is no room.
   size_t place(Addr number) {
-    size_t at = owner_.size();
+    size_t at = places_.size();
     if (room_ == 0 || at < room_) {
-      owner_.push_back(number);
-      used_.push_back(++clock_);
+      places_.emplace_back();
       data_.resize(data_.size() + page_);
     } else {
       at = victim();
-      index_.erase(owner_[at]);
-      owner_[at] = number;
-      used_[at] = ++clock_;
+      index_.erase(places_[at].number);
     }
+    places_[at] = {number, newest_, kNone, false};
+    (newest_ == kNone ? oldest_ : places_[newest_].newer) = at;
+    newest_ = at;
     index_[number] = at;
     return at;
   }
 
   size_t victim() {
-    size_t oldest = next_random() % owner_.size();
-    for (int i = 1; i < kSample; ++i) {
-      const size_t other = next_random() % owner_.size();
-      if (used_[other] < used_[oldest]) oldest = other;
-    }
-    return oldest;
-  }
-
-  uint64_t next_random() {  // xorshift: which page goes is no part of any result
-    random_ ^= random_ << 13;
-    random_ ^= random_ >> 7;
-    return random_ ^= random_ << 17;
+    size_t at;
+    const auto onward = [&](size_t next) { at = next == kNone ? oldest_ : next; };
+    for (onward(hand_); places_[at].used; onward(places_[at].newer)) places_[at].used = false;
+    const Place& gone = places_[at];
+    hand_ = gone.newer;
+    (gone.older == kNone ? oldest_ : places_[gone.older].newer) = gone.newer;
+    (gone.newer == kNone ? newest_ : places_[gone.newer].older) = gone.older;
+    return at;
   }
 
   size_t page_, room_;
   std::unordered_map<Addr, size_t> index_;  // page number -> place
-  std::vector<Addr> owner_;
-  std::vector<uint64_t> used_;
+  std::vector<Place> places_;
   std::vector<std::byte> data_, buffer_;
-  uint64_t clock_ = 0, random_ = 0x9e3779b97f4a7c15, reads_ = 0;
+  size_t newest_ = kNone, oldest_ = kNone, hand_ = kNone;
 };
 
 }  // namespace statepool::store
