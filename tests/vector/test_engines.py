@@ -9,7 +9,7 @@ from tests.vector.synthetic import clustered, distances, recall
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index
 from statepool.vector.native import ENGINES
-from statepool.vector.policy import Load, choose_engine, choose_threads
+from statepool.vector.policy import Load, choose_engine, choose_threads, most_worth
 
 K, WIDTH, HOPS = 10, 40, 8
 PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
@@ -123,6 +123,28 @@ def test_threads_follow_the_load() -> None:
         "roles",
     ]
     assert choose_engine(32, sealed=True) == "async"
+
+
+def test_a_short_sealed_query_stays_on_one_thread() -> None:
+    # Rows and widths at which two threads were measured slower, and faster, than one.
+    assert [most_worth(128, ef, sealed=True) for ef in (10, 40, 60, 80)] == [1] * 4
+    assert most_worth(384, 40, sealed=True) == 1
+    assert [most_worth(384, ef, sealed=True) for ef in (80, 110, 220)] == [2, 2, 4]
+    assert most_worth(128, 150, sealed=True) == 2
+    assert most_worth(128, 10, sealed=False) == 64, "an exact distance is dear enough to share"
+
+
+def test_auto_takes_no_thread_that_costs_more_than_it_brings(index: Index, queries: np.ndarray, monkeypatch) -> None:
+    import statepool.vector.index as module
+
+    monkeypatch.setattr(module, "cores", lambda threads: 8)
+    asked = []
+    choose = module.choose_threads
+    monkeypatch.setattr(module, "choose_threads", lambda load, most: asked.append(most) or choose(load, most))
+    index.search(queries[0], K, WIDTH, threads="auto")
+    assert asked == [1 if index._sealed else 8]
+    if index._sealed:
+        assert index.search(queries[0], K, WIDTH, threads="auto").stats.threads == 1
 
 
 def test_auto_is_a_number_of_threads(index: Index, queries: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from .check import cores, floats, labels, one_of, same_width, within
 from .errors import IndexCorruptError, ReadOnlyError
 from .file import IndexFile, Verify, write
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
-from .policy import Load, choose_engine, choose_threads
+from .policy import Load, choose_engine, choose_threads, most_worth
 
 __all__ = ["Index", "Result", "Stats", "open"]
 
@@ -191,7 +191,8 @@ class Index:
         one_of("engine", engine, ENGINES)
         if threads == "auto":
             most = cores(0)
-            threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS))
+            worth = most_worth(self.dim, width, self._sealed)
+            threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS, worth))
         within("threads", threads, 1, MOST_THREADS)
         if engine == "auto":
             engine = choose_engine(threads, self._sealed)
