@@ -29,6 +29,16 @@ with int8, int4 rows with 4-bit formats. Exception: the served rows compare our 
 two CPU types (bfloat16 where the processor multiplies it, else float32); E6a is the row of equal precision, E6b shows
 the other type. Instruction sets matter: on a processor without AVX-512 nobody has a bf16 dot product, and the same rows
 on one that has it will look different.""",
+    "attention": """\
+Decode rows are duels as in the engine's room, on the kernels alone: one token's query over 128K tokens of bf16 keys and
+values, layer after layer, so that over a gigabyte is in turn and no cache holds it; sixteen queries rotate. vLLM's
+kernel runs with the instruction set that vLLM picks. *Share of bound* is keys and values over the read bandwidth
+measured in the same run. Keys lie around one centre per sixteen tokens, as trained ones do; how many bytes that leaves
+to read is printed, because speed cannot grow by more.
+
+A3 asks the bundled model about a needle in 1,800 tokens. The prompt up to 32 tokens before the answer is computed
+exactly, the rest, question included, sparsely; an answer counts if every token of it is the likeliest. The others
+choose with as many bytes as the wave index reads, its tables counted as tokens.""",
     "store": """\
 Every store runs in a process of its own, called from Python, on a folder of its own on the same disk, with the same
 random keys (16 bytes, 100,000 of them) and values (128 bytes, incompressible). They take turns (ours, peer, peer, …,

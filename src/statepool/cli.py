@@ -132,7 +132,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", metavar="N", help="longest prompt plus output (default: the model's)")
     group.add_argument("--threads", metavar="N", help="threads of the kernels (default: all cores)")
     group.add_argument("--speculate", help="off (default) or ngram; never changes a result")
-    group.add_argument("--attention", help="full (default), or wave for answers that read a part of a long prompt")
+    group.add_argument("--attention", help="full (default), wave or moba; see docs/attention.md")
     group.add_argument("--wave-bytes", metavar="SIZE", help="memory for wave segments (default: as --kv-bytes)")
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 

@@ -87,15 +87,15 @@ def test_answers_do_not_serve_as_prefixes(make_engine):  # noqa: F811
 
 
 def test_sessions_are_refused(make_engine):  # noqa: F811
-    with pytest.raises(InvalidRequest, match="sessions need exact attention"):
+    with pytest.raises(InvalidRequest, match="sessions need answers computed like prompts"):
         make_engine(attention=WAVE).submit(Request("a", PROMPT, session="s"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sparse", "full or wave"),
-        ("full:retrieve=1", "full or wave"),
+        ("sparse", "full, wave or moba"),
+        ("full:retrieve=1", "full, wave or moba"),
         ("wave:budget=1", "no setting 'budget'"),
         ("wave:retrieve=much", "retrieve must be a number"),
         ("wave:sink=-2", "sink must be a count"),

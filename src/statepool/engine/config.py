@@ -29,8 +29,8 @@ class EngineConfig:
         max_waiting: requests in the queue before ``Overloaded``.
         backend: ``"native"`` (C++), ``"torch"`` (its reference twin), ``"cuda"`` (a GPU; see docs/gpu.md), or
             ``"auto"``: the GPU where there is one, else native, else the reference.
-        attention: ``"full"``, or a sparse kind for the tokens behind the prompt, such as ``"wave"`` or
-            ``"wave:retrieve=0.05,last=1"``; see docs/attention.md.
+        attention: ``"full"``, or a sparse kind with its settings, such as ``"wave"``, ``"wave:retrieve=0.05,last=1"``
+            or ``"moba:block=256,topk=4"``; see docs/attention.md.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
 

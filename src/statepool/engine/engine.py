@@ -65,8 +65,7 @@ class Engine:
         self._layout = layout
         self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         self._attention = AttentionSpec.parse(config.attention)
-        if self._attention.sparse:
-            self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
+        self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
         self.pool = BlockPool(blocks)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(
@@ -87,7 +86,7 @@ class Engine:
         self.version = "0"
         self.paused = False
         self._grammars: Any = None
-        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention.sparse)
+        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention)
         self._backlog: deque[Output] = deque()
         self._arrivals = 0
 
@@ -252,9 +251,10 @@ class Engine:
         if len(self._loop.waiting) >= self.config.max_waiting:
             raise Overloaded(f"{len(self._loop.waiting)} requests are waiting; retry later")
         self._check_prompt(request)
-        if self._attention.sparse and request.session is not None:
+        if self._attention.exact_prompts and request.session is not None:
             raise InvalidRequest(
-                f"sessions need exact attention, and this engine runs {self.config.attention!r}", param="session"
+                f"sessions need answers computed like prompts, and this engine runs {self.config.attention!r}",
+                param="session",
             )
         limit = min(len(request.prompt) + params.max_tokens, self.info.max_model_len)
         grammar = None

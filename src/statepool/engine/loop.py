@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
 from statepool.engine.request import Output
@@ -40,7 +41,7 @@ class StepLoop:
 
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
-        sparse: whether the runner's attention may leave keys out behind a sequence's exact tokens.
+        attention: what the runner's layers run.
     """
 
     def __init__(
@@ -50,14 +51,14 @@ class StepLoop:
         runner: Runner,
         sessions: SessionStore,
         root: Callable[[str], bytes],
-        sparse: bool = False,
+        attention: AttentionSpec,
     ) -> None:
         self.config = config
         self.pool = pool
         self.runner = runner
         self.sessions = sessions
         self._root = root
-        self.sparse = sparse
+        self._attention = attention
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -217,7 +218,8 @@ class StepLoop:
             parts.append((sequence.slice(sequence.computed, end), sequence.computed, sequence.table.blocks))
             self.count["recomputed_tokens"] += max(min(end, sequence.furthest) - sequence.computed, 0)
             sequence.furthest = max(sequence.furthest, end)
-        batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if self.sparse else ())
+        known = self._attention.sparse is not None
+        batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else ())
         hidden = self.runner.forward(batch)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
@@ -271,7 +273,7 @@ class StepLoop:
 
     def _publish(self, sequence: Sequence) -> None:
         # What sparse attention computed serves nobody who would compute it exactly.
-        whole = min(sequence.computed, sequence.exact) if self.sparse else sequence.computed
+        whole = min(sequence.computed, sequence.exact) if self._attention.exact_prompts else sequence.computed
         table, full = sequence.table, whole // BLOCK_SIZE
         if sequence.stale or table.published >= full:
             return

@@ -15,6 +15,7 @@ void bind_linear(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_layer(nb::module_& m);
 void bind_sample(nb::module_& m);
+void bind_moba(nb::module_& m);
 void bind_wave(nb::module_& m);
 
 NB_MODULE(_kernels, m) {
@@ -42,5 +43,6 @@ NB_MODULE(_kernels, m) {
   bind_attention(m);
   bind_layer(m);
   bind_sample(m);
+  bind_moba(m);
   bind_wave(m);
 }

@@ -6,11 +6,13 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.errors import InvalidConfig
+from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.wave.config import WaveConfig
 
 if TYPE_CHECKING:
     from statepool.engine.runner import Runner
 
+_KINDS: dict[str, Any] = {"wave": WaveConfig, "moba": MobaConfig}
 _LAYERS = ("first", "last")
 
 
@@ -18,15 +20,15 @@ _LAYERS = ("first", "last")
 class AttentionSpec:
     """``full``, or a sparse kind with its settings; ``first`` and ``last`` layers stay full."""
 
-    wave: WaveConfig | None = None
+    sparse: WaveConfig | MobaConfig | None = None
     first: int = 0
     last: int = 0
 
     @classmethod
     def parse(cls, text: str) -> AttentionSpec:
-        """Read ``full``, ``wave`` or ``wave:NAME=VALUE,…`` with the names of ``WaveConfig``, ``first`` and ``last``.
+        """Read ``full``, ``KIND`` or ``KIND:NAME=VALUE,…`` with the names of its settings, ``first`` and ``last``.
 
-        ``wave:paper`` takes the published settings.
+        Kinds are ``wave`` (``WaveConfig``; ``wave:paper`` takes the published settings) and ``moba`` (``MobaConfig``).
 
         Raises:
             InvalidConfig: unknown kind or name, or an impossible value.
@@ -34,55 +36,62 @@ class AttentionSpec:
         kind, _, rest = text.partition(":")
         if kind == "full" and not rest:
             return cls()
-        if kind != "wave":
-            raise InvalidConfig(f"attention must be full or wave, got {text!r}", param="attention")
-        known = {item.name: item.type for item in fields(WaveConfig)}
+        if kind not in _KINDS:
+            raise InvalidConfig(f"attention must be full, wave or moba, got {text!r}", param="attention")
+        make = _KINDS[kind]
+        known = {item.name: str(item.type) for item in fields(make)} | dict.fromkeys(_LAYERS, "int")
         values: dict[str, Any] = {}
-        make: Any = WaveConfig
         for part in filter(None, rest.split(",")):
             name, _, value = part.partition("=")
-            if name == "paper" and not value:
+            if part == "paper" and kind == "wave":
                 make = WaveConfig.paper
-            elif name in known or name in _LAYERS:
-                values[name] = _value(name, value, str(known.get(name, "int")))
+            elif name in known:
+                values[name] = _value(name, value, known[name])
             else:
-                names = ", ".join((*known, *_LAYERS, "paper"))
-                raise InvalidConfig(f"attention: wave has no setting {name!r}; it has {names}", param="attention")
+                raise InvalidConfig(
+                    f"attention: {kind} has no setting {name!r}; it has {', '.join(known)}", param="attention"
+                )
         layers = {name: values.pop(name, 0) for name in _LAYERS}
         return cls(make(**values), **layers)
 
     @property
-    def sparse(self) -> bool:
-        """Whether any token's attention may leave keys out."""
-        return self.wave is not None
+    def exact_prompts(self) -> bool:
+        """Whether a prompt is computed otherwise than an answer, so that an answer's KV serves no prompt."""
+        return isinstance(self.sparse, WaveConfig)
 
     @property
     def identity(self) -> str:
         """A text that differs whenever results would; empty for full attention."""
-        return f"/{self}" if self.sparse else ""
+        return f"/{self}" if self.sparse is not None else ""
 
     def install(self, runner: Runner, backend: str, cache_bytes: int) -> None:
-        """Put the backends into ``runner``, whose arithmetic is called ``backend``.
+        """Put the backends into ``runner``, whose arithmetic is called ``backend``; nothing changes for full attention.
 
         Raises:
             InvalidConfig: it runs no sparse attention, or has fewer layers than are to stay full.
         """
+        from statepool.engine.attention.moba.backend import MobaAttention
         from statepool.engine.attention.wave.backend import WaveAttention
         from statepool.engine.runner import DecoderRunner
 
-        assert self.wave is not None
+        if self.sparse is None:
+            return
         if backend != "native" or not isinstance(runner, DecoderRunner):
             raise InvalidConfig(
-                f"attention wave needs the native backend, and this one is {backend}", param="attention"
+                f"sparse attention needs the native backend, and this one is {backend}", param="attention"
             )
-        layers = len(runner.backends)
+        layers, width = len(runner.backends), runner.decoder.head_dim
         if self.first + self.last > layers:
             raise InvalidConfig(
                 f"attention: first and last name more layers than the model's {layers}", param="attention"
             )
-        wave = WaveAttention(runner.backends[0], runner.storage, runner.decoder.head_dim, self.wave, cache_bytes)
+        sparse: WaveAttention | MobaAttention
+        if isinstance(self.sparse, WaveConfig):
+            sparse = WaveAttention(runner.backends[0], runner.storage, width, self.sparse, cache_bytes)
+        else:
+            sparse = MobaAttention(runner.storage, width, self.sparse)
         for i in range(self.first, layers - self.last):
-            runner.backends[i] = wave
+            runner.backends[i] = sparse
 
 
 def _value(name: str, text: str, kind: str) -> Any:

@@ -11,17 +11,10 @@
 #include "../memory.h"
 #include "../pool.h"
 #include "wave.h"
+#include "widen.h"
 
 namespace statepool {
 namespace {
-
-float widen(uint16_t bits) {
-  const uint32_t u = static_cast<uint32_t>(bits) << 16;
-  float x;
-  std::memcpy(&x, &u, sizeof x);
-  return x;
-}
-float widen(float x) { return x; }
 
 // Nearest even.
 void narrow(float x, uint16_t* out) {
