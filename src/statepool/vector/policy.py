@@ -43,8 +43,8 @@ def choose_threads(load: Load, most: int) -> int:
 def most_worth(dim: int, ef: int, sealed: bool) -> int:
     """Threads that a query of so many candidates can use before handing work over costs more than it saves.
 
-    An expansion of a sealed row takes half a microsecond, and a look at what another thread has takes as long as half of
-    one. What a search of ``ef`` candidates reads at most, ``ef`` rows of eight bits and 32 codes, tells how long it is.
+    An expansion of a sealed row takes half a microsecond, and a look at what another thread has nearly as long. What a
+    search of ``ef`` candidates reads, at most ``ef`` rows of eight bits and 32 codes, tells how long it is.
     """
     if not sealed:
         return 64
