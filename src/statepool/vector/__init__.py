@@ -3,6 +3,7 @@
 from .errors import DimensionError, IndexCorruptError, ReadOnlyError
 from .file import Report, verify
 from .index import Index, Result, Stats, open  # noqa: A004 - the name users know from files
+from .kv import KVIndex
 from .live import LiveIndex
 from .tool import RetrievalTool
 
@@ -10,6 +11,7 @@ __all__ = [
     "DimensionError",
     "Index",
     "IndexCorruptError",
+    "KVIndex",
     "LiveIndex",
     "ReadOnlyError",
     "Report",
