@@ -68,8 +68,12 @@ def test_no_engine_loses_recall_or_invents_a_distance(
 
 
 def test_helpers_share_the_work_and_the_threshold(index: Index, queries: np.ndarray) -> None:
-    counts = [ask(index, query, "async", 2, number + 1, 200)[2] for number, query in enumerate(queries)]
-    both = [one for one in counts if one.threads == 2 and one.ndc_max < 0.9 * one.ndc]
+    # On a machine that is busy with others the helper may get no core for a whole pass, but not for fifty.
+    for again in range(50):
+        counts = [ask(index, query, "async", 2, 60 * again + n + 1, 200)[2] for n, query in enumerate(queries)]
+        both = [one for one in counts if one.threads == 2 and one.ndc_max < 0.9 * one.ndc]
+        if both:
+            break
     assert both, "no query was really shared"
     assert all(one.thresholds > 0 for one in both)
     alone = np.mean([ask(index, query, "sequential", 1, 0, 200)[2].ndc for query in queries])
@@ -102,6 +106,25 @@ def test_instruction_sets_give_the_same_bits(index: Index, queries: np.ndarray) 
                 assert one.stats == again.stats
     finally:
         core.set_isa(best)
+
+
+def test_instruction_sets_seal_the_same_rows() -> None:
+    from statepool.vector.native import core
+
+    rows = clustered(600, 48, 1)[0]
+    rows[7] = rows[8]  # a residual of zeros, whose signs must be the same everywhere too
+    index, best = Index(48, "cos", R=32, build_window=60), core.isa()
+    found: dict[str, np.ndarray] = {}
+    index.build(rows)
+    try:
+        for name in ("generic", "avx2", "avx512"):
+            if core.set_isa(name):
+                index.seal()
+                found[name] = index._core.sealed()[0].copy()
+    finally:
+        core.set_isa(best)
+    for name, sealed in found.items():
+        np.testing.assert_array_equal(sealed, found["generic"], err_msg=name)
 
 
 def test_a_deadline_ends_every_engine(index: Index, queries: np.ndarray) -> None:
