@@ -9,7 +9,7 @@ from tests.vector.synthetic import clustered, distances, recall
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index
 from statepool.vector.native import ENGINES
-from statepool.vector.policy import Load, choose_engine, choose_threads
+from statepool.vector.policy import Load, choose_engine, choose_threads, most_worth
 
 K, WIDTH, HOPS = 10, 40, 8
 PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
@@ -68,8 +68,12 @@ def test_no_engine_loses_recall_or_invents_a_distance(
 
 
 def test_helpers_share_the_work_and_the_threshold(index: Index, queries: np.ndarray) -> None:
-    counts = [ask(index, query, "async", 2, number + 1, 200)[2] for number, query in enumerate(queries)]
-    both = [one for one in counts if one.threads == 2 and one.ndc_max < 0.9 * one.ndc]
+    # On a machine that is busy with others the helper may get no core for a whole pass, but not for fifty.
+    for again in range(50):
+        counts = [ask(index, query, "async", 2, 60 * again + n + 1, 200)[2] for n, query in enumerate(queries)]
+        both = [one for one in counts if one.threads == 2 and one.ndc_max < 0.9 * one.ndc]
+        if both:
+            break
     assert both, "no query was really shared"
     assert all(one.thresholds > 0 for one in both)
     alone = np.mean([ask(index, query, "sequential", 1, 0, 200)[2].ndc for query in queries])
@@ -104,6 +108,25 @@ def test_instruction_sets_give_the_same_bits(index: Index, queries: np.ndarray) 
         core.set_isa(best)
 
 
+def test_instruction_sets_seal_the_same_rows() -> None:
+    from statepool.vector.native import core
+
+    rows = clustered(600, 48, 1)[0]
+    rows[7] = rows[8]  # a residual of zeros, whose signs must be the same everywhere too
+    index, best = Index(48, "cos", R=32, build_window=60), core.isa()
+    found: dict[str, np.ndarray] = {}
+    index.build(rows)
+    try:
+        for name in ("generic", "avx2", "avx512"):
+            if core.set_isa(name):
+                index.seal()
+                found[name] = index._core.sealed()[0].copy()
+    finally:
+        core.set_isa(best)
+    for name, sealed in found.items():
+        np.testing.assert_array_equal(sealed, found["generic"], err_msg=name)
+
+
 def test_a_deadline_ends_every_engine(index: Index, queries: np.ndarray) -> None:
     for engine in SEALED if index._sealed else PLAIN:
         found = index.search(queries[0], K, 2000, threads=3, engine=engine, deadline_us=1)
@@ -123,6 +146,28 @@ def test_threads_follow_the_load() -> None:
         "roles",
     ]
     assert choose_engine(32, sealed=True) == "async"
+
+
+def test_a_short_sealed_query_stays_on_one_thread() -> None:
+    # Rows and widths at which two threads were measured slower, and faster, than one.
+    assert [most_worth(128, ef, sealed=True) for ef in (10, 40, 60, 80)] == [1] * 4
+    assert most_worth(384, 40, sealed=True) == 1
+    assert [most_worth(384, ef, sealed=True) for ef in (80, 110, 220)] == [2, 2, 4]
+    assert most_worth(128, 150, sealed=True) == 2
+    assert most_worth(128, 10, sealed=False) == 64, "an exact distance is dear enough to share"
+
+
+def test_auto_takes_no_thread_that_costs_more_than_it_brings(index: Index, queries: np.ndarray, monkeypatch) -> None:
+    import statepool.vector.index as module
+
+    monkeypatch.setattr(module, "cores", lambda threads: 8)
+    asked = []
+    choose = module.choose_threads
+    monkeypatch.setattr(module, "choose_threads", lambda load, most: asked.append(most) or choose(load, most))
+    index.search(queries[0], K, WIDTH, threads="auto")
+    assert asked == [1 if index._sealed else 8]
+    if index._sealed:
+        assert index.search(queries[0], K, WIDTH, threads="auto").stats.threads == 1
 
 
 def test_auto_is_a_number_of_threads(index: Index, queries: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from .answer import Result, Stats
 from .errors import DimensionError, FilterError, IndexCorruptError, ReadOnlyError
 from .file import Report, verify
 from .index import Index
+from .kv import KVIndex
 from .live import LiveIndex
 from .opening import open  # noqa: A004 - the name users know from files
 from .settings import Settings
@@ -15,6 +16,7 @@ __all__ = [
     "FilterError",
     "Index",
     "IndexCorruptError",
+    "KVIndex",
     "LiveIndex",
     "ReadOnlyError",
     "Report",

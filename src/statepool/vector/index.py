@@ -22,7 +22,7 @@ from .filtered import Ask, search_among
 from .filters import mask
 from .log import Lock, log_path
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
-from .policy import Load, choose_engine, choose_threads
+from .policy import Load, choose_engine, choose_threads, most_worth
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
 
@@ -186,7 +186,8 @@ class Index(Searching):
         one_of("engine", engine, ENGINES)
         if threads == "auto":
             most = cores(0)
-            threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS))
+            worth = most_worth(self.dim, width, self._sealed)
+            threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS, worth))
         within("threads", threads, 1, MOST_THREADS)
         if engine == "auto":
             engine = choose_engine(threads, self._sealed)

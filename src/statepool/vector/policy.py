@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Load", "Plan", "choose_detour", "choose_engine", "choose_path", "choose_threads"]
+__all__ = ["Load", "Plan", "choose_detour", "choose_engine", "choose_path", "choose_threads", "most_worth"]
 
 GROUPED = 8
 """Threads above which roles pay: with fewer, a thread that only computes distances is missed by the search."""
+
+
+SEALED_REST = 384
+"""Bytes of a sealed row beyond eight bits per dimension and 32 codes: ids, factors, its own norm."""
+
+SEALED_SHARE = 1 << 17
+"""Bytes of sealed rows for which one more thread pays; below them two threads were measured slower than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,17 @@ def choose_threads(load: Load, most: int) -> int:
     """
     idle = max(0, load.cores - load.busy)
     return max(1, min(most, idle // (load.waiting + 1)))
+
+
+def most_worth(dim: int, ef: int, sealed: bool) -> int:
+    """Threads that a query of so many candidates can use before handing work over costs more than it saves.
+
+    An expansion of a sealed row takes half a microsecond, and a look at what another thread has nearly as long. What a
+    search of ``ef`` candidates reads, at most ``ef`` rows of eight bits and 32 codes, tells how long it is.
+    """
+    if not sealed:
+        return 64
+    return 1 + ef * (5 * dim + SEALED_REST) // SEALED_SHARE
 
 
 def choose_engine(threads: int, sealed: bool) -> Literal["sequential", "async", "roles"]:

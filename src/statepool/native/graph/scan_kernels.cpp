@@ -203,6 +203,18 @@ STATEPOOL_INLINE uint32_t below(F16 a, float bound) {
 #endif
 }
 
+// The lanes whose bit is set with the other sign.
+STATEPOOL_INLINE F16 negated(F16 a, uint32_t lanes) {
+#if defined(STATEPOOL_ISA_avx512) && !defined(STATEPOOL_SIMDE)
+  return {_mm512_mask_sub_ps(a.v, static_cast<__mmask16>(lanes), _mm512_setzero_ps(), a.v)};
+#else
+  float values[16];
+  store(values, a);
+  for (int k = 0; k < 16; ++k) values[k] = (lanes >> k & 1u) ? -values[k] : values[k];
+  return load(values);
+#endif
+}
+
 uint32_t scan(const uint8_t* codes, const uint8_t* lookup, int tables, const uint16_t* more, const uint16_t* scale,
               float delta, float offset, float base, float bound, float* out) {
   constexpr int kPart = 512;  // tables that 16-bit sums hold on every set
@@ -231,9 +243,7 @@ void code(const float* u, const float* v, int dims, uint16_t* signs, float* leng
     lengths = fma(r, r, lengths);
     const F16 size = abs(r);
     reaches = add(reaches, size);
-    float turned[16];
-    for (int k = 0; k < 16; ++k) turned[k] = (negative >> k & 1u) ? -v[i + k] : v[i + k];
-    alongs = add(alongs, load(turned));
+    alongs = add(alongs, negated(center, negative));
   }
   *length = tree_sum(lengths);
   *reach = tree_sum(reaches);

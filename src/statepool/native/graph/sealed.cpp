@@ -10,6 +10,7 @@
 namespace statepool::graph {
 namespace {
 
+constexpr int kFillers = 16;  // nearest neighbours whose neighbours may fill a list: rows far apart, each read for one distance
 constexpr float kFar = std::numeric_limits<float>::infinity();
 
 size_t round_up(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -81,7 +82,7 @@ void SealedSegment::parallel(int threads, size_t count, Work work) const {
   for (std::thread& helper : helpers) helper.join();
 }
 
-// The node's links, then the nearest of its neighbours' neighbours: a scan reads 32 codes whether they are used or not.
+// The node's links, then the nearest of its nearest neighbours' neighbours: a scan reads 32 codes whether they are used or not.
 void SealedSegment::fill(uint32_t node, uint32_t* links, Scratch& scratch) const {
   std::vector<Entry>& near = scratch.near;
   std::vector<uint32_t>& ids = scratch.ids;
@@ -90,7 +91,7 @@ void SealedSegment::fill(uint32_t node, uint32_t* links, Scratch& scratch) const
     links[used++] = source_.links(node)[k];
   if (used < kScanLanes) {
     ids.clear();
-    for (int k = 0; k < used; ++k)
+    for (int k = 0; k < std::min(used, kFillers); ++k)
       for (int j = 0; j < source_.degree && source_.links(links[k])[j] != kNone; ++j) ids.push_back(source_.links(links[k])[j]);
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -167,6 +168,7 @@ void SealedWalk::enter(int part, int parts, const Visited& own, Hits& hits) cons
       __builtin_prefetch(lookup + 4 * i);
     }
   expand(segment.root(), kFar, own, hits);
+  if (parts == 1) return;
   Entry order[kScanLanes];
   for (int i = 0; i < hits.count; ++i) order[i] = entry_of(hits.distances[i], hits.ids[i]);
   std::sort(order, order + hits.count);
