@@ -39,6 +39,12 @@ to read is printed, because speed cannot grow by more.
 A3 asks the bundled model about a needle in 1,800 tokens. The prompt up to 32 tokens before the answer is computed
 exactly, the rest, question included, sparsely; an answer counts if every token of it is the likeliest. The others
 choose with as many bytes as the wave index reads, its tables counted as tokens.""",
+    "vector": """\
+Every index runs in a process of its own over the same rows and goes through the same widths of its pool, one query per
+call, Python's share of a call included; figures of two indexes are compared at equal recall, interpolated between the
+widths. `mini` is 50,000 passages as 384 numbers with held-out queries, `head` the same with headings for queries, `syn`
+200,000 made-up rows of 128. *Sealed* rows search one-bit codes and measure the best again at stored precision. With
+`STATEPOOL_ANN_DATA` unset, `mini` and `head` are left out.""",
     "store": """\
 Every store runs in a process of its own, called from Python, on a folder of its own on the same disk, with the same
 random keys (16 bytes, 100,000 of them) and values (128 bytes, incompressible). They take turns (ours, peer, peer, …,
