@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.attention.data import draw
 from bench.bounds import Bounds, probe
-from bench.checkpoint import CACHE
+from bench.checkpoint import CACHE, to_bf16
 from bench.duel import Result, Worker, WorkerError, duel
 from bench.machine import LoadWatch
 from bench.peers.setup import python_of
@@ -131,9 +131,7 @@ def _build(quick: bool) -> Iterator[Row]:
 def _prefill_seconds(rows: int) -> float:
     """Our exact attention over a prompt of ``rows`` tokens, one layer."""
     rng = np.random.default_rng(2)
-    pool = (rng.standard_normal((rows // 16, 1, 2, KV_HEADS, 16 * 128), np.float32).view(np.uint32) >> 16).astype(
-        np.uint16
-    )
+    pool = to_bf16(rng.standard_normal((rows // 16, 1, 2, KV_HEADS, 16 * 128), np.float32))
     query, out = rng.standard_normal((rows, HEADS, 128), np.float32), np.empty((rows, HEADS * 128), np.float32)
     table, start = np.arange(rows // 16, dtype=np.int32)[None], np.array([0, rows], np.int32)
     began = time.perf_counter()

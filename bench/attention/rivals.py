@@ -15,7 +15,7 @@ from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.batch import Batch
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
-from statepool.kv.layout import BLOCK_SIZE
+from statepool.kv.layout import BLOCK_SIZE, tokens_of
 
 F32 = npt.NDArray[np.float32]
 _TABLES = 1 / 32 + 0.232 / 32
@@ -49,16 +49,10 @@ class Rival:
         self._exact.attend(layer, query, batch, out)
         first = int(batch.context_len[0]) - len(query)
         for row in range(max(batch.contexts[0].exact - first, 0), len(query)):
-            keys, values = self._tokens(layer, batch, first + row + 1)
+            count = first + row + 1
+            blocks = batch.block_tables[0, : -(-count // BLOCK_SIZE)]
+            keys, values = (part[:, :count] for part in tokens_of(self._storage, layer, blocks))
             out[row] = self._row(query[row].reshape(-1, self._head_dim), keys, values).reshape(-1)
-
-    def _tokens(self, layer: int, batch: Batch, count: int) -> tuple[F32, F32]:
-        pages = self._storage[batch.block_tables[0, : -(-count // BLOCK_SIZE)], layer]
-        blocks, _, heads, _ = pages.shape
-        keys = pages[:, 0].reshape(blocks, heads, self._head_dim, BLOCK_SIZE).transpose(1, 0, 3, 2)
-        values = pages[:, 1].reshape(blocks, heads, BLOCK_SIZE, self._head_dim).transpose(1, 0, 2, 3)
-        shape = (heads, -1, self._head_dim)
-        return keys.reshape(shape)[:, :count], values.reshape(shape)[:, :count]
 
     def _row(self, query: F32, keys: F32, values: F32) -> F32:
         group, count = len(query) // len(keys), keys.shape[1]

@@ -64,3 +64,16 @@ class KVLayout:
             area.madvise(mmap.MADV_HUGEPAGE)
         flat = np.frombuffer(area, dtype=self.numpy_dtype, count=blocks * self.block_bytes // self.numpy_dtype.itemsize)
         return flat.reshape(blocks, *self.block_shape)
+
+
+def tokens_of(
+    storage: npt.NDArray[Any], layer: int, blocks: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Keys and values ``[kv_heads][tokens][head_dim]`` of one layer in whole blocks of a pool's array."""
+    pages = storage[blocks, layer]
+    count, _, heads, elements = pages.shape
+    width = elements // BLOCK_SIZE
+    keys = pages[:, 0].reshape(count, heads, width, BLOCK_SIZE).transpose(1, 0, 3, 2)
+    values = pages[:, 1].reshape(count, heads, BLOCK_SIZE, width).transpose(1, 0, 2, 3)
+    shape = (heads, count * BLOCK_SIZE, width)
+    return keys.reshape(shape), values.reshape(shape)

@@ -17,6 +17,11 @@ inline void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+template <class A>
+int64_t extent(const A& array, size_t axis) {
+  return static_cast<int64_t>(array.shape(axis));
+}
+
 // A KV pool [blocks][layers][2][kv_heads][16 * head_dim], bf16 (uint16) or float32.
 using PoolArray = nanobind::ndarray<nanobind::ndim<5>, nanobind::c_contig, nanobind::device::cpu>;
 

@@ -19,11 +19,6 @@ using namespace nb::literals;
 namespace statepool {
 namespace {
 
-template <class A>
-int64_t size(const A& array, size_t axis) {
-  return static_cast<int64_t>(array.shape(axis));
-}
-
 // One request's rows.
 struct Part {
   int64_t begin, end, context;
@@ -109,32 +104,32 @@ using Means = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cp
 void moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<const int32_t, 2> tables,
           Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, std::vector<Means> means,
           int64_t block, int64_t topk, float scale, Array<float, 2> out) {
-  Call call{KvPool(pool_array), layer, size(q, 1), block, topk, scale};
-  const int64_t requests = size(context_len, 0), width = size(tables, 1), hd = size(q, 2), rows = size(q, 0);
+  Call call{KvPool(pool_array), layer, extent(q, 1), block, topk, scale};
+  const int64_t requests = extent(context_len, 0), width = extent(tables, 1), hd = extent(q, 2), rows = extent(q, 0);
   require(call.pool.head_dim() == hd, "q: head_dim differs from the pool's");
   require(call.pool.kv_heads > 0 && call.heads % call.pool.kv_heads == 0,
           "q: heads must be a multiple of the pool's kv_heads");
   require(layer >= 0 && layer < call.pool.layers, "layer: out of range");
   require(block > 0 && block % kPage == 0, "block: must be a positive multiple of 16");
   require(topk > 0, "topk: must be positive");
-  require(size(tables, 0) == requests && static_cast<int64_t>(means.size()) == requests,
+  require(extent(tables, 0) == requests && static_cast<int64_t>(means.size()) == requests,
           "block_tables, means: one per request");
-  require(size(query_start, 0) == requests + 1 && query_start.data()[0] == 0 && query_start.data()[requests] == rows,
+  require(extent(query_start, 0) == requests + 1 && query_start.data()[0] == 0 && query_start.data()[requests] == rows,
           "query_start: must go from 0 to the rows of q");
-  require(size(out, 0) == rows && size(out, 1) == call.heads * hd, "out: must be [T, heads * head_dim]");
+  require(extent(out, 0) == rows && extent(out, 1) == call.heads * hd, "out: must be [T, heads * head_dim]");
   std::vector<Part> parts;
   std::vector<int32_t> owner(static_cast<size_t>(rows));
   for (int64_t r = 0; r < requests; ++r) {
     const Means& mean = means[static_cast<size_t>(r)];
     const Part part{query_start.data()[r], query_start.data()[r + 1], context_len.data()[r], tables.data() + r * width,
-                    mean.data(), size(mean, 1)};
+                    mean.data(), extent(mean, 1)};
     require(part.begin <= part.end && part.end - part.begin <= part.context,
             "context_len: must count the rows of this call too");
     const int64_t pages = (part.context + kPage - 1) / kPage;
     require(pages <= width, "block_tables: too few blocks for context_len");
     for (int64_t i = 0; i < pages; ++i)
       require(part.pages[i] >= 0 && part.pages[i] < call.pool.blocks, "block_tables: block number out of range");
-    require(size(mean, 0) == call.pool.kv_heads && size(mean, 2) == hd, "means: must be [kv_heads, blocks, head_dim]");
+    require(extent(mean, 0) == call.pool.kv_heads && extent(mean, 2) == hd, "means: must be [kv_heads, blocks, head_dim]");
     require(part.blocks >= (part.context - 1) / block, "means: too few blocks for context_len");
     for (int64_t row = part.begin; row < part.end; ++row) owner[static_cast<size_t>(row)] = static_cast<int32_t>(r);
     parts.push_back(part);
@@ -163,11 +158,11 @@ void mean_key(const T* keys, const KvPool& pool, const int32_t* pages, int64_t c
 void moba_means(PoolArray pool_array, int64_t layer, Array<const int32_t, 1> pages, int64_t block,
                 Array<float, 3> out) {
   const KvPool pool(pool_array);
-  const int64_t hd = pool.head_dim(), each = block / kPage, blocks = size(out, 1);
+  const int64_t hd = pool.head_dim(), each = block / kPage, blocks = extent(out, 1);
   require(layer >= 0 && layer < pool.layers, "layer: out of range");
   require(block > 0 && block % kPage == 0, "block: must be a positive multiple of 16");
-  require(size(pages, 0) == blocks * each, "pages: must be whole blocks");
-  require(size(out, 0) == pool.kv_heads && size(out, 2) == hd, "out: must be [kv_heads, blocks, head_dim]");
+  require(extent(pages, 0) == blocks * each, "pages: must be whole blocks");
+  require(extent(out, 0) == pool.kv_heads && extent(out, 2) == hd, "out: must be [kv_heads, blocks, head_dim]");
   for (int64_t i = 0; i < blocks * each; ++i)
     require(pages.data()[i] >= 0 && pages.data()[i] < pool.blocks, "pages: block number out of range");
   parallel_for(pool.kv_heads * blocks, 1, [&](int64_t begin, int64_t end) {

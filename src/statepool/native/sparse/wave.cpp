@@ -32,18 +32,13 @@ bool is_bf16(const A& array, const char* message) {
   return bf16;
 }
 
-template <class A>
-int64_t size(const A& array, size_t axis) {
-  return static_cast<int64_t>(array.shape(axis));
-}
-
 struct Segment {
   Stored<4> centroids;
   std::optional<Stored<4>> variances;
   Stored<3> means, rows;
   Array<const int32_t, 2> offsets;
   Array<const float, 2> log_size, spread;
-  int64_t clusters() const { return size(means, 1); }
+  int64_t clusters() const { return extent(means, 1); }
 };
 
 // Bits of a float that is not negative: they sort as the float does.
@@ -114,26 +109,26 @@ class WaveIndex {
 
   void push(Stored<4> centroids, std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows,
             Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread) {
-    const int64_t clusters = size(means, 1), tokens = size(rows, 1) / 2;
+    const int64_t clusters = extent(means, 1), tokens = extent(rows, 1) / 2;
     require(is_bf16(centroids, "centroids: must be uint16 or float32") == bf16_ &&
                 is_bf16(means, "means: must be uint16 or float32") == bf16_ &&
                 is_bf16(rows, "rows: must be uint16 or float32") == bf16_,
             "segment: differs from the index in dtype");
     require(clusters > 0 && clusters % 16 == 0, "means: clusters must be a multiple of 16");
-    require(size(centroids, 0) == kv_heads_ && size(centroids, 1) * 16 == clusters && size(centroids, 2) == head_dim_ &&
-                size(centroids, 3) == 16,
+    require(extent(centroids, 0) == kv_heads_ && extent(centroids, 1) * 16 == clusters && extent(centroids, 2) == head_dim_ &&
+                extent(centroids, 3) == 16,
             "centroids: must be [kv_heads, clusters / 16, head_dim, 16]");
     if (variances) {
       require(is_bf16(*variances, "variances: must be uint16 or float32") == bf16_, "variances: differ in dtype");
       for (size_t axis = 0; axis < 4; ++axis)
         require(variances->shape(axis) == centroids.shape(axis), "variances: must have the shape of centroids");
     }
-    require(size(means, 0) == kv_heads_ && size(means, 2) == head_dim_, "means: must be [kv_heads, clusters, head_dim]");
-    require(size(rows, 0) == kv_heads_ && size(rows, 1) % 2 == 0 && size(rows, 2) == head_dim_,
+    require(extent(means, 0) == kv_heads_ && extent(means, 2) == head_dim_, "means: must be [kv_heads, clusters, head_dim]");
+    require(extent(rows, 0) == kv_heads_ && extent(rows, 1) % 2 == 0 && extent(rows, 2) == head_dim_,
             "rows: must be [kv_heads, 2 * tokens, head_dim]");
-    require(size(offsets, 0) == kv_heads_ && size(offsets, 1) == clusters + 1, "offsets: must be [kv_heads, clusters + 1]");
+    require(extent(offsets, 0) == kv_heads_ && extent(offsets, 1) == clusters + 1, "offsets: must be [kv_heads, clusters + 1]");
     for (const auto* each : {&log_size, &spread})
-      require(size(*each, 0) == kv_heads_ && size(*each, 1) == clusters, "log_size, spread: must be [kv_heads, clusters]");
+      require(extent(*each, 0) == kv_heads_ && extent(*each, 1) == clusters, "log_size, spread: must be [kv_heads, clusters]");
     for (int64_t h = 0; h < kv_heads_; ++h) {
       const int32_t* at = offsets.data() + h * (clusters + 1);
       require(at[0] >= 0 && at[clusters] <= tokens, "offsets: lie outside of rows");
@@ -158,29 +153,29 @@ class WaveIndex {
   void decode(Array<const float, 2> q, int64_t retrieve, int64_t estimate, float scale, bool mass, int order,
               Array<float, 1> m, Array<float, 1> l, Array<float, 2> acc, std::optional<Stored<4>> tail,
               std::optional<Array<int32_t, 2>> ids, std::optional<Array<float, 2>> scores) const {
-    Query query{q.data(), size(q, 0), retrieve, estimate, scale, mass, order, nullptr, 0, m.data(), l.data(), acc.data(),
+    Query query{q.data(), extent(q, 0), retrieve, estimate, scale, mass, order, nullptr, 0, m.data(), l.data(), acc.data(),
                 nullptr, nullptr};
-    require(size(q, 1) == head_dim_ && query.heads > 0 && query.heads % kv_heads_ == 0,
+    require(extent(q, 1) == head_dim_ && query.heads > 0 && query.heads % kv_heads_ == 0,
             "q: must be [heads, head_dim], heads a multiple of kv_heads");
     require(retrieve >= 0 && estimate >= 0, "retrieve, estimate: must not be negative");
     require(order >= 0 && order <= 2, "order: must be 0, 1 or 2");
-    require(size(m, 0) == query.heads && size(l, 0) == query.heads, "m, l: must be [heads]");
-    require(size(acc, 0) == query.heads && size(acc, 1) == head_dim_, "acc: must be [heads, head_dim]");
+    require(extent(m, 0) == query.heads && extent(l, 0) == query.heads, "m, l: must be [heads]");
+    require(extent(acc, 0) == query.heads && extent(acc, 1) == head_dim_, "acc: must be [heads, head_dim]");
     if (order == 2)
       for (const Segment& segment : segments_) require(segment.variances.has_value(), "order: a segment has no variances");
     if (tail) {
       require(is_bf16(*tail, "tail: must be uint16 or float32") == bf16_, "tail: differs from the index in dtype");
-      require(size(*tail, 0) == kv_heads_ && size(*tail, 1) == 2 && size(*tail, 3) == head_dim_,
+      require(extent(*tail, 0) == kv_heads_ && extent(*tail, 1) == 2 && extent(*tail, 3) == head_dim_,
               "tail: must be [kv_heads, 2, tokens, head_dim]");
       query.tail = static_cast<const char*>(tail->data());
-      query.tail_rows = size(*tail, 2);
+      query.tail_rows = extent(*tail, 2);
     }
     if (ids) {
-      require(size(*ids, 0) == kv_heads_ && size(*ids, 1) == clusters_, "ids: must be [kv_heads, clusters]");
+      require(extent(*ids, 0) == kv_heads_ && extent(*ids, 1) == clusters_, "ids: must be [kv_heads, clusters]");
       query.ids = ids->data();
     }
     if (scores) {
-      require(size(*scores, 0) == query.heads && size(*scores, 1) == clusters_, "scores: must be [heads, clusters]");
+      require(extent(*scores, 0) == query.heads && extent(*scores, 1) == clusters_, "scores: must be [heads, clusters]");
       query.x = scores->data();
     }
     parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
@@ -272,7 +267,7 @@ class WaveIndex {
     for (const Segment& segment : segments_) {
       const int64_t clusters = segment.clusters();
       const int32_t* offsets = segment.offsets.data() + head * (clusters + 1);
-      const char* first = static_cast<const char*>(segment.rows.data()) + head * size(segment.rows, 1) * row;
+      const char* first = static_cast<const char*>(segment.rows.data()) + head * extent(segment.rows, 1) * row;
       const char* means = static_cast<const char*>(segment.means.data()) + head * clusters * head_dim_ * item();
       if (offsets[0] > 0) s.runs.push_back({first, first + offsets[0] * row, offsets[0]});
       rows += offsets[0];
@@ -368,7 +363,7 @@ void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, i
            std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows, Array<int32_t, 2> order,
            Array<int32_t, 2> offsets, Array<float, 2> log_size, Array<float, 2> spread, Array<float, 2> reach,
            Array<float, 2> value_reach) {
-  WaveShape shape{size(keys, 0), size(keys, 1), size(keys, 2), pinned, clusters, size(means, 1), iterations};
+  WaveShape shape{extent(keys, 0), extent(keys, 1), extent(keys, 2), pinned, clusters, extent(means, 1), iterations};
   const bool bf16 = is_bf16(keys, "keys: must be uint16 or float32");
   require(is_bf16(values, "values: must be uint16 or float32") == bf16, "values: must have the dtype of keys");
   require(shape.heads > 0 && shape.head_dim > 0 && shape.head_dim % 16 == 0, "keys: head_dim must be a multiple of 16");
@@ -378,19 +373,19 @@ void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, i
   require(iterations > 0, "iterations: must be positive");
   require(shape.padded == (clusters + 15) / 16 * 16, "means: must hold clusters rounded up to 16");
   const auto tiled = [&](const Stored<4>& a) {
-    return size(a, 0) == shape.heads && size(a, 1) * 16 == shape.padded && size(a, 2) == shape.head_dim && size(a, 3) == 16 &&
+    return extent(a, 0) == shape.heads && extent(a, 1) * 16 == shape.padded && extent(a, 2) == shape.head_dim && extent(a, 3) == 16 &&
            is_bf16(a, "centroids: must be uint16 or float32") == bf16;
   };
   require(tiled(centroids) && (!variances || tiled(*variances)), "centroids, variances: must be [heads, padded / 16, head_dim, 16]");
-  require(size(means, 0) == shape.heads && size(means, 2) == shape.head_dim &&
+  require(extent(means, 0) == shape.heads && extent(means, 2) == shape.head_dim &&
               is_bf16(means, "means: must be uint16 or float32") == bf16,
           "means: must be [heads, padded, head_dim]");
-  require(size(rows, 0) == shape.heads && size(rows, 1) == 2 * shape.tokens && size(rows, 2) == shape.head_dim && is_bf16(rows, "rows: must be uint16 or float32") == bf16,
+  require(extent(rows, 0) == shape.heads && extent(rows, 1) == 2 * shape.tokens && extent(rows, 2) == shape.head_dim && is_bf16(rows, "rows: must be uint16 or float32") == bf16,
           "rows: must be [heads, 2 * tokens, head_dim]");
-  require(size(order, 0) == shape.heads && size(order, 1) == shape.tokens, "order: must be [heads, tokens]");
-  require(size(offsets, 0) == shape.heads && size(offsets, 1) == shape.padded + 1, "offsets: must be [heads, padded + 1]");
+  require(extent(order, 0) == shape.heads && extent(order, 1) == shape.tokens, "order: must be [heads, tokens]");
+  require(extent(offsets, 0) == shape.heads && extent(offsets, 1) == shape.padded + 1, "offsets: must be [heads, padded + 1]");
   for (const auto* each : {&log_size, &spread, &reach, &value_reach})
-    require(size(*each, 0) == shape.heads && size(*each, 1) == shape.padded, "log_size, spread, reach, value_reach: must be [heads, padded]");
+    require(extent(*each, 0) == shape.heads && extent(*each, 1) == shape.padded, "log_size, spread, reach, value_reach: must be [heads, padded]");
   const WaveArrays out{centroids.data(), variances ? variances->data() : nullptr, means.data(),    rows.data(),
                        order.data(),     offsets.data(),                          log_size.data(), spread.data(),
                        reach.data(),     value_reach.data()};

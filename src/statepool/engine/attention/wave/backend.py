@@ -19,7 +19,7 @@ from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.attention.wave.index import SegmentView
 from statepool.engine.attention.wave.segment import Segment
 from statepool.engine.batch import Batch, Context
-from statepool.kv.layout import BLOCK_SIZE
+from statepool.kv.layout import BLOCK_SIZE, tokens_of
 from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
@@ -138,19 +138,10 @@ class WaveAttention:
             key = (context.keys[stop // BLOCK_SIZE - 1], layer, start, context.exact if context.exact < stop else stop)
         segment = self.segments.get(key)
         if segment is None:
-            keys, values = self._read(layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
+            keys, values = tokens_of(self._storage, layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
             segment = Segment.build(keys, values, start, self._config)
             self.segments.put(key, segment)
         return segment
-
-    def _read(self, layer: int, blocks: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Keys and values ``[kv_heads][tokens][head_dim]`` of whole blocks."""
-        pages = self._storage[blocks, layer]
-        count, _, heads, _ = pages.shape
-        keys = pages[:, 0].reshape(count, heads, self._head_dim, BLOCK_SIZE).transpose(1, 0, 3, 2)
-        values = pages[:, 1].reshape(count, heads, BLOCK_SIZE, self._head_dim).transpose(1, 0, 2, 3)
-        shape = (heads, count * BLOCK_SIZE, self._head_dim)
-        return keys.reshape(shape), values.reshape(shape)
 
 
 class SegmentCache:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool.engine.attention.wave.segment import Segment
+from statepool.engine.loader import widen
 
 F64 = npt.NDArray[np.float64]
 _SLACK = 1e-4
@@ -93,9 +94,7 @@ def lengths(tail: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def _wide(array: npt.NDArray[Any]) -> F64:
-    if array.dtype == np.uint16:
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float64)
+    return widen(array).astype(np.float64)
 
 
 def _centroids(segment: Segment) -> F64:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -212,8 +213,7 @@ class WaveIndex:
             scores = np.zeros((len(query), clusters), np.float32)
             m, l, acc = self._view.partial(query, scale, self._tail, zones, scores, min(read, clusters))
             out, lse = acc / l[:, None], m + np.log(l)
-            at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
-            parts = [(s, zones[:, a:b], scores[:, a:b]) for s, a, b in zip(self.segments, at, at[1:], strict=False)]
+            parts = list(zip(self.segments, self._by_segment(zones), self._by_segment(scores), strict=True))
             error = bound(parts, query, scale, out, lse, key_norm, value_norm)
             if read >= clusters or error.max() <= eps:
                 return Decoded(out, lse, zones, error)
@@ -224,7 +224,7 @@ class WaveIndex:
         heads, _, tail, width = self._tail.shape
         item = self._tail.dtype.itemsize * width
         read = heads * tail
-        for segment, part in self._by_segment(zones):
+        for segment, part in zip(self.segments, self._by_segment(zones), strict=True):
             read += heads * segment.pinned + int(np.diff(segment.offsets, axis=1)[part == 2].sum())
         tables = sum(s.centroids.nbytes + (s.variances.nbytes if s.variances is not None else 0) for s in self.segments)
         return Cost(read, 2 * read * item + tables + int((zones == 1).sum()) * item, 2 * heads * len(self) * item)
@@ -238,9 +238,10 @@ class WaveIndex:
         if not len(self):
             raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
 
-    def _by_segment(self, zones: npt.NDArray[np.int32]) -> list[tuple[Segment, npt.NDArray[np.int32]]]:
+    def _by_segment(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Cut the last axis, which counts clusters, at the segments' borders."""
         at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
-        return [(s, zones[:, a:b]) for s, a, b in zip(self.segments, at, at[1:], strict=False)]
+        return [array[:, a:b] for a, b in pairwise(at.tolist())]
 
     def _settle(self, tail: npt.NDArray[Any], start: int | None = None) -> None:
         """Make ``tail`` (rows from ``start`` on) the end of the context and cluster what is due."""
