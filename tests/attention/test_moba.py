@@ -162,6 +162,24 @@ def test_the_engine_s_kernel_agrees_with_torch_row_by_row_and_whole(bf16):
 
 
 @needs_native
+def test_blocks_with_nan_keys_are_liked_least():
+    """40 blocks of 16: enough for the choice to be a partition of a long list."""
+    width, blocks = 16, 40
+    q, k, v = (x.numpy() for x in draw(7, blocks * 16, 1, 1, width))
+    k[5 * 16 : 20 * 16] = np.nan
+    pool = np.empty((blocks, 1, 2, 1, 16 * width), np.float32)
+    pool[:, 0, 0] = k.reshape(blocks, 16, width).transpose(0, 2, 1).reshape(blocks, 1, -1)
+    pool[:, 0, 1] = v.reshape(blocks, 1, -1)
+    out = np.empty((len(q), width), np.float32)
+    batch = Batch.build([(list(range(len(q))), 0, list(range(blocks)))], [Context(0)])
+    MobaAttention(pool, width, MobaConfig(16, 3)).attend(0, q.reshape(len(q), width).copy(), batch, out)
+    clean = torch.from_numpy(np.concatenate([k[: 5 * 16], k[20 * 16 :]]))
+    rows = [np.concatenate([x[: 5 * 16], x[20 * 16 :]]) for x in (q, v, out[:, None])]
+    want = moba_attention(torch.from_numpy(rows[0]), clean, torch.from_numpy(rows[1]), block=16, topk=3)
+    np.testing.assert_allclose(rows[2][:, 0], want.numpy()[:, 0], atol=2e-5)
+
+
+@needs_native
 @pytest.mark.parametrize("case", range(48))
 def test_same_bits_whatever_happens(case, make_engine):  # noqa: F811
     kind, rng = DISTURBANCES[case % len(DISTURBANCES)], random.Random(2000 + case)

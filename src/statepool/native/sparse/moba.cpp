@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "../arrays.h"
@@ -52,7 +53,11 @@ void choose(const Call& call, const Part& part, int64_t kv_head, const float* q,
   if (wanted < current) {
     const float* means = part.means + kv_head * part.blocks * hd;
     wave_kernels().dot_float(q, 1, means, means, current, static_cast<int>(hd), 1.0f, scores, current);
-    for (int32_t i = 0; i < current; ++i) chosen.push_back(i);
+    for (int32_t i = 0; i < current; ++i) {
+      // Not a number is no order: such a block comes last, as one that nobody likes.
+      if (!(scores[i] == scores[i])) scores[i] = -std::numeric_limits<float>::infinity();
+      chosen.push_back(i);
+    }
     const auto better = [&](int32_t a, int32_t b) {
       return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
     };
