@@ -31,6 +31,9 @@ class EngineConfig:
             ``"auto"``: the GPU where there is one, else native, else the reference.
         attention: ``"full"``, or a sparse kind with its settings, such as ``"wave"``, ``"wave:retrieve=0.05,last=1"``
             or ``"moba:block=256,topk=4"``; see docs/attention.md.
+        kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a file,
+            so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
+        kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
 
@@ -48,6 +51,8 @@ class EngineConfig:
     served_name: str | None = None
     attention: str = "full"
     wave_bytes: int | None = None
+    kv_budget: int | None = None
+    kv_folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
@@ -60,7 +65,7 @@ class EngineConfig:
                 f"max_batched_tokens ({self.max_batched_tokens}) must not be below max_seqs ({self.max_seqs})",
                 param="max_batched_tokens",
             )
-        for name in ("max_model_len", "threads", "wave_bytes"):
+        for name in ("max_model_len", "threads", "wave_bytes", "kv_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)

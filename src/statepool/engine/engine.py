@@ -34,6 +34,7 @@ from statepool.engine.speculate import NgramDrafter
 from statepool.engine.text.detokenize import Detokenizer
 from statepool.engine.text.stop import StopMatcher
 from statepool.engine.text.tokenizer import Tokenizer
+from statepool.engine.tiered import tiered_runner
 from statepool.kv import BlockPool, KVLayout, root_key
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.native import kernels, reason
@@ -63,9 +64,13 @@ class Engine:
         blocks = config.kv_bytes // layout.block_bytes
         max_len = _max_len(config, decoder.max_position, blocks, layout)
         self._layout = layout
-        self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         self._attention = AttentionSpec.parse(config.attention)
-        self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
+        self.runner: Runner
+        if config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
+            self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+        else:
+            self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+            self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
         self.pool = BlockPool(blocks)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(

@@ -14,6 +14,7 @@ from statepool.engine.config import Quant
 from statepool.engine.loader import Checkpoint, widen
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.rope import rope_tables
+from statepool.kv.tiers import Resident, TieredBlocks
 
 F32 = npt.NDArray[np.float32]
 
@@ -84,6 +85,7 @@ class DecoderRunner:
         self._checkpoint = checkpoint
         self._quant = quant
         self.storage = storage
+        self.blocks: Resident | TieredBlocks = Resident(storage)
         self._cos, self._sin = rope_tables(decoder.rope, decoder.head_dim, max_len)
         self._layers: list[Any] = [None] * decoder.layers
         self._embedding: npt.NDArray[Any]

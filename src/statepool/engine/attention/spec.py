@@ -10,6 +10,7 @@ from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.wave.config import WaveConfig
 
 if TYPE_CHECKING:
+    from statepool.engine.attention.wave.buffer import WaveBuffer
     from statepool.engine.runner import Runner
 
 _KINDS: dict[str, Any] = {"wave": WaveConfig, "moba": MobaConfig}
@@ -64,7 +65,12 @@ class AttentionSpec:
         """A text that differs whenever results would; empty for full attention."""
         return f"/{self}" if self.sparse is not None else ""
 
-    def install(self, runner: Runner, backend: str, cache_bytes: int) -> None:
+    @property
+    def tiered(self) -> bool:
+        """Whether its blocks may be in a file."""
+        return not isinstance(self.sparse, MobaConfig)
+
+    def install(self, runner: Runner, backend: str, cache_bytes: int, buffer: WaveBuffer | None = None) -> None:
         """Put the backends into ``runner``, whose arithmetic is called ``backend``; nothing changes for full attention.
 
         Raises:
@@ -87,7 +93,7 @@ class AttentionSpec:
             )
         sparse: WaveAttention | MobaAttention
         if isinstance(self.sparse, WaveConfig):
-            sparse = WaveAttention(runner.backends[0], runner.storage, width, self.sparse, cache_bytes)
+            sparse = WaveAttention(runner.backends[0], runner.blocks, width, self.sparse, cache_bytes, buffer)
         else:
             sparse = MobaAttention(runner.storage, width, self.sparse)
         for i in range(self.first, layers - self.last):

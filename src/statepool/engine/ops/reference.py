@@ -204,9 +204,7 @@ def fold_segments(m: Array, l: Array, acc: Array, m2: Array, l2: Array, acc2: Ar
         old.copy_(new)
 
 
-def _fold(
-    m: Tensor, l: Tensor, acc: Tensor, m2: Tensor, l2: Tensor, acc2: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fold(m: Tensor, l: Tensor, acc: Tensor, m2: Tensor, l2: Tensor, acc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     some = l2 != 0  # so is not a number
     new = torch.maximum(m, m2)
     shift = torch.where(new != -math.inf, new, torch.zeros_like(new))

@@ -53,6 +53,7 @@ ClusterCache::~ClusterCache() {
   }
   update_posted_.notify_all();
   if (keeper_.joinable()) keeper_.join();
+  close(fd_);
 }
 
 ClusterCache::Memory ClusterCache::aligned(int64_t bytes) const {
@@ -75,8 +76,8 @@ int64_t ClusterCache::reserve(int64_t bytes) {
 std::shared_ptr<StoredRows> ClusterCache::store(std::shared_ptr<ClusterCache> cache, const char* rows, int64_t heads, int64_t tokens,
                                                 const int32_t* offsets, int64_t clusters) {
   ClusterCache& self = *cache;
-  const std::unique_lock<std::mutex> lock = self.begin();
   auto stored = std::make_shared<StoredRows>(cache, heads, clusters);
+  const std::unique_lock<std::mutex> lock = self.begin();  // goes before `stored`, whose end takes it too
   int64_t most = 0, total = 0;
   for (int64_t h = 0; h < heads; ++h) {
     int64_t pages = 0;

@@ -78,7 +78,7 @@ class StoredRows {
 
 class ClusterCache {
  public:
-  // `fd` is read and written at any offset and stays the caller's to close, later; a row has row_bytes (512 divides a page).
+  // Takes over `fd`, a file that nobody else uses; a row has row_bytes, and 512 divides a page.
   ClusterCache(int fd, int64_t row_bytes, int64_t pages, int readers, bool background);
   ~ClusterCache();
 

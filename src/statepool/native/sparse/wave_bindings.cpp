@@ -85,6 +85,7 @@ void checksums(nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device:
 void bind_wave_buffer(nb::module_& m) {
   using namespace statepool;
   nb::exception<TierFailure>(m, "TierFailure");
+  m.attr("SLOT_BYTES") = sizeof(Slot);
   nb::class_<StoredRows>(m, "StoredRows", "The clusters of one segment in a file, until this object goes.")
       .def_prop_ro("memory", &StoredRows::memory, "Bytes of the table that finds them.");
   nb::class_<ClusterCache>(m, "ClusterCache", "Clusters in a file, the recently read ones in memory.")

@@ -8,18 +8,19 @@ change no bit.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from statepool.core.errors import InvalidConfig
 from statepool.engine.attention import Backend
+from statepool.engine.attention.wave.buffer import WaveBuffer
 from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.attention.wave.index import SegmentView
 from statepool.engine.attention.wave.segment import Segment
 from statepool.engine.batch import Batch, Context
 from statepool.kv.layout import BLOCK_SIZE, tokens_of
+from statepool.kv.tiers import Resident, TieredBlocks
 from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
@@ -34,21 +35,29 @@ class WaveAttention:
 
     Args:
         exact: what prompts get.
-        storage: the KV pool's array.
+        blocks: of the KV pool.
         head_dim: of the model.
         config: settings.
         cache_bytes: most bytes of segments that no running sequence holds; the longest unused go first.
+        buffer: where clusters go that are not to stay in memory; None keeps all there.
     """
 
     name = "wave"
 
     def __init__(
-        self, exact: Backend, storage: npt.NDArray[Any], head_dim: int, config: WaveConfig, cache_bytes: int
+        self,
+        exact: Backend,
+        blocks: Resident | TieredBlocks,
+        head_dim: int,
+        config: WaveConfig,
+        cache_bytes: int,
+        buffer: WaveBuffer | None = None,
     ) -> None:
         if config.update_segment % BLOCK_SIZE:
             raise InvalidConfig(f"update_segment must be a multiple of {BLOCK_SIZE} in the engine", param="attention")
         self._exact = exact
-        self._storage = storage
+        self._blocks = blocks
+        self.buffer = buffer
         self._head_dim = head_dim
         self._config = config
         self._scale = head_dim**-0.5
@@ -111,11 +120,12 @@ class WaveAttention:
         tables = np.zeros((len(rows), -(-int(rest.max()) // BLOCK_SIZE)), np.int32)
         for i, (_, r) in enumerate(sparse):
             blocks = batch.block_tables[r, ends[i] // BLOCK_SIZE :][: -(-int(rest[i]) // BLOCK_SIZE)]
-            tables[i, : len(blocks)] = blocks
+            tables[i, : len(blocks)], tables[i, len(blocks) :] = blocks, blocks[-1]
         shape = (len(rows), heads, folds)
         late = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, self._head_dim), np.float32)
         start = np.arange(len(rows) + 1, dtype=np.int32)
-        kernels.attention_segments(queries, self._storage, layer, tables, start, rest, self._scale, 0, *late)
+        pool, at, tables = self._blocks.place(layer, tables)
+        kernels.attention_segments(queries, pool, at, tables, start, rest, self._scale, 0, *late)
         parts = [np.concatenate(pair, axis=2) for pair in zip((m, l, acc), late, strict=True)]
         mixed = np.empty((len(rows), out.shape[1]), np.float32)
         kernels.merge_segments(*parts, mixed)
@@ -125,8 +135,10 @@ class WaveAttention:
         """The segments of sequence ``r`` up to ``end``."""
         context = batch.contexts[r]
         if layer not in context.kept:
-            bf16 = self._storage.dtype == np.uint16
-            context.kept[layer] = SegmentView(self._storage.shape[3], self._head_dim, bf16, self._config)
+            storage = self._blocks.storage
+            context.kept[layer] = SegmentView(
+                storage.shape[3], self._head_dim, storage.dtype == np.uint16, self._config
+            )
         view: SegmentView = context.kept[layer]
         view.advance(end, lambda start, stop: self._load(layer, context, batch.block_tables[r], start, stop))
         return view
@@ -138,8 +150,10 @@ class WaveAttention:
             key = (context.keys[stop // BLOCK_SIZE - 1], layer, start, context.exact if context.exact < stop else stop)
         segment = self.segments.get(key)
         if segment is None:
-            keys, values = tokens_of(self._storage, layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
-            segment = Segment.build(keys, values, start, self._config)
+            pool, at, pages = self._blocks.place(layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
+            segment = Segment.build(*tokens_of(pool, at, pages), start, self._config)
+            if self.buffer is not None:
+                segment = self.buffer.store(segment)
             self.segments.put(key, segment)
         return segment
 

@@ -14,6 +14,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.engine.attention.wave.certificate import bound, lengths, norms
 from statepool.engine.attention.wave.config import ORDERS, WaveConfig
 from statepool.engine.attention.wave.segment import Segment, check
+from statepool.kv.tiers import TierFailure
 from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
@@ -84,6 +85,7 @@ class SegmentView:
                 segment.offsets,
                 segment.log_size,
                 segment.spread,
+                segment.stored,
             )
             self.segments.append(segment)
 
@@ -104,14 +106,22 @@ class SegmentView:
         scores: F32 | None = None,
         read: int | None = None,
     ) -> tuple[F32, F32, F32]:
-        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over segments and ``tail`` rows."""
+        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over segments and ``tail`` rows.
+
+        Raises:
+            TierFailure: clusters could not be read from their file.
+        """
         heads, width = query.shape
         m, l = np.empty(heads, np.float32), np.empty(heads, np.float32)
         acc = np.empty((heads, width), np.float32)
         usual, estimated = self.budget()
         read = usual if read is None else read
         mass, order = self.config.rank == "mass", ORDERS[self.config.estimator]
-        self.native.decode(query, read, estimated, scale, mass, order, m, l, acc, tail, zones, scores)
+        assert kernels is not None
+        try:
+            self.native.decode(query, read, estimated, scale, mass, order, m, l, acc, tail, zones, scores)
+        except kernels.TierFailure as error:
+            raise TierFailure(str(error)) from None
         return m, l, acc
 
 
