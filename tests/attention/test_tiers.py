@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from tests.e2e.conftest import run_server
 from tests.engine.conftest import checkpoint, make_engine  # noqa: F401
 from tests.engine.test_determinism import DISTURBANCES, bits, disturbed, draw_request
 from tests.small_models import write_model
@@ -270,3 +271,47 @@ def test_a_budget_that_cannot_work_says_what_would(long_model):
         engine(long_model, attention="moba", kv_budget=2 << 20)
     with pytest.raises(InvalidConfig, match="native backend"):
         engine(long_model, attention="full", kv_budget=2 << 20, backend="torch")
+
+
+@pytest.mark.parametrize("attention", ["full", "wave"])
+def test_a_bad_file_ends_the_requests_of_the_step_and_no_other(long_model, attention):
+    tokens = tuple(random.Random(2).randrange(256) for _ in range(3000))
+    before = set(os.listdir("/proc/self/fd"))
+    made = engine(long_model, attention=attention, kv_budget=2 << 20)
+    made.submit(Request("lost", tokens, greedy(20)))
+    outputs = []
+    while not outputs:
+        outputs = made.step()
+    scratch = [int(fd) for fd in set(os.listdir("/proc/self/fd")) - before if is_scratch(fd)]
+    assert len(scratch) == (2 if attention == "wave" else 1)
+    for fd in scratch:
+        os.ftruncate(fd, 0)
+    while outputs[-1].finish_reason is None:
+        outputs = made.step()
+    assert outputs[-1].finish_reason == "error" and "slow tier: reading" in outputs[-1].error
+    assert made.pool.free == made.pool.total
+    request = Request("next", tokens[:200], greedy(5))
+    expected = engine(long_model, attention=attention).generate([request])["next"]
+    assert bits(made.generate([request])["next"]) == bits(expected)
+    os.dup2(os.open("/dev/full", os.O_RDWR), made.runner.blocks._fd)
+    with pytest.raises(TierFailure, match="slow tier: writing .* failed: No space left on device"):
+        made.generate([Request("full", tokens, greedy(1))])
+    assert made.pool.free == made.pool.total and not made.has_work
+
+
+def is_scratch(fd):
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").endswith("(deleted)")
+    except OSError:  # the listing's own
+        return False
+
+
+def test_the_server_answers_a_context_of_four_times_the_budget(long_model):
+    tokens = [random.Random(3).randrange(256) for _ in range(4040)]
+    settings = {"kv_bytes": 8 << 20, "kv_budget": 2 << 20, "max_batched_tokens": 128, "max_seqs": 2}
+    wanted = engine(long_model, attention="wave").generate([Request("a", tuple(tokens), greedy(8))])["a"]
+    body = {"model": "model", "prompt": tokens, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with run_server(long_model, engine={"attention": "wave", **settings}) as server:
+        answer = server.http.post("/v1/completions", json=body, timeout=60).raise_for_status().json()
+    assert answer["usage"]["prompt_tokens"] == 4040
+    assert answer["choices"][0]["text"] == "".join(o.text for o in wanted)

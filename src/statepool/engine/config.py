@@ -31,8 +31,8 @@ class EngineConfig:
             ``"auto"``: the GPU where there is one, else native, else the reference.
         attention: ``"full"``, or a sparse kind with its settings, such as ``"wave"``, ``"wave:retrieve=0.05,last=1"``
             or ``"moba:block=256,topk=4"``; see docs/attention.md.
-        kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a file,
-            so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
+        kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a
+            file, so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
         kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """

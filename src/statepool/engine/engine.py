@@ -35,7 +35,7 @@ from statepool.engine.text.detokenize import Detokenizer
 from statepool.engine.text.stop import StopMatcher
 from statepool.engine.text.tokenizer import Tokenizer
 from statepool.engine.tiered import tiered_runner
-from statepool.kv import BlockPool, KVLayout, root_key
+from statepool.kv import BlockPool, KVLayout, TierFailure, root_key
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.native import kernels, reason
 
@@ -127,7 +127,11 @@ class Engine:
         return outputs + self._loop.step()
 
     def generate(self, requests: Iterable[Request]) -> dict[str, list[Output]]:
-        """Run requests to their end; outputs by request id. Other requests keep running beside them."""
+        """Run requests to their end; outputs by request id. Other requests keep running beside them.
+
+        Raises:
+            TierFailure: the KV of one of them could not be read (``EngineConfig.kv_budget``); the rest are dropped.
+        """
         mine: dict[str, list[Output]] = {}
         for request in requests:
             self.submit(request)
@@ -140,6 +144,10 @@ class Engine:
             for output in self.step():
                 if output.id in mine:
                     mine[output.id].append(output)
+                    if output.error is not None:
+                        for name in open_ids:
+                            self.abort(name)
+                        raise TierFailure(output.error)
                     if output.finish_reason is not None:
                         open_ids.discard(output.id)
                 else:

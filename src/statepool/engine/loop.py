@@ -16,7 +16,7 @@ from statepool.engine.sampler import token_logprob
 from statepool.engine.scheduler import Plan, SequenceView, Snapshot, schedule
 from statepool.engine.sequence import Sequence
 from statepool.engine.session import SessionStore
-from statepool.kv import BlockPool, BlockTable, block_keys
+from statepool.kv import BlockPool, BlockTable, TierFailure, block_keys
 from statepool.kv.layout import BLOCK_SIZE
 
 F32 = npt.NDArray[np.float32]
@@ -220,7 +220,10 @@ class StepLoop:
             sequence.furthest = max(sequence.furthest, end)
         known = self._attention.sparse is not None
         batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else ())
-        hidden = self.runner.forward(batch)
+        try:
+            hidden = self.runner.forward(batch)
+        except TierFailure as error:
+            return self._give_up([sequence for sequence, _ in work], error)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
         rows: list[tuple[int, Sequence, int]] = []
@@ -239,6 +242,17 @@ class StepLoop:
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
         return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
+
+    def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
+        """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""
+        for sequence in sequences:
+            del self.running[sequence.request.id]
+            self._release(sequence)
+        self.pool.clear()
+        return [
+            Output(sequence.request.id, finish_reason="error", error=error.message, usage=sequence.usage())
+            for sequence in sequences
+        ]
 
     def _advance(self, sequence: Sequence, count: int) -> Output | None:
         """Book a step: how far the KV is valid now, what became shareable, whether it is over."""

@@ -14,6 +14,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def open_scratch(folder: str | None) -> int:
     try:
         with tempfile.TemporaryFile(dir=where) as file:
             direct = getattr(os, "O_DIRECT", 0)
-            path = f"/proc/self/fd/{file.fileno()}"
-            if direct and os.path.exists(path):
+            path = Path(f"/proc/self/fd/{file.fileno()}")
+            if direct and path.exists():
                 try:
                     fd = os.open(path, os.O_RDWR | direct)
                 except OSError:  # such as tmpfs, which is memory itself
@@ -275,7 +276,7 @@ class TieredBlocks:
             sums = np.empty(len(blocks), np.uint32)
             kernels.checksums(rows, sums)
             self._sums[layer, blocks] = sums
-            for begin, end in zip(borders, borders[1:], strict=False):
+            for begin, end in pairwise(borders):
                 self._put(rows[begin:end], (layer * self._blocks + blocks[begin]) * self._record)
         self._written[blocks] = True
 

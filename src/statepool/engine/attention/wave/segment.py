@@ -31,8 +31,8 @@ class Segment:
         spread: float32 ``[heads][clusters]``, mean squared distance of the keys per dimension.
         reach, value_reach: float32 ``[heads][clusters]``, largest distance of a key (a value) from the stored centroid
             (mean), never too small.
-        stored: the clusters in a file, if they are there (``WaveBuffer``); ``rows`` then holds the pinned tokens alone and
-            ``order`` nothing.
+        stored: the clusters in a file, if they are there (``WaveBuffer``); ``rows`` then holds the pinned tokens alone
+            and ``order`` nothing.
     """
 
     start: int
