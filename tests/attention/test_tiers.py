@@ -129,7 +129,7 @@ def test_a_bad_file_is_an_error_and_nothing_bad_is_kept(harm, message, tmp_path)
     path = tmp_path / "clusters"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     buffer = WaveBuffer.__new__(WaveBuffer)
-    buffer.native = kernels.ClusterCache(fd, 64, 1000, 4, True)
+    buffer.native = kernels.ClusterCache(fd, 64, 1000, True)
     memory, file = views(buffer)
     good = path.read_bytes()
     harm(fd)
@@ -144,7 +144,7 @@ def test_a_bad_file_is_an_error_and_nothing_bad_is_kept(harm, message, tmp_path)
 
 def test_a_full_disk_is_an_error():
     buffer = WaveBuffer.__new__(WaveBuffer)
-    buffer.native = kernels.ClusterCache(os.open("/dev/full", os.O_RDWR), 64, 10, 1, True)
+    buffer.native = kernels.ClusterCache(os.open("/dev/full", os.O_RDWR), 64, 10, True)
     with pytest.raises(TierFailure, match="No space left on device"):
         views(buffer)
 

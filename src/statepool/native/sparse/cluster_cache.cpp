@@ -3,6 +3,11 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#if defined(__linux__)
+#include <linux/aio_abi.h>
+#include <sys/syscall.h>
+#endif
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -14,6 +19,7 @@
 namespace statepool {
 namespace {
 
+constexpr unsigned kQueue = 1024;       // reads under way at once; more are done one by one
 constexpr int64_t kAlignment = 4096;    // of memory that a file is read into directly
 constexpr int64_t kExtentPages = 64;    // extents are multiples of it, so that a freed one fits a later segment
 
@@ -28,31 +34,29 @@ StoredRows::StoredRows(std::shared_ptr<ClusterCache> cache, int64_t heads, int64
 
 StoredRows::~StoredRows() { cache_->drop(*this); }
 
-ClusterCache::ClusterCache(int fd, int64_t row_bytes, int64_t pages, int readers, bool background)
+ClusterCache::ClusterCache(int fd, int64_t row_bytes, int64_t pages, bool background)
     : fd_(fd), row_bytes_(row_bytes), page_bytes_(2 * kPageRows * row_bytes), background_(background) {
   if (row_bytes <= 0 || page_bytes_ % 512 != 0) throw std::invalid_argument("row_bytes: a page of 16 rows must be whole sectors of 512 bytes");
   if (pages < 0 || pages > INT32_MAX) throw std::invalid_argument("pages: must be between 0 and 2^31 - 1");
-  if (readers < 0 || readers > 256) throw std::invalid_argument("readers: must be between 0 and 256");
   pages_ = aligned(std::max<int64_t>(pages, 1) * page_bytes_);
   next_.resize(static_cast<size_t>(pages));
   for (int64_t i = pages; i-- > 0;) free_.push_back(static_cast<int32_t>(i));
-  for (int i = 0; i < readers; ++i) readers_.emplace_back([this] { read_all(); });
+#if defined(__linux__)
+  if (syscall(SYS_io_setup, kQueue, &queue_) != 0) queue_ = 0;
+#endif
   if (background) keeper_ = std::thread([this] { keep(); });
 }
 
 ClusterCache::~ClusterCache() {
-  {
-    const std::lock_guard<std::mutex> lock(jobs_mutex_);
-    stop_ = true;
-  }
-  job_posted_.notify_all();
-  for (std::thread& reader : readers_) reader.join();
   {
     const std::lock_guard<std::mutex> lock(update_mutex_);
     update_stop_ = true;
   }
   update_posted_.notify_all();
   if (keeper_.joinable()) keeper_.join();
+#if defined(__linux__)
+  if (queue_ != 0) syscall(SYS_io_destroy, queue_);
+#endif
   close(fd_);
 }
 
@@ -151,84 +155,127 @@ CacheCounts ClusterCache::counts() {
   return counts_;
 }
 
-void ClusterCache::fetch(std::vector<Wanted>& wanted) {
-  int64_t bytes = 0;
-  for (const Wanted& head : wanted) {
-    counts_.hits += static_cast<int64_t>(head.slots.size() - head.misses.size());
-    counts_.misses += static_cast<int64_t>(head.misses.size());
-    for (const Miss& miss : head.misses) bytes += bytes_of(*miss.slot);
-  }
-  if (bytes > arrived_bytes_) {
-    arrived_ = aligned(bytes);
-    arrived_bytes_ = bytes;
-  }
-  counts_.bytes_read += bytes;
-  char* to = arrived_.get();
+void ClusterCache::open(size_t heads) {
   const std::lock_guard<std::mutex> lock(jobs_mutex_);
   jobs_.clear();
-  next_job_ = 0;
   failure_.clear();
-  pending_.assign(wanted.size(), 0);
-  for (size_t head = 0; head < wanted.size(); ++head) {
-    for (Miss& miss : wanted[head].misses) {
-      const int64_t size = bytes_of(*miss.slot);
-      miss.from = to;
-      const bool follows = pending_[head] > 0 && jobs_.back().parts.front()->slot->offset + jobs_.back().bytes == miss.slot->offset;
-      if (!follows) {
-        jobs_.push_back({{}, static_cast<int64_t>(head), 0, to});
-        ++pending_[head];
-      }
-      jobs_.back().parts.push_back(&miss);
-      jobs_.back().bytes += size;
-      to += size;
-    }
-  }
-  counts_.reads += static_cast<int64_t>(jobs_.size());
-  if (!jobs_.empty()) job_posted_.notify_all();
+  pending_.assign(heads, 0);
+  if (arrived_.size() < heads) arrived_.resize(heads);
 }
 
-// Runs one job that nobody has begun; false if there is none.
-bool ClusterCache::take(std::unique_lock<std::mutex>& lock) {
-  if (next_job_ >= jobs_.size()) return false;
-  Job& job = jobs_[next_job_++];
-  lock.unlock();
-  read(job);
-  lock.lock();
-  if (--pending_[static_cast<size_t>(job.head)] == 0) job_done_.notify_all();
-  return true;
+void ClusterCache::fetch(size_t head, Wanted& wanted) {
+  int64_t bytes = 0;
+  for (const Miss& miss : wanted.misses) bytes += bytes_of(*miss.slot);
+  Room& room = arrived_[head];
+  if (bytes > room.bytes) {
+    room.memory = aligned(bytes);
+    room.bytes = bytes;
+  }
+  const std::lock_guard<std::mutex> lock(jobs_mutex_);
+  const size_t first = jobs_.size();
+  char* to = room.memory.get();
+  for (Miss& miss : wanted.misses) {
+    miss.from = to;
+    if (jobs_.size() == first || jobs_.back().parts.front()->slot->offset + jobs_.back().bytes != miss.slot->offset)
+      jobs_.push_back({{}, static_cast<int64_t>(head), 0, to});
+    jobs_.back().parts.push_back(&miss);
+    jobs_.back().bytes += bytes_of(*miss.slot);
+    to += bytes_of(*miss.slot);
+  }
+  const size_t count = jobs_.size() - first;
+  counts_.hits += static_cast<int64_t>(wanted.slots.size() - wanted.misses.size());
+  counts_.misses += static_cast<int64_t>(wanted.misses.size());
+  counts_.bytes_read += bytes;
+  counts_.reads += static_cast<int64_t>(count);
+  const auto begin = jobs_.begin() + static_cast<int64_t>(first);
+  const size_t queued = submit(begin, count);
+  pending_[head] = static_cast<int64_t>(queued);
+  for (size_t i = queued; i < count; ++i) read(jobs_[first + i]);
+}
+
+// Hands reads to the kernel; those from the returned count on it does not take.
+size_t ClusterCache::submit(std::deque<Job>::iterator first, size_t count) {
+#if defined(__linux__)
+  if (queue_ == 0 || count == 0) return 0;
+  std::vector<iocb> blocks(count);
+  std::vector<iocb*> pointers(count);
+  for (size_t i = 0; i < count; ++i, ++first) {
+    iocb& block = blocks[i];
+    block.aio_data = reinterpret_cast<uintptr_t>(&*first);
+    block.aio_fildes = static_cast<uint32_t>(fd_);
+    block.aio_lio_opcode = IOCB_CMD_PREAD;
+    block.aio_buf = reinterpret_cast<uintptr_t>(first->to);
+    block.aio_nbytes = static_cast<uint64_t>(first->bytes);
+    block.aio_offset = first->parts.front()->slot->offset;
+    pointers[i] = &block;
+  }
+  size_t done = 0;
+  while (done < count) {
+    const long taken = syscall(SYS_io_submit, queue_, static_cast<long>(count - done), pointers.data() + done);
+    if (taken <= 0) break;
+    done += static_cast<size_t>(taken);
+  }
+  return done;
+#else
+  static_cast<void>(first);
+  return count * 0;
+#endif
+}
+
+// Waits for at least one read; the caller is the one thread that does.
+void ClusterCache::reap() {
+#if defined(__linux__)
+  io_event events[64];
+  const long got = syscall(SYS_io_getevents, queue_, 1L, 64L, events, nullptr);
+  for (long i = 0; i < got; ++i) {
+    Job& job = *reinterpret_cast<Job*>(events[i].data);
+    // What went wrong, a plain read tells best.
+    if (events[i].res == job.bytes)
+      check(job);
+    else
+      read(job);
+  }
+  const std::lock_guard<std::mutex> lock(jobs_mutex_);
+  for (long i = 0; i < got; ++i) --pending_[static_cast<size_t>(reinterpret_cast<Job*>(events[i].data)->head)];
+#endif
 }
 
 void ClusterCache::read(Job& job) {
   const int64_t offset = job.parts.front()->slot->offset;
-  std::string why;
-  for (int64_t done = 0; done < job.bytes && why.empty();) {
+  for (int64_t done = 0; done < job.bytes;) {
     const ssize_t got = pread(fd_, job.to + done, static_cast<size_t>(job.bytes - done), offset + done);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) why = std::strerror(errno);
-    if (got == 0) why = "the file ends there";
-    done += std::max<ssize_t>(got, 0);
+    if (got <= 0) return fail(job, got < 0 ? std::strerror(errno) : "the file ends there");
+    done += got;
   }
-  for (const Miss* miss : job.parts)
-    if (why.empty() && store::crc32c(miss->from, static_cast<size_t>(bytes_of(*miss->slot))) != miss->slot->crc)
-      why = "the bytes do not match their checksum";
-  if (why.empty()) return;
-  const std::lock_guard<std::mutex> lock(jobs_mutex_);
-  if (failure_.empty()) failure_ = describe("reading", job.bytes, offset, why);
+  check(job);
 }
 
-void ClusterCache::read_all() {
-  std::unique_lock<std::mutex> lock(jobs_mutex_);
-  for (;;) {
-    job_posted_.wait(lock, [this] { return stop_ || next_job_ < jobs_.size(); });
-    if (stop_) return;
-    take(lock);
-  }
+void ClusterCache::check(Job& job) {
+  for (const Miss* miss : job.parts)
+    if (store::crc32c(miss->from, static_cast<size_t>(bytes_of(*miss->slot))) != miss->slot->crc)
+      return fail(job, "the bytes do not match their checksum");
+}
+
+void ClusterCache::fail(const Job& job, const std::string& why) {
+  const std::lock_guard<std::mutex> lock(failure_mutex_);
+  if (failure_.empty()) failure_ = describe("reading", job.bytes, job.parts.front()->slot->offset, why);
 }
 
 void ClusterCache::wait(int64_t head) {
   std::unique_lock<std::mutex> lock(jobs_mutex_);
-  while (pending_[static_cast<size_t>(head)] > 0)
-    if (!take(lock)) job_done_.wait(lock);
+  while (pending_[static_cast<size_t>(head)] > 0) {
+    if (reaping_) {
+      job_done_.wait(lock);
+      continue;
+    }
+    reaping_ = true;
+    lock.unlock();
+    reap();
+    lock.lock();
+    reaping_ = false;
+    job_done_.notify_all();
+  }
 }
 
 void ClusterCache::finish(std::vector<Wanted>& wanted) {

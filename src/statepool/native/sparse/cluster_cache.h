@@ -79,18 +79,20 @@ class StoredRows {
 class ClusterCache {
  public:
   // Takes over `fd`, a file that nobody else uses; a row has row_bytes, and 512 divides a page.
-  ClusterCache(int fd, int64_t row_bytes, int64_t pages, int readers, bool background);
+  ClusterCache(int fd, int64_t row_bytes, int64_t pages, bool background);
   ~ClusterCache();
 
   // Writes clusters that begin at offsets[head][cluster] of rows [heads][2 * tokens], cluster by cluster keys then values.
   static std::shared_ptr<StoredRows> store(std::shared_ptr<ClusterCache> cache, const char* rows, int64_t heads, int64_t tokens,
                                            const int32_t* offsets, int64_t clusters);
 
-  // One step: lock, look up from any thread, fetch, wait for a head before its rows are used, finish.
+  // One step: lock, open it; then, from any thread, look up a head's clusters and fetch them, wait for a head before its rows
+  // are used; finish. Reads of the first heads are under way while the last ones are looked up.
   std::unique_lock<std::mutex> begin();
+  void open(size_t heads);
   const char* page(int32_t number) const { return pages_.get() + number * page_bytes_; }
   int32_t next(int32_t number) const { return next_[static_cast<size_t>(number)]; }
-  void fetch(std::vector<Wanted>& wanted);
+  void fetch(size_t head, Wanted& wanted);
   void wait(int64_t head);
   void finish(std::vector<Wanted>& wanted);
 
@@ -114,9 +116,11 @@ class ClusterCache {
   static int64_t pages_of(int64_t rows) { return (rows + kPageRows - 1) / kPageRows; }
   int64_t bytes_of(const Slot& slot) const { return pages_of(slot.rows) * page_bytes_; }
   Memory aligned(int64_t bytes) const;
-  void read_all();
+  size_t submit(std::deque<Job>::iterator first, size_t count);
+  void reap();
   void read(Job& job);
-  bool take(std::unique_lock<std::mutex>& lock);
+  void check(Job& job);
+  void fail(const Job& job, const std::string& why);
   void keep();
   void settle();
   void admit();
@@ -136,17 +140,20 @@ class ClusterCache {
   CacheCounts counts_;
 
   std::mutex step_;  // held through a step: one at a time
-  Memory arrived_;
-  int64_t arrived_bytes_ = 0;
+  struct Room {
+    Memory memory;
+    int64_t bytes = 0;
+  };
+  std::vector<Room> arrived_;  // what each head's reads fill
 
   std::mutex jobs_mutex_;
-  std::condition_variable job_posted_, job_done_;
-  std::vector<Job> jobs_;
-  size_t next_job_ = 0;
+  std::condition_variable job_done_;
+  std::deque<Job> jobs_;
   std::vector<int64_t> pending_;  // jobs of each head that are not done
+  std::mutex failure_mutex_;
   std::string failure_;
-  bool stop_ = false;
-  std::vector<std::thread> readers_;
+  bool reaping_ = false;      // one thread waits for the kernel, the others for it
+  unsigned long queue_ = 0;   // of asynchronous reads; 0 if the system has none
 
   std::mutex update_mutex_;
   std::condition_variable update_posted_, update_done_;

@@ -65,6 +65,7 @@ uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, std::vector<uin
 struct Run {
   const char *keys, *values;
   int64_t count;
+  bool late = false;  // still to be read from the file
 };
 
 struct Scratch {
@@ -194,6 +195,7 @@ class WaveIndex {
       for (int64_t head = begin; head < end; ++head) {
         Scratch& s = scratch_of_thread();
         select(query, head, s, nullptr);
+        score(query, head, s, false);
         attend(query, head, s);
       }
     });
@@ -279,15 +281,17 @@ class WaveIndex {
     each.resize(std::max(each.size(), static_cast<size_t>(kv_heads_)));
     wants.resize(static_cast<size_t>(kv_heads_));
     const auto lock = cache_->begin();
+    cache_->open(static_cast<size_t>(kv_heads_));
     parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) {
         const auto at = static_cast<size_t>(head);
         wants[at].slots.clear();
         wants[at].misses.clear();
         select(query, head, each[at], &wants[at]);
+        cache_->fetch(at, wants[at]);
+        score(query, head, each[at], false);
       }
     });
-    cache_->fetch(wants);
     parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) {
         const auto at = static_cast<size_t>(head);
@@ -300,6 +304,7 @@ class WaveIndex {
           }
         }
         cache_->wait(head);
+        score(query, head, each[at], true);
         attend(query, head, each[at]);
       }
     });
@@ -315,7 +320,7 @@ class WaveIndex {
     int32_t page = slot.page;
     for (int64_t left = slot.rows; left > 0; left -= kPageRows) {
       const char* at = page < 0 ? nullptr : cache_->page(page);
-      s.runs.push_back({at, at ? at + kPageRows * head_dim_ * item() : nullptr, std::min(left, kPageRows)});
+      s.runs.push_back({at, at ? at + kPageRows * head_dim_ * item() : nullptr, std::min(left, kPageRows), at == nullptr});
       if (page >= 0) page = cache_->next(page);
     }
   }
@@ -382,22 +387,29 @@ class WaveIndex {
     s.exact_rows = collect(query, head, s, wanted);
   }
 
+  int64_t stride_of(const Scratch& s) const { return (s.exact_rows + static_cast<int64_t>(s.means.size()) + 15) / 16 * 16; }
+
+  // Scores of the rows that are there, or of those that came late: each has its place, so the order is free.
+  void score(const Query& query, int64_t head, Scratch& s, bool late) const {
+    const int64_t group = query.heads / kv_heads_, stride = stride_of(s);
+    s.exact.reserve(static_cast<size_t>(group * stride));
+    const auto dot = bf16_ ? wave_kernels().dot_bf16 : wave_kernels().dot_float;
+    float* p = s.exact.data();
+    for (size_t i = 0; i < s.runs.size(); p += s.runs[i++].count) {
+      const Run& run = s.runs[i];
+      if (run.late != late) continue;
+      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].keys;
+      dot(query.q + head * group * head_dim_, static_cast<int>(group), run.keys, ahead, run.count, static_cast<int>(head_dim_),
+          query.scale, p, stride);
+    }
+  }
+
   void attend(const Query& query, int64_t head, Scratch& s) const {
     const WaveKernels& ops = wave_kernels();
     const int64_t group = query.heads / kv_heads_, exact = s.exact_rows;
     const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
-    const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated;
-    const int64_t stride = (all + 15) / 16 * 16;
-    s.exact.reserve(static_cast<size_t>(group * stride));
+    const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated, stride = stride_of(s);
     float* p = s.exact.data();
-    const float* q = query.q + head * group * head_dim_;
-    int64_t at = 0;
-    for (size_t i = 0; i < s.runs.size(); ++i) {
-      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].keys;
-      (bf16_ ? ops.dot_bf16 : ops.dot_float)(q, vectors, s.runs[i].keys, ahead, s.runs[i].count, hd, query.scale, p + at,
-                                             stride);
-      at += s.runs[i].count;
-    }
     for (int64_t v = 0; v < group; ++v) {
       const float* scores = s.scores.data() + v * clusters_;
       for (size_t i = 0; i < s.means.size(); ++i)
@@ -410,7 +422,7 @@ class WaveIndex {
     std::fill_n(acc, group * head_dim_, 0.0f);
     const auto weigh = bf16_ ? ops.weigh_bf16 : ops.weigh_float;
     const int64_t step = head_dim_ * item();
-    at = 0;
+    int64_t at = 0;
     for (size_t i = 0; i < s.runs.size(); ++i) {
       const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].values;
       weigh(p + at, stride, vectors, s.runs[i].values, ahead, s.runs[i].count, hd, acc);

@@ -89,7 +89,7 @@ void bind_wave_buffer(nb::module_& m) {
   nb::class_<StoredRows>(m, "StoredRows", "The clusters of one segment in a file, until this object goes.")
       .def_prop_ro("memory", &StoredRows::memory, "Bytes of the table that finds them.");
   nb::class_<ClusterCache>(m, "ClusterCache", "Clusters in a file, the recently read ones in memory.")
-      .def(nb::init<int, int64_t, int64_t, int, bool>(), "fd"_a, "row_bytes"_a, "pages"_a, "readers"_a, "background"_a)
+      .def(nb::init<int, int64_t, int64_t, bool>(), "fd"_a, "row_bytes"_a, "pages"_a, "background"_a)
       .def("store", &store_rows, "rows"_a.noconvert(), "offsets"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
            "Write the clusters of a segment's rows [heads, 2 * tokens, head_dim]; raises TierFailure.")
       .def_prop_ro("page_bytes", &ClusterCache::page_bytes)

@@ -16,9 +16,6 @@ from statepool.kv.layout import KVLayout
 from statepool.kv.tiers import TierFailure, open_scratch
 from statepool.native import kernels
 
-_READERS = 16
-"""Reads under way at once: what an SSD needs to show its rate on reads of a few kilobytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class BufferCounts:
@@ -52,7 +49,7 @@ class WaveBuffer:
     def __init__(self, row_bytes: int, memory: int, folder: str | None = None, background: bool = True) -> None:
         assert kernels is not None
         page = 2 * 8 * row_bytes
-        self.native = kernels.ClusterCache(open_scratch(folder), row_bytes, memory // page, _READERS, background)
+        self.native = kernels.ClusterCache(open_scratch(folder), row_bytes, memory // page, background)
 
     def store(self, segment: Segment) -> Segment:
         """The segment with its clusters in the file; tables and pinned tokens stay in memory.
