@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -48,7 +47,7 @@ def _recorded(quick: bool) -> Row:
     engine = Engine(EngineConfig(attention="wave", kv_budget=60 << 20, kv_bytes=64 << 20))
     wave: Any = engine.runner
     wave = wave.backends[0]
-    wave.buffer = WaveBuffer(64, int(_SHARE * 1900 * engine.info.kv_token_bytes), str(CACHE))
+    wave.buffer = WaveBuffer(64, int(_SHARE * 1900 * engine.info.kv_token_bytes), _folder())
     steps = 0
     for i, problem in enumerate(problems(engine, 3 if quick else 32)):
         params = SamplingParams(max_tokens=128, temperature=1.0, seed=i, ignore_eos=True)
@@ -59,6 +58,11 @@ def _recorded(quick: bool) -> Row:
     row.own = f"{steps} steps, {counts.hits + counts.misses:,} clusters"
     row.command, row.load = "python -m bench attention --only A7", watch.stop()
     return row
+
+
+def _folder() -> str:
+    CACHE.mkdir(exist_ok=True)
+    return str(CACHE)
 
 
 @dataclass(slots=True)
@@ -86,7 +90,7 @@ def _steps(quick: bool) -> Iterator[Row]:
         ("cache", _SHARE, False),
         ("thread", _SHARE, True),
     ):
-        buffer = None if share is None else WaveBuffer(2 * WIDTH, int(share * kv), str(CACHE), background)
+        buffer = None if share is None else WaveBuffer(2 * WIDTH, int(share * kv), _folder(), background)
         made[name] = _Variant(buffer, [_view(segments, config, buffer) for segments in layers])
     tables = sum(segment.meta_bytes for view in made["thread"].views for segment in view.segments)
     steps = 60 if quick else 400
@@ -119,8 +123,8 @@ def _steps(quick: bool) -> Iterator[Row]:
     share.value, share.own = 100 * times["memory"] / times["thread"], f"{times['thread']:.3g} ms"
     share.peer, share.peer_value, share.peer_unit = "all in memory", times["memory"], "ms"
     share.note = (
-        f"{found / (found + missed):.3f} of the clusters in memory; the file gives {rate:.2f} GB/s for clusters without a "
-        f"cache and {_sequential():.2f} GB/s for reads of 1 MiB, past the system's cache"
+        f"{found / (found + missed):.3f} of the clusters in memory; the file gives {rate:.2f} GB/s for clusters "
+        f"without a cache and {_sequential():.2f} GB/s for reads of 1 MiB, past the system's cache"
     )
     for row in (cached, behind, share):
         row.command, row.load = command, load
@@ -149,8 +153,7 @@ def _queries(steps: int) -> Iterator[tuple[int, Any]]:
 
 def _sequential() -> float:
     """GB/s of reads of 1 MiB one after the other from a fresh file of 256 MiB."""
-    Path(CACHE).mkdir(exist_ok=True)
-    file, area, count = open_scratch(str(CACHE)), mmap.mmap(-1, 1 << 20), 256
+    file, area, count = open_scratch(_folder()), mmap.mmap(-1, 1 << 20), 256
     area.write(os.urandom(1 << 20))
     for i in range(count):
         os.pwrite(file, area, i << 20)

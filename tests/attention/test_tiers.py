@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -276,13 +277,13 @@ def test_a_budget_that_cannot_work_says_what_would(long_model):
 @pytest.mark.parametrize("attention", ["full", "wave"])
 def test_a_bad_file_ends_the_requests_of_the_step_and_no_other(long_model, attention):
     tokens = tuple(random.Random(2).randrange(256) for _ in range(3000))
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     made = engine(long_model, attention=attention, kv_budget=2 << 20)
     made.submit(Request("lost", tokens, greedy(20)))
     outputs = []
     while not outputs:
         outputs = made.step()
-    scratch = [int(fd) for fd in set(os.listdir("/proc/self/fd")) - before if is_scratch(fd)]
+    scratch = [int(fd) for fd in open_files() - before if is_scratch(fd)]
     assert len(scratch) == (2 if attention == "wave" else 1)
     for fd in scratch:
         os.ftruncate(fd, 0)
@@ -294,16 +295,18 @@ def test_a_bad_file_ends_the_requests_of_the_step_and_no_other(long_model, atten
     expected = engine(long_model, attention=attention).generate([request])["next"]
     assert bits(made.generate([request])["next"]) == bits(expected)
     os.dup2(os.open("/dev/full", os.O_RDWR), made.runner.blocks._fd)
-    with pytest.raises(TierFailure, match="slow tier: writing .* failed: No space left on device"):
+    with pytest.raises(TierFailure, match=r"slow tier: writing .* failed: No space left on device"):
         made.generate([Request("full", tokens, greedy(1))])
     assert made.pool.free == made.pool.total and not made.has_work
 
 
+def open_files():
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def is_scratch(fd):
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}").endswith("(deleted)")
-    except OSError:  # the listing's own
-        return False
+    path = Path("/proc/self/fd") / fd
+    return path.is_symlink() and str(path.readlink()).endswith("(deleted)")
 
 
 def test_the_server_answers_a_context_of_four_times_the_budget(long_model):
