@@ -24,7 +24,8 @@ class EngineConfig:
         max_seqs: most sequences in one step.
         max_model_len: longest prompt plus output; ``None`` takes the model's own limit.
         threads: threads of the native kernels; ``None`` takes all cores.
-        speculate: ``"ngram"`` drafts from the sequence's own text. Never changes a result.
+        speculate: ``"ngram"`` drafts from the sequence's own text; ``"wave"``, or ``"wave:NAME=VALUE,…"`` as in
+            ``attention``, drafts with the model itself, reading a part of the context. Never changes a result.
         max_draft: most draft tokens per sequence and step.
         max_waiting: requests in the queue before ``Overloaded``.
         backend: ``"native"`` (C++), ``"torch"`` (its reference twin), ``"cuda"`` (a GPU; see docs/gpu.md), or
@@ -44,7 +45,7 @@ class EngineConfig:
     max_seqs: int = 16
     max_model_len: int | None = None
     threads: int | None = None
-    speculate: Literal["off", "ngram"] = "off"
+    speculate: str = "off"
     max_draft: int = 8
     max_waiting: int = 1024
     backend: Literal["auto", "native", "torch", "cuda"] = "auto"
@@ -57,6 +58,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
             raise InvalidConfig(f"quant must be one of {', '.join(QUANTS)}, got {self.quant!r}", param="quant")
+        if self.speculate not in ("off", "ngram") and self.speculate.partition(":")[0] != "wave":
+            raise InvalidConfig(f"speculate must be off, ngram or wave, got {self.speculate!r}", param="speculate")
         for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)

@@ -21,6 +21,7 @@ from statepool.engine import cuda, transfer
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Context
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
+from statepool.engine.draft import SparseDrafter
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
 from statepool.engine.loop import StepLoop
@@ -70,8 +71,12 @@ class Engine:
             self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         else:
             self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
-            self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
+            spare = config.wave_bytes or config.kv_bytes
+            if chosen := self._attention.backends(self.runner, backend, spare):
+                assert isinstance(self.runner, DecoderRunner)
+                self.runner.backends = chosen
         self.pool = BlockPool(blocks)
+        sketcher = SparseDrafter.of(config, self.runner, backend, self.pool)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(
             id=config.served_name or ("statepool-tiny" if config.model == "tiny" else path.name),
@@ -91,7 +96,7 @@ class Engine:
         self.version = "0"
         self.paused = False
         self._grammars: Any = None
-        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention)
+        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention, sketcher)
         self._backlog: deque[Output] = deque()
         self._arrivals = 0
 
@@ -297,12 +302,24 @@ class Engine:
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,
             drafter=NgramDrafter(self.config.max_draft) if self.config.speculate == "ngram" else None,
-            context=Context(len(request.prompt) if request.exact is None else request.exact),
+            context=Context(self._exact(request)),
             tokens=list(request.prompt),
             embedding=np.zeros(self.info.hidden_size) if request.embed else None,
         )
         sequence.sampler.begin(request.prompt)
         return sequence
+
+    def _exact(self, request: Request) -> int:
+        """Leading tokens of ``request`` that are computed exactly."""
+        whole = request.attention == "full" and self._attention.exact_prompts
+        if not whole and request.attention not in (None, self.config.attention):
+            known = dict.fromkeys([*(["full"] if self._attention.exact_prompts else []), self.config.attention])
+            raise InvalidRequest(
+                f"attention must be {' or '.join(known)} on this server, got {request.attention!r}", param="attention"
+            )
+        if whole:
+            return self.info.max_model_len
+        return len(request.prompt) if request.exact is None else request.exact
 
     def _check_prompt(self, request: Request) -> None:
         prompt, vocab = request.prompt, self.info.vocab_size

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
+from statepool.engine.draft import SparseDrafter
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Runner
 from statepool.engine.sampler import token_logprob
@@ -42,6 +43,7 @@ class StepLoop:
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
         attention: what the runner's layers run.
+        sketcher: drafts with the model itself.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class StepLoop:
         sessions: SessionStore,
         root: Callable[[str], bytes],
         attention: AttentionSpec,
+        sketcher: SparseDrafter | None = None,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -59,6 +62,7 @@ class StepLoop:
         self.sessions = sessions
         self._root = root
         self._attention = attention
+        self._sketcher = sketcher
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -109,6 +113,9 @@ class StepLoop:
         pending: set[bytes] = set()
         for sequence in self.running.values():
             self._draft(sequence)
+        if self._sketcher is not None:
+            self._sketcher.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
+        for sequence in self.running.values():
             if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
                 pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])
             blocks = sequence.table.blocks
@@ -256,13 +263,14 @@ class StepLoop:
 
     def _advance(self, sequence: Sequence, count: int) -> Output | None:
         """Book a step: how far the KV is valid now, what became shareable, whether it is over."""
-        if sequence.drafts and sequence.drafter is not None:
+        if sequence.drafts:
             held = max(sequence.fresh - 1, 0)
             sequence.draft_tokens += len(sequence.drafts)
             sequence.accepted_tokens += held
             self.count["draft_tokens"] += len(sequence.drafts)
             self.count["accepted_tokens"] += held
-            sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
+            if sequence.drafter is not None:
+                sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
         # The KV of the last chosen token, and of drafts that did not hold, is not there yet.
         sequence.computed = min(sequence.computed + count, len(sequence.tokens) - (sequence.fresh > 0))
         self.count["generated_tokens"] += sequence.fresh
@@ -307,6 +315,7 @@ class StepLoop:
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.table.blocks)
         sequence.context.kept.clear()
+        sequence.sketch.kept.clear()
         sequence.table = BlockTable()
         sequence.computed = 0
 

@@ -139,7 +139,7 @@ class DecoderRunner:
         return widen(self._checkpoint.tensor(name))
 
     def forward(self, batch: Batch) -> F32:
-        """See ``Runner.forward``."""
+        """See ``Runner.forward``"""
         d, rows = self.decoder, batch.tokens.size
         x = np.empty((rows, d.hidden_size), np.float32)
         query = np.empty((rows, d.heads * d.head_dim), np.float32)

@@ -172,5 +172,5 @@ def tiered_runner(
     if wave is not None:
         row = layout.head_dim * layout.numpy_dtype.itemsize
         buffer = WaveBuffer(row, split.clusters, config.kv_folder)
-    spec.install(runner, "native", split.tables, buffer)
+    runner.backends = spec.backends(runner, "native", split.tables, buffer) or runner.backends
     return runner, "native"

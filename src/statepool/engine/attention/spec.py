@@ -10,6 +10,7 @@ from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.wave.config import WaveConfig
 
 if TYPE_CHECKING:
+    from statepool.engine.attention import Backend
     from statepool.engine.attention.wave.buffer import WaveBuffer
     from statepool.engine.runner import Runner
 
@@ -70,8 +71,10 @@ class AttentionSpec:
         """Whether its blocks may be in a file."""
         return not isinstance(self.sparse, MobaConfig)
 
-    def install(self, runner: Runner, backend: str, cache_bytes: int, buffer: WaveBuffer | None = None) -> None:
-        """Put the backends into ``runner``, whose arithmetic is called ``backend``; nothing changes for full attention.
+    def backends(
+        self, runner: Runner, backend: str, cache_bytes: int, buffer: WaveBuffer | None = None
+    ) -> list[Backend]:
+        """What each layer of ``runner``, whose arithmetic is called ``backend``, is to run; empty for full attention.
 
         Raises:
             InvalidConfig: it runs no sparse attention, or has fewer layers than are to stay full.
@@ -81,7 +84,7 @@ class AttentionSpec:
         from statepool.engine.runner import DecoderRunner
 
         if self.sparse is None:
-            return
+            return []
         if backend != "native" or not isinstance(runner, DecoderRunner):
             raise InvalidConfig(
                 f"sparse attention needs the native backend, and this one is {backend}", param="attention"
@@ -96,8 +99,9 @@ class AttentionSpec:
             sparse = WaveAttention(runner.backends[0], runner.blocks, width, self.sparse, cache_bytes, buffer)
         else:
             sparse = MobaAttention(runner.storage, width, self.sparse)
-        for i in range(self.first, layers - self.last):
-            runner.backends[i] = sparse
+        chosen = list(runner.backends)
+        chosen[self.first : layers - self.last] = [sparse] * (layers - self.first - self.last)
+        return chosen
 
 
 def _value(name: str, text: str, kind: str) -> Any:
