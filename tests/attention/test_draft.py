@@ -87,19 +87,21 @@ def test_a_request_for_what_is_not_here_is_refused(make_engine, attention):  # n
 
 def test_over_http(checkpoint):  # noqa: F811
     prompt = [40 + i for i in range(150)]
-    body = {"prompt": prompt, "max_tokens": 30, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    body = {"prompt": prompt, "max_tokens": 30, "temperature": 0, "ignore_eos": True, "logprobs": 0}
     with run_server(checkpoint, engine={"attention": DRAFT}) as server:
         answers = {}
         for attention in ("full", DRAFT, None):
             sent = body if attention is None else {**body, "attention": attention}
             answer = server.http.post("/v1/completions", json=sent).raise_for_status().json()
-            answers[attention] = answer["choices"][0]["token_ids"]
+            answers[attention] = answer["choices"][0]["logprobs"]["token_logprobs"]
         wrong = server.http.post("/v1/chat/completions", json={"messages": [], "attention": "moba"})
         odd = server.http.post("/v1/completions", json={**body, "attention": 7})
         refused = server.http.post("/v1/completions", json={**body, "attention": "moba"})
     exact = Engine(EngineConfig(model=str(checkpoint), threads=1))
-    outputs = exact.generate([Request("a", tuple(prompt), SamplingParams(30, temperature=0.0, ignore_eos=True))])["a"]
-    assert answers["full"] == [t for o in outputs for t in o.tokens]
+    outputs = exact.generate(
+        [Request("a", tuple(prompt), SamplingParams(30, temperature=0.0, ignore_eos=True, logprobs=0))]
+    )["a"]
+    assert answers["full"] == [p.logprob for o in outputs for p in o.logprobs]
     assert answers[DRAFT] == answers[None] != answers["full"]
     for failed in (odd, refused):
         assert failed.status_code == 400 and failed.json()["error"]["param"] == "attention"
