@@ -118,6 +118,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         "--kv-budget", metavar="SIZE", help="memory for KV; the rest of --kv-bytes is in a file (default: all)"
     )
     group.add_argument("--kv-folder", metavar="DIR", help="where that file lies (default: the temporary folder)")
+    group.add_argument("--trace-selection", metavar="FILE", help="write which clusters each token read, as JSON lines")
     group.add_argument("--wave-bytes", metavar="SIZE", help="memory for wave segments (default: as --kv-bytes)")
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import partial
 
@@ -148,3 +149,31 @@ def test_a_proof_changes_with_no_neighbour(make_engine):  # noqa: F811
     requests = [Request(f"r{i}", PROMPT[i:], greedy(12)) for i in range(3)]
     together = engine().generate(requests)
     assert all(bits(together[r.id]) == bits(engine().generate([r])[r.id]) for r in requests)
+
+
+@pytest.mark.parametrize("more", ["", ",eps=1.5"])
+def test_the_trace_says_what_was_read(make_engine, tmp_path, more):  # noqa: F811
+    path = tmp_path / "selection.jsonl"
+    engine = make_engine(attention=WAVE + more, trace_selection=str(path))
+    outputs = engine.generate([Request("a", PROMPT, greedy(20))])["a"]
+    assert bits(outputs) == bits(make_engine(attention=WAVE + more).generate([Request("a", PROMPT, greedy(20))])["a"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # The first token comes from the prompt's last one, and the last is never read; two layers.
+    assert [(x["request"], x["layer"], x["position"]) for x in lines] == [
+        ("a", layer, position) for position in range(150, 169) for layer in (0, 1)
+    ]
+    for line in lines:
+        assert line["tokens"] == (line["position"] + 1 - 8) // 32 * 32
+        clusters = line["tokens"] // 4
+        assert clusters <= line["clusters"] < clusters + 16
+        for read, estimated in zip(line["read"], line["estimated"], strict=True):
+            assert len(set(read)) == len(read) and max(read) < line["clusters"]
+            if not more:
+                assert len(read) == round(0.2 * clusters) and estimated == round(0.3 * clusters)
+
+
+def test_a_trace_that_cannot_be_written(make_engine):  # noqa: F811
+    with pytest.raises(InvalidConfig, match="trace_selection: /nowhere/x cannot be written: No such file"):
+        make_engine(attention="wave", trace_selection="/nowhere/x")
+    with pytest.raises(InvalidConfig, match="needs wave attention"):
+        make_engine(trace_selection="/nowhere/x")

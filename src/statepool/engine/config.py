@@ -35,6 +35,7 @@ class EngineConfig:
         kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a
             file, so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
         kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
+        trace_selection: a file that gets a line of JSON for every token and layer: which clusters wave attention read.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
 
@@ -54,6 +55,7 @@ class EngineConfig:
     wave_bytes: int | None = None
     kv_budget: int | None = None
     kv_folder: str | None = None
+    trace_selection: str | None = None
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:

@@ -72,7 +72,7 @@ class Engine:
         else:
             self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
             spare = config.wave_bytes or config.kv_bytes
-            if chosen := self._attention.backends(self.runner, backend, spare):
+            if chosen := self._attention.backends(self.runner, backend, spare, trace=config.trace_selection):
                 assert isinstance(self.runner, DecoderRunner)
                 self.runner.backends = chosen
         self.pool = BlockPool(blocks)
@@ -302,7 +302,7 @@ class Engine:
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,
             drafter=NgramDrafter(self.config.max_draft) if self.config.speculate == "ngram" else None,
-            context=Context(self._exact(request)),
+            context=Context(self._exact(request), request.id),
             tokens=list(request.prompt),
             embedding=np.zeros(self.info.hidden_size) if request.embed else None,
         )

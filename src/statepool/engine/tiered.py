@@ -172,5 +172,5 @@ def tiered_runner(
     if wave is not None:
         row = layout.head_dim * layout.numpy_dtype.itemsize
         buffer = WaveBuffer(row, split.clusters, config.kv_folder)
-    runner.backends = spec.backends(runner, "native", split.tables, buffer) or runner.backends
+    runner.backends = spec.backends(runner, "native", split.tables, buffer, config.trace_selection) or runner.backends
     return runner, "native"

@@ -72,7 +72,12 @@ class AttentionSpec:
         return not isinstance(self.sparse, MobaConfig)
 
     def backends(
-        self, runner: Runner, backend: str, cache_bytes: int, buffer: WaveBuffer | None = None
+        self,
+        runner: Runner,
+        backend: str,
+        cache_bytes: int,
+        buffer: WaveBuffer | None = None,
+        trace: str | None = None,
     ) -> list[Backend]:
         """What each layer of ``runner``, whose arithmetic is called ``backend``, is to run; empty for full attention.
 
@@ -81,8 +86,11 @@ class AttentionSpec:
         """
         from statepool.engine.attention.moba.backend import MobaAttention
         from statepool.engine.attention.wave.backend import WaveAttention
+        from statepool.engine.attention.wave.trace import SelectionTrace
         from statepool.engine.runner import DecoderRunner
 
+        if trace is not None and not isinstance(self.sparse, WaveConfig):
+            raise InvalidConfig("trace_selection needs wave attention", param="trace_selection")
         if self.sparse is None:
             return []
         if backend != "native" or not isinstance(runner, DecoderRunner):
@@ -96,7 +104,10 @@ class AttentionSpec:
             )
         sparse: WaveAttention | MobaAttention
         if isinstance(self.sparse, WaveConfig):
-            sparse = WaveAttention(runner.backends[0], runner.blocks, width, self.sparse, cache_bytes, buffer)
+            selection = SelectionTrace(trace) if trace is not None else None
+            sparse = WaveAttention(
+                runner.backends[0], runner.blocks, width, self.sparse, cache_bytes, buffer, selection
+            )
         else:
             sparse = MobaAttention(runner.storage, width, self.sparse)
         chosen = list(runner.backends)

@@ -21,6 +21,7 @@ from statepool.engine.attention.wave.certificate import lengths
 from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.attention.wave.index import Partial, SegmentView
 from statepool.engine.attention.wave.segment import Segment
+from statepool.engine.attention.wave.trace import SelectionTrace
 from statepool.engine.batch import Batch, Context
 from statepool.kv.layout import BLOCK_SIZE, tokens_of
 from statepool.kv.tiers import Resident, TieredBlocks
@@ -43,6 +44,7 @@ class WaveAttention:
         config: settings.
         cache_bytes: most bytes of segments that no running sequence holds; the longest unused go first.
         buffer: where clusters go that are not to stay in memory; None keeps all there.
+        trace: is told what every token reads.
     """
 
     name = "wave"
@@ -55,12 +57,14 @@ class WaveAttention:
         config: WaveConfig,
         cache_bytes: int,
         buffer: WaveBuffer | None = None,
+        trace: SelectionTrace | None = None,
     ) -> None:
         if config.update_segment % BLOCK_SIZE:
             raise InvalidConfig(f"update_segment must be a multiple of {BLOCK_SIZE} in the engine", param="attention")
         self._exact = exact
         self._blocks = blocks
         self.buffer = buffer
+        self._trace = trace
         self._head_dim = head_dim
         self._config = config
         self._scale = head_dim**-0.5
@@ -131,12 +135,15 @@ class WaveAttention:
             if not ends[i]:
                 continue
             view = self._view(layer, batch, r, int(ends[i]))
+            zones = None if self._trace is None else np.zeros((pool.shape[3], view.native.clusters), np.int32)
             if self._config.eps:
                 finish = partial(_together, m[i : i + 1], l[i : i + 1], acc[i : i + 1])
-                found, _, _, _ = view.within(queries[i], self._config.eps, self._scale, finish, longest[i])
+                found, _, zones, _ = view.within(queries[i], self._config.eps, self._scale, finish, longest[i])
             else:
-                found = view.partial(queries[i], self._scale)
+                found = view.partial(queries[i], self._scale, zones=zones)
             m[i, :, 0], l[i, :, 0], acc[i, :, 0] = found
+            if self._trace is not None and zones is not None:
+                self._trace.write(batch.contexts[r].name, layer, int(positions[i]), int(ends[i]), zones)
         mixed = np.empty((len(rows), out.shape[1]), np.float32)
         kernels.merge_segments(m, l, acc, mixed)
         out[rows] = mixed
