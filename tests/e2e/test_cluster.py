@@ -19,7 +19,23 @@ SHAPE = {"prefill": 2, "decode": 2, "pool_nodes": 2, "pool_bytes": 64 << 20}
 
 def prompts(engine, count, seed=0):
     rng = random.Random(seed)
-    words = "the quick brown fox jumps over a lazy dog while rain falls on old stones".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "rain",
+        "falls",
+        "on",
+        "old",
+        "stones",
+    ]
     shared = engine.tokenizer.encode(" ".join(rng.choices(words, k=60)))
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 120))) for _ in range(count)]
     return [(shared if i % 3 == 0 else []) + engine.tokenizer.encode(text) for i, text in enumerate(texts)]
