@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -180,7 +181,6 @@ def strike(server, engine, count, blow, delay=0.15):
 def node_pids(server):
     found = []
     for pid in server.children():
-        with open(f"/proc/{pid}/cmdline", "rb") as line:
-            if b"statepool.kv.pool.commands" in line.read():
-                found.append(pid)
+        if b"statepool.kv.pool.commands" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(pid)
     return found
