@@ -98,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("model", nargs="?", default="tiny", help="folder, hub id or tiny")
     doctor.add_argument("--json", action="store_true", help="print plain values")
 
+    top = command("top", "live view of a server's engines and its KV pool", _top)
+    top.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default http://127.0.0.1:8000)")
+    top.add_argument("--api-key", help="its key")
+    top.add_argument("--seconds", type=float, default=1.0, metavar="S", help="between two looks (default 1)")
+    top.add_argument("--once", action="store_true", help="look once and end")
+
     command("bench", "compare with other engines (in a checkout)", add_help=False)
     command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
@@ -300,6 +306,13 @@ def _doctor(options: argparse.Namespace) -> int:
             if finding.remedy:
                 print(f"    {'':<{width}}  to change that: {finding.remedy}")
     return 1 if any(finding.state == "missing" for finding in report.findings) else 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from statepool.serve.top import watch
+
+    watch(options.url, options.api_key, options.seconds, options.once)
+    return 0
 
 
 def _train(arguments: list[str]) -> int:

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +139,41 @@ def test_a_client_that_leaves_frees_its_request(server, client, engine):
     server.wait_until(lambda: all_back(server))
 
 
+def test_roles_change_and_engines_restart_under_load(server, engine):
+    def blow():
+        for number, role in ((0, "decode"), (2, "prefill"), (0, "mixed")):
+            assert server.http.post(f"/cluster/{number}/role", json={"role": role}).status_code == 200
+        assert server.http.post("/cluster/1/restart").status_code == 200
+
+    before = {each["number"]: each["pid"] for each in status(server)["engines"]}
+    strike(server, engine, 16, blow)
+    after = {each["number"]: (each["pid"], each["role"]) for each in status(server)["engines"]}
+    assert [role for _, role in after.values()] == ["mixed", "prefill", "prefill", "decode"]
+    assert [number for number, (pid, _) in after.items() if pid != before[number]] == [1]
+    for number, role in ((0, "prefill"), (2, "decode")):
+        assert server.http.post(f"/cluster/{number}/role", json={"role": role}).status_code == 200
+    assert server.http.post("/cluster/9/role", json={"role": "decode"}).status_code == 404
+    assert server.http.post("/cluster/0/role", json={"role": "chief"}).status_code == 400
+    assert server.http.post("/cluster/2/role", json={"role": "prefill"}).status_code == 200
+    refused = server.http.post("/cluster/3/role", json={"role": "prefill"})
+    assert refused.status_code == 400
+    assert "no engine would be left for decode" in refused.text
+    assert server.http.post("/cluster/2/role", json={"role": "decode"}).status_code == 200
+
+
+def test_top_shows_engines_and_nodes(server):
+    command = [sys.executable, "-m", "statepool.cli", "top", "--once", "--url", server.url]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "140"}, check=True
+    )
+    assert shown.stdout.count("prefill") >= 2
+    assert shown.stdout.count("unix:") == 2
+    command[-1] = "http://127.0.0.1:9"
+    away = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert away.returncode == 2
+    assert "no server answers" in away.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_lost_engine_costs_time_and_no_token(server, engine, role, number):
@@ -149,6 +186,7 @@ def test_a_lost_pool_node_costs_time_and_no_token(server, engine):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_hundred_kills(server, engine):
     """Any engine or pool node, killed or stopped at any moment under load: no hang, no wrong token, no lost block."""
     chance = random.Random(1)
@@ -179,8 +217,5 @@ def strike(server, engine, count, blow, delay=0.15):
 
 
 def node_pids(server):
-    found = []
-    for pid in server.children():
-        if b"statepool.kv.pool.commands" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(pid)
-    return found
+    name = b"statepool.kv.pool.commands"
+    return [pid for pid in server.children() if name in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError, Unavailable
+from statepool.core.errors import InvalidRequest, NotFound, Overloaded, StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.serve.config import ServeConfig
@@ -148,6 +148,34 @@ class Cluster:
             raise nobody("")
         answers = await asyncio.gather(*(worker.engine.call(method, **arguments) for worker in usable))
         return sorted(name for names in answers for name in names) if method == "session_names" else answers[0]
+
+    def seat(self, number: int) -> Worker:
+        """The engine of a number.
+
+        Raises:
+            NotFound: there is none.
+        """
+        if not 0 <= number < len(self.workers.all):
+            raise NotFound(f"there is no engine {number}; there are {len(self.workers.all)}, from 0", param="number")
+        return self.workers.all[number]
+
+    def set_role(self, number: int, role: Role) -> None:
+        """Let an engine do something else from now on; what runs on it stays.
+
+        Raises:
+            NotFound: no such engine.
+            InvalidRequest: nobody would be left for prefill, or for decode.
+        """
+        worker = self.seat(number)
+        after = [role if each is worker else each.role for each in self.workers.all]
+        for needed in ("prefill", "decode"):
+            if needed not in after and "mixed" not in after:
+                raise InvalidRequest(f"then no engine would be left for {needed}", param="role")
+        worker.role = role
+
+    async def restart(self, number: int) -> None:
+        """Give one engine a new process; requests that outlast ``drain_seconds`` go on elsewhere."""
+        await self.workers.restart(self.seat(number), self._config.drain_seconds)
 
     async def idle(self) -> None:
         """Wait until no sequence is in flight."""

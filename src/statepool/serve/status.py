@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from typing import Literal
 
 from starlette.responses import Response
 
-from statepool.core.errors import StatepoolError
+from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.kv.pool.client import NodeLink
 from statepool.kv.pool.protocol import Stored
+from statepool.serve.cluster import Cluster
 from statepool.serve.openai.schema import Shape
 from statepool.serve.routing import new_router
 from statepool.serve.state import State
@@ -70,6 +72,41 @@ async def cluster(state: State) -> Response:
     engines = [EngineStatus(**asdict(load)).model_dump() for load in state.engine.loads()]
     nodes = await asyncio.gather(*(asyncio.to_thread(_node, address) for address in state.engine.pool_addresses()))
     return json_response({"engines": engines, "nodes": nodes})
+
+
+class RoleChange(Shape):
+    """What an engine shall do from now on."""
+
+    role: Literal["prefill", "decode", "mixed"]
+
+
+class Changed(Shape):
+    """The change is in force."""
+
+    status: str
+
+
+@router.post("/cluster/{number}/role", response_model=Changed, tags=["operate"])
+async def change_role(number: int, body: RoleChange, state: State) -> Response:
+    """Let an engine do something else; what runs on it stays."""
+    _cluster(state).set_role(number, body.role)
+    return json_response({"status": "ok"})
+
+
+@router.post("/cluster/{number}/restart", response_model=Changed, tags=["operate"])
+async def restart(number: int, state: State) -> Response:
+    """Give an engine a new process once it has drained; answers when the new one serves."""
+    await _cluster(state).restart(number)
+    return json_response({"status": "ok"})
+
+
+def _cluster(state: State) -> Cluster:
+    state.ready_model()
+    if not isinstance(state.engine, Cluster):
+        raise InvalidRequest(
+            "this server has one engine and no cluster; start it with --workers, or --prefill and --decode"
+        )
+    return state.engine
 
 
 def _node(address: str) -> dict[str, object]:

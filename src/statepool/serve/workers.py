@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,11 +37,15 @@ class Worker:
     """Tokens of the requests it decodes."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     replaced: int = 0
+    renewed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever another engine has taken the seat."""
+    draining: bool = False
+    """It gets no request any more."""
 
     @property
     def usable(self) -> bool:
         """Whether it takes requests now."""
-        return self.ready.is_set() and self.engine.failure is None
+        return self.ready.is_set() and not self.draining and self.engine.failure is None
 
 
 class Workers:
@@ -103,6 +108,24 @@ class Workers:
         """Usable engines of these roles."""
         return [worker for worker in self.all if worker.role in roles and worker.usable]
 
+    async def restart(self, worker: Worker, drain_seconds: float) -> None:
+        """Give a seat a new engine: no new requests, time for those that run, then the rest goes on elsewhere.
+
+        Raises:
+            Unavailable: it is being replaced already.
+        """
+        if worker.draining or not worker.ready.is_set():
+            raise Unavailable(f"engine {worker.number} is being replaced already")
+        worker.draining = True
+        worker.renewed.clear()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.engine.idle(), drain_seconds)
+            worker.engine.kill()
+            await worker.renewed.wait()
+        finally:
+            worker.draining = False
+
     def _queued(self, seconds: float) -> None:
         if self.on_queue_seconds is not None:
             self.on_queue_seconds(seconds)
@@ -124,6 +147,7 @@ class Workers:
             worker.engine = await self._replacement(worker)
             worker.replaced += 1
             worker.ready.set()
+            worker.renewed.set()
 
     async def _replacement(self, worker: Worker) -> AsyncEngine:
         while True:

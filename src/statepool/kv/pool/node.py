@@ -151,8 +151,7 @@ class Node:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            if connection.family != socket.AF_UNIX:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            protocol.tune(connection)
             self._connections.add(connection)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 

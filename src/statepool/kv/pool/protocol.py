@@ -41,8 +41,10 @@ __all__ = [
     "reply_codec",
     "request_codec",
     "send",
+    "tune",
 ]
 
+_BUFFER = 4 << 20
 _LONGEST = 64 << 20
 """A message without its blocks; more is no message of ours."""
 
@@ -192,13 +194,20 @@ def connect(address: str, timeout: float) -> socket.socket:
     connection = socket.socket(family, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout)
+        tune(connection)
         connection.connect(where)
-        if family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
         connection.close()
         raise
     return connection
+
+
+def tune(connection: socket.socket) -> None:
+    """Small words at once, and room for blocks on their way while those before them are checked."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, side, _BUFFER)
 
 
 def listen(address: str) -> socket.socket:
@@ -214,6 +223,7 @@ def listen(address: str) -> socket.socket:
             Path(where).unlink()
         if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tune(listener)
         listener.bind(where)
         listener.listen(128)
     except OSError as error:
