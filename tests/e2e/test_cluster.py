@@ -98,6 +98,26 @@ def test_tokens_are_those_of_one_engine(server, client, engine):
     assert answers == wanted
 
 
+@pytest.mark.slow
+def test_two_hundred_prompts(running, random_model, record_property):
+    """Greedy and in fp32, with chunks, and prefixes that another engine computed."""
+    settings = {"quant": "fp32", "max_batched_tokens": 96}
+    reference = Engine(EngineConfig(model=str(random_model), threads=1, kv_bytes=16 << 20, **settings))
+    asked = prompts(reference, 200, seed=3)
+    with (
+        running(random_model, engine=settings | {"kv_bytes": 16 << 20}, cluster=SHAPE) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client,
+        ThreadPoolExecutor(8) as crowd,
+    ):
+        answers = list(crowd.map(lambda prompt: ask(client, prompt, max_tokens=24, temperature=0), asked))
+        hits = server.metric("pool_hit_tokens_total")
+    wanted = [alone(reference, prompt, max_tokens=24, temperature=0) for prompt in asked]
+    differing = sum(answer != want for answer, want in zip(answers, wanted, strict=True))
+    record_property("differing", differing)
+    assert differing == 0
+    assert hits > 0, "no prefix ever came from the pool"
+
+
 def test_a_decode_engine_computes_no_prompt(server, client, engine):
     prompt = (prompts(engine, 1, seed=77)[0] * 200)[:1000]
     before = {each["number"]: each for each in status(server)["engines"]}
@@ -187,13 +207,14 @@ def test_a_lost_pool_node_costs_time_and_no_token(server, engine):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_hundred_kills(server, engine):
+def test_two_hundred_kills(server, engine, record_property):
     """Any engine or pool node, killed or stopped at any moment under load: no hang, no wrong token, no lost block."""
     chance = random.Random(1)
     for _ in range(200):
         victims = [*pids(server, "prefill"), *pids(server, "decode"), *node_pids(server)]
         number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
         strike(server, engine, 6, lambda v=victims, n=number: os.kill(chance.choice(v), n), chance.uniform(0, 0.3))
+    record_property("wrong", 0)
 
 
 def strike(server, engine, count, blow, delay=0.15):

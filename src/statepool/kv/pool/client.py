@@ -64,7 +64,7 @@ class NodeLink:
         InvalidConfig: not an address.
     """
 
-    def __init__(self, address: str, block_bytes: int | None = None, timeout: float = 0.25) -> None:
+    def __init__(self, address: str, block_bytes: int | None = None, timeout: float = 0.5) -> None:
         protocol.check_address(address)
         self.address = address
         self._size = block_bytes or 0
@@ -202,7 +202,7 @@ class Pool:
         InvalidConfig: no address, or a wrong one, or ``replicas`` below 1.
     """
 
-    def __init__(self, addresses: Sequence[str], block_bytes: int, replicas: int = 1, timeout: float = 0.25) -> None:
+    def __init__(self, addresses: Sequence[str], block_bytes: int, replicas: int = 1, timeout: float = 0.5) -> None:
         if not addresses:
             raise InvalidConfig("pool needs the address of at least one node", param="pool")
         if replicas < 1:
