@@ -341,11 +341,13 @@ def flipping_proxy(address, every):
 
     def relay(source, target, flips):
         passed = 0
-        while data := bytearray(source.recv(65536)):
-            for at in range(every - passed % every, len(data), every) if flips else ():
-                data[at] ^= 0x10
-            passed += len(data)
-            target.sendall(data)
+        with suppress(OSError), source:  # either side may leave in the middle
+            while data := bytearray(source.recv(65536)):
+                for at in range(every - passed % every, len(data), every) if flips else ():
+                    data[at] ^= 0x10
+                passed += len(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
 
     def serve():
         while True:
