@@ -1,0 +1,249 @@
+"""A cluster of prefill and decode nodes that a conductor steers, as a discrete-event simulation (Mooncake 2407.00079)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from statepool.core.errors import InvalidConfig
+from statepool.kv.eviction import eviction
+from statepool.serve.conductor import Conductor
+from statepool.serve.costs import NodeCosts
+from statepool.serve.prefixes import PrefixIndex
+from statepool.serve.snapshot import SLO, Ask, Completion, DecodePool, PrefillPool, Snapshot, Underway
+from statepool.sim.events import Events
+from statepool.sim.nodes import BlockCache, DecodeNode, Job, PrefillNode
+from statepool.sim.traces import BLOCK, Call
+
+__all__ = ["Cluster", "Load", "Shape"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many nodes there are, and what each holds."""
+
+    prefill: int
+    decode: int
+    cache_tokens: int = 3_000_000
+    """Tokens whose keys and values one prefill node keeps in memory."""
+    block: int = BLOCK
+    eviction: str = "lru"
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode", "cache_tokens", "block"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be at least 1", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The pools' load at one arrival: 1 is as much as the SLO allows."""
+
+    at: float
+    prefill: float
+    decode: float
+
+
+class Cluster:
+    """Runs calls through one conductor; use an object once."""
+
+    def __init__(self, costs: NodeCosts, shape: Shape, conductor: Conductor, slo: SLO) -> None:
+        self.costs = costs
+        self.shape = shape
+        self.conductor = conductor
+        self.slo = slo
+        self.loads: list[Load] = []
+        self._events = Events()
+        self._index: PrefixIndex[int] = PrefixIndex(shape.prefill)
+        blocks = max(1, shape.cache_tokens // shape.block)
+        caches = [BlockCache(node, blocks, eviction(shape.eviction), self._index) for node in range(shape.prefill)]
+        self.prefill = [PrefillNode(cache, slo.ttft_s) for cache in caches]
+        self.decode = [DecodeNode(costs) for _ in range(shape.decode)]
+        self._coming: list[dict[int, Job]] = [{} for _ in range(shape.decode)]
+        self._jobs: list[Job] = []
+        self._passed: Callable[[int], None] = lambda _: None
+
+    def run(self, calls: Sequence[Call], passed: Callable[[int], None] | None = None) -> list[Job]:
+        """Let ``calls`` arrive and all they cause happen; answers a job per call, in order.
+
+        Args:
+            calls: in order of arrival.
+            passed: told after every arrival how many there were.
+        """
+        if passed is not None:
+            self._passed = passed
+        for call in calls:
+            self._events.at(call.at, self._arrive, call)
+        self._events.run()
+        for node in range(self.shape.decode):
+            self._advance(node, float("inf"))
+        return self._jobs
+
+    def _arrive(self, call: Call) -> None:
+        now = self._events.now
+        for node in range(self.shape.decode):
+            self._advance(node, now)
+        ask = Ask(len(self._jobs), now, call.prompt)
+        keys = call.keys[: call.prompt // self.shape.block]
+        snapshot = self._snapshot(ask, keys)
+        decision = self.conductor.decide(ask, snapshot)
+        ready = now
+        if decision.source >= 0 and not decision.refused:
+            source = self.prefill[decision.source]
+            source.link_free = max(source.link_free, now) + self.costs.transfer_s(decision.fetched)
+            source.cache.use(keys[: decision.reuse // self.shape.block], now)
+            ready = source.link_free
+        job = Job(call, ask, decision, ready)
+        job.keys = keys
+        self._jobs.append(job)
+        self._note_load(snapshot)
+        self._passed(len(self._jobs))
+        if decision.refused:
+            job.status = "refused"
+            return
+        self._coming[decision.decode][ask.id] = job
+        self._plan(job)
+        self._start(decision.prefill)
+
+    def _snapshot(self, ask: Ask, keys: Sequence[int]) -> Snapshot:
+        now = self._events.now
+        nodes = self.prefill
+        ready = self._index.match(keys)
+        lines = tuple(node.line(now) for node in nodes) if self.conductor.placement.chunk_tokens else ()
+        prefill = PrefillPool(
+            queue_s=np.array([node.queue_s(now) for node in nodes]),
+            busy_s=np.array([max(0.0, node.busy_until - now) for node in nodes]),
+            queued_tokens=np.array([node.tokens for node in nodes]),
+            queued_context=np.array([node.context for node in nodes]),
+            held=np.array([self._will_hold(node, keys, depth) for node, depth in zip(nodes, ready, strict=True)])
+            * self.shape.block,
+            ready=ready * self.shape.block,
+            link_s=np.array([max(0.0, node.link_free - now) for node in nodes]),
+            lines=lines,
+        )
+        arriving = [node.arriving for node in self.decode]
+        decode = DecodePool(
+            batch=np.array([node.batch for node in self.decode]),
+            tokens=np.array([node.tokens for node in self.decode]),
+            coming=np.array([len(jobs) + count for jobs, (count, _) in zip(self._coming, arriving, strict=True)]),
+            coming_tokens=np.array(
+                [
+                    sum(job.ask.tokens for job in jobs.values()) + tokens
+                    for jobs, (_, tokens) in zip(self._coming, arriving, strict=True)
+                ]
+            ),
+            underway=self._underway(now) if self.conductor.admission.wants_underway else (),
+        )
+        return Snapshot(prefill, decode)
+
+    @staticmethod
+    def _will_hold(node: PrefillNode, keys: Sequence[int], depth: int) -> int:
+        while depth < len(keys) and (keys[depth] in node.planned or keys[depth] in node.cache):
+            depth += 1
+        return depth
+
+    def _plan(self, job: Job) -> None:
+        """Put ``job`` in its node's line, behind the one whose blocks it counts on."""
+        node = self.prefill[job.decision.prefill]
+        for key in job.keys[: -(-job.decision.reuse // self.shape.block)]:
+            job.after = node.planned.get(key, job.after)
+        for key in job.keys:
+            node.planned[key] = job
+        node.queue(job)
+
+    def _underway(self, now: float) -> tuple[Underway, ...]:
+        found = []
+        for number, node in enumerate(self.decode):
+            done = len(node.ends)
+            for _, _, job in node.active:
+                written = done - job.join_index + 1
+                found.append(Underway(number, 0.0, job.ask.tokens + written - 1, written))
+            for job in self._coming[number].values():
+                expected = job.first_token if job.prefilled else job.ask.at + job.decision.ttft_s
+                wait = max(0.0, expected + self.costs.handoff_s(job.ask.tokens) - now)
+                found.append(Underway(number, wait, job.ask.tokens, 1))
+            found += [Underway(number, 0.0, job.ask.tokens, 1) for job in node.waiting_jobs()]
+        return tuple(found)
+
+    def _note_load(self, snapshot: Snapshot) -> None:
+        steps = [node.costs.decode_s(max(1, node.batch), node.tokens) for node in self.decode]
+        queue_s = float(snapshot.prefill.queue_s.mean())
+        decode = float(np.mean(steps)) / self.slo.tbt_s
+        room = max(node.tokens for node in self.decode) / self.costs.vram_tokens
+        self.loads.append(Load(self._events.now, queue_s / self.slo.ttft_s, max(decode, room)))
+
+    def _start(self, number: int) -> None:
+        node, now = self.prefill[number], self._events.now
+        if node.running is not None or not node.waiting:
+            return
+        job = node.take(now)
+        if job is None:
+            self._events.at(min(job.ready for _, _, job in node.waiting if job.ready > now), self._start, number)
+            return
+        if job.started < 0:
+            self._find_blocks(node, job)
+        chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
+        end = min(job.position + chunk, job.ask.tokens)
+        piece_s = self.costs.prefill_s(end, job.position)
+        job.left_s = self.costs.prefill_s(job.ask.tokens, end) if end < job.ask.tokens else 0.0
+        node.running = job
+        node.busy_until = now + piece_s
+        node.busy_s += piece_s
+        self._events.at(node.busy_until, self._piece_done, number, job, end)
+
+    def _find_blocks(self, node: PrefillNode, job: Job) -> None:
+        """What is here when the prefill begins counts, not what was here when it was planned."""
+        now = self._events.now
+        job.started = now
+        if job.decision.source >= 0:
+            node.cache.use(job.keys[: -(-job.decision.reuse // self.shape.block)], now)
+        job.position = min(node.cache.held(job.keys) * self.shape.block, job.ask.tokens - 1)
+        job.reused = job.position
+        job.computed = job.ask.tokens - job.position
+
+    def _piece_done(self, number: int, job: Job, end: int) -> None:
+        node = self.prefill[number]
+        job.position = end
+        node.running = None
+        if end < job.ask.tokens:
+            node.queue(job)
+        else:
+            self._prefilled(node, job)
+        self._start(number)
+
+    def _prefilled(self, node: PrefillNode, job: Job) -> None:
+        now = self._events.now
+        job.first_token = now
+        node.cache.use(job.keys, now)
+        for key in job.keys:
+            if node.planned.get(key) is job:
+                del node.planned[key]
+        node.link_free = max(node.link_free, now) + self.costs.transfer_s(job.ask.tokens) / self.costs.layers
+        if job.call.output == 1:
+            del self._coming[job.decision.decode][job.ask.id]
+            self._ended(job)
+            job.tbt_s = 0.0
+            job.status = "done"
+            return
+        self._events.at(now + self.costs.handoff_s(job.ask.tokens), self._deliver, job)
+
+    def _deliver(self, job: Job) -> None:
+        number, now = job.decision.decode, self._events.now
+        self._advance(number, now)
+        node = self.decode[number]
+        del self._coming[number][job.ask.id]
+        waiting, tokens = node.arriving
+        if self.conductor.admission.late_refusal(job.ask.tokens, node.batch + waiting, node.tokens + tokens):
+            job.status = "wasted"
+            return
+        job.status = "waiting"
+        node.join(job, now)
+
+    def _advance(self, number: int, until: float) -> None:
+        for job in self.decode[number].advance(until):
+            self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        self.conductor = self.conductor.told(Completion(job.ask.tokens, job.call.output))

@@ -1,0 +1,253 @@
+"""The simulated nodes: a block cache, a prefill node with its line, a decode node with its batch."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from heapq import heappop, heappush
+
+import numpy as np
+
+from statepool.kv.eviction import Eviction
+from statepool.serve.costs import NodeCosts
+from statepool.serve.prefixes import PrefixIndex
+from statepool.serve.snapshot import Ask, Decision, Line
+from statepool.sim.traces import Call
+
+__all__ = ["BlockCache", "DecodeNode", "Job", "PrefillNode"]
+
+
+class Job:
+    """A request on its way through the cluster. Times are seconds on the simulation's clock."""
+
+    __slots__ = (
+        "after",
+        "ask",
+        "call",
+        "computed",
+        "decision",
+        "first_token",
+        "join_index",
+        "keys",
+        "left_s",
+        "position",
+        "ready",
+        "reused",
+        "started",
+        "status",
+        "tbt_s",
+    )
+
+    def __init__(self, call: Call, ask: Ask, decision: Decision, ready: float) -> None:
+        self.call = call
+        self.ask = ask
+        self.decision = decision
+        self.keys = call.keys
+        self.ready = ready
+        """When the blocks it copies have arrived."""
+        self.position = decision.reuse
+        """Tokens whose keys and values exist."""
+        self.left_s = decision.prefill_s
+        self.after: Job | None = None
+        """The job of the same line that computes blocks this one counts on."""
+        self.started = -1.0
+        self.first_token = float("nan")
+        self.reused = 0
+        self.computed = 0
+        self.join_index = 0
+        self.tbt_s = float("nan")
+        self.status = "queued"
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether its first token is written."""
+        return self.first_token == self.first_token  # not NaN
+
+    def may_start(self, now: float) -> bool:
+        """Whether the blocks it counts on are there."""
+        return self.ready <= now and (self.after is None or self.after.prefilled)
+
+
+class BlockCache:
+    """The blocks of one node, known to the cluster's index."""
+
+    def __init__(self, node: int, capacity: int, policy: Eviction[int], index: PrefixIndex[int]) -> None:
+        self._node = node
+        self._capacity = capacity
+        self._policy = policy
+        self._index = index
+        self._held: set[int] = set()
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def held(self, keys: Sequence[int]) -> int:
+        """How many leading ``keys`` are here."""
+        for depth, key in enumerate(keys):
+            if key not in self._held:
+                return depth
+        return len(keys)
+
+    def use(self, keys: Sequence[int], at: float) -> None:
+        """Keep ``keys``, a prompt's leading blocks; others are given up for them."""
+        chain = keys[: self._capacity]
+        for key in chain:
+            if key not in self._held:
+                self._held.add(key)
+                self._index.add(self._node, key)
+        self._policy.used(chain, at)
+        over = len(self._held) - self._capacity
+        if over > 0:
+            pinned = frozenset(chain)
+            for _ in range(over):
+                key = self._policy.victim(pinned)
+                assert key is not None, "a chain is no longer than the cache"
+                self._held.remove(key)
+                self._index.drop(self._node, key)
+
+
+class PrefillNode:
+    """One prefill at a time, in order of rank; with chunks, one of lower rank goes first at their borders."""
+
+    def __init__(self, cache: BlockCache, ttft_s: float) -> None:
+        self.cache = cache
+        self.running: Job | None = None
+        self.busy_until = 0.0
+        self.link_free = 0.0
+        self.busy_s = 0.0
+        self.waiting: list[tuple[float, int, Job]] = []
+        self.waiting_s = 0.0
+        self.tokens = 0
+        self.context = 0
+        self.planned: dict[int, Job] = {}
+        """The blocks that jobs of the line will compute, and the last such job."""
+        self._ttft_s = ttft_s
+        self._line: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    def queue(self, job: Job) -> None:
+        """Put ``job`` in the line."""
+        insort(self.waiting, (job.decision.rank, job.ask.id, job))
+        self.waiting_s += job.left_s
+        self.tokens += job.ask.tokens - job.position
+        self.context += job.ask.tokens
+        self._line = None
+
+    def take(self, now: float) -> Job | None:
+        """The first job of the line whose blocks are here; None if there is none."""
+        for place, (_, _, job) in enumerate(self.waiting):
+            if job.may_start(now):
+                del self.waiting[place]
+                self.waiting_s = self.waiting_s - job.left_s if self.waiting else 0.0
+                self.tokens -= job.ask.tokens - job.position
+                self.context -= job.ask.tokens
+                self._line = None
+                return job
+        return None
+
+    def queue_s(self, now: float) -> float:
+        """Estimated seconds until everything here is done."""
+        running = self.running
+        rest = running.left_s if running is not None else 0.0
+        return max(0.0, self.busy_until - now) + rest + self.waiting_s
+
+    def line(self, now: float) -> Line:
+        """The line for a snapshot."""
+        if self._line is None:
+            work = np.array([job.left_s for _, _, job in self.waiting])
+            ahead = np.concatenate([[0.0], work.cumsum()])
+            deadlines = np.array([job.ask.at + self._ttft_s for _, _, job in self.waiting])
+            spare = np.append(deadlines - ahead[1:], np.inf)
+            tightest = np.minimum.accumulate(spare[::-1])[::-1]
+            self._line = (np.array([rank for rank, _, _ in self.waiting]), ahead, tightest)
+        ranks, ahead, tightest = self._line
+        return Line(ranks, ahead, tightest - max(now, self.busy_until))
+
+
+class DecodeNode:
+    """Continuous batching: every step writes a token of each request; requests join and leave between steps."""
+
+    def __init__(self, costs: NodeCosts) -> None:
+        self.costs = costs
+        self.clock = 0.0
+        self.tokens = 0
+        self.batch = 0
+        self.most_tokens = 0
+        self.ends: list[float] = []
+        """When each step ended."""
+        self.active: list[tuple[int, int, Job]] = []
+        """(step after which it is done, id, job), a heap."""
+        self._arrivals: list[tuple[float, int, Job]] = []
+        self._base = [costs.decode_base_s(batch) for batch in range(1025)]
+
+    @property
+    def arriving(self) -> tuple[int, int]:
+        """Requests that wait for the next step, and their tokens."""
+        return len(self._arrivals), sum(job.ask.tokens for _, _, job in self._arrivals)
+
+    def waiting_jobs(self) -> list[Job]:
+        """Those that wait for the next step or for room."""
+        return [job for _, _, job in self._arrivals]
+
+    def join(self, job: Job, at: float) -> None:
+        """``job`` is in memory at ``at`` and runs as soon as a step ends and it fits."""
+        heappush(self._arrivals, (at, job.ask.id, job))
+
+    def advance(self, until: float) -> list[Job]:
+        """Run the steps that begin before ``until``; answers the requests that ended."""
+        ended: list[Job] = []
+        read_s, base, ends, active = self.costs.token_read_s, self._base, self.ends, self.active
+        while True:
+            if not active:
+                if not self._arrivals or self._arrivals[0][0] > until:
+                    return ended
+                self.clock = max(self.clock, self._arrivals[0][0])
+            self._admit()
+            if not active:
+                return ended
+            stop = min(until, self._arrivals[0][0] if self._arrivals and self._fits() else until)
+            last = active[0][0]
+            clock, tokens, batch = self.clock, self.tokens, self.batch
+            step_s = base[batch] if batch <= 1024 else self.costs.decode_base_s(batch)
+            while clock < stop and len(ends) < last:
+                clock += step_s + tokens * read_s
+                tokens += batch
+                ends.append(clock)
+            self.clock, self.tokens = clock, tokens
+            self.most_tokens = max(self.most_tokens, tokens)
+            while active and active[0][0] == len(ends):
+                ended.append(self._finish(heappop(active)[2]))
+            if clock >= until:
+                return ended
+
+    def _fits(self) -> bool:
+        waiting = self._arrivals[0][2]
+        return self.tokens + waiting.ask.tokens <= self.costs.vram_tokens * 0.97
+
+    def _admit(self) -> None:
+        while self._arrivals and self._arrivals[0][0] <= self.clock and (self._fits() or not self.active):
+            job = heappop(self._arrivals)[2]
+            job.join_index = len(self.ends)
+            job.status = "decoding"
+            self.batch += 1
+            self.tokens += job.ask.tokens
+            # The first token came with the prefill.
+            heappush(self.active, (len(self.ends) + job.call.output - 1, job.ask.id, job))
+
+    def _finish(self, job: Job) -> Job:
+        times = np.array([job.first_token, *self.ends[job.join_index : job.join_index + job.call.output - 1]])
+        job.tbt_s = worst_tenth(np.diff(times))
+        job.status = "done"
+        self.batch -= 1
+        self.tokens -= job.ask.tokens + job.call.output - 1
+        return job
+
+
+def worst_tenth(gaps: np.ndarray) -> float:
+    """The mean of the longest tenth of ``gaps``, at least one of them; 0 without gaps (FAST'25, section 5.2)."""
+    if not len(gaps):
+        return 0.0
+    count = max(1, round(len(gaps) / 10))
+    return float(np.partition(gaps, len(gaps) - count)[-count:].mean())
