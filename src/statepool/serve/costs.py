@@ -53,6 +53,12 @@ class NodeCosts:
         c0, c1, c2 = self.prefill
         return c0 + c1 * (tokens - cached) + c2 * (tokens * tokens - cached * cached)
 
+    def chunked_s(self, tokens: int, cached: int, chunk: int) -> float:
+        """``prefill_s`` in pieces of ``chunk`` tokens, each with its constant share; 0 for one piece."""
+        if not chunk or tokens <= cached:
+            return self.prefill_s(tokens, cached) if tokens > cached else 0.0
+        return self.prefill_s(tokens, cached) + self.prefill[0] * ((tokens - cached - 1) // chunk)
+
     def prefill_many_s(self, tokens: int, cached: np.ndarray) -> np.ndarray:
         """``prefill_s`` for an array of cached lengths: int64 [n] to float64 [n]."""
         c0, c1, c2 = self.prefill

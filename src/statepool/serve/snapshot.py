@@ -77,6 +77,8 @@ class PrefillPool:
     """int64: leading tokens of the asking prompt whose blocks the node holds, or will hold once its line is done."""
     ready: np.ndarray
     """int64: those it holds now, so that others may copy them."""
+    after_rank: np.ndarray
+    """float64: rank of the queued prefill that the blocks in ``held`` wait for; -inf if they are there."""
     link_s: np.ndarray
     """float64: seconds until the node's network link has sent what it was told to."""
     lines: tuple[Line, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -112,14 +113,15 @@ class Cluster:
         nodes = self.prefill
         ready = self._index.match(keys)
         lines = tuple(node.line(now) for node in nodes) if self.conductor.placement.chunk_tokens else ()
+        plans = [self._will_hold(node, keys, depth) for node, depth in zip(nodes, ready.tolist(), strict=True)]
         prefill = PrefillPool(
             queue_s=np.array([node.queue_s(now) for node in nodes]),
             busy_s=np.array([max(0.0, node.busy_until - now) for node in nodes]),
             queued_tokens=np.array([node.tokens for node in nodes]),
             queued_context=np.array([node.context for node in nodes]),
-            held=np.array([self._will_hold(node, keys, depth) for node, depth in zip(nodes, ready, strict=True)])
-            * self.shape.block,
+            held=np.array([depth for depth, _ in plans]) * self.shape.block,
             ready=ready * self.shape.block,
+            after_rank=np.array([rank for _, rank in plans]),
             link_s=np.array([max(0.0, node.link_free - now) for node in nodes]),
             lines=lines,
         )
@@ -139,17 +141,26 @@ class Cluster:
         return Snapshot(prefill, decode)
 
     @staticmethod
-    def _will_hold(node: PrefillNode, keys: Sequence[int], depth: int) -> int:
-        while depth < len(keys) and (keys[depth] in node.planned or keys[depth] in node.cache):
+    def _will_hold(node: PrefillNode, keys: Sequence[int], depth: int) -> tuple[int, float]:
+        """How many leading ``keys`` the node will hold, and the rank of the last job that must run for it."""
+        rank = -math.inf
+        while depth < len(keys):
+            planned = node.planned.get(keys[depth])
+            if planned is not None:
+                rank = max(rank, planned.decision.rank)
+            elif keys[depth] not in node.cache:
+                break
             depth += 1
-        return depth
+        return depth, rank
 
     def _plan(self, job: Job) -> None:
         """Put ``job`` in its node's line, behind the one whose blocks it counts on."""
         node = self.prefill[job.decision.prefill]
-        for key in job.keys[: -(-job.decision.reuse // self.shape.block)]:
-            job.after = node.planned.get(key, job.after)
-        for key in job.keys:
+        kept = -(-job.decision.reuse // self.shape.block)
+        for key in job.keys[: 0 if job.decision.source >= 0 else kept]:
+            if key not in node.cache:
+                job.after = node.planned.get(key, job.after)
+        for key in job.keys[kept:]:
             node.planned[key] = job
         node.queue(job)
 
@@ -187,9 +198,8 @@ class Cluster:
         chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
         end = min(job.position + chunk, job.ask.tokens)
         piece_s = self.costs.prefill_s(end, job.position)
-        job.left_s = self.costs.prefill_s(job.ask.tokens, end) if end < job.ask.tokens else 0.0
-        node.running = job
-        node.busy_until = now + piece_s
+        job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
+        node.begin(job, now + piece_s)
         node.busy_s += piece_s
         self._events.at(node.busy_until, self._piece_done, number, job, end)
 

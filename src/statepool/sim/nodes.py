@@ -127,6 +127,12 @@ class PrefillNode:
         self._ttft_s = ttft_s
         self._line: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
+    def begin(self, job: Job, until: float) -> None:
+        """Compute a piece of ``job`` until then."""
+        self.running = job
+        self.busy_until = until
+        self._line = None
+
     def queue(self, job: Job) -> None:
         """Put ``job`` in the line."""
         insort(self.waiting, (job.decision.rank, job.ask.id, job))
@@ -154,16 +160,21 @@ class PrefillNode:
         return max(0.0, self.busy_until - now) + rest + self.waiting_s
 
     def line(self, now: float) -> Line:
-        """The line for a snapshot."""
+        """The line for a snapshot, with what is left of the running job in its place."""
         if self._line is None:
-            work = np.array([job.left_s for _, _, job in self.waiting])
-            ahead = np.concatenate([[0.0], work.cumsum()])
-            deadlines = np.array([job.ask.at + self._ttft_s for _, _, job in self.waiting])
-            spare = np.append(deadlines - ahead[1:], np.inf)
-            tightest = np.minimum.accumulate(spare[::-1])[::-1]
-            self._line = (np.array([rank for rank, _, _ in self.waiting]), ahead, tightest)
-        ranks, ahead, tightest = self._line
-        return Line(ranks, ahead, tightest - max(now, self.busy_until))
+            running = self.running
+            jobs = [(job.decision.rank, job) for _, _, job in self.waiting]
+            if running is not None and running.left_s > 0:
+                insort(jobs, (running.decision.rank, running), key=lambda entry: entry[0])
+            ranks = np.array([rank for rank, _ in jobs])
+            ahead = np.concatenate([[0.0], np.cumsum([job.left_s for _, job in jobs])])
+            deadlines = np.array([job.ask.at + self._ttft_s for _, job in jobs])
+            self._line = (ranks, ahead, deadlines)
+        ranks, ahead, deadlines = self._line
+        spare = deadlines - ahead[1:] - max(now, self.busy_until)
+        spare[spare < 0] = np.inf  # a promise that is broken already cannot be kept by waiting
+        tightest = np.minimum.accumulate(np.append(spare, np.inf)[::-1])[::-1]
+        return Line(ranks, ahead, tightest)
 
 
 class DecodeNode:
