@@ -66,6 +66,7 @@ class CacheCentric:
     costs: NodeCosts
     threshold: float = 1.3
     chunk_tokens: int = 0
+    inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The nodes for ``ask``; a line is served in order of arrival."""

@@ -37,6 +37,7 @@ class RandomNode:
     costs: NodeCosts
     seed: int = 0
     chunk_tokens: int = 0
+    inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """A random node."""
@@ -50,6 +51,7 @@ class RoundRobin:
 
     costs: NodeCosts
     chunk_tokens: int = 0
+    inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The next node."""
@@ -62,6 +64,7 @@ class LeastLoad:
 
     costs: NodeCosts
     chunk_tokens: int = 0
+    inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The least loaded node."""
@@ -79,6 +82,7 @@ class KvRouter:
     weight: float = 1.0
     block: int = 512
     chunk_tokens: int = 0
+    inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The node of least cost."""

@@ -31,6 +31,7 @@ class SizeAware:
     altruism: float = 1.0
     mix: float = 0.0
     margin_s: float = 0.5
+    inline: bool = False
     """How much the delay of others counts beside one's own."""
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
@@ -41,13 +42,16 @@ class SizeAware:
         decode, tbt_s = choose_decode(ask, now.decode, self.costs)
         cheapest = float("inf")
         chosen: Decision | None = None
+        count=len(pool.lines)-len(now.decode.batch) if self.inline else len(pool.lines)
         for node, line in enumerate(pool.lines):
+            stretch = float(pool.stretch[node])
+            if math.isinf(stretch): continue
             held = int(pool.held[node])
             for reuse in {held, max(best, held)}:
                 fetched = reuse - held
                 copy_s = float(pool.link_s[source]) + self.costs.transfer_s(fetched) if fetched else 0.0
                 kept = min(reuse, ask.tokens - 1)
-                prefill_s = self.costs.chunked_s(ask.tokens, kept, self.chunk_tokens)
+                prefill_s = stretch*self.costs.chunked_s(ask.tokens, kept, self.chunk_tokens)
                 rank = max(ask.at + self.patience * prefill_s, math.nextafter(pool.after_rank[node], math.inf))
                 place = int(line.ranks.searchsorted(rank, side="right"))
                 promised = int(line.slack_s.searchsorted(prefill_s + self.margin_s))
@@ -61,12 +65,12 @@ class SizeAware:
                     cheapest = cost
                     chosen = Decision(
                         prefill=node,
-                        decode=decode,
+                        decode=decode if node<count else node-count,
                         reuse=kept,
                         source=source if fetched else -1,
                         fetched=fetched,
                         rank=rank,
-                        prefill_s=prefill_s,
+                        prefill_s=prefill_s/stretch,
                         ttft_s=ttft_s,
                         tbt_s=tbt_s,
                     )

@@ -63,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillPool:
-    """The prefill nodes, one entry each."""
+    """The prefill nodes, one entry each; behind them the decode nodes, if the placement has prefills there too."""
 
     queue_s: np.ndarray
     """float64: estimated seconds until what is queued is done, the running prefill included."""
@@ -81,7 +81,10 @@ class PrefillPool:
     """float64: rank of the queued prefill that the blocks in ``held`` wait for; -inf if they are there."""
     link_s: np.ndarray
     """float64: seconds until the node's network link has sent what it was told to."""
+    stretch: np.ndarray
+    """float64: by how much prefills take longer than on an idle prefill node; infinite where none may run."""
     lines: tuple[Line, ...] = ()
+    """For placements with ``chunk_tokens``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,8 @@ class Placement(Protocol):
 
     chunk_tokens: int
     """Tokens after which a running prefill gives way to one of lower rank; 0 for never."""
+    inline: bool
+    """Whether prefills also run on decode nodes, a piece per decode step."""
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The nodes that are to run ``ask``. Pure."""

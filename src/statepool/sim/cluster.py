@@ -13,12 +13,18 @@ from statepool.kv.eviction import eviction
 from statepool.serve.conductor import Conductor
 from statepool.serve.costs import NodeCosts
 from statepool.serve.prefixes import PrefixIndex
-from statepool.serve.snapshot import SLO, Ask, Completion, DecodePool, PrefillPool, Snapshot, Underway
+from statepool.serve.snapshot import SLO, Ask, Completion, DecodePool, Line, PrefillPool, Snapshot, Underway
 from statepool.sim.events import Events
 from statepool.sim.nodes import BlockCache, DecodeNode, Job, PrefillNode
 from statepool.sim.traces import BLOCK, Call
 
 __all__ = ["Cluster", "Load", "Shape"]
+
+_STEP_SHARE = 0.9
+"""How much of the allowed time between tokens a step with a prefill beside it may take."""
+
+_STEPS = 8
+"""Decode steps that one piece of such a prefill spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,13 @@ class Cluster:
         self.slo = slo
         self.loads: list[Load] = []
         self._events = Events()
-        self._index: PrefixIndex[int] = PrefixIndex(shape.prefill)
+        places = shape.prefill + (shape.decode if conductor.placement.inline else 0)
+        self._index: PrefixIndex[int] = PrefixIndex(places)
         blocks = max(1, shape.cache_tokens // shape.block)
-        caches = [BlockCache(node, blocks, eviction(shape.eviction), self._index) for node in range(shape.prefill)]
-        self.prefill = [PrefillNode(cache, slo.ttft_s) for cache in caches]
+        caches = [BlockCache(node, blocks, eviction(shape.eviction), self._index) for node in range(places)]
         self.decode = [DecodeNode(costs) for _ in range(shape.decode)]
+        beside = [None] * shape.prefill + list(self.decode)
+        self.prefill = [PrefillNode(cache, slo.ttft_s, node) for cache, node in zip(caches, beside, strict=False)]
         self._coming: list[dict[int, Job]] = [{} for _ in range(shape.decode)]
         self._jobs: list[Job] = []
         self._passed: Callable[[int], None] = lambda _: None
@@ -112,10 +120,13 @@ class Cluster:
         now = self._events.now
         nodes = self.prefill
         ready = self._index.match(keys)
-        lines = tuple(node.line(now) for node in nodes) if self.conductor.placement.chunk_tokens else ()
+        stretch = [self._stretch(node) for node in nodes]
+        lines: tuple[Line, ...] = ()
+        if self.conductor.placement.chunk_tokens:
+            lines = tuple(node.line(now, factor) for node, factor in zip(nodes, stretch, strict=True))
         plans = [self._will_hold(node, keys, depth) for node, depth in zip(nodes, ready.tolist(), strict=True)]
         prefill = PrefillPool(
-            queue_s=np.array([node.queue_s(now) for node in nodes]),
+            queue_s=np.array([node.queue_s(now, factor) for node, factor in zip(nodes, stretch, strict=True)]),
             busy_s=np.array([max(0.0, node.busy_until - now) for node in nodes]),
             queued_tokens=np.array([node.tokens for node in nodes]),
             queued_context=np.array([node.context for node in nodes]),
@@ -123,6 +134,7 @@ class Cluster:
             ready=ready * self.shape.block,
             after_rank=np.array([rank for _, rank in plans]),
             link_s=np.array([max(0.0, node.link_free - now) for node in nodes]),
+            stretch=np.array(stretch),
             lines=lines,
         )
         arriving = [node.arriving for node in self.decode]
@@ -139,6 +151,14 @@ class Cluster:
             underway=self._underway(now) if self.conductor.admission.wants_underway else (),
         )
         return Snapshot(prefill, decode)
+
+    def _stretch(self, node: PrefillNode) -> float:
+        """A prefill beside a decode batch has what the batch leaves of each step that the SLO allows."""
+        if node.beside is None or not node.beside.batch:
+            return 1.0
+        step_s = self.slo.tbt_s * _STEP_SHARE
+        left_s = step_s - node.beside.step_s()
+        return step_s / left_s if left_s > 0.25 * step_s else math.inf
 
     @staticmethod
     def _will_hold(node: PrefillNode, keys: Sequence[int], depth: int) -> tuple[int, float]:
@@ -196,12 +216,30 @@ class Cluster:
         if job.started < 0:
             self._find_blocks(node, job)
         chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
-        end = min(job.position + chunk, job.ask.tokens)
-        piece_s = self.costs.prefill_s(end, job.position)
+        end, piece_s = self._piece(node, job, chunk)
         job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
         node.begin(job, now + piece_s)
         node.busy_s += piece_s
+        if end == job.ask.tokens and node.beside is None:
+            self.decode[job.decision.decode].expect(node.busy_until + self.costs.handoff_s(job.ask.tokens))
         self._events.at(node.busy_until, self._piece_done, number, job, end)
+
+    def _piece(self, node: PrefillNode, job: Job, chunk: int) -> tuple[int, float]:
+        """Where the next piece of ``job`` ends, and the seconds it takes."""
+        end = min(job.position + chunk, job.ask.tokens)
+        beside = node.beside
+        if beside is None:
+            return end, self.costs.prefill_s(end, job.position)
+        # A handful of decode steps, each with as many prompt tokens as fit in beside the batch.
+        step_s = self.slo.tbt_s * _STEP_SHARE
+        share_s = max(step_s - beside.step_s(), 0.1 * step_s)
+        c0, c1, c2 = self.costs.prefill
+        tokens = int(share_s / (c1 + 2 * c2 * end)) * _STEPS
+        end = min(end, job.position + max(tokens, 1))
+        work_s = self.costs.prefill_s(end, job.position) - (c0 if beside.batch else 0.0)
+        steps = max(1, math.ceil(work_s / share_s))
+        beside.inline(work_s / steps, steps, self._events.now)
+        return end, work_s + steps * beside.step_s()
 
     def _find_blocks(self, node: PrefillNode, job: Job) -> None:
         """What is here when the prefill begins counts, not what was here when it was planned."""
@@ -215,6 +253,14 @@ class Cluster:
 
     def _piece_done(self, number: int, job: Job, end: int) -> None:
         node = self.prefill[number]
+        if node.beside is not None:
+            self._advance(number - self.shape.prefill, self._events.now)
+            if node.beside.inline_steps:
+                # Steps in which a request joined carried no prefill.
+                more_s = node.beside.inline_steps * self.slo.tbt_s * _STEP_SHARE
+                node.begin(job, self._events.now + more_s)
+                self._events.at(node.busy_until, self._piece_done, number, job, end)
+                return
         job.position = end
         node.running = None
         if end < job.ask.tokens:
@@ -237,7 +283,9 @@ class Cluster:
             job.tbt_s = 0.0
             job.status = "done"
             return
-        self._events.at(now + self.costs.handoff_s(job.ask.tokens), self._deliver, job)
+        # Beside a decode batch the keys and values are where they are needed.
+        handoff_s = 0.0 if node.beside is not None else self.costs.handoff_s(job.ask.tokens)
+        self._events.at(now + handoff_s, self._deliver, job)
 
     def _deliver(self, job: Job) -> None:
         number, now = job.decision.decode, self._events.now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Sequence
 from heapq import heappop, heappush
@@ -112,8 +113,10 @@ class BlockCache:
 class PrefillNode:
     """One prefill at a time, in order of rank; with chunks, one of lower rank goes first at their borders."""
 
-    def __init__(self, cache: BlockCache, ttft_s: float) -> None:
+    def __init__(self, cache: BlockCache, ttft_s: float, beside: DecodeNode | None = None) -> None:
         self.cache = cache
+        self.beside = beside
+        """The decode node whose steps carry the prefills of this line; None on a prefill node."""
         self.running: Job | None = None
         self.busy_until = 0.0
         self.link_free = 0.0
@@ -153,13 +156,13 @@ class PrefillNode:
                 return job
         return None
 
-    def queue_s(self, now: float) -> float:
+    def queue_s(self, now: float, stretch: float = 1.0) -> float:
         """Estimated seconds until everything here is done."""
         running = self.running
         rest = running.left_s if running is not None else 0.0
-        return max(0.0, self.busy_until - now) + rest + self.waiting_s
+        return max(0.0, self.busy_until - now) + (rest + self.waiting_s) * stretch
 
-    def line(self, now: float) -> Line:
+    def line(self, now: float, stretch: float = 1.0) -> Line:
         """The line for a snapshot, with what is left of the running job in its place."""
         if self._line is None:
             running = self.running
@@ -170,7 +173,8 @@ class PrefillNode:
             ahead = np.concatenate([[0.0], np.cumsum([job.left_s for _, job in jobs])])
             deadlines = np.array([job.ask.at + self._ttft_s for _, job in jobs])
             self._line = (ranks, ahead, deadlines)
-        ranks, ahead, deadlines = self._line
+        ranks, work, deadlines = self._line
+        ahead = work * (stretch if stretch < math.inf else 1.0)
         spare = deadlines - ahead[1:] - max(now, self.busy_until)
         spare[spare < 0] = np.inf  # a promise that is broken already cannot be kept by waiting
         tightest = np.minimum.accumulate(np.append(spare, np.inf)[::-1])[::-1]
@@ -186,12 +190,21 @@ class DecodeNode:
         self.tokens = 0
         self.batch = 0
         self.most_tokens = 0
+        self._inline_s = 0.0
+        self.inline_steps = 0
+        """Shares of a prefill that are still to be computed beside the batch, one per step."""
+        self._expected: list[float] = []
+        self._last_join = -1
         self.ends: list[float] = []
         """When each step ended."""
         self.active: list[tuple[int, int, Job]] = []
         """(step after which it is done, id, job), a heap."""
         self._arrivals: list[tuple[float, int, Job]] = []
         self._base = [costs.decode_base_s(batch) for batch in range(1025)]
+
+    def step_s(self) -> float:
+        """Seconds of the next step, without prefills."""
+        return self._base[min(self.batch, 1024)] + self.tokens * self.costs.token_read_s if self.batch else 0.0
 
     @property
     def arriving(self) -> tuple[int, int]:
@@ -212,18 +225,22 @@ class DecodeNode:
         read_s, base, ends, active = self.costs.token_read_s, self._base, self.ends, self.active
         while True:
             if not active:
-                if not self._arrivals or self._arrivals[0][0] > until:
+                arrival = self._arrivals[0][0] if self._arrivals else math.inf
+                self._prefill_alone(min(arrival, until))
+                if arrival > until or not self._arrivals:
                     return ended
-                self.clock = max(self.clock, self._arrivals[0][0])
+                self.clock = max(self.clock, arrival)
             self._admit()
-            if not active:
-                return ended
             stop = min(until, self._arrivals[0][0] if self._arrivals and self._fits() else until)
             last = active[0][0]
             clock, tokens, batch = self.clock, self.tokens, self.batch
             step_s = base[batch] if batch <= 1024 else self.costs.decode_base_s(batch)
             while clock < stop and len(ends) < last:
-                clock += step_s + tokens * read_s
+                took = step_s + tokens * read_s
+                if self.inline_steps and self._may_inline(clock, took):
+                    took += self._inline_s
+                    self.inline_steps -= 1
+                clock += took
                 tokens += batch
                 ends.append(clock)
             self.clock, self.tokens = clock, tokens
@@ -233,6 +250,28 @@ class DecodeNode:
             if clock >= until:
                 return ended
 
+    def inline(self, share_s: float, steps: int, now: float) -> None:
+        """Let the next ``steps`` steps each spend ``share_s`` seconds on a prefill as well."""
+        self._inline_s = share_s
+        self.inline_steps = steps
+        self.clock = max(self.clock, now)
+
+    def expect(self, at: float) -> None:
+        """A request will join at ``at``: the step before and the one after it carry no prefill."""
+        heappush(self._expected, at)
+
+    def _may_inline(self, clock: float, took: float) -> bool:
+        while self._expected and self._expected[0] <= clock:
+            heappop(self._expected)
+        joined = len(self.ends) == self._last_join
+        return not joined and not (self._expected and self._expected[0] < clock + took + self._inline_s)
+
+    def _prefill_alone(self, until: float) -> None:
+        if self.inline_steps and until > self.clock:
+            steps = min(self.inline_steps, int((until - self.clock) / self._inline_s + 1e-6))
+            self.inline_steps -= steps
+            self.clock += steps * self._inline_s
+
     def _fits(self) -> bool:
         waiting = self._arrivals[0][2]
         return self.tokens + waiting.ask.tokens <= self.costs.vram_tokens * 0.97
@@ -240,7 +279,7 @@ class DecodeNode:
     def _admit(self) -> None:
         while self._arrivals and self._arrivals[0][0] <= self.clock and (self._fits() or not self.active):
             job = heappop(self._arrivals)[2]
-            job.join_index = len(self.ends)
+            job.join_index = self._last_join = len(self.ends)
             job.status = "decoding"
             self.batch += 1
             self.tokens += job.ask.tokens
