@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from statepool.serve.conductor import choose_decode
 from statepool.serve.costs import NodeCosts
-from statepool.serve.snapshot import Ask, Decision, Snapshot
+from statepool.serve.snapshot import Ask, Decision, PrefillPool, Snapshot
 
 __all__ = ["SizeAware"]
 
@@ -23,16 +23,16 @@ class SizeAware:
     them, no prompt is overtaken by one that came more than ``patience`` times its prefill time later. A newcomer goes
     behind everyone whose promise it would break. Where to run, and whether to copy or to recompute, is decided by one
     sum: its own time to first token and the delay of those behind it.
+
+    With ``inline``, decode nodes prefill too: what a step may take and its batch does not need goes to a prompt.
     """
 
     costs: NodeCosts
-    patience: float = 20.0
+    patience: float = 5.0
     chunk_tokens: int = 8192
-    altruism: float = 1.0
-    mix: float = 0.0
+    inline: bool = True
     margin_s: float = 0.5
-    inline: bool = False
-    """How much the delay of others counts beside one's own."""
+    """Seconds of error that a promise allows for."""
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The nodes for ``ask`` and its place in the line."""
@@ -40,39 +40,44 @@ class SizeAware:
         source = int(pool.ready.argmax())
         best = int(pool.ready[source])
         decode, tbt_s = choose_decode(ask, now.decode, self.costs)
-        cheapest = float("inf")
+        prefill_nodes = len(pool.lines) - (len(now.decode.batch) if self.inline else 0)
+        cheapest = math.inf
         chosen: Decision | None = None
-        count=len(pool.lines)-len(now.decode.batch) if self.inline else len(pool.lines)
-        for node, line in enumerate(pool.lines):
-            stretch = float(pool.stretch[node])
-            if math.isinf(stretch): continue
+        for node in np.flatnonzero(np.isfinite(pool.stretch)).tolist():
             held = int(pool.held[node])
             for reuse in {held, max(best, held)}:
-                fetched = reuse - held
-                copy_s = float(pool.link_s[source]) + self.costs.transfer_s(fetched) if fetched else 0.0
-                kept = min(reuse, ask.tokens - 1)
-                prefill_s = stretch*self.costs.chunked_s(ask.tokens, kept, self.chunk_tokens)
-                rank = max(ask.at + self.patience * prefill_s, math.nextafter(pool.after_rank[node], math.inf))
-                place = int(line.ranks.searchsorted(rank, side="right"))
-                promised = int(line.slack_s.searchsorted(prefill_s + self.margin_s))
-                if promised > place:
-                    place = promised
-                    rank = float(np.nextafter(line.ranks[place - 1], np.inf))
-                wait_s = max(float(pool.busy_s[node] + line.ahead_s[place]), copy_s)
-                ttft_s = wait_s + prefill_s
-                cost = ttft_s*(1-self.mix)+ self.mix*(max(float(pool.queue_s[node]), copy_s) + prefill_s) + prefill_s*self.altruism * (len(line.ranks) - place)
+                cost, decision = self._at(ask, pool, node, min(reuse, ask.tokens - 1), source, reuse - held)
                 if cost < cheapest:
                     cheapest = cost
-                    chosen = Decision(
-                        prefill=node,
-                        decode=decode if node<count else node-count,
-                        reuse=kept,
-                        source=source if fetched else -1,
-                        fetched=fetched,
-                        rank=rank,
-                        prefill_s=prefill_s/stretch,
-                        ttft_s=ttft_s,
-                        tbt_s=tbt_s,
-                    )
-        assert chosen is not None, "a pool has at least one node"
+                    beside = node - prefill_nodes
+                    chosen = replace(decision, decode=decode if beside < 0 else beside, tbt_s=tbt_s)
+        assert chosen is not None, "prefill nodes are always open"
         return chosen
+
+    def _at(
+        self, ask: Ask, pool: PrefillPool, node: int, reuse: int, source: int, fetched: int
+    ) -> tuple[float, Decision]:
+        """What running ``ask`` on ``node`` costs everyone, in seconds, and the decision it would be."""
+        line, stretch = pool.lines[node], float(pool.stretch[node])
+        copy_s = float(pool.link_s[source]) + self.costs.transfer_s(fetched) if fetched else 0.0
+        work_s = self.costs.chunked_s(ask.tokens, reuse, self.chunk_tokens)
+        prefill_s = stretch * work_s
+        # Whoever computes blocks that it counts on must run before it.
+        rank = max(ask.at + self.patience * prefill_s, math.nextafter(pool.after_rank[node], math.inf))
+        place = int(line.ranks.searchsorted(rank, side="right"))
+        promised = int(line.slack_s.searchsorted(prefill_s + self.margin_s))
+        if promised > place:
+            place = promised
+            rank = math.nextafter(line.ranks[place - 1], math.inf)
+        ttft_s = max(float(pool.busy_s[node] + line.ahead_s[place]), copy_s) + prefill_s
+        decision = Decision(
+            prefill=node,
+            decode=0,
+            reuse=reuse,
+            source=source if fetched else -1,
+            fetched=fetched,
+            rank=rank,
+            prefill_s=work_s,
+            ttft_s=ttft_s,
+        )
+        return ttft_s + prefill_s * (len(line.ranks) - place), decision

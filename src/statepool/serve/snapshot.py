@@ -93,7 +93,7 @@ class Underway:
 
     decode: int
     in_s: float
-    """Seconds until it joins; not above 0 for one that runs."""
+    """Seconds until it joins; for one that runs, minus the seconds since it joined."""
     tokens: int
     """Tokens it holds, or will hold when it joins."""
     written: int

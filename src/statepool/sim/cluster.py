@@ -13,7 +13,7 @@ from statepool.kv.eviction import eviction
 from statepool.serve.conductor import Conductor
 from statepool.serve.costs import NodeCosts
 from statepool.serve.prefixes import PrefixIndex
-from statepool.serve.snapshot import SLO, Ask, Completion, DecodePool, Line, PrefillPool, Snapshot, Underway
+from statepool.serve.snapshot import SLO, Ask, Completion, Decision, DecodePool, Line, PrefillPool, Snapshot, Underway
 from statepool.sim.events import Events
 from statepool.sim.nodes import BlockCache, DecodeNode, Job, PrefillNode
 from statepool.sim.traces import BLOCK, Call
@@ -56,10 +56,14 @@ class Load:
 class Cluster:
     """Runs calls through one conductor; use an object once."""
 
-    def __init__(self, costs: NodeCosts, shape: Shape, conductor: Conductor, slo: SLO) -> None:
+    def __init__(
+        self, costs: NodeCosts, shape: Shape, conductor: Conductor, slo: SLO, shadow: Conductor | None = None
+    ) -> None:
         self.costs = costs
         self.shape = shape
         self.conductor = conductor
+        self.shadow = shadow
+        """Another conductor that is asked in every situation, and whose answers are only noted."""
         self.slo = slo
         self.loads: list[Load] = []
         self._events = Events()
@@ -107,6 +111,7 @@ class Cluster:
         job = Job(call, ask, decision, ready)
         job.keys = keys
         self._jobs.append(job)
+        job.shadow = self._difference(ask, snapshot, decision)
         self._note_load(snapshot)
         self._passed(len(self._jobs))
         if decision.refused:
@@ -115,6 +120,15 @@ class Cluster:
         self._coming[decision.decode][ask.id] = job
         self._plan(job)
         self._start(decision.prefill)
+
+    def _difference(self, ask: Ask, snapshot: Snapshot, decision: Decision) -> str | None:
+        if self.shadow is None:
+            return None
+        other = self.shadow.decide(ask, snapshot)
+        if other.refused != decision.refused:
+            return f"refused: {other.refused}" if other.refused else "admitted"
+        moved = (other.prefill, other.source) != (decision.prefill, decision.source)
+        return f"prefill on {other.prefill}" if moved and not other.refused else None
 
     def _snapshot(self, ask: Ask, keys: Sequence[int]) -> Snapshot:
         now = self._events.now
@@ -137,6 +151,8 @@ class Cluster:
             stretch=np.array(stretch),
             lines=lines,
         )
+        asked = (self.conductor, self.shadow) if self.shadow is not None else (self.conductor,)
+        wanted = any(each.admission.wants_underway for each in asked)
         arriving = [node.arriving for node in self.decode]
         decode = DecodePool(
             batch=np.array([node.batch for node in self.decode]),
@@ -148,7 +164,7 @@ class Cluster:
                     for jobs, (_, tokens) in zip(self._coming, arriving, strict=True)
                 ]
             ),
-            underway=self._underway(now) if self.conductor.admission.wants_underway else (),
+            underway=self._underway(now) if wanted else (),
         )
         return Snapshot(prefill, decode)
 
@@ -190,7 +206,7 @@ class Cluster:
             done = len(node.ends)
             for _, _, job in node.active:
                 written = done - job.join_index + 1
-                found.append(Underway(number, 0.0, job.ask.tokens + written - 1, written))
+                found.append(Underway(number, job.joined - now, job.ask.tokens + written - 1, written))
             for job in self._coming[number].values():
                 expected = job.first_token if job.prefilled else job.ask.at + job.decision.ttft_s
                 wait = max(0.0, expected + self.costs.handoff_s(job.ask.tokens) - now)
@@ -220,6 +236,7 @@ class Cluster:
         job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
         node.begin(job, now + piece_s)
         node.busy_s += piece_s
+        job.prefill_spent_s += piece_s
         if end == job.ask.tokens and node.beside is None:
             self.decode[job.decision.decode].expect(node.busy_until + self.costs.handoff_s(job.ask.tokens))
         self._events.at(node.busy_until, self._piece_done, number, job, end)
@@ -249,7 +266,6 @@ class Cluster:
             node.cache.use(job.keys[: -(-job.decision.reuse // self.shape.block)], now)
         job.position = min(node.cache.held(job.keys) * self.shape.block, job.ask.tokens - 1)
         job.reused = job.position
-        job.computed = job.ask.tokens - job.position
 
     def _piece_done(self, number: int, job: Job, end: int) -> None:
         node = self.prefill[number]
@@ -304,4 +320,7 @@ class Cluster:
             self._ended(job)
 
     def _ended(self, job: Job) -> None:
-        self.conductor = self.conductor.told(Completion(job.ask.tokens, job.call.output))
+        ended = Completion(job.ask.tokens, job.call.output)
+        self.conductor = self.conductor.told(ended)
+        if self.shadow is not None:
+            self.shadow = self.shadow.told(ended)

@@ -25,15 +25,17 @@ class Job:
         "after",
         "ask",
         "call",
-        "computed",
         "decision",
         "first_token",
         "join_index",
+        "joined",
         "keys",
         "left_s",
         "position",
+        "prefill_spent_s",
         "ready",
         "reused",
+        "shadow",
         "started",
         "status",
         "tbt_s",
@@ -52,11 +54,14 @@ class Job:
         self.after: Job | None = None
         """The job of the same line that computes blocks this one counts on."""
         self.started = -1.0
-        self.first_token = float("nan")
+        self.first_token = math.nan
         self.reused = 0
-        self.computed = 0
+        self.prefill_spent_s = 0.0
+        self.shadow: str | None = None
+        """What another conductor would have done, if one was asked and differs."""
         self.join_index = 0
-        self.tbt_s = float("nan")
+        self.joined = math.nan
+        self.tbt_s = math.nan
         self.status = "queued"
 
     @property
@@ -279,6 +284,7 @@ class DecodeNode:
     def _admit(self) -> None:
         while self._arrivals and self._arrivals[0][0] <= self.clock and (self._fits() or not self.active):
             job = heappop(self._arrivals)[2]
+            job.joined = self.clock
             job.join_index = self._last_join = len(self.ends)
             job.status = "decoding"
             self.batch += 1
