@@ -23,6 +23,9 @@ __all__ = ["Cluster", "Load", "Shape"]
 _STEP_SHARE = 0.9
 """How much of the allowed time between tokens a step with a prefill beside it may take."""
 
+_JOINING = 16_384
+"""Tokens of a request that may join while such a prefill runs."""
+
 _STEPS = 8
 """Decode steps that one piece of such a prefill spans."""
 
@@ -168,13 +171,18 @@ class Cluster:
         )
         return Snapshot(prefill, decode)
 
+    def _share_s(self, beside: DecodeNode) -> float:
+        """Seconds of a decode step that a prefill beside it may take, when two more requests have joined."""
+        return self.slo.tbt_s * _STEP_SHARE - self.costs.decode_s(beside.batch + 2, beside.tokens + 2 * _JOINING)
+
     def _stretch(self, node: PrefillNode) -> float:
         """A prefill beside a decode batch has what the batch leaves of each step that the SLO allows."""
-        if node.beside is None or not node.beside.batch:
+        if node.beside is None:
             return 1.0
-        step_s = self.slo.tbt_s * _STEP_SHARE
-        left_s = step_s - node.beside.step_s()
-        return step_s / left_s if left_s > 0.25 * step_s else math.inf
+        share_s = self._share_s(node.beside)
+        if share_s < 0.25 * self.slo.tbt_s:
+            return math.inf
+        return 1 + node.beside.step_s() / share_s
 
     @staticmethod
     def _will_hold(node: PrefillNode, keys: Sequence[int], depth: int) -> tuple[int, float]:
@@ -225,6 +233,8 @@ class Cluster:
         node, now = self.prefill[number], self._events.now
         if node.running is not None or not node.waiting:
             return
+        if node.beside is not None:
+            self._advance(number - self.shape.prefill, now)
         job = node.take(now)
         if job is None:
             self._events.at(min(job.ready for _, _, job in node.waiting if job.ready > now), self._start, number)
@@ -248,8 +258,7 @@ class Cluster:
         if beside is None:
             return end, self.costs.prefill_s(end, job.position)
         # A handful of decode steps, each with as many prompt tokens as fit in beside the batch.
-        step_s = self.slo.tbt_s * _STEP_SHARE
-        share_s = max(step_s - beside.step_s(), 0.1 * step_s)
+        share_s = max(self._share_s(beside), 0.1 * self.slo.tbt_s)
         c0, c1, c2 = self.costs.prefill
         tokens = int(share_s / (c1 + 2 * c2 * end)) * _STEPS
         end = min(end, job.position + max(tokens, 1))
@@ -271,11 +280,12 @@ class Cluster:
         node = self.prefill[number]
         if node.beside is not None:
             self._advance(number - self.shape.prefill, self._events.now)
-            if node.beside.inline_steps:
-                # Steps in which a request joined carried no prefill.
-                more_s = node.beside.inline_steps * self.slo.tbt_s * _STEP_SHARE
-                node.begin(job, self._events.now + more_s)
-                self._events.at(node.busy_until, self._piece_done, number, job, end)
+            # Steps in which a request joined carried no prefill; and a step is over when it is over.
+            more_s = node.beside.inline_steps * self.slo.tbt_s * _STEP_SHARE
+            over = max(node.beside.clock, self._events.now + more_s)
+            if over > self._events.now:
+                node.begin(job, over)
+                self._events.at(over, self._piece_done, number, job, end)
                 return
         job.position = end
         node.running = None
