@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from statepool.core.errors import InvalidConfig
 from statepool.kv.gittins import LikelyReuse
 
-__all__ = ["EVICTIONS", "Eviction", "LengthAware", "LeastFrequent", "LeastRecent", "eviction"]
+__all__ = ["EVICTIONS", "Eviction", "LeastFrequent", "LeastRecent", "LengthAware", "eviction"]
 
 K = TypeVar("K", bound=Hashable)
 

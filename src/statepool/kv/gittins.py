@@ -46,7 +46,7 @@ def gittins_table(events: np.ndarray, exposure_s: np.ndarray, edges: np.ndarray)
     stay = np.exp(-hazard * widths)
     # Seconds spent in an age by one that enters it, reused at a constant rate.
     held = np.where(hazard > 0, (1 - stay) / np.where(hazard > 0, hazard, 1.0), widths)
-    table = np.empty_like(hazard)
+    table: np.ndarray = np.empty_like(hazard)
     for start in range(len(edges)):
         alive = np.cumprod(np.concatenate([np.ones((len(hazard), 1)), stay[:, start:-1]], axis=1), axis=1)
         hits = np.cumsum(alive * (1 - stay[:, start:]), axis=1)
@@ -178,7 +178,8 @@ class LikelyReuse(Generic[K]):
         slots = np.argpartition(index, some - 1)[:some] if some else np.zeros(0, dtype=np.int64)
         slots = slots[np.isfinite(index[slots])]
         # Of equals the older goes first.
-        return slots[np.lexsort((self._at[slots], index[slots]))][::-1].tolist()
+        ordered: list[int] = slots[np.lexsort((self._at[slots], index[slots]))][::-1].tolist()
+        return ordered
 
     def _seat(self, prompt: _Prompt[K]) -> None:
         if self._free:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from statepool.serve.costs import NodeCosts
-from statepool.serve.snapshot import Admission, Ask, Completion, DecodePool, Decision, Placement, PrefillPool, Snapshot
+from statepool.serve.snapshot import Admission, Ask, Completion, Decision, DecodePool, Placement, PrefillPool, Snapshot
 
 __all__ = ["CacheCentric", "Conductor", "choose_decode"]
 
@@ -44,14 +45,11 @@ def choose_decode(ask: Ask, pool: DecodePool, costs: NodeCosts) -> tuple[int, fl
     """
     batch = pool.batch + pool.coming + 1
     tokens = pool.tokens + pool.coming_tokens + ask.tokens
-    times = [
-        costs.decode_s(b, t) if t <= costs.vram_tokens else float("inf")
-        for b, t in zip(batch.tolist(), tokens.tolist(), strict=True)
-    ]
-    best = min(range(len(times)), key=times.__getitem__)
-    if times[best] == float("inf"):
+    times = np.where(tokens <= costs.vram_tokens, costs.decode_many_s(batch, tokens), np.inf)
+    best = int(times.argmin())
+    if math.isinf(times[best]):
         best = int(tokens.argmin())
-    return best, times[best]
+    return best, float(times[best])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class CacheCentric:
         )
 
     def _fetches(self, pool: PrefillPool, best: int) -> np.ndarray:
-        if self.threshold == float("inf"):
+        if self.threshold == math.inf:
             return np.zeros(len(pool.held), dtype=bool)
         empty = pool.held == 0
         return np.where(empty, best > 0, best > pool.held * max(1.0, self.threshold))

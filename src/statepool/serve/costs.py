@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 
@@ -67,11 +66,14 @@ class NodeCosts:
 
     def decode_s(self, batch: int, kv_tokens: int) -> float:
         """Seconds of one decode step of ``batch`` sequences that hold ``kv_tokens`` tokens together."""
-        return _step_s(self, batch) + kv_tokens * self.token_read_s
+        return float(self.decode_many_s(np.array([batch]), np.array([kv_tokens]))[0])
 
-    def decode_base_s(self, batch: int) -> float:
-        """The share of a decode step that does not depend on the keys and values."""
-        return _step_s(self, batch)
+    def decode_many_s(self, batch: np.ndarray, kv_tokens: np.ndarray) -> np.ndarray:
+        """``decode_s`` of many nodes: int64 [n] and int64 [n] to float64 [n]."""
+        linear_us = np.interp(batch, _TOKENS, self.linear_us) * np.maximum(1.0, batch / _TOKENS[-1])
+        reduce_us = np.interp(batch * (self.hidden_bytes / 1e6), _REDUCE_MB, _REDUCE_US)
+        step_s: np.ndarray = self.layers * (linear_us + 2 * reduce_us) * 1e-6 + kv_tokens * self.token_read_s
+        return step_s
 
     @property
     def token_read_s(self) -> float:
@@ -90,16 +92,6 @@ class NodeCosts:
         held = tokens * self.kv_bytes
         load = held / self.h2d_bytes_s
         return held / self.nic_bytes_s / self.layers + (load if self.load_after else load / self.layers)
-
-
-@lru_cache(maxsize=1 << 14)
-def _step_s(costs: NodeCosts, batch: int) -> float:
-    linear = float(np.interp(batch, _TOKENS, costs.linear_us))
-    if batch > _TOKENS[-1]:
-        linear = costs.linear_us[-1] * batch / _TOKENS[-1]
-    megabytes = costs.hidden_bytes * batch / 1e6
-    reduce = float(np.interp(megabytes, _REDUCE_MB, _REDUCE_US))
-    return costs.layers * (linear + 2 * reduce) * 1e-6
 
 
 NODES = {

@@ -92,7 +92,7 @@ class EarlyRejection(LateCheck):
 
 @dataclass(frozen=True, slots=True)
 class EarlyPredicted(LateCheck):
-    """Early rejection by prediction: every answer is assumed to take ``decode_time_s``, as Mooncake's system level does.
+    """Early rejection by prediction: each answer is assumed to take ``decode_time_s`` (Mooncake, system level).
 
     The decode pool is checked as it will be when the prefill is done: what joins until then is added, what has run for
     longer than that is gone, and what is left is spread evenly over the nodes.
@@ -112,7 +112,9 @@ class EarlyPredicted(LateCheck):
         return _no_room(self.costs, self.slo, ask.tokens, len(there) / nodes, held)
 
 
-_LENGTHS = np.array([0, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 4096, 8192])
+_LENGTHS = np.array(
+    [0, 4, 8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 4096, 8192]
+)
 """Borders of answer lengths, in tokens."""
 
 
@@ -170,4 +172,5 @@ class Foresight(LateCheck):
         # Before any answer has ended, lengths are taken to be exponential around 256 tokens.
         prior = 20 * np.exp(-_LENGTHS / 256.0)
         longer = np.cumsum((self.ended or (0.0,) * len(_LENGTHS))[::-1])[::-1] + prior
-        return np.interp(length, _LENGTHS, longer / longer[0])
+        share: np.ndarray = np.interp(length, _LENGTHS, longer / longer[0])
+        return share

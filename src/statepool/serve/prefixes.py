@@ -42,18 +42,22 @@ class PrefixIndex(Generic[K]):
         for depth, key in enumerate(keys):
             still = alive & self._holders.get(key, 0)
             if still != alive:
-                _mark(held, alive & ~still, depth)
+                if depth:
+                    held[self._members(alive & ~still)] = depth
                 alive = still
                 if not alive:
                     return held
-        _mark(held, alive, len(keys))
+        held[self._members(alive)] = len(keys)
         return held
 
-
-def _mark(held: np.ndarray, nodes: int, depth: int) -> None:
-    if depth == 0:
-        return
-    while nodes:
-        lowest = nodes & -nodes
-        held[lowest.bit_length() - 1] = depth
-        nodes ^= lowest
+    def _members(self, nodes: int) -> list[int] | np.ndarray:
+        """The numbers of the set bits."""
+        if nodes.bit_count() > 8:
+            packed = np.frombuffer(nodes.to_bytes(-(-self._nodes // 8), "little"), dtype=np.uint8)
+            return np.flatnonzero(np.unpackbits(packed, bitorder="little"))
+        found = []
+        while nodes:
+            lowest = nodes & -nodes
+            found.append(lowest.bit_length() - 1)
+            nodes ^= lowest
+        return found

@@ -15,8 +15,8 @@ __all__ = [
     "Admission",
     "Ask",
     "Completion",
-    "DecodePool",
     "Decision",
+    "DecodePool",
     "Line",
     "Placement",
     "PrefillPool",
@@ -153,10 +153,15 @@ class Completion:
 class Placement(Protocol):
     """Chooses the nodes of a request."""
 
-    chunk_tokens: int
-    """Tokens after which a running prefill gives way to one of lower rank; 0 for never."""
-    inline: bool
-    """Whether prefills also run on decode nodes, a piece per decode step."""
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens after which a running prefill gives way to one of lower rank; 0 for never."""
+        ...
+
+    @property
+    def inline(self) -> bool:
+        """Whether prefills also run on decode nodes, a piece per decode step."""
+        ...
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The nodes that are to run ``ask``. Pure."""
@@ -166,7 +171,10 @@ class Placement(Protocol):
 class Admission(Protocol):
     """Refuses what would not keep its promise."""
 
-    wants_underway: bool
+    @property
+    def wants_underway(self) -> bool:
+        """Whether ``DecodePool.underway`` is needed."""
+        ...
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why ``ask`` is refused on arrival; empty if it is not. Pure."""

@@ -1,4 +1,4 @@
-"""A cluster of prefill and decode nodes that a conductor steers, as a discrete-event simulation (Mooncake 2407.00079)."""
+"""A cluster of prefill and decode nodes steered by a conductor, event by event (Mooncake 2407.00079)."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Cluster:
 
     def _share_s(self, beside: DecodeNode) -> float:
         """Seconds of a decode step that a prefill beside it may take, when two more requests have joined."""
-        return self.slo.tbt_s * _STEP_SHARE - self.costs.decode_s(beside.batch + 2, beside.tokens + 2 * _JOINING)
+        return self.slo.tbt_s * _STEP_SHARE - beside.step_s(2, 2 * _JOINING)
 
     def _stretch(self, node: PrefillNode) -> float:
         """A prefill beside a decode batch has what the batch leaves of each step that the SLO allows."""
@@ -223,7 +223,7 @@ class Cluster:
         return tuple(found)
 
     def _note_load(self, snapshot: Snapshot) -> None:
-        steps = [node.costs.decode_s(max(1, node.batch), node.tokens) for node in self.decode]
+        steps = [node.step_s() for node in self.decode]
         queue_s = float(snapshot.prefill.queue_s.mean())
         decode = float(np.mean(steps)) / self.slo.tbt_s
         room = max(node.tokens for node in self.decode) / self.costs.vram_tokens

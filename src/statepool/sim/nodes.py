@@ -18,6 +18,12 @@ from statepool.sim.traces import Call
 __all__ = ["BlockCache", "DecodeNode", "Job", "PrefillNode"]
 
 
+_BATCHES = 1024
+"""Batch sizes whose step times are kept in a table."""
+
+_NOBODY = Line(np.zeros(0), np.zeros(1), np.array([np.inf]))
+
+
 class Job:
     """A request on its way through the cluster. Times are seconds on the simulation's clock."""
 
@@ -109,10 +115,10 @@ class BlockCache:
         if over > 0:
             pinned = frozenset(chain)
             for _ in range(over):
-                key = self._policy.victim(pinned)
-                assert key is not None, "a chain is no longer than the cache"
-                self._held.remove(key)
-                self._index.drop(self._node, key)
+                victim = self._policy.victim(pinned)
+                assert victim is not None, "a chain is no longer than the cache"
+                self._held.remove(victim)
+                self._index.drop(self._node, victim)
 
 
 class PrefillNode:
@@ -169,8 +175,10 @@ class PrefillNode:
 
     def line(self, now: float, stretch: float = 1.0) -> Line:
         """The line for a snapshot, with what is left of the running job in its place."""
+        running = self.running
+        if not self.waiting and (running is None or running.left_s <= 0):
+            return _NOBODY
         if self._line is None:
-            running = self.running
             jobs = [(job.decision.rank, job) for _, _, job in self.waiting]
             if running is not None and running.left_s > 0:
                 insort(jobs, (running.decision.rank, running), key=lambda entry: entry[0])
@@ -180,10 +188,10 @@ class PrefillNode:
             self._line = (ranks, ahead, deadlines)
         ranks, work, deadlines = self._line
         ahead = work * (stretch if stretch < math.inf else 1.0)
-        spare = deadlines - ahead[1:] - max(now, self.busy_until)
-        spare[spare < 0] = np.inf  # a promise that is broken already cannot be kept by waiting
-        tightest = np.minimum.accumulate(np.append(spare, np.inf)[::-1])[::-1]
-        return Line(ranks, ahead, tightest)
+        slack = np.full(len(ahead), np.inf)
+        slack[:-1] = deadlines - ahead[1:] - max(now, self.busy_until)
+        slack[slack < 0] = np.inf  # a promise that is broken already cannot be kept by waiting
+        return Line(ranks, ahead, np.minimum.accumulate(slack[::-1])[::-1])
 
 
 class DecodeNode:
@@ -205,11 +213,15 @@ class DecodeNode:
         self.active: list[tuple[int, int, Job]] = []
         """(step after which it is done, id, job), a heap."""
         self._arrivals: list[tuple[float, int, Job]] = []
-        self._base = [costs.decode_base_s(batch) for batch in range(1025)]
+        self._base = costs.decode_many_s(np.arange(_BATCHES), np.zeros(_BATCHES)).tolist()
 
-    def step_s(self) -> float:
-        """Seconds of the next step, without prefills."""
-        return self._base[min(self.batch, 1024)] + self.tokens * self.costs.token_read_s if self.batch else 0.0
+    def step_s(self, more: int = 0, more_tokens: int = 0) -> float:
+        """Seconds of the next step, without prefills, if ``more`` requests had joined."""
+        batch = self.batch + more
+        if not batch:
+            return 0.0
+        base = self._base[batch] if batch < _BATCHES else self.costs.decode_s(batch, 0)
+        return base + (self.tokens + more_tokens) * self.costs.token_read_s
 
     @property
     def arriving(self) -> tuple[int, int]:
@@ -239,7 +251,7 @@ class DecodeNode:
             stop = min(until, self._arrivals[0][0] if self._arrivals and self._fits() else until)
             last = active[0][0]
             clock, tokens, batch = self.clock, self.tokens, self.batch
-            step_s = base[batch] if batch <= 1024 else self.costs.decode_base_s(batch)
+            step_s = base[batch] if batch < _BATCHES else self.costs.decode_s(batch, 0)
             while clock < stop and len(ends) < last:
                 took = step_s + tokens * read_s
                 if self.inline_steps and self._may_inline(clock, took):

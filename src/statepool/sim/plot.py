@@ -44,7 +44,7 @@ def _distribution(panel: int, title: str, values: np.ndarray, promised: float) -
     top = max(float(np.quantile(values, 0.999)) if len(values) else 0.0, promised * 1.1)
     ordered = np.sort(values)
     shares = np.arange(1, len(ordered) + 1) / max(1, len(ordered))
-    some = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), 300)).astype(int)) if len(ordered) else []
+    some = np.unique(np.linspace(0, max(0, len(ordered) - 1), min(len(ordered), 300)).astype(int)).tolist()
     line = [(float(ordered[i]), float(shares[i])) for i in some if ordered[i] <= top]
     mark = _LEFT + _pitch(panel) + promised / top * _WIDTH
     return [
@@ -75,7 +75,10 @@ def _loads(panel: int, loads: Sequence[Load]) -> list[str]:
 
 def _axes(panel: int, title: str, right: float, side: str, top: float) -> list[str]:
     x, bottom = _LEFT + _pitch(panel), _TOP + _HEIGHT
-    parts = [f'<text x="{x}" y="{bottom + 32}">{escape(title)}</text>', f'<text x="{x - 48}" y="{_TOP - 6}">{side}</text>']
+    parts = [
+        f'<text x="{x}" y="{bottom + 32}">{escape(title)}</text>',
+        f'<text x="{x - 48}" y="{_TOP - 6}">{side}</text>',
+    ]
     for part in range(5):
         y, at = bottom - part / 4 * _HEIGHT, x + part / 4 * _WIDTH
         parts.append(f'<line class="g" x1="{x}" x2="{x + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')

@@ -16,7 +16,7 @@ from statepool.serve.snapshot import SLO, Admission, Placement
 __all__ = ["ADMISSIONS", "PLACEMENTS", "conductor"]
 
 PLACEMENTS: dict[str, Callable[[NodeCosts, int], Placement]] = {
-    "random": lambda costs, seed: RandomNode(costs, seed),
+    "random": RandomNode,
     "round-robin": lambda costs, _: RoundRobin(costs),
     "least-load": lambda costs, _: LeastLoad(costs),
     "local": lambda costs, _: CacheCentric(costs, threshold=math.inf),
@@ -27,7 +27,7 @@ PLACEMENTS: dict[str, Callable[[NodeCosts, int], Placement]] = {
 }
 
 ADMISSIONS: dict[str, Callable[[NodeCosts, SLO], Admission]] = {
-    "none": lambda costs, slo: Everyone(),
+    "none": lambda *_: Everyone(),
     "late": LateCheck,
     "both": CheckBoth,
     "early": EarlyRejection,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -60,10 +61,11 @@ def read_trace(path: Path, block: int = BLOCK) -> list[Call]:
     Raises:
         InvalidTrace: a row is malformed or contradicts an earlier one; the sentence names the row.
     """
-    readers: dict[str, Callable[[Path, int], Iterator[Call]]] = {".jsonl": _mooncake, ".csv": _azure}
-    if path.suffix not in readers:
+    if path.suffix not in {".jsonl", ".csv"}:
         raise InvalidTrace(f"{path.name}: a trace is a .jsonl (Mooncake) or .csv (Azure) file", param="trace")
-    calls = list(readers[path.suffix](path, block))
+    if block < 1:
+        raise InvalidTrace(f"block is {block}; it must be at least 1", param="block")
+    calls = list(_mooncake(path, block) if path.suffix == ".jsonl" else _azure(path))
     if not calls:
         raise InvalidTrace(f"{path.name} has no rows", param="trace")
     start = calls[0].at
@@ -102,7 +104,7 @@ def _mooncake(path: Path, block: int) -> Iterator[Call]:
         yield Call(read.timestamp / 1000, read.input_length, read.output_length, tuple(read.hash_ids))
 
 
-def _azure(path: Path, block: int) -> Iterator[Call]:
+def _azure(path: Path) -> Iterator[Call]:
     lines = ((row, line.decode("utf-8", errors="replace")) for row, line in _lines(path))
     row, header = next(lines, (1, ""))
     names = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
@@ -168,7 +170,7 @@ def quantum(calls: Sequence[Call]) -> float:
     times = sorted({call.at for call in calls})
     if len(times) < 2 or len(times) * 2 > len(calls):
         return 0.0
-    return min(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    return min(later - earlier for earlier, later in pairwise(times))
 
 
 def jittered(calls: Sequence[Call], within: float, seed: int) -> list[Call]:
