@@ -31,6 +31,8 @@ class EngineConfig:
             ``"auto"``: the GPU where there is one, else native, else the reference.
         attention: ``"full"``, or a sparse kind with its settings, such as ``"wave"``, ``"wave:retrieve=0.05,last=1"``
             or ``"moba:block=256,topk=4"``; see docs/attention.md.
+        pool: addresses of pool nodes, separated by commas, this machine's own first; see docs/cluster.md.
+        pool_replicas: how many of them get each block.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
 
@@ -48,11 +50,13 @@ class EngineConfig:
     served_name: str | None = None
     attention: str = "full"
     wave_bytes: int | None = None
+    pool: str | None = None
+    pool_replicas: int = 1
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
             raise InvalidConfig(f"quant must be one of {', '.join(QUANTS)}, got {self.quant!r}", param="quant")
-        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting"):
+        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting", "pool_replicas"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
         if self.max_batched_tokens < self.max_seqs:
@@ -108,5 +112,11 @@ class EngineStats:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     aborted: int = 0
+    pool_hit_tokens: int = 0
+    """Prompt tokens whose KV came from the shared pool."""
+    pool_loaded_blocks: int = 0
+    pool_saved_blocks: int = 0
+    pool_corrupt_blocks: int = 0
+    pool_failures: int = 0
     paused: bool = False
     weight_version: str = "0"

@@ -55,6 +55,14 @@ class Runner(Protocol):
         """Copy one block onto another."""
         ...
 
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """An array per block with its bytes: the block itself on a CPU, a copy elsewhere."""
+        ...
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """Make what was put into ``rows`` the bytes of ``blocks``."""
+        ...
+
 
 class DecoderRunner:
     """The CPU path, on NumPy arrays.
@@ -172,3 +180,10 @@ class DecoderRunner:
     def copy_block(self, source: int, target: int) -> None:
         """See ``Runner.copy_block``."""
         self.storage[target] = self.storage[source]
+
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.rows``."""
+        return [self.storage[block] for block in blocks]
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """See ``Runner.fill``: the rows are the blocks."""

@@ -7,6 +7,57 @@ from pathlib import Path
 
 from statepool.core.errors import InvalidConfig
 from statepool.engine.config import EngineConfig
+from statepool.kv.eviction import EVICTIONS
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Several engines behind one server, and the pool of KV blocks between them.
+
+    Args:
+        workers: engines that do both prefill and decode.
+        prefill: engines that compute prompts and hand the request on with its first token.
+        decode: engines that go on from there.
+        pool_bytes: memory of the shared pool, over all its nodes.
+        pool_nodes: processes that hold it; with ``pool_replicas`` above 1 a block survives the loss of one.
+        pool_dir: folder for blocks on disk, which survive a restart; None keeps none.
+        pool_disk_bytes: most bytes in it.
+        pool_eviction: which block goes first: ``lru``, ``lfu`` or ``length``.
+        stall_seconds: an engine that shows no sign of life for so long is replaced.
+
+    Raises:
+        InvalidConfig: prefill without decode or the reverse; a number out of range.
+    """
+
+    workers: int = 0
+    prefill: int = 0
+    decode: int = 0
+    pool_bytes: int = 1 << 30
+    pool_nodes: int = 1
+    pool_dir: Path | None = None
+    pool_disk_bytes: int = 4 << 30
+    pool_eviction: str = "lru"
+    stall_seconds: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("prefill", 0), ("decode", 0), ("pool_bytes", 1), ("pool_nodes", 1)):
+            if getattr(self, name) < least:
+                raise InvalidConfig(f"{name} must be at least {least}, got {getattr(self, name)}", param=name)
+        if (self.prefill > 0) != (self.decode > 0) and self.workers == 0:
+            missing = "decode" if self.prefill else "prefill"
+            raise InvalidConfig(f"{missing} must be at least 1, since the other half has engines", param=missing)
+        if self.pool_eviction not in EVICTIONS:
+            known = ", ".join(EVICTIONS)
+            raise InvalidConfig(
+                f"pool_eviction must be one of {known}, got {self.pool_eviction!r}", param="pool_eviction"
+            )
+        if not self.stall_seconds > 0:
+            raise InvalidConfig(f"stall_seconds must be above 0, got {self.stall_seconds}", param="stall_seconds")
+
+    @property
+    def engines(self) -> int:
+        """Engines in all; 0 means one that is alone."""
+        return self.workers + self.prefill + self.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +76,7 @@ class ServeConfig:
         tool_format: name of the tool-call format; ``None`` takes the one the chat template speaks.
         vllm_metric_names: export the metrics under vLLM's names as well.
         stored_responses: answers of ``/v1/responses`` kept for ``previous_response_id``.
+        cluster: several engines instead of one.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -38,6 +90,7 @@ class ServeConfig:
     tool_format: str | None = None
     vllm_metric_names: bool = False
     stored_responses: int = 512
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
