@@ -13,6 +13,7 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 from statepool.core.errors import InvalidConfig
+from statepool.kv.gittins import LikelyReuse
 
 __all__ = ["EVICTIONS", "Eviction", "LeastFrequent", "LeastRecent", "LengthAware", "eviction"]
 
@@ -122,6 +123,7 @@ EVICTIONS: dict[str, Callable[[], Eviction[int]]] = {
     "lru": LeastRecent,
     "lfu": LeastFrequent,
     "length": LengthAware,
+    "likely": LikelyReuse,
 }
 
 
