@@ -149,6 +149,10 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
     group.add_argument("--pool-disk-bytes", metavar="SIZE", help="most bytes in --pool-dir (default 4GiB)")
     group.add_argument("--pool-eviction", help="which block goes first: lru (default), lfu or length")
     group.add_argument("--pool", metavar="ADDRESSES", help="nodes that run already (statepool pool serve), with commas")
+    group.add_argument("--policy", help="where requests go: global (default), local, kv-router, least-load, …")
+    group.add_argument("--admission", help="whom to refuse with 429: none (default), late, both, early, predicted, …")
+    group.add_argument("--slo-ttft", metavar="S", help="seconds to the first token that it keeps (default 30)")
+    group.add_argument("--slo-tbt", metavar="S", help="seconds between two tokens that it keeps (default 0.1)")
     group.add_argument("--stall-seconds", metavar="S", help="an engine silent for so long is replaced (default 1.5)")
 
 

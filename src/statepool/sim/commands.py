@@ -12,11 +12,11 @@ from pathlib import Path
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidConfig
 from statepool.serve.costs import NODES, node_costs
+from statepool.serve.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.serve.snapshot import SLO
 from statepool.sim.cluster import Cluster, Shape
 from statepool.sim.plan import Plan, best_split
 from statepool.sim.plot import draw
-from statepool.sim.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.sim.report import Report, as_json, report, write_requests
 from statepool.sim.traces import BLOCK, Call, jittered, quantum, read_trace, sped_up
 
