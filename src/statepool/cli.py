@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         from statepool.vector import commands as vector
 
         return vector.main(arguments[1:])
-    if arguments[:1] in (["simulate"], ["plan"]):
+    if arguments[:1] in (["simulate"], ["replay"], ["plan"]):
         from statepool.sim import commands as sim
 
         return sim.main(arguments)
@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
+    command("replay", "send a recorded load to a running server and measure it", add_help=False)
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
