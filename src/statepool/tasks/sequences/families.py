@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import product
 
 import numpy as np
@@ -117,10 +118,10 @@ def _forms(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
     for x, y in ((a, b), (a[::-1], b), (a, b[::-1]), (a[::-1], b[::-1])):
         yield x, y
         yield x * sign, y * sign
-    half = len(a) // 2
-    if half:  # interleaved and concatenated forms of the halves' pair are pairs as well
-        for x, y in ((a, b), (a, -b)):
-            yield np.concatenate([x[::2], x[1::2]]), np.concatenate([y[::2], y[1::2]])
+    with suppress(InvalidRequest):  # the doubled forms of half the length have other insertions than Turyn's product
+        c, d = (code.signs for code in golay(len(a) // 2))
+        yield np.concatenate([c, d]), np.concatenate([c, -d])
+        yield np.stack([c, d], 1).ravel(), np.stack([c, -d], 1).ravel()
 
 
 def _optimal(cost: ZeroZone, a: np.ndarray, b: np.ndarray) -> Iterator[tuple[Code, Code]]:
