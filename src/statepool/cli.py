@@ -42,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         from statepool.vector import commands as vector
 
         return vector.main(arguments[1:])
+    if arguments[:1] == ["seq"]:
+        from statepool.tasks.sequences import commands as sequences
+
+        return sequences.main(arguments[1:])
     options = parser().parse_args(arguments)
     return run("statepool", options)
 
@@ -95,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     command("bench", "compare with other engines (in a checkout)", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
+    command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     return tree
 

@@ -17,7 +17,7 @@ from statepool.tasks.sequences.errors import BadCertificate, InvalidSequence
 from statepool.tasks.sequences.objectives import Objective, Score, make
 from statepool.tasks.sequences.symmetry import orbit_key
 
-__all__ = ["Record", "certify", "read_records", "verify"]
+__all__ = ["Record", "certify", "params_of", "read_records", "verify"]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,14 @@ def certify(objective: Objective, codes: Sequence[Code], seed: int | None = None
         InvalidSequence: The codes do not fit the objective.
     """
     score = objective.score(codes)
-    kept = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}  # type: ignore[arg-type]
-    changed = {name: value for name, value in kept.items() if value is not None and name != "ridge"}
     key = orbit_key(objective, codes)
-    return Record(objective.name, tuple(codes), score.text, changed, key, score.filter, seed), score
+    return Record(objective.name, tuple(codes), score.text, params_of(objective), key, score.filter, seed), score
+
+
+def params_of(objective: Objective) -> dict[str, Any]:
+    """Parameters as records hold them: defaults filled in, what only guides a search left out."""
+    kept = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}  # type: ignore[arg-type]
+    return {name: value for name, value in kept.items() if value is not None and name != "ridge"}
 
 
 def verify(record: Record) -> None:
