@@ -141,7 +141,7 @@ def parse(text: str, *, alphabet: int = 2, n: int | None = None) -> Code:
         return from_hex(text[4:], n)
     if text.startswith("runs:"):
         code = from_runs(text[5:])
-    elif alphabet == 2 and set("".join(text.split())) <= {"+", "-"}:
+    elif alphabet == 2 and (set("".join(text.split())) <= {"+", "-"} or set(text[:2]) <= {"+", "-"}):
         code = from_signs(text)
     else:
         numbers = _numbers(re.split(r"[\s,]+", text.strip("[]() ")))

@@ -49,11 +49,15 @@ def parser() -> argparse.ArgumentParser:
     judge.add_argument("--certificate", type=Path, metavar="FILE", help="append a certificate here")
     _add_params(judge)
 
-    hunt = command("search", "search for codes; a second run with the same --out goes on where the first stopped", _search)
+    hunt = command(
+        "search", "search for codes; a second run with the same --out goes on where the first stopped", _search
+    )
     hunt.add_argument("objective", choices=sorted(KINDS))
     hunt.add_argument("-n", type=int, required=True, help="symbols")
     hunt.add_argument("--algo", default="tabu", help="tabu (default), walk, skew, descent, exhaustive, random or hpgan")
-    hunt.add_argument("--time", type=float, metavar="SECONDS", help="stop after so long, earlier runs of --out included")
+    hunt.add_argument(
+        "--time", type=float, metavar="SECONDS", help="stop after so long, earlier runs of --out included"
+    )
     hunt.add_argument("--rounds", type=int, help="stop after so many rounds")
     hunt.add_argument("--target", type=float, help="stop at a value this good")
     hunt.add_argument("--seed", type=int, default=0, help="default 0")
@@ -117,7 +121,9 @@ def _codes(options: argparse.Namespace) -> list[tuple[Code, ...]]:
     if options.family is not None:
         name, _, number = options.family.partition("=")
         if name not in BY_NAME or not number.isdigit():
-            raise InvalidRequest(f"family: '{options.family}' is not NAME=N with a name of {', '.join(sorted(BY_NAME))}")
+            raise InvalidRequest(
+                f"family: '{options.family}' is not NAME=N with a name of {', '.join(sorted(BY_NAME))}"
+            )
         return [BY_NAME[name](int(number))]
     sets, loose = [], []
     for text in options.codes:
@@ -173,7 +179,14 @@ def _search(options: argparse.Namespace) -> int:
             bar.update(task, completed=now.seconds if options.time else now.rounds, description=text)
 
         found = search(
-            using, objective, options.n, budget, seed=options.seed, alphabet=options.alphabet, journal=journal, show=show
+            using,
+            objective,
+            options.n,
+            budget,
+            seed=options.seed,
+            alphabet=options.alphabet,
+            journal=journal,
+            show=show,
         )
     if found.best is None:
         print("nothing found: the budget ended before the first round", file=sys.stderr)
@@ -212,7 +225,9 @@ def _plot(options: argparse.Namespace) -> int:
         text = pareto([(p[0], p[1]) for p in points])
     else:
         doppler = 2.0 if options.doppler is None else options.doppler
-        text = draw(options.what, _codes(options)[0][0], length=options.length, loss_min=options.loss_min, doppler=doppler)
+        text = draw(
+            options.what, _codes(options)[0][0], length=options.length, loss_min=options.loss_min, doppler=doppler
+        )
     options.out.write_text(text)
     print(options.out)
     return 0

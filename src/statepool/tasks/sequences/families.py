@@ -90,7 +90,9 @@ def golay(n: int) -> tuple[Code, Code]:
             pair = (np.kron(a, plus) + np.kron(b[::-1], minus), np.kron(b, plus) - np.kron(a[::-1], minus))
             left //= size
     if left != 1:
-        raise InvalidRequest(f"n: no Golay pair of {n} symbols is known here; 2^a 10^b 26^c symbols have one", param="n")
+        raise InvalidRequest(
+            f"n: no Golay pair of {n} symbols is known here; 2^a 10^b 26^c symbols have one", param="n"
+        )
     return _code(pair[0]), _code(pair[1])
 
 

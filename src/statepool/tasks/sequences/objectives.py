@@ -84,7 +84,9 @@ def make(name: str, params: Mapping[str, Any] | None = None) -> Any:
     given = {key: value for key, value in (params or {}).items() if value is not None}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise InvalidRequest(f"{unknown[0]}: '{name}' takes {', '.join(sorted(known)) or 'no parameters'}", param=unknown[0])
+        raise InvalidRequest(
+            f"{unknown[0]}: '{name}' takes {', '.join(sorted(known)) or 'no parameters'}", param=unknown[0]
+        )
     return KINDS[name](**given)
 
 

@@ -92,7 +92,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> str:
 PLOTS = ("correlation", "filters", "ambiguity", "pareto")
 
 
-def draw(kind: str, code: Code, *, length: int | None = None, loss_min: float | None = None, doppler: float = 2.0) -> str:
+def draw(
+    kind: str, code: Code, *, length: int | None = None, loss_min: float | None = None, doppler: float = 2.0
+) -> str:
     """One of :data:`PLOTS` but ``pareto`` for one code.
 
     Raises:
@@ -152,7 +154,9 @@ class _Frame:
         ]
         for value in _ticks(*self.up):
             y = self.y(value)
-            parts.append(f'<line x1="{self.left}" x2="{self.left + self.width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+            parts.append(
+                f'<line x1="{self.left}" x2="{self.left + self.width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+            )
             parts.append(f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
         for value in _ticks(*self.across):
             x = self.x(value)
@@ -163,11 +167,15 @@ class _Frame:
             f'<rect x="{self.left}" y="{self.top}" width="{self.width}" height="{self.height}" fill="none" stroke="#444"/>'
         )
         middle = self.top + self.height // 2
-        parts.append(f'<text x="{self.left + self.width // 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(across)}</text>')
+        parts.append(
+            f'<text x="{self.left + self.width // 2}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(across)}</text>'
+        )
         parts.append(f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">{escape(up)}</text>')
         for row, (name, ink) in enumerate(names):
             y = self.top + 18 + 16 * row
-            parts.append(f'<text x="{self.left + self.width - 10}" y="{y}" text-anchor="end" fill="{ink}">{escape(name)}</text>')
+            parts.append(
+                f'<text x="{self.left + self.width - 10}" y="{y}" text-anchor="end" fill="{ink}">{escape(name)}</text>'
+            )
         return "\n".join([*parts, "</svg>"]) + "\n"
 
 

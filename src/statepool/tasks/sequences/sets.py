@@ -44,7 +44,9 @@ class ZeroZone:
 
     def __post_init__(self) -> None:
         if self.kind not in (1, 2):
-            raise InvalidRequest(f"kind: must be 1 (zone at small lags) or 2 (at large lags), not {self.kind}", param="kind")
+            raise InvalidRequest(
+                f"kind: must be 1 (zone at small lags) or 2 (at large lags), not {self.kind}", param="kind"
+            )
 
     def loose(self, n: int) -> tuple[int, int]:
         """Lags [from, to) outside the widest possible zone."""
@@ -91,7 +93,9 @@ class Complementary:
 
     def __post_init__(self) -> None:
         if self.users < 1 or self.elements < 1 or self.users > self.elements:
-            raise InvalidRequest("users: must be from 1 to the number of elements; more cannot be orthogonal", param="users")
+            raise InvalidRequest(
+                "users: must be from 1 to the number of elements; more cannot be orthogonal", param="users"
+            )
 
     @property
     def codes(self) -> int:

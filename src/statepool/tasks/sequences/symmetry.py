@@ -34,7 +34,9 @@ def orbit_key(objective: object, codes: Sequence[Code]) -> str:
     least = min(tuple(form.ravel().tolist()) for form in forms)
     size = rows.shape[1]
     parts = [Code(least[i : i + size], alphabet) for i in range(0, len(least), size)]
-    return f"{kind}:{size}:{alphabet}:" + ",".join(p.hex if alphabet == 2 else ".".join(map(str, p.phases)) for p in parts)
+    return f"{kind}:{size}:{alphabet}:" + ",".join(
+        p.hex if alphabet == 2 else ".".join(map(str, p.phases)) for p in parts
+    )
 
 
 def _singles(rows: np.ndarray, alphabet: int) -> Iterator[np.ndarray]:

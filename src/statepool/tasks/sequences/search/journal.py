@@ -63,7 +63,9 @@ class Journal:
     path: Path
     settings: dict[str, Any]
     known: dict[str, Record] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=lambda: {"rounds": 0, "evaluations": 0, "seconds": 0.0, "finished": False})
+    state: dict[str, Any] = field(
+        default_factory=lambda: {"rounds": 0, "evaluations": 0, "seconds": 0.0, "finished": False}
+    )
 
     def __post_init__(self) -> None:
         progress = self._progress
@@ -74,7 +76,9 @@ class Journal:
             except (ValueError, KeyError, TypeError) as error:
                 raise BadCertificate(f"{progress}: is no progress of a search; remove it to start anew") from error
             if settings != json.loads(json.dumps(self.settings)):
-                raise InvalidRequest(f"out: {self.path} belongs to another search ({settings}); name another file", param="out")
+                raise InvalidRequest(
+                    f"out: {self.path} belongs to another search ({settings}); name another file", param="out"
+                )
         elif self.path.exists() and self.path.stat().st_size:
             raise InvalidRequest(f"out: {self.path} exists and has no {progress.name}; name another file", param="out")
         if self.path.exists():
@@ -159,7 +163,11 @@ def search(
             record, _ = certify(objective, [Code(tuple(map(int, row)), alphabet) for row in batch.phases], seed)
             ahead = found.best is None or _better(objective, record.number, found.best.number)
             if ahead or (found.best is not None and Fraction(record.value) == Fraction(found.best.value)):
-                known = record.orbit_key in journal.known if journal else record.orbit_key == getattr(found.best, "orbit_key", "")
+                known = (
+                    record.orbit_key in journal.known
+                    if journal
+                    else record.orbit_key == getattr(found.best, "orbit_key", "")
+                )
                 found.records += not known
                 if journal is not None:
                     journal.write(record)
@@ -187,7 +195,11 @@ def _cost_of(objective: Objective, record: Record) -> float:
 
 
 def _spent(budget: Budget, objective: Objective, found: Found) -> bool:
-    if budget.target is not None and found.best is not None and not _better(objective, budget.target, found.best.number):
+    if (
+        budget.target is not None
+        and found.best is not None
+        and not _better(objective, budget.target, found.best.number)
+    ):
         return True
     return (budget.seconds is not None and found.seconds >= budget.seconds) or (
         budget.rounds is not None and found.rounds >= budget.rounds

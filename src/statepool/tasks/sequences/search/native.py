@@ -35,14 +35,18 @@ class LocalSearch:
         if n < 2:
             raise InvalidRequest(f"n: must be at least 2, not {n}", param="n")
         if self.skew and not (isinstance(objective, Energy) and n % 2):
-            raise InvalidRequest("algo: skew needs an objective of the energy (labs, merit, isl) and an odd n", param="algo")
+            raise InvalidRequest(
+                "algo: skew needs an objective of the energy (labs, merit, isl) and an odd n", param="algo"
+            )
         native = isinstance(objective, Energy | Sir | ZeroZone)
         if native and not isinstance(objective, Sir) and n > core.LONGEST:
             raise InvalidRequest(f"n: this search takes at most {core.LONGEST} symbols, not {n}", param="n")
         rounds = 1
         while True:
             started = time.monotonic()
-            batch = self._native(objective, n, seed, first, rounds) if native else self._plain(objective, n, seed, first)
+            batch = (
+                self._native(objective, n, seed, first, rounds) if native else self._plain(objective, n, seed, first)
+            )
             yield batch
             first += batch.rounds
             spent = time.monotonic() - started
