@@ -72,7 +72,7 @@ def _whole(value: float, alphabet: int) -> Fraction | float:
     return Fraction(round(value)) if alphabet in (2, 3, 4, 6) else value
 
 
-def _energy(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> Fraction | float:
+def _energy(codes: list[list[Any]], alphabet: int, _params: dict[str, Any]) -> Fraction | float:
     if alphabet == 2:
         return Fraction(sum(s * s for s in _sidelobes(codes[:1])))
     return _whole(sum(abs(s) ** 2 for s in _sidelobes(codes[:1])), alphabet)
@@ -82,7 +82,7 @@ def _merit(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> Fra
     return len(codes[0]) ** 2 / (2 * _energy(codes, alphabet, params))
 
 
-def _peak(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> Fraction | float:
+def _peak(codes: list[list[Any]], alphabet: int, _params: dict[str, Any]) -> Fraction | float:
     largest = max(abs(s) for s in _sidelobes(codes[:1]))
     return Fraction(largest) if alphabet == 2 else largest
 
@@ -112,7 +112,7 @@ def _sets(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> Frac
     return Fraction(round(total)) if alphabet == 2 else total
 
 
-def _doppler(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> float:
+def _doppler(codes: list[list[Any]], _alphabet: int, params: dict[str, Any]) -> float:
     code, n = codes[0], len(codes[0])
     half, bins = params.get("doppler", 0.5), params.get("bins", 5)
     reach = min(params.get("delays") or n, n - 1)
@@ -126,10 +126,11 @@ def _doppler(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> f
     return math.fsum(levels)
 
 
-def _envelope(codes: list[list[Any]], alphabet: int, params: dict[str, Any]) -> float:
+def _envelope(codes: list[list[Any]], _alphabet: int, params: dict[str, Any]) -> float:
     code, points = codes[0], params.get("oversampling", 64) * len(codes[0])
     turn = [cmath.exp(-2j * math.pi * t / points) for t in range(points)]
-    return max(abs(sum(x * turn[i * t % points] for i, x in enumerate(code))) ** 2 for t in range(points)) / len(code)
+    powers = (abs(sum(x * turn[i * t % points] for i, x in enumerate(code))) ** 2 for t in range(points))
+    return float(max(powers)) / len(code)
 
 
 def _filter(record: dict[str, Any], code: list[int], params: dict[str, Any]) -> str | None:

@@ -14,8 +14,17 @@ from statepool.tasks.sequences.codes import Code, from_signs
 from statepool.tasks.sequences.sets import ZeroZone
 
 __all__ = [
-    "barker", "complementary_set", "frank", "golay", "legendre", "m_sequence", "odd_pairs", "rudin_shapiro", "zadoff_chu",
-]  # fmt: skip
+    "BY_NAME",
+    "barker",
+    "complementary_set",
+    "frank",
+    "golay",
+    "legendre",
+    "m_sequence",
+    "odd_pairs",
+    "rudin_shapiro",
+    "zadoff_chu",
+]
 
 _BARKER = {
     2: "+-", 3: "++-", 4: "++-+", 5: "+++-+", 7: "+++--+-", 11: "+++---+--+-", 13: "+++++--++-+-+",
@@ -59,7 +68,8 @@ def m_sequence(degree: int) -> Code:
     if not 2 <= degree <= 16:
         raise InvalidRequest(f"degree: must be from 2 to 16, not {degree}", param="degree")
     for taps in range(1, 1 << degree, 2):
-        state, seen = 1, []
+        state = 1
+        seen: list[int] = []
         while not seen or state != 1:
             seen.append(state & 1)
             state = state >> 1 | (bin(state & taps).count("1") & 1) << (degree - 1)
@@ -100,13 +110,14 @@ def odd_pairs(n: int, kind: int) -> Iterator[tuple[Code, Code]]:
     """Optimal odd pairs that follow from a Golay pair.
 
     Type 1: one symbol inserted into each code of a pair of n - 1 symbols (Adhikary et al., arXiv 1909.10204: in each
-    form of the pair, every place and sign is tried). Type 2: the last symbol deleted from one of n + 1 (Liu et al. 2014).
+    form of the pair, every place and sign is tried). Type 2: the last symbol deleted from one of n + 1 symbols (Liu,
+    Parampalli, Guan 2014).
     """
     cost = ZeroZone(kind=kind)
     try:
         a, b = golay(n - 1 if kind == 1 else n + 1)
     except InvalidRequest:
-        return
+        return  # no such pair is known, so nothing follows from it
     for form in _forms(a.signs, b.signs):
         if kind == 2:
             yield from _optimal(cost, form[0][:-1], form[1][:-1])

@@ -100,8 +100,8 @@ def exact_filter(code: Code, length: int | None = None) -> Filter:
 def best_filter(code: Code, length: int | None = None, loss_min: float | None = None) -> Filter:
     """The best filter whose loss is at least ``loss_min`` dB (taps in double precision, rounded to 24 bits).
 
-    A filter for interference plus white noise of power u, (R + u I)^-1 s, loses less the larger u is and suppresses less;
-    the least u that keeps the limit gives the best filter under it.
+    A filter for interference plus white noise of power u, (R + u I)^-1 s, loses less and suppresses less the larger u
+    is; the least u that keeps the limit gives the best filter under it.
 
     Raises:
         InvalidRequest: ``loss_min`` is above 0 dB or not a number.

@@ -66,8 +66,8 @@ def export(codes: Sequence[Code], form: str, out: Path) -> list[Path]:
     elif form == "readmemh":
         text = "// first symbol in the most significant bit, 1 is -1\n" + "".join(code.hex + "\n" for code in codes)
     else:
-        write = {"hex": lambda code: code.hex, "rle": lambda code: code.runs, "signs": lambda code: code.text}[form]
-        text = "".join(write(code) + "\n" for code in codes)
+        name = {"hex": "hex", "rle": "runs", "signs": "text"}[form]
+        text = "".join(getattr(code, name) + "\n" for code in codes)
     out.write_text(text)
     return [out]
 

@@ -101,7 +101,8 @@ def counted(codes: Sequence[Code], count: int) -> int:
 
 
 def _sidelobes(code: Code) -> np.ndarray:
-    return np.abs(autocorrelation(code)[1:])
+    sidelobes: np.ndarray = np.abs(autocorrelation(code)[1:])
+    return sidelobes
 
 
 @register
@@ -178,7 +179,8 @@ class PeakSidelobe:
         """The peak, then how high the sidelobes are as a whole: a slope for the search."""
         rho = np.abs(autocorrelations(signs[:, 0])[:, 1:]).astype(np.float64)
         peak = rho.max(1)
-        return peak + (rho**4).sum(1) / (rho.shape[1] * (peak + 1) ** 4)
+        cost: np.ndarray = peak + (rho**4).sum(1) / (rho.shape[1] * (peak + 1) ** 4)
+        return cost
 
 
 @register
@@ -211,7 +213,7 @@ class Sir:
     ridge: float = 0.0
 
     def score(self, codes: Sequence[Code]) -> Score:
-        """The ratio as a fraction, with the filter, its loss, and the merit factor (the ratio of the matched filter)."""
+        """The ratio as a fraction, with the filter, its loss and the merit factor (the matched filter's ratio)."""
         counted(codes, 1)
         found = best_filter(codes[0], self.length, self.loss_min)
         energy = Energy().score(codes)

@@ -21,6 +21,7 @@ __all__ = ["PLOTS", "Curve", "draw", "pareto"]
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 760, 420, 62, 46, 34, 20
 _FLOOR = -80.0
+_FONT = 'font-family="sans-serif" font-size="12"'
 _INK = ("#1b6ca8", "#c2410c", "#15803d", "#7c3aed")
 
 
@@ -36,7 +37,8 @@ class Curve:
 
 def _db(values: np.ndarray) -> np.ndarray:
     level = np.abs(values) / np.abs(values).max()
-    return np.maximum(_FLOOR, 20 * np.log10(np.maximum(level, 1e-12)))
+    decibels: np.ndarray = np.maximum(_FLOOR, 20 * np.log10(np.maximum(level, 1e-12)))
+    return decibels
 
 
 def correlation(code: Code) -> str:
@@ -148,7 +150,7 @@ class _Frame:
     def document(self, title: str, across: str, up: str, shapes: list[str], names: list[tuple[str, str]]) -> str:
         bottom = self.top + self.height
         parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" {_FONT}>',
             f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
             f'<text x="{self.left}" y="22" font-size="15">{escape(title)}</text>',
         ]
@@ -164,7 +166,8 @@ class _Frame:
             parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{value:g}</text>')
         parts += shapes
         parts.append(
-            f'<rect x="{self.left}" y="{self.top}" width="{self.width}" height="{self.height}" fill="none" stroke="#444"/>'
+            f'<rect x="{self.left}" y="{self.top}" width="{self.width}" height="{self.height}" '
+            'fill="none" stroke="#444"/>'
         )
         middle = self.top + self.height // 2
         parts.append(

@@ -1,4 +1,4 @@
-"""Objectives of several codes and of the wider signal: complementary pairs and sets, Doppler windows, envelope peaks."""
+"""Objectives of several codes and of the signal: complementary pairs and sets, Doppler windows, envelope peaks."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class Complementary:
         total, binary = 0.0, all(code.binary for code in codes)
         for u, own in enumerate(sets):
             for other in sets[u:]:
-                forward = sum(crosscorrelation(a, b) for a, b in zip(own, other, strict=True))
-                back = sum(crosscorrelation(b, a) for a, b in zip(own, other, strict=True))
+                forward = np.sum([crosscorrelation(a, b) for a, b in zip(own, other, strict=True)], 0)
+                back = np.sum([crosscorrelation(b, a) for a, b in zip(own, other, strict=True)], 0)
                 parts = [forward[1:]] if other is own else [forward, back[1:]]
                 total += sum(float(np.abs(part).sum()) for part in parts) * (2 if other is own else 1)
         return Score(total, Fraction(int(total)) if binary else None, {"ideal": total == 0 if binary else total < 1e-9})
@@ -169,8 +169,9 @@ class DopplerEnergy:
 class EnvelopePeak:
     """Peak to mean envelope power of the code on ``n`` carriers, read at ``oversampling`` n instants.
 
-    Between two instants the power cannot exceed the value told by more than 1 / cos(pi (n - 1) / (oversampling n)), since it
-    is a trigonometric polynomial of degree n - 1: ``facts["bound"]`` is that ceiling. A Golay code stays at or below 2.
+    Between two instants the power cannot exceed the value told by more than 1 / cos(pi (n - 1) / (oversampling n)),
+    since it is a trigonometric polynomial of degree n - 1: ``facts["bound"]`` is that ceiling. A Golay code stays at or
+    below 2.
     """
 
     name: ClassVar[str] = "pmepr"

@@ -19,9 +19,9 @@ _MOST_USERS = 6
 def orbit_key(objective: object, codes: Sequence[Code]) -> str:
     """Equal for two sets exactly when they lie in one orbit.
 
-    One binary code: negate, reverse, alternate signs (8 forms). One polyphase code: turn all, turn by a step per symbol,
-    conjugate, reverse (4 M² forms). A pair: swap, negate or reverse either, alternate both (64). Complementary sets:
-    permute users and elements, negate a user or an element throughout, reverse all, alternate all.
+    One binary code: negate, reverse, alternate signs (8 forms). One polyphase code: turn all, turn by a step per
+    symbol, conjugate, reverse (4 M² forms). A pair: swap, negate or reverse either, alternate both (64). Complementary
+    sets: permute users and elements, negate a user or an element throughout, reverse all, alternate all.
     """
     alphabet = codes[0].alphabet
     rows = np.array([code.phases for code in codes])

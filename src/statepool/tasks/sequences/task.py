@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from statepool.core.errors import StatepoolError
 from statepool.tasks.base import Message, Problem, Tool, Verdict
 from statepool.tasks.sequences.codes import Code, from_signs
-from statepool.tasks.sequences.objectives import Energy, PeakSidelobe, Sir
+from statepool.tasks.sequences.objectives import Energy, PeakSidelobe, Score, Sir
 from statepool.tasks.sequences.search.native import LocalSearch
 from statepool.tasks.sequences.sets import EnvelopePeak
 
@@ -40,7 +40,13 @@ class Mix:
     weights: tuple[tuple[str, int], ...]
     length: int
     """Taps of the mismatched filter."""
-    codes: int = 1
+    name: ClassVar[str] = "mix"
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+    codes: ClassVar[int] = 1
+
+    def score(self, codes: Sequence[Code]) -> Score:
+        """The sum for one code."""
+        return Score(float(self.costs(codes[0].signs[None, None])[0]))
 
     def costs(self, signs: np.ndarray) -> np.ndarray:
         """The sum for int8 [count, 1, n]."""
@@ -95,7 +101,7 @@ class SequenceTask:
             return Verdict(0.0, error.message)
         if len(code) != n:
             return Verdict(0.0, f"the code has {len(code)} symbols, not {n}")
-        cost = _cost(_mix(facts), code)
+        cost = _mix(facts).score([code]).value
         anchors = facts["random"], facts["round"], facts["best"]
         return Verdict(
             _reward(cost, *anchors), f"cost {cost:.6g}; random codes {anchors[0]:.6g}, best known {anchors[2]:.6g}"
@@ -104,14 +110,14 @@ class SequenceTask:
     def _problem(self, n: int, mix: Mix, seed: int) -> Problem:
         noise = np.random.Generator(np.random.Philox(key=seed))
         random = float(np.median(mix.costs(noise.choice(np.array([-1, 1], np.int8), (64, 1, n)))))
-        batches = LocalSearch("tabu", "tabu").batches(_Plain(mix), n, seed, 0)
+        batches = LocalSearch("tabu", "tabu").batches(mix, n, seed, 0)
         rounds = [next(batches) for _ in range(3)]
         best = min(rounds, key=lambda batch: batch.cost)
         parts = "; ".join(f"{weight} times the {_NAMES[name]}" for name, weight in mix.weights)
         taps = f" The filter has {mix.length} taps." if any(name == "sir" for name, _ in mix.weights) else ""
         text = (
-            f"Find a binary code of {n} symbols, written with + and -, that makes this sum as small as you can: {parts}."
-            f"{taps} Answer with the code on the last line."
+            f"Find a binary code of {n} symbols, written with + and -, that makes this sum as small as you can: "
+            f"{parts}.{taps} Answer with the code on the last line."
         )
         facts: dict[str, Any] = {
             "n": n, "weights": mix.weights, "length": mix.length,
@@ -121,24 +127,8 @@ class SequenceTask:
         return Problem(self.name, ({"role": "user", "content": text},), answer, (f"{best.cost:.9g}",), facts=facts)
 
 
-class _Plain:
-    """A mix as an objective that the search knows by its costs alone."""
-
-    name, better, codes = "mix", "lower", 1
-
-    def __init__(self, mix: Mix) -> None:
-        self.costs = mix.costs
-
-    def score(self, codes: Sequence[Code]) -> Any:
-        raise NotImplementedError("a mix is judged by its costs")
-
-
 def _mix(facts: dict[str, Any]) -> Mix:
     return Mix(tuple((name, weight) for name, weight in facts["weights"]), facts["length"])
-
-
-def _cost(mix: Mix, code: Code) -> float:
-    return float(mix.costs(code.signs[None, None])[0])
 
 
 def _reward(cost: float, random: float, first: float, best: float) -> float:

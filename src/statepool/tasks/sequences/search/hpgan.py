@@ -28,6 +28,7 @@ __all__ = ["HpGan", "Network", "decode", "encode"]
 
 _NOISE, _HIDDEN, _BATCH, _PENALTY, _CRITIC_STEPS = 32, 256, 64, 10.0, 3
 _SWEEPS = 20
+_TRAINING, _SAMPLES, _LIFE = 50, 256, 40
 _MOST_SIGNS = 256
 """The net's width is the square of this over two."""
 
@@ -36,7 +37,8 @@ def encode(signs: np.ndarray) -> np.ndarray:
     """float32 [count, m (m - 1) / 2] of int8 [count, m]: the weights of a Hopfield network per row, times m."""
     m = signs.shape[1]
     upper = np.triu_indices(m, 1)
-    return (signs[:, upper[0]] * signs[:, upper[1]]).astype(np.float32)
+    weights: np.ndarray = (signs[:, upper[0]] * signs[:, upper[1]]).astype(np.float32)
+    return weights
 
 
 def decode(weights: np.ndarray, m: int, noise: np.random.Generator) -> np.ndarray:
@@ -125,7 +127,8 @@ class Network:
         share = torch.rand(len(real), 1, generator=self._random)
         between = (share * real + (1 - share) * fake).requires_grad_()
         slope = torch.autograd.grad(self.judge(between).sum(), between, create_graph=True)[0]
-        return ((slope.norm(dim=1) - 1) ** 2).mean()
+        penalty: torch.Tensor = ((slope.norm(dim=1) - 1) ** 2).mean()
+        return penalty
 
 
 class HpGan:
@@ -137,21 +140,21 @@ class HpGan:
         self.loss, self.repair, self.elite = loss, repair, elite
 
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
-        """A round is 200 steps of training and 512 samples; the net begins anew every 20 rounds, from random codes.
+        """A round is 50 steps of training and 256 samples; the net begins anew every 40 rounds, from random codes.
 
-        A search that goes on in the middle of such 20 rounds repeats them from their first, since the net is in memory.
+        A search that goes on in the middle of such 40 rounds repeats them from their first, since the net is in memory.
         """
         m = objective.codes * n
-        number = first - first % 20
+        number = first - first % _LIFE
         while True:
-            if number % 20 == 0:
+            if number % _LIFE == 0:
                 network = Network(m, self.loss, seed * 1_000_003 + number)
                 noise = rng(seed, number)
                 elite = noise.choice(np.array([-1, 1], np.int8), (16 * self.elite, m))
                 elite, costs = self._select(elite, objective.costs(elite.reshape(-1, objective.codes, n)))
                 evaluations = 16 * self.elite
-            network.train(encode(elite), 200)
-            found = decode(network.sample(512), m, noise)
+            network.train(encode(elite), _TRAINING)
+            found = decode(network.sample(_SAMPLES), m, noise)
             evaluations += len(found)
             if self.repair:
                 found, spent = descend(objective, found, n)

@@ -11,10 +11,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.codes import Code
 from statepool.tasks.sequences.errors import BadCertificate
-from statepool.tasks.sequences.objectives import Objective
+from statepool.tasks.sequences.objectives import Objective, Sir
 from statepool.tasks.sequences.records import Record, certify, read_records
 from statepool.tasks.sequences.search.base import Searcher
 
@@ -188,10 +190,9 @@ def _better(objective: Objective, one: float, other: float) -> bool:
 
 
 def _cost_of(objective: Objective, record: Record) -> float:
-    import numpy as np
-
-    signs = np.array([code.signs for code in record.codes]) if record.codes[0].binary else None
-    return float("inf") if signs is None else float(objective.costs(signs[None])[0])
+    if isinstance(objective, Sir) or not record.codes[0].binary:
+        return -record.number if objective.better == "higher" else record.number
+    return float(objective.costs(np.array([[code.signs for code in record.codes]]))[0])
 
 
 def _spent(budget: Budget, objective: Objective, found: Found) -> bool:

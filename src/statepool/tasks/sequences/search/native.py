@@ -6,13 +6,13 @@ arXiv 1406.5301) forbids every code it has visited; ``skew`` walks among skew-sy
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from statepool.core.errors import InvalidRequest
+from statepool.tasks.sequences.codes import Code
 from statepool.tasks.sequences.correlation import core
 from statepool.tasks.sequences.objectives import Energy, Objective, Sir
 from statepool.tasks.sequences.search.base import SEARCHERS, Batch, phases_of, rng
@@ -20,8 +20,9 @@ from statepool.tasks.sequences.sets import ZeroZone
 
 __all__ = ["LocalSearch"]
 
-_SECONDS = 0.5
 _NOTHING = -1e300
+_RIDGES, _TURN = (0.003, 0.01, 0.02, 0.04, 0.08, 0.15), 4
+"""White noise per symbol that a search under a limit of loss tries, and the rounds each is tried for."""
 
 
 class LocalSearch:
@@ -41,27 +42,38 @@ class LocalSearch:
         native = isinstance(objective, Energy | Sir | ZeroZone)
         if native and not isinstance(objective, Sir) and n > core.LONGEST:
             raise InvalidRequest(f"n: this search takes at most {core.LONGEST} symbols, not {n}", param="n")
-        rounds = 1
+        size = self._batch(objective, n) if native else 1
         while True:
-            started = time.monotonic()
-            batch = (
-                self._native(objective, n, seed, first, rounds) if native else self._plain(objective, n, seed, first)
-            )
-            yield batch
-            first += batch.rounds
-            spent = time.monotonic() - started
-            rounds = max(1, min(4 * rounds, int(batch.rounds * _SECONDS / max(spent, 1e-6))))
+            rounds = size - first % size  # batches end at the same rounds wherever a search begins
+            yield self._native(objective, n, seed, first, rounds) if native else self._plain(objective, n, seed, first)
+            first += rounds
+
+    def _batch(self, objective: Objective, n: int) -> int:
+        """Rounds of about half a second, by counting: a clock would make what is found depend on the machine."""
+        if isinstance(objective, Sir):
+            taps = n if objective.length is None else objective.length
+            return max(1, int(7e4 / taps**2)) if objective.loss_min is None else _TURN
+        if isinstance(objective, Energy):
+            return max(1, int(5e6 / n**2))
+        return max(1, int(5e4 / n))
 
     def _native(self, objective: Any, n: int, seed: int, first: int, rounds: int) -> Batch:
         if isinstance(objective, Sir):
             taps = n if objective.length is None else objective.length
-            found = core.search_sir(n, taps, objective.ridge, seed, first, rounds, self.method, 300, _NOTHING)
+            ridge = objective.ridge
+            if objective.loss_min is not None and not ridge:
+                # which noise leads to which loss depends on the code: batches take turns
+                ridge = n * _RIDGES[first // _TURN % len(_RIDGES)]
+            found = core.search_sir(n, taps, ridge, seed, first, rounds, self.method, 300, _NOTHING)
         elif isinstance(objective, ZeroZone):
             found = core.search_pair(n, *objective.loose(n), seed, first, rounds, self.method, 200, 0.0)
         else:
             found = core.search_energy(n, self.skew, seed, first, rounds, self.method, 8 * n, 0.0)
-        signs, cost, _, done, evaluations = found
-        return Batch(first, done, phases_of(signs.reshape(-1, n)), cost, evaluations)
+        signs, cost, _, _, evaluations = found
+        phases = phases_of(signs.reshape(-1, n))
+        if isinstance(objective, Sir) and (objective.loss_min is not None or objective.ridge):
+            cost = -objective.score([Code(tuple(map(int, phases[0])))]).value
+        return Batch(first, rounds, phases, cost, evaluations)
 
     def _plain(self, objective: Objective, n: int, seed: int, number: int) -> Batch:
         """One round with NumPy: the twin of the native search, for any objective."""
@@ -94,6 +106,6 @@ class LocalSearch:
         return Batch(number, 1, phases_of(best), best_cost, evaluations)
 
 
-SEARCHERS["tabu"] = lambda options: LocalSearch("tabu", "tabu")
-SEARCHERS["walk"] = lambda options: LocalSearch("walk", "walk")
-SEARCHERS["skew"] = lambda options: LocalSearch("skew", "walk", skew=True)
+SEARCHERS["tabu"] = lambda _: LocalSearch("tabu", "tabu")
+SEARCHERS["walk"] = lambda _: LocalSearch("walk", "walk")
+SEARCHERS["skew"] = lambda _: LocalSearch("skew", "walk", skew=True)

@@ -98,9 +98,10 @@ class Descent:
             total: np.ndarray = (rho**2).sum(1)
             return total
         peak = rho.max(1)
-        return peak + (rho**4).sum(1) / (n * (peak + 1) ** 4)
+        cost: np.ndarray = peak + (rho**4).sum(1) / (n * (peak + 1) ** 4)
+        return cost
 
 
-SEARCHERS["random"] = lambda options: Random()
-SEARCHERS["exhaustive"] = lambda options: Exhaustive()
+SEARCHERS["random"] = lambda _: Random()
+SEARCHERS["exhaustive"] = lambda _: Exhaustive()
 SEARCHERS["descent"] = lambda options: Descent(int(options.get("alphabet") or 2))
