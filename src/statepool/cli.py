@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from statepool.engine.request import SamplingParams
 
 __all__ = ["main", "parser"]
+
+_ROOMS = {
+    "pool": ("statepool.kv.pool.commands", False),
+    "store": ("statepool.store.commands", False),
+    "vector": ("statepool.vector.commands", False),
+    "seq": ("statepool.tasks.sequences.commands", False),
+    "simulate": ("statepool.sim.commands", True),
+    "replay": ("statepool.sim.commands", True),
+    "plan": ("statepool.sim.commands", True),
+}
+"""Commands that a room runs itself: its module, and whether it wants to see the command's name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,22 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
-    if arguments[:1] == ["store"]:
-        from statepool.store import commands as store
-
-        return store.main(arguments[1:])
-    if arguments[:1] == ["pool"]:
-        from statepool.kv.pool import commands as pool
-
-        return pool.main(arguments[1:])
-    if arguments[:1] == ["vector"]:
-        from statepool.vector import commands as vector
-
-        return vector.main(arguments[1:])
-    if arguments[:1] in (["simulate"], ["replay"], ["plan"]):
-        from statepool.sim import commands as sim
-
-        return sim.main(arguments)
+    if arguments and arguments[0] in _ROOMS:
+        module, keeps_name = _ROOMS[arguments[0]]
+        status: int = import_module(module).main(arguments if keeps_name else arguments[1:])
+        return status
     options = parser().parse_args(arguments)
     return run("statepool", options)
 
@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     command("replay", "send a recorded load to a running server and measure it", add_help=False)
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
+    command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     return tree
 
@@ -327,8 +328,6 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from importlib import import_module
-
     try:
         app = import_module("statepool.train.cli").app
     except ModuleNotFoundError as error:

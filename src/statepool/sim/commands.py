@@ -108,7 +108,7 @@ def _replay(options: argparse.Namespace) -> int:
         print(json.dumps(asdict(found)))
         return 0
     print(
-        f"{found.calls} requests: {found.answered:.1%} answered, {found.refused:.1%} refused, {found.failed:.1%} failed\n"
+        f"{found.calls} requests: {found.answered:.1%} answered, {found.refused:.1%} refused, {found.failed:.1%} lost\n"
         f"{found.effective:.1%} of requests and {found.effective_tokens:.1%} of tokens kept {options.slo}"
     )
     print(
