@@ -133,8 +133,13 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--max-seqs", metavar="N", help="most sequences in one step (default 16)")
     group.add_argument("--max-model-len", metavar="N", help="longest prompt plus output (default: the model's)")
     group.add_argument("--threads", metavar="N", help="threads of the kernels (default: all cores)")
-    group.add_argument("--speculate", help="off (default) or ngram; never changes a result")
+    group.add_argument("--speculate", help="off (default), ngram or wave; never changes a result")
     group.add_argument("--attention", help="full (default), wave or moba; see docs/attention.md")
+    group.add_argument(
+        "--kv-budget", metavar="SIZE", help="memory for KV; the rest of --kv-bytes is in a file (default: all)"
+    )
+    group.add_argument("--kv-folder", metavar="DIR", help="where that file lies (default: the temporary folder)")
+    group.add_argument("--trace-selection", metavar="FILE", help="write which clusters each token read, as JSON lines")
     group.add_argument("--wave-bytes", metavar="SIZE", help="memory for wave segments (default: as --kv-bytes)")
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 
