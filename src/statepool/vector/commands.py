@@ -26,9 +26,6 @@ __all__ = ["main"]
 _AT_ONCE = 1000
 """Rows of one change."""
 
-LIMIT = 0.15
-"""Relative error of a ratio up to which the simulator's projections are printed."""
-
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns 0, 1 if what was checked is damaged, 2 for what a user can repair."""
@@ -240,7 +237,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _sim(options: argparse.Namespace) -> int:
-    from statepool.vector.sim.study import Study
+    from statepool.vector.sim.study import LIMIT, Study, compare
 
     queries = read_vectors(options.queries)
     if len(queries) < 2:
@@ -261,11 +258,15 @@ def _sim(options: argparse.Namespace) -> int:
         print("no projections: the simulator does not describe this machine now (is it busy?)", file=sys.stderr)
         return 1
     print(f"simulated µs at recall {options.recall}")
+    found = []
     for threads in map(int, options.threads.split(",")):
-        row = {"iqan": study.tuned(costs, threads, options.recall)}
-        row |= {e: study.at_recall(costs, e, threads, options.recall) for e in ("edge", "nosync", "async", "roles")}
-        text = "  ".join(f"{name} {'–' if ns is None else f'{ns / 1e3:.1f}'}" for name, ns in row.items())
-        print(f"p={threads:<3} {text}", flush=True)
+        found.append(study.project(costs, threads, options.recall))
+        text = "  ".join(f"{name} {ns / 1e3:.1f}" for name, ns in found[-1].nanoseconds.items())
+        print(f"p={threads:<3} {text or 'no engine reaches the recall'}", flush=True)
+    if (best := compare(found)) is not None:
+        (mine, count), (rival, threads) = best.mine, best.rival
+        print(f"simulated: async {mine / 1e3:.1f} µs with {count} threads, iqan {rival / 1e3:.1f} µs with {threads}")
+        print(f"simulated: least latency {best.latency:.2f}x lower, throughput {best.throughput:.2f}x at iqan's least")
     return 0
 
 

@@ -22,7 +22,7 @@ from .filtered import Ask, search_among
 from .filters import mask
 from .log import Lock, log_path
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
-from .policy import Load, choose_engine, choose_threads, most_worth
+from .policy import Load, choose_engine, choose_period, choose_threads, most_worth
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
 
@@ -190,13 +190,14 @@ class Index(Searching):
             threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS, worth))
         within("threads", threads, 1, MOST_THREADS)
         if engine == "auto":
-            engine = choose_engine(threads, self._sealed)
+            engine = choose_engine(threads)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         if filter is not None:
             return self.among(Ask(query, k, width, deadline), self.passing(filter))
         try:
-            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, 8, 0)
+            period = choose_period(threads, self._sealed)
+            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, period, 0)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
