@@ -19,7 +19,7 @@ from statepool.vector.sim.study import Check, Projection, Study, compare
 from statepool.vector.sim.world import Graph, Pool, Search
 
 K, WIDTH = 10, 60
-COSTS = Costs(query=5000, hop=100, first=50, row=80, insert=20, one_way=200, start=400, round=700, merge=10)
+COSTS = Costs(query=5000, hop=100, first=50, row=80, insert=20, shared=60, one_way=200, start=400, round=700, merge=10)
 PARALLEL = ["edge", "iqan", "nosync", "async", "roles"]
 
 
@@ -63,7 +63,7 @@ def test_more_threads_lose_no_recall(engine: str, world: tuple[Index, np.ndarray
 
 def test_free_threads_are_faster_and_dear_barriers_are_not(world: tuple[Index, np.ndarray]) -> None:
     index, queries = world
-    free = Costs(query=0, hop=80, first=20, row=90, insert=10, one_way=0, start=0, round=0, merge=0)
+    free = Costs(query=0, hop=80, first=20, row=90, insert=10, shared=0, one_way=0, start=0, round=0, merge=0)
     dear = replace(free, one_way=200, round=100_000)
 
     def total(engine: str, threads: int, costs: Costs) -> float:
@@ -87,17 +87,21 @@ def test_edge_counts_what_the_engine_counts(world: tuple[Index, np.ndarray]) -> 
 def test_constants_come_back_from_exact_times() -> None:
     hops, distances = [20, 40, 80, 160], [500, 900, 1500, 2600]
     times = [3000 + 240 * h + 90 * d for h, d in zip(hops, distances, strict=True)]
-    # The probe sees every part half as long again.
-    costs = fit(times, distances, hops, (240.0, 120.0, 117.0, 18.0), (170.0, 560.0, 400.0, 10.0))
-    found = (costs.query, costs.hop, costs.first, costs.row, costs.insert)
-    assert found == pytest.approx((3000, 160, 80, 78, 12))
+    # The probe sees every part half as long again, and the machine was a tenth slower while two threads searched.
+    beside = (1.1 * (240 * 80 + 90 * 1500), 80, 1500, 1.1 * ((240 + 50) * 70 + 90 * 800), 70, 800)
+    costs = fit(times, distances, hops, (240.0, 120.0, 117.0, 18.0), beside, (170.0, 560.0, 400.0, 10.0))
+    found = (costs.query, costs.hop, costs.first, costs.row, costs.insert, costs.shared)
+    assert found == pytest.approx((3000, 160, 80, 78, 12, 50))
+    assert costs.meeting(1) == costs.hop
+    assert costs.meeting(2) == pytest.approx(160 + 50)
+    assert costs.meeting(64) == pytest.approx(160 + 50 * 2 * 63 / 64)
     assert costs.barrier(2) == 560
     assert costs.barrier(16) > costs.barrier(4)
     assert Check("async", 2, measured=0.5, simulated=0.6).error == pytest.approx(0.2)
 
 
 def test_times_that_leave_nothing_for_the_query_are_all_expansions() -> None:
-    costs = fit([100.0, 250.0], [1, 2], [1, 2], (20.0, 10.0, 60.0, 10.0), (170.0, 560.0, 400.0, 10.0))
+    costs = fit([100.0, 250.0], [1, 2], [1, 2], (20.0, 10.0, 60.0, 10.0), (100.0, 1, 1, 100.0, 1, 1), (170.0, 560.0, 400.0, 10.0))
     assert costs.query == 0
     assert costs.expansion(1) == pytest.approx(np.mean([100, 125]))
 

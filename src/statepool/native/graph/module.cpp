@@ -184,6 +184,16 @@ NB_MODULE(_graph, m) {
            },
            "queries"_a, "width"_a,
            "Nanoseconds of one thread: tags of an expansion, before its first distance, each distance, each insertion.");
+  face.def("measure_beside",
+           [](Index& self, const Matrix& queries, int width) {
+             check_width("queries", queries.shape(1), self.space().dim);
+             const nb::gil_scoped_release release;
+             const Beside f = measure_beside(*self.segment(), queries.data(), queries.shape(0), width);
+             const nb::gil_scoped_acquire acquire;
+             return nb::make_tuple(f.alone_ns, f.alone_hops, f.alone_distances, f.ns, f.hops, f.distances);
+           },
+           "queries"_a, "width"_a,
+           "Nanoseconds, hops and distances of one thread alone, and of one beside another over the same tags.");
   face.def("search_filtered",
            [](Index& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
               const Seeds& seeds) {

@@ -29,4 +29,12 @@ struct Steps {
 // Means over searches of `queries` (space.dim floats each) by pools of `width`.
 Steps measure_steps(const Segment& segment, const float* queries, size_t count, int width);
 
+// The same searches by one thread, and as one of two that share the tags of what was met and nothing else: all
+// queries one way, then the other, since what was just searched is in the cache. All 0 when no helper came in time.
+struct Beside {
+  double alone_ns, alone_hops, alone_distances;  // sums of all queries
+  double ns, hops, distances;                    // of the first of the two threads
+};
+Beside measure_beside(const Segment& segment, const float* queries, size_t count, int width);
+
 }  // namespace statepool::graph

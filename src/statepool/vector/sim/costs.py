@@ -24,6 +24,8 @@ class Costs:
     """One distance."""
     insert: float
     """One candidate on its way into a pool."""
+    shared: float
+    """What an expansion takes longer where a second thread expands over the same tags, whose lines move between them."""
     one_way: float
     """A value stored by one thread until another sees it."""
     start: float
@@ -38,9 +40,19 @@ class Costs:
         """One distance with its insertion."""
         return self.row + self.insert
 
-    def expansion(self, met: int) -> float:
+    def meeting(self, threads: int = 1) -> float:
+        """Before the distances of an expansion, where so many threads expand: who last wrote a line of tags is another
+        one the more often, the more there are.
+        """
+        return self.hop + self.shared * 2 * (threads - 1) / threads
+
+    def expansion(self, met: int, threads: int = 1) -> float:
         """Of a candidate with so many neighbours that nobody met."""
-        return self.hop + self.first + self.distance * met
+        return self.meeting(threads) + self.first + self.distance * met
+
+    def merged(self, entries: int) -> float:
+        """Entries of other threads' pools into the own one; they come by lines of eight."""
+        return (self.merge + self.one_way / 8) * entries
 
     def barrier(self, threads: int) -> float:
         """A round with ``threads``: the caller tells and hears every helper over one line each."""
@@ -56,6 +68,7 @@ def fit(
     distances: Sequence[float],
     hops: Sequence[float],
     steps: tuple[float, float, float, float],
+    beside: tuple[float, float, float, float, float, float],
     handoffs: tuple[float, float, float, float],
 ) -> Costs:
     """Constants from sequential searches and from the probes.
@@ -68,6 +81,7 @@ def fit(
         distances: Distances per query of each run.
         hops: Expansions per query of each run.
         steps: Hop, first, row and insert, as ``measure_steps`` gives them.
+        beside: Time, hops and distances of one thread alone, and of one beside another, as ``measure_beside`` gives them.
         handoffs: One way, round, start and merge, as ``measure_handoffs`` gives them.
     """
     hop, first, row, insert = steps
@@ -77,6 +91,10 @@ def fit(
     (query, scale), *_ = np.linalg.lstsq(design * weights[:, None], np.ones(len(timed)), rcond=None)
     if query < 0:
         query, scale = 0.0, float(np.mean(np.asarray(nanoseconds) / timed))
+    alone_ns, alone_hops, alone_distances, beside_ns, beside_hops, beside_distances = beside
+    pace = alone_ns / ((hop + first) * alone_hops + (row + insert) * alone_distances)
+    longer = beside_ns / pace - ((hop + first) * beside_hops + (row + insert) * beside_distances)
+    shared = float(scale) * max(0.0, longer / beside_hops)
     one_way, round_, start, merge = handoffs
     hop, first, row, insert = (float(scale) * part for part in steps)
-    return Costs(float(query), hop, first, row, insert, one_way, start, round_, merge)
+    return Costs(float(query), hop, first, row, insert, shared, one_way, start, round_, merge)

@@ -67,11 +67,11 @@ def iqan(search: Search, threads: int, k: int, hops: int) -> Outcome:
             for candidate in new:
                 if candidate[0] <= limit:
                     pools[worker].insert(candidate)
-            heapq.heappush(clocks, (clock + search.costs.expansion(len(new)), worker, done + 1))
+            heapq.heappush(clocks, (clock + search.costs.expansion(len(new), workers), worker, done + 1))
         now += longest
         if workers > 1:
             moved = sum(len(pool.items) for pool in pools[1:])
-            now += search.costs.barrier(threads) + 2 * search.costs.one_way + search.costs.merge * moved
+            now += search.costs.barrier(threads) + 2 * search.costs.one_way + search.costs.merged(moved)
         known = set(master.items)
         for candidate in {item for pool in pools for item in pool.items} - known:
             master.insert(candidate)
@@ -99,7 +99,7 @@ def asynchronous(search: Search, threads: int, k: int, every: int, bound: bool =
             actor.wants_since = now + (world.share(now, number) if bound else 0.0)
             continue
         new = search.meet(item[1])
-        end = now + search.costs.expansion(len(new))
+        end = now + search.costs.expansion(len(new), threads)
         for candidate in new:
             actor.pool.insert(candidate)
         actor.since += 1

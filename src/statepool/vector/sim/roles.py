@@ -110,7 +110,7 @@ def maintain(
     # Distances come by lines of about as many as are claimed at a time; the count of claims by one more.
     end += costs.one_way * (math.ceil(lines) + 1 if lines else 0)
     if desk.waiting < LOW * desk.calculators and (item := actor.pool.take(limit)) is not None:
-        end += costs.hop
+        end += costs.meeting(len(world.actors))
         desk.asked += [(end, candidate) for candidate in search.meet(item[1])]
         wake = [(max(end + costs.one_way, since), worker) for since, worker in desk.idle] if desk.waiting else []
         if wake:

@@ -122,13 +122,20 @@ class Study:
             handoffs = core.measure_handoffs(200)
             if min(handoffs) > 0:
                 break
+            time.sleep(0.05)
         else:
             raise Unavailable("calibration: no second thread answered in 2 ms; run it on a machine with two idle cores")
         points = self.measure([Case("sequential", 1, width) for width in WIDTHS])
         # Of several passes the one that was disturbed least.
         steps = min((self._index._core.measure_steps(self._queries, WIDTHS[2]) for _ in range(REPEATS)), key=sum)
+        passes = [self._index._core.measure_beside(self._queries, WIDTHS[2]) for _ in range(REPEATS)]
+        # And of pairs, where either side may have been, the middle one.
+        ratios = sorted((one for one in passes if one[0]), key=lambda one: one[3] / one[0])
+        if not ratios:
+            raise Unavailable("calibration: no second thread came in 2 ms; run it on a machine with two idle cores")
+        beside = ratios[len(ratios) // 2]
         times, distances, hops = ([getattr(p, name) for p in points] for name in ("nanoseconds", "distances", "hops"))
-        return fit(times, distances, hops, steps, handoffs)
+        return fit(times, distances, hops, steps, beside, handoffs)
 
     def measure(self, cases: Sequence[Case], repeats: int = REPEATS) -> list[Point]:
         """The real engines: per case and query the least of the repeats.
