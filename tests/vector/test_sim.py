@@ -46,9 +46,7 @@ def test_one_thread_does_what_the_engine_does(world: tuple[Index, np.ndarray]) -
         real, model = index.search(query, K, WIDTH), searched(index, query, "sequential", 1)
         assert model.found == real.ids.tolist()
         assert model.distances == real.stats.ndc
-        assert model.nanoseconds == pytest.approx(
-            5000 + (100 + 50) * real.stats.hops + (80 + 20) * real.stats.ndc
-        )
+        assert model.nanoseconds == pytest.approx(5000 + (100 + 50) * real.stats.hops + (80 + 20) * real.stats.ndc)
 
 
 @pytest.mark.parametrize("engine", PARALLEL)
@@ -101,7 +99,14 @@ def test_constants_come_back_from_exact_times() -> None:
 
 
 def test_times_that_leave_nothing_for_the_query_are_all_expansions() -> None:
-    costs = fit([100.0, 250.0], [1, 2], [1, 2], (20.0, 10.0, 60.0, 10.0), (100.0, 1, 1, 100.0, 1, 1), (170.0, 560.0, 400.0, 10.0))
+    costs = fit(
+        [100.0, 250.0],
+        [1, 2],
+        [1, 2],
+        (20.0, 10.0, 60.0, 10.0),
+        (100.0, 1, 1, 100.0, 1, 1),
+        (170.0, 560.0, 400.0, 10.0),
+    )
     assert costs.query == 0
     assert costs.expansion(1) == pytest.approx(np.mean([100, 125]))
 

@@ -21,6 +21,7 @@ from .file import IndexFile
 from .index import Index
 from .log import Durability, Lock, Log, Replay, log_path
 from .native import DTYPES, METRICS, Dtype, Metric, core
+from .replay import load
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
 from .view import LiveEngine, Parts, Snapshot, View
@@ -96,8 +97,7 @@ class LiveIndex(Searching):
         changes = [decode(record) for record in replay.records] if replay is not None else []
         changed = sum(len(change.ids) for _, change in changes)
         live._start(index, max(index.settings.capacity, changed))
-        for kind, change in changes:
-            live._apply(live._parts, kind, change)
+        load(live._parts, changes)
         live._generation = len(changes) if replay is None else replay.last
         live._replay, live._read_only = replay, read_only
         return live

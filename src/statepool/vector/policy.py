@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Load", "Plan", "choose_detour", "choose_engine", "choose_path", "choose_period", "choose_threads", "most_worth"]
+__all__ = [
+    "Load",
+    "Plan",
+    "choose_detour",
+    "choose_engine",
+    "choose_path",
+    "choose_period",
+    "choose_threads",
+    "most_worth",
+]
 
 SEALED_REST = 384
 """Bytes of a sealed row beyond eight bits per dimension and 32 codes: ids, factors, its own norm."""

@@ -15,6 +15,7 @@ from .world import Outcome, Pool, Search
 
 __all__ = ["ENGINES", "simulate"]
 
+
 def sequential(search: Search, k: int) -> Outcome:
     """One thread."""
     pool = Pool(search.width)
@@ -35,7 +36,9 @@ def edge(search: Search, threads: int, k: int) -> Outcome:
         new = search.meet(item[1])
         slice_ = math.ceil(len(new) / threads)
         # Tags and insertions are the caller's alone; every slice waits for its own first row.
-        now += search.costs.expansion(slice_) + search.costs.insert * (len(new) - slice_) + search.costs.barrier(threads)
+        now += (
+            search.costs.expansion(slice_) + search.costs.insert * (len(new) - slice_) + search.costs.barrier(threads)
+        )
         for candidate in new:
             pool.insert(candidate)
     return search.finish(now, [pool], k)
