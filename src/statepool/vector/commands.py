@@ -16,10 +16,9 @@ import numpy as np
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index, open, verify  # noqa: A004 - the name users know from files
-from statepool.vector.check import labels
 from statepool.vector.log import LEVELS
 from statepool.vector.native import DTYPES, METRICS
-from statepool.vector.sources import Source, read_array, read_columns, read_rows, read_vectors
+from statepool.vector.sources import Source, read_columns, read_ids, read_rows, read_vectors
 
 __all__ = ["main"]
 
@@ -47,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add = command("add", "add rows to an index; each thousand is in its log before the next", _add)
     add.add_argument("index", type=Path)
     add.add_argument("rows", type=Path, help="[n, dim] as .npy, or .fvecs")
-    add.add_argument("--ids", type=Path, help="int64 [n] as .npy (default: on from the largest there is)")
+    add.add_argument("--ids", type=Path, help="int64 [n] as .npy, or a text per line (default: on from the largest)")
     add.add_argument(
         "--columns", type=Path, metavar="FILE", help="a JSON object per row, with a value for every column"
     )
@@ -86,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("index", type=Path, help="file to write")
-    build.add_argument("--ids", type=Path, help="int64 [n] as .npy (default: those of the file, or 0 to n-1)")
+    build.add_argument("--ids", type=Path, help="as for add (default: those of the file, or 0 to n-1)")
     build.add_argument("--metric", choices=METRICS, default="cos")
     build.add_argument("--dtype", choices=DTYPES, default="f32", help="how vectors are stored (default f32)")
     build.add_argument("--degree", type=int, default=32, help="most neighbours of a row (default 32)")
@@ -124,7 +123,7 @@ def _build(options: argparse.Namespace) -> int:
     else:
         rows, ids = read_rows(options.rows, options.source)
     if options.ids is not None:
-        ids = read_array(options.ids)
+        ids = read_ids(options.ids)
     index = Index(
         rows.shape[1],
         options.metric,
@@ -153,9 +152,13 @@ def _add(options: argparse.Namespace) -> int:
             raise InvalidRequest(f"columns: {options.columns} has {len(column)} lines, {options.rows} {len(rows)} rows")
     with open(options.index, "rw", durability=options.durability) as index:
         there = index.ids()
-        first = int(there.max()) + 1 if len(there) else 0
-        ids = np.arange(first, first + len(rows)) if options.ids is None else read_array(options.ids)
-        ids = labels(ids, len(rows))
+        if options.ids is None and index.settings.text_ids:
+            raise InvalidRequest(f"ids: {options.index} has text ids; give --ids with a text per line", param="ids")
+        if options.ids is None:
+            first = int(there.max()) + 1 if len(there) else 0
+            ids = np.arange(first, first + len(rows))
+        else:
+            ids = index.checked(read_ids(options.ids), len(rows))
         if not options.update and len(taken := np.intersect1d(ids, there)):
             raise InvalidRequest(f"ids: {taken[0]} is in the index already; --update replaces it", param="ids")
         with _progress("adding", len(rows)) as tell:

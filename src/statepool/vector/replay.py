@@ -24,6 +24,10 @@ def load(parts: Parts, changes: Sequence[tuple[Kind, Change]]) -> None:
     Raises:
         Corruption: a row that no index would have taken.
     """
+    if parts.names is not None:
+        for kind, change in changes:
+            if kind == "add" and change.texts is not None:
+                parts.names.learn(change.texts, change.ids)
     last: dict[int, tuple[int, int]] = {}
     for number, (kind, change) in enumerate(changes):
         named = change.ids.tolist()

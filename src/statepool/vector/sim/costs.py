@@ -25,7 +25,7 @@ class Costs:
     insert: float
     """One candidate on its way into a pool."""
     shared: float
-    """What an expansion takes longer where a second thread expands over the same tags, whose lines move between them."""
+    """What an expansion takes longer while a second thread expands: lines of tags move between the two."""
     one_way: float
     """A value stored by one thread until another sees it."""
     start: float
@@ -81,7 +81,8 @@ def fit(
         distances: Distances per query of each run.
         hops: Expansions per query of each run.
         steps: Hop, first, row and insert, as ``measure_steps`` gives them.
-        beside: Time, hops and distances of one thread alone, and of one beside another, as ``measure_beside`` gives them.
+        beside: Time, hops and distances of a thread alone and of one beside another, as ``measure_beside``
+            gives them.
         handoffs: One way, round, start and merge, as ``measure_handoffs`` gives them.
     """
     hop, first, row, insert = steps
