@@ -16,6 +16,7 @@ import numpy as np
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index, open, verify  # noqa: A004 - the name users know from files
+from statepool.vector.check import within
 from statepool.vector.log import LEVELS
 from statepool.vector.native import DTYPES, METRICS
 from statepool.vector.sources import Source, read_columns, read_ids, read_rows, read_vectors
@@ -66,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--recall", action="store_true", help="print only the share of the exact answers found, and the time"
     )
+    bench = command("bench", "recall and time of an index on queries of yours, a line per ef", _bench)
+    bench.add_argument("index", type=Path)
+    bench.add_argument("queries", type=Path, help="[n, dim] as .npy, or .fvecs")
+    bench.add_argument("-k", type=int, default=10, help="rows per query (default 10)")
+    bench.add_argument("--ef", type=_numbers, default="10,20,40,80,160,320", help="candidates kept, with commas")
+    bench.add_argument("--threads", type=_threads, default=1, help="of one query: a number or auto (default 1)")
+    bench.add_argument("--filter", metavar="JSON", help="only rows that pass")
+    bench.add_argument("--repeats", type=int, default=3, help="of all queries; the least time counts (default 3)")
     for name, text, what in (
         ("stat", "figures of an index", _stat),
         ("verify", "check every byte of an index", _verify),
@@ -224,6 +233,33 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    index, chosen = open(options.index), _filter(options.filter)
+    queries, widths = read_vectors(options.queries), [ef for ef in options.ef if ef >= options.k]
+    within("repeats", options.repeats, 1, 1000)
+    if not widths:
+        raise InvalidRequest(f"ef: none is {options.k} (k) or more", param="ef")
+    truth = [index.exact(query, options.k, filter=chosen).ids for query in queries]
+    wanted = max(1, sum(map(len, truth)))
+    print(f"{len(index)} rows, {len(queries)} queries, k {options.k}, threads {options.threads}, path ", end="")
+    print(index.search(queries[0], options.k, widths[0], threads=options.threads, filter=chosen).stats.path)
+    print(f"{'ef':>6} {'recall':>7} {'mean us':>8} {'p50 us':>8} {'p99 us':>8} {'distances':>9}")
+    for ef in widths:
+        least, hits, distances = np.full(len(queries), np.inf), 0, 0
+        for repeat in range(options.repeats):
+            for number, query in enumerate(queries):
+                started = time.perf_counter_ns()
+                found = index.search(query, options.k, ef, threads=options.threads, filter=chosen)
+                least[number] = min(least[number], (time.perf_counter_ns() - started) / 1e3)
+                if repeat == 0:
+                    hits += len(np.intersect1d(found.ids, truth[number]))
+                    distances += found.stats.ndc
+        p50, p99 = np.percentile(least, [50, 99])
+        figures = f"{hits / wanted:7.4f} {least.mean():8.1f} {p50:8.1f} {p99:8.1f} {distances / len(queries):9.0f}"
+        print(f"{ef:6} {figures}", flush=True)
+    return 0
+
+
 def _stat(options: argparse.Namespace) -> int:
     for name, value in open(options.index).stats().items():
         print(f"{name:13} {value}")
@@ -271,6 +307,10 @@ def _sim(options: argparse.Namespace) -> int:
         print(f"simulated: async {mine / 1e3:.1f} µs with {count} threads, iqan {rival / 1e3:.1f} µs with {threads}")
         print(f"simulated: least latency {best.latency:.2f}x lower, throughput {best.throughput:.2f}x at iqan's least")
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
 
 
 def _threads(text: str) -> int | str:
