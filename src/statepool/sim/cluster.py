@@ -128,7 +128,7 @@ class Cluster:
         if self.shadow is None:
             return None
         other = self.shadow.decide(ask, snapshot)
-        if other.refused != decision.refused:
+        if bool(other.refused) != bool(decision.refused):
             return f"refused: {other.refused}" if other.refused else "admitted"
         moved = (other.prefill, other.source) != (decision.prefill, decision.source)
         return f"prefill on {other.prefill}" if moved and not other.refused else None
