@@ -184,7 +184,9 @@ def test_short_prompts_overtake_long_ones_but_not_their_own_context():
 
 
 def test_a_decode_node_takes_prefills_only_where_it_may():
-    now = snapshot([9.0, 0.0], [0, 0], lines=[line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])], stretch=np.array([1.0, 2.0]))
+    now = snapshot(
+        [9.0, 0.0], [0, 0], lines=[line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])], stretch=np.array([1.0, 2.0])
+    )
     decision = SizeAware(COSTS).place(Ask(0, 0, 4000), now)
     assert (decision.prefill, decision.decode) == (1, 0)
     assert decision.ttft_s == pytest.approx(2 * COSTS.prefill_s(4000))

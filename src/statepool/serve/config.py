@@ -22,7 +22,7 @@ class ClusterConfig:
         pool_nodes: processes that hold it; with ``pool_replicas`` above 1 a block survives the loss of one.
         pool_dir: folder for blocks on disk, which survive a restart; None keeps none.
         pool_disk_bytes: most bytes in it.
-        pool_eviction: which block goes first: ``lru``, ``lfu`` or ``length``.
+        pool_eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
         stall_seconds: an engine that shows no sign of life for so long is replaced.
 
     Raises:

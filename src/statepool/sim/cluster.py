@@ -235,9 +235,11 @@ class Cluster:
             return
         if node.beside is not None:
             self._advance(number - self.shape.prefill, now)
-        job = node.take(now)
+        in_order = not self.conductor.placement.chunk_tokens
+        job = node.take(now, in_order)
         if job is None:
-            self._events.at(min(job.ready for _, _, job in node.waiting if job.ready > now), self._start, number)
+            line = node.waiting[:1] if in_order else node.waiting
+            self._events.at(min(job.ready for _, _, job in line if job.ready > now), self._start, number)
             return
         if job.started < 0:
             self._find_blocks(node, job)
