@@ -130,10 +130,9 @@ def test_the_index_is_the_best_ratio_over_all_horizons():
 def talkers(seed, count=3000):
     """A third of the prompts begin conversations that go on every 60 s for ten turns; the others never come back."""
     draw = random.Random(seed)
-    events, fresh, number = [], 1, 0
+    events, fresh = [], 1
     for _ in range(count):
         at, turns = draw.uniform(0, 6000), 10 if draw.random() < 0.33 else 1
-        number += 1
         chain = (0,)
         for _ in range(turns):
             chain = (*chain, *range(fresh, fresh + 10))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.serve.snapshots import line, snapshot
 
 from statepool.serve.conductor import CacheCentric, Conductor
 from statepool.serve.costs import NODES
@@ -14,7 +15,6 @@ from statepool.serve.overload import CheckBoth, Everyone
 from statepool.serve.prefixes import PrefixIndex
 from statepool.serve.sizeaware import SizeAware
 from statepool.serve.snapshot import SLO, Ask
-from tests.serve.snapshots import line, snapshot
 
 COSTS = NODES["a800"]
 PLACEMENTS = [
@@ -184,16 +184,24 @@ def test_short_prompts_overtake_long_ones_but_not_their_own_context():
 
 
 def test_a_decode_node_takes_prefills_only_where_it_may():
-    now = snapshot(
-        [9.0, 0.0], [0, 0], lines=[line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])], stretch=np.array([1.0, 2.0])
-    )
+    lines = [line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])]
+    now = snapshot([9.0, 0.0], [0, 0], lines=lines, stretch=np.array([1.0, 2.0]))
     decision = SizeAware(COSTS).place(Ask(0, 0, 4000), now)
     assert (decision.prefill, decision.decode) == (1, 0)
     assert decision.ttft_s == pytest.approx(2 * COSTS.prefill_s(4000))
-    closed = snapshot(
-        [9.0, 0.0], [0, 0], lines=[line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])], stretch=np.array([1.0, np.inf])
-    )
+    closed = snapshot([9.0, 0.0], [0, 0], lines=lines, stretch=np.array([1.0, np.inf]))
     assert SizeAware(COSTS).place(Ask(0, 0, 4000), closed).prefill == 0
+
+
+@given(count=st.integers(25, 200), seed=st.integers(0, 999))
+def test_among_many_nodes_the_shortlist_holds_the_best(count, seed):
+    """Without lines the cost is busy time plus prefill, so the best of all nodes can be found by looking at each."""
+    draw = np.random.default_rng(seed)
+    busy_s, held = draw.uniform(0, 20, count), draw.integers(0, 60, count) * 512
+    now = snapshot(busy_s, held, busy_s=busy_s, link_s=np.full(count, 1e6))
+    decision = SizeAware(COSTS, inline=False).place(Ask(0, 0.0, 60 * 512), now)
+    each = [wait + COSTS.chunked_s(60 * 512, int(h), 8192) for wait, h in zip(busy_s, held, strict=True)]
+    assert decision.ttft_s <= min(each) * 1.02
 
 
 @given(

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.serve.snapshots import snapshot
 
 from statepool.serve.costs import NODES
 from statepool.serve.overload import CheckBoth, EarlyPredicted, EarlyRejection, Everyone, Foresight, LateCheck
 from statepool.serve.snapshot import SLO, Ask, Completion, Decision, Underway
-from tests.serve.snapshots import snapshot
 
 COSTS, PROMISE = NODES["a800"], SLO()
 FULL = int(COSTS.vram_tokens * 0.97)

@@ -1,5 +1,7 @@
 """The coupled baseline: a prefill stops the answers beside it, and nothing else does."""
 
+from itertools import pairwise
+
 import pytest
 
 from statepool.sim.coupled import run_coupled
@@ -41,7 +43,7 @@ def test_prefix_caching_finds_what_the_node_has(costs):
 
 def test_drawn_loads_are_poisson_and_half_cached():
     calls = poisson(4000, 2.0, 16_384, 512, cached=0.5, contexts=4, seed=1)
-    gaps = [later.at - earlier.at for earlier, later in zip(calls, calls[1:], strict=False)]
+    gaps = [later.at - earlier.at for earlier, later in pairwise(calls)]
     mean = sum(gaps) / len(gaps)
     assert mean == pytest.approx(0.5, rel=0.05)
     assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(0.25, rel=0.1)

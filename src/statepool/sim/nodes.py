@@ -158,7 +158,7 @@ class PrefillNode:
     def take(self, now: float, in_order: bool = False) -> Job | None:
         """The first job of the line whose blocks are here; None if there is none.
 
-        With ``in_order`` none but the very first: a prefill that cannot be interrupted would cost it more than the wait.
+        With ``in_order`` none but the very first: another that cannot be interrupted would cost it more than the wait.
         """
         for place, (_, _, job) in enumerate(self.waiting[:1] if in_order else self.waiting):
             if job.may_start(now):
