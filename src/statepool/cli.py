@@ -154,7 +154,7 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
     group.add_argument("--pool-replicas", metavar="N", help="how many of them get each block (default 1)")
     group.add_argument("--pool-dir", metavar="FOLDER", help="where blocks outlive a restart (default: nowhere)")
     group.add_argument("--pool-disk-bytes", metavar="SIZE", help="most bytes in --pool-dir (default 4GiB)")
-    group.add_argument("--pool-eviction", help="which block goes first: lru (default), lfu or length")
+    group.add_argument("--pool-eviction", help="which block goes first: lru (default), lfu, length or likely")
     group.add_argument("--pool", metavar="ADDRESSES", help="nodes that run already (statepool pool serve), with commas")
     group.add_argument("--policy", help="where requests go: global (default), local, kv-router, least-load, …")
     group.add_argument("--admission", help="whom to refuse with 429: none (default), late, both, early, predicted, …")

@@ -26,12 +26,12 @@ class ClusterConfig:
         pool_nodes: processes that hold it; with ``pool_replicas`` above 1 a block survives the loss of one.
         pool_dir: folder for blocks on disk, which survive a restart; None keeps none.
         pool_disk_bytes: most bytes in it.
-        pool_eviction: which block goes first: ``lru``, ``lfu`` or ``length``.
         policy: where requests go: ``global`` (Mooncake's Algorithm 1), ``local``, ``kv-router``, ``least-load``,
             ``round-robin`` or ``random``.
         admission: whom to refuse with 429: ``none``, ``late``, ``both``, ``early``, ``predicted`` or ``foresight``.
         slo_ttft: seconds to the first token that ``admission`` keeps.
         slo_tbt: seconds between two tokens that it keeps.
+        pool_eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
         stall_seconds: an engine that shows no sign of life for so long is replaced.
 
     Raises:

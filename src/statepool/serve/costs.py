@@ -71,7 +71,8 @@ class NodeCosts:
     def decode_many_s(self, batch: np.ndarray, kv_tokens: np.ndarray) -> np.ndarray:
         """``decode_s`` of many nodes: int64 [n] and int64 [n] to float64 [n]."""
         linear_us = np.interp(batch, _TOKENS, self.linear_us) * np.maximum(1.0, batch / _TOKENS[-1])
-        reduce_us = np.interp(batch * (self.hidden_bytes / 1e6), _REDUCE_MB, _REDUCE_US)
+        megabytes = batch * (self.hidden_bytes / 1e6)
+        reduce_us = np.interp(megabytes, _REDUCE_MB, _REDUCE_US) * np.maximum(1.0, megabytes / _REDUCE_MB[-1])
         step_s: np.ndarray = self.layers * (linear_us + 2 * reduce_us) * 1e-6 + kv_tokens * self.token_read_s
         return step_s
 

@@ -23,6 +23,10 @@ class PrefixIndex(Generic[K]):
         """``node`` holds ``key`` from now on."""
         self._holders[key] = self._holders.get(key, 0) | 1 << node
 
+    def put(self, key: K, nodes: int) -> None:
+        """Just ``nodes``, as bits, hold ``key`` from now on."""
+        self._holders[key] = nodes
+
     def drop(self, node: int, key: K) -> None:
         """``node`` no longer holds ``key``."""
         left = self._holders[key] & ~(1 << node)

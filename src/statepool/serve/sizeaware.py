@@ -13,6 +13,9 @@ from statepool.serve.snapshot import Ask, Decision, PrefillPool, Snapshot
 
 __all__ = ["SizeAware"]
 
+_LOOK = 12
+"""Nodes looked at closely for each of two reasons."""
+
 
 @dataclass(frozen=True, slots=True)
 class SizeAware:
@@ -43,7 +46,7 @@ class SizeAware:
         prefill_nodes = len(pool.lines) - (len(now.decode.batch) if self.inline else 0)
         cheapest = math.inf
         chosen: Decision | None = None
-        for node in np.flatnonzero(np.isfinite(pool.stretch)).tolist():
+        for node in self._candidates(ask, pool):
             held = int(pool.held[node])
             for reuse in {held, max(best, held)}:
                 cost, decision = self._at(ask, pool, node, min(reuse, ask.tokens - 1), source, reuse - held)
@@ -53,6 +56,17 @@ class SizeAware:
                     chosen = replace(decision, decode=decode if beside < 0 else beside, tbt_s=tbt_s)
         assert chosen is not None, "prefill nodes are always open"
         return chosen
+
+    def _candidates(self, ask: Ask, pool: PrefillPool) -> list[int]:
+        """The nodes worth a closer look: all of a small cluster, else the soonest with and without their lines."""
+        open_nodes = np.flatnonzero(np.isfinite(pool.stretch))
+        if len(open_nodes) > 2 * _LOOK:
+            work_s = self.costs.prefill_many_s(ask.tokens, np.minimum(pool.held, ask.tokens - 1)) * pool.stretch
+            soonest = [wait_s[open_nodes] + work_s[open_nodes] for wait_s in (pool.queue_s, pool.busy_s)]
+            places = np.concatenate([np.argpartition(each, _LOOK)[:_LOOK] for each in soonest])
+            open_nodes = open_nodes[np.unique(places)]
+        found: list[int] = open_nodes.tolist()
+        return found
 
     def _at(
         self, ask: Ask, pool: PrefillPool, node: int, reuse: int, source: int, fetched: int
@@ -67,8 +81,8 @@ class SizeAware:
         place = int(line.ranks.searchsorted(rank, side="right"))
         promised = int(line.slack_s.searchsorted(prefill_s + self.margin_s))
         if promised > place:
-            place = promised
-            rank = math.nextafter(line.ranks[place - 1], math.inf)
+            rank = math.nextafter(line.ranks[promised - 1], math.inf)
+            place = int(line.ranks.searchsorted(rank, side="right"))
         ttft_s = max(float(pool.busy_s[node] + line.ahead_s[place]), copy_s) + prefill_s
         decision = Decision(
             prefill=node,

@@ -128,7 +128,7 @@ class Cluster:
         if self.shadow is None:
             return None
         other = self.shadow.decide(ask, snapshot)
-        if other.refused != decision.refused:
+        if bool(other.refused) != bool(decision.refused):
             return f"refused: {other.refused}" if other.refused else "admitted"
         moved = (other.prefill, other.source) != (decision.prefill, decision.source)
         return f"prefill on {other.prefill}" if moved and not other.refused else None
@@ -235,9 +235,11 @@ class Cluster:
             return
         if node.beside is not None:
             self._advance(number - self.shape.prefill, now)
-        job = node.take(now)
+        in_order = not self.conductor.placement.chunk_tokens
+        job = node.take(now, in_order)
         if job is None:
-            self._events.at(min(job.ready for _, _, job in node.waiting if job.ready > now), self._start, number)
+            line = node.waiting[:1] if in_order else node.waiting
+            self._events.at(min(job.ready for _, _, job in line if job.ready > now), self._start, number)
             return
         if job.started < 0:
             self._find_blocks(node, job)

@@ -212,7 +212,7 @@ def _progress(name: str, total: int) -> Callable[[int], None] | None:
     """A bar on a terminal's standard error."""
     if not sys.stderr.isatty():
         return None
-    every = max(1, total // 200)
+    every = max(1, total // 40)
 
     def passed(done: int) -> None:
         if done % every == 0 or done == total:

@@ -93,10 +93,13 @@ class _Node:
         self.in_hand -= job.ask.tokens
 
 
-def run_coupled(calls: Sequence[Call], nodes: int, costs: NodeCosts, prefix_caching: bool = False) -> list[Job]:
+def run_coupled(
+    calls: Sequence[Call], nodes: int, costs: NodeCosts, prefix_caching: bool = False, in_turn: bool = False
+) -> list[Job]:
     """Let ``calls`` arrive at ``nodes`` coupled nodes; answers a job per call.
 
-    With ``prefix_caching`` a node finds again what is in its own device memory, as far as that holds it.
+    With ``prefix_caching`` a node finds again what is in its own device memory, as far as that holds it. With
+    ``in_turn`` nodes take turns, whatever they have in hand.
     """
     index: PrefixIndex[int] = PrefixIndex(nodes)
     blocks = costs.vram_tokens // BLOCK
@@ -108,7 +111,7 @@ def run_coupled(calls: Sequence[Call], nodes: int, costs: NodeCosts, prefix_cach
     for number, call in enumerate(calls):
         for node in pool:
             node.advance(call.at)
-        chosen = min(range(nodes), key=lambda place: (pool[place].in_hand, place))
+        chosen = number % nodes if in_turn else min(range(nodes), key=lambda place: (pool[place].in_hand, place))
         node = pool[chosen]
         if not node.waiting and not node.active:
             node.clock = max(node.clock, call.at)

@@ -155,9 +155,12 @@ class PrefillNode:
         self.context += job.ask.tokens
         self._line = None
 
-    def take(self, now: float) -> Job | None:
-        """The first job of the line whose blocks are here; None if there is none."""
-        for place, (_, _, job) in enumerate(self.waiting):
+    def take(self, now: float, in_order: bool = False) -> Job | None:
+        """The first job of the line whose blocks are here; None if there is none.
+
+        With ``in_order`` none but the very first: another that cannot be interrupted would cost it more than the wait.
+        """
+        for place, (_, _, job) in enumerate(self.waiting[:1] if in_order else self.waiting):
             if job.may_start(now):
                 del self.waiting[place]
                 self.waiting_s = self.waiting_s - job.left_s if self.waiting else 0.0

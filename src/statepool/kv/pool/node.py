@@ -46,7 +46,7 @@ class NodeConfig:
         disk_path: file for blocks on disk; None keeps none.
         disk_bytes: most bytes of that file.
         lease_s: seconds after which an engine that does not answer loses what it holds.
-        eviction: which block goes first: ``lru``, ``lfu`` or ``length``.
+        eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
         name: of the node; by default its address.
     """
 
