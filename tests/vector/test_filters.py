@@ -94,6 +94,8 @@ WAYS = {1.0: "check", 0.5: "check", 0.21: "check", 0.1: "probe, two-hop"} | dict
 WAYS[0.0] = "empty"
 FAR = WAYS | {0.5: "check, two-hop", 0.21: "check, scan", 0.1: "probe, scan"}
 """Where the rows that pass are those farthest from the query."""
+EF = {0.1: 25}
+"""With more candidates so few rows are measured one by one."""
 
 
 @pytest.mark.parametrize("kind", ["apart", "near", "far"])
@@ -104,7 +106,7 @@ def test_recall_and_the_way_taken(index: Index, data, share: float, kind: str) -
     found, truth, paths = [], [], set()
     for query in queries:
         chosen, passing = bounds(share, kind, query, scores)
-        answer = index.search(query, K, 80, filter=chosen)
+        answer = index.search(query, K, EF.get(share, 80), filter=chosen)
         assert answer.stats.matches == passing.sum()
         assert len(answer.ids) == min(K, passing.sum())
         assert passing[answer.ids].all()
@@ -153,6 +155,9 @@ def test_the_plan_is_a_function_of_counts() -> None:
     assert choose_path(10**6, 10_000, 64).path == "scan"
     assert choose_path(10**5, 2000, 64).path == "scan"
     assert choose_path(10**6, 10_001, 64).path == "two-hop"
+    assert choose_path(10**6, 16_000, 200).path == "scan"
+    assert choose_path(10**6, 16_001, 200).path == "two-hop"
+    assert choose_path(20_000, 5000, 400).path == "check"
     assert choose_path(10**6, 200_000, 64).path == "two-hop"
     assert choose_path(10**6, 200_001, 64).path == "check"
     assert choose_path(1000, 500, 64).width == 64 or choose_path(1000, 500, 64).path == "scan"
