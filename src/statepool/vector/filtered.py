@@ -52,7 +52,9 @@ class _Core(Protocol):
         """Ids, distances, counts, and the share of the last candidates that passed."""
 
 
-def search_among(core: _Core, ask: Ask, passing: Passing, rows: int, *, exact: bool = False) -> Result:
+def search_among(
+    core: _Core, ask: Ask, passing: Passing, rows: int, *, exact: bool = False, sealed: bool = False
+) -> Result:
     """The ``min(k, matches)`` nearest rows of those that are allowed.
 
     Args:
@@ -61,9 +63,10 @@ def search_among(core: _Core, ask: Ask, passing: Passing, rows: int, *, exact: b
         passing: Those that are allowed.
         rows: How many rows there are, those that may not be found too.
         exact: Look at every allowed row.
+        sealed: ``check`` goes by the codes of a sealed graph.
     """
     matches = passing.matches
-    plan = choose_path(rows, matches, ask.ef)
+    plan = choose_path(rows, matches, ask.ef, sealed=sealed)
     if plan.path == "empty":
         return Result(np.empty(0, np.int64), np.empty(0, np.float32), False, Stats(0, 0, 0, 0, 0, "empty", 0))
     bytes_ = passing.allowed.view(np.uint8)

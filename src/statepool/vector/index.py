@@ -258,7 +258,7 @@ class Index(Searching):
             return self._named(places), gaps, counts, share
 
         try:
-            return search_among(search, ask, passing, len(self), exact=exact)
+            return search_among(search, ask, passing, len(self), exact=exact, sealed=self._sealed)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
