@@ -31,7 +31,7 @@ class SizeAware:
     """
 
     costs: NodeCosts
-    patience: float = 5.0
+    patience: float = 2.0
     chunk_tokens: int = 8192
     inline: bool = True
     margin_s: float = 0.5
