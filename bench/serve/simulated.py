@@ -22,6 +22,7 @@ from statepool.kv.eviction import eviction
 from statepool.serve.conductor import CacheCentric
 from statepool.serve.costs import NODES
 from statepool.serve.pipeline import chunk_borders, makespan_s, uniform_borders
+from statepool.serve.policies import conductor
 from statepool.serve.prefixes import PrefixTable
 from statepool.serve.sizeaware import SizeAware
 from statepool.serve.snapshot import SLO, Ask, DecodePool, Line, PrefillPool, Snapshot
@@ -30,7 +31,6 @@ from statepool.sim.coupled import run_coupled
 from statepool.sim.nodes import Job
 from statepool.sim.pipeline import run_pipeline
 from statepool.sim.plan import fastest
-from statepool.sim.policies import conductor
 from statepool.sim.report import Report, report
 from statepool.sim.traces import Call, jittered, quantum, read_trace, sped_up
 from statepool.sim.workloads import poisson

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from statepool.engine.request import SamplingParams
 
 __all__ = ["main", "parser"]
+
+_ROOMS = {
+    "pool": ("statepool.kv.pool.commands", False),
+    "store": ("statepool.store.commands", False),
+    "vector": ("statepool.vector.commands", False),
+    "seq": ("statepool.tasks.sequences.commands", False),
+    "simulate": ("statepool.sim.commands", True),
+    "replay": ("statepool.sim.commands", True),
+    "plan": ("statepool.sim.commands", True),
+}
+"""Commands that a room runs itself: its module, and whether it wants to see the command's name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,22 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
-    if arguments[:1] == ["store"]:
-        from statepool.store import commands as store
-
-        return store.main(arguments[1:])
-    if arguments[:1] == ["pool"]:
-        from statepool.kv.pool import commands as pool
-
-        return pool.main(arguments[1:])
-    if arguments[:1] == ["vector"]:
-        from statepool.vector import commands as vector
-
-        return vector.main(arguments[1:])
-    if arguments[:1] in (["simulate"], ["plan"]):
-        from statepool.sim import commands as sim
-
-        return sim.main(arguments)
+    if arguments and arguments[0] in _ROOMS:
+        module, keeps_name = _ROOMS[arguments[0]]
+        status: int = import_module(module).main(arguments if keeps_name else arguments[1:])
+        return status
     options = parser().parse_args(arguments)
     return run("statepool", options)
 
@@ -112,8 +112,10 @@ def parser() -> argparse.ArgumentParser:
     command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
+    command("replay", "send a recorded load to a running server and measure it", add_help=False)
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
+    command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     return tree
 
@@ -131,8 +133,13 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--max-seqs", metavar="N", help="most sequences in one step (default 16)")
     group.add_argument("--max-model-len", metavar="N", help="longest prompt plus output (default: the model's)")
     group.add_argument("--threads", metavar="N", help="threads of the kernels (default: all cores)")
-    group.add_argument("--speculate", help="off (default) or ngram; never changes a result")
+    group.add_argument("--speculate", help="off (default), ngram or wave; never changes a result")
     group.add_argument("--attention", help="full (default), wave or moba; see docs/attention.md")
+    group.add_argument(
+        "--kv-budget", metavar="SIZE", help="memory for KV; the rest of --kv-bytes is in a file (default: all)"
+    )
+    group.add_argument("--kv-folder", metavar="DIR", help="where that file lies (default: the temporary folder)")
+    group.add_argument("--trace-selection", metavar="FILE", help="write which clusters each token read, as JSON lines")
     group.add_argument("--wave-bytes", metavar="SIZE", help="memory for wave segments (default: as --kv-bytes)")
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 
@@ -149,6 +156,10 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
     group.add_argument("--pool-disk-bytes", metavar="SIZE", help="most bytes in --pool-dir (default 4GiB)")
     group.add_argument("--pool-eviction", help="which block goes first: lru (default), lfu, length or likely")
     group.add_argument("--pool", metavar="ADDRESSES", help="nodes that run already (statepool pool serve), with commas")
+    group.add_argument("--policy", help="where requests go: global (default), local, kv-router, least-load, …")
+    group.add_argument("--admission", help="whom to refuse with 429: none (default), late, both, early, predicted, …")
+    group.add_argument("--slo-ttft", metavar="S", help="seconds to the first token that it keeps (default 30)")
+    group.add_argument("--slo-tbt", metavar="S", help="seconds between two tokens that it keeps (default 0.1)")
     group.add_argument("--stall-seconds", metavar="S", help="an engine silent for so long is replaced (default 1.5)")
 
 
@@ -322,8 +333,6 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from importlib import import_module
-
     try:
         app = import_module("statepool.train.cli").app
     except ModuleNotFoundError as error:

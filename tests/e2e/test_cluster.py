@@ -194,6 +194,20 @@ def test_top_shows_engines_and_nodes(server):
     assert "no server answers" in away.stderr
 
 
+def test_a_server_that_cannot_keep_its_promise_says_when_to_come_back(running, random_model, engine):
+    shape = {"workers": 1, "admission": "both", "slo_ttft": 1e-4}
+    with running(random_model, cluster=shape) as busy:
+        answers = []
+        for prompt in prompts(engine, 40, seed=21):
+            body = {"model": "random", "prompt": prompt, "max_tokens": 2}
+            answers.append(busy.http.post("/v1/completions", json=body))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert answers[0].status_code == 200, "nothing is known yet"
+        assert refused, "every prefill takes longer than a tenth of a millisecond"
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert "first token would come too late" in refused[0].json()["error"]["message"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_a_lost_engine_costs_time_and_no_token(server, engine, role, number):

@@ -29,8 +29,8 @@ def _closed():
         _clients.pop().close()
 
 
-def client(*arguments, **settings):
-    pool = Pool(*arguments, **settings)
+def client(*arguments, timeout=10, **settings):
+    pool = Pool(*arguments, timeout=timeout, **settings)
     _clients.append(pool)
     return pool
 
@@ -240,7 +240,7 @@ def test_replicas_outlive_a_node(tmp_path, record_property):
     addresses = [f"unix:{tmp_path / name}" for name in "abc"]
     chains = [chain(10, seed) for seed in range(12)]
     with node_process(addresses[0]) as first, node_process(addresses[1]), node_process(addresses[2]):
-        pool = client(addresses, BLOCK, replicas=2, timeout=5)
+        pool = client(addresses, BLOCK, replicas=2)
         for keys, rows in chains:
             assert pool.save(keys, rows, keys[0]) == 20
         first.kill()
@@ -341,11 +341,13 @@ def flipping_proxy(address, every):
 
     def relay(source, target, flips):
         passed = 0
-        while data := bytearray(source.recv(65536)):
-            for at in range(every - passed % every, len(data), every) if flips else ():
-                data[at] ^= 0x10
-            passed += len(data)
-            target.sendall(data)
+        with suppress(OSError), source:  # either side may leave in the middle
+            while data := bytearray(source.recv(65536)):
+                for at in range(every - passed % every, len(data), every) if flips else ():
+                    data[at] ^= 0x10
+                passed += len(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
 
     def serve():
         while True:

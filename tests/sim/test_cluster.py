@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from statepool.core.errors import InvalidConfig
+from statepool.serve.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.serve.snapshot import SLO
 from statepool.sim.cluster import Cluster, Shape
-from statepool.sim.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.sim.report import report
 from statepool.sim.traces import Call
 from statepool.sim.workloads import poisson

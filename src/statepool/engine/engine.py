@@ -21,6 +21,7 @@ from statepool.engine import cuda, transfer
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Context
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
+from statepool.engine.draft import SparseDrafter
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
 from statepool.engine.loop import StepLoop
@@ -36,7 +37,8 @@ from statepool.engine.speculate import NgramDrafter
 from statepool.engine.text.detokenize import Detokenizer
 from statepool.engine.text.stop import StopMatcher
 from statepool.engine.text.tokenizer import Tokenizer
-from statepool.kv import BlockPool, KVLayout, root_key
+from statepool.engine.tiered import tiered_runner
+from statepool.kv import BlockPool, KVLayout, TierFailure, root_key
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.native import kernels, reason
 
@@ -63,10 +65,18 @@ class Engine:
         blocks = config.kv_bytes // layout.block_bytes
         max_len = _max_len(config, decoder.max_position, blocks, layout)
         self._layout = layout
-        self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         self._attention = AttentionSpec.parse(config.attention)
-        self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
+        self.runner: Runner
+        if config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
+            self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+        else:
+            self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+            spare = config.wave_bytes or config.kv_bytes
+            if chosen := self._attention.backends(self.runner, backend, spare, trace=config.trace_selection):
+                assert isinstance(self.runner, DecoderRunner)
+                self.runner.backends = chosen
         self.pool = BlockPool(blocks)
+        sketcher = SparseDrafter.of(config, self.runner, backend, self.pool)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(
             id=config.served_name or ("statepool-tiny" if config.model == "tiny" else path.name),
@@ -87,7 +97,9 @@ class Engine:
         self.paused = False
         self._grammars: Any = None
         shared = _shared(config, layout, self.pool, self.runner)
-        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention, shared)
+        self._loop = StepLoop(
+            config, self.pool, self.runner, self.sessions, self._root, self._attention, sketcher, shared
+        )
         self._backlog: deque[Output] = deque()
         self._arrivals = 0
 
@@ -123,7 +135,11 @@ class Engine:
         return outputs + self._loop.step()
 
     def generate(self, requests: Iterable[Request]) -> dict[str, list[Output]]:
-        """Run requests to their end; outputs by request id. Other requests keep running beside them."""
+        """Run requests to their end; outputs by request id. Other requests keep running beside them.
+
+        Raises:
+            TierFailure: the KV of one of them could not be read (``EngineConfig.kv_budget``); the rest are dropped.
+        """
         mine: dict[str, list[Output]] = {}
         for request in requests:
             self.submit(request)
@@ -136,6 +152,10 @@ class Engine:
             for output in self.step():
                 if output.id in mine:
                     mine[output.id].append(output)
+                    if output.error is not None:
+                        for name in open_ids:
+                            self.abort(name)
+                        raise TierFailure(output.error)
                     if output.finish_reason is not None:
                         open_ids.discard(output.id)
                 else:
@@ -297,12 +317,24 @@ class Engine:
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,
             drafter=NgramDrafter(self.config.max_draft) if self.config.speculate == "ngram" else None,
-            context=Context(len(request.prompt) if request.exact is None else request.exact),
+            context=Context(self._exact(request), request.id),
             tokens=list(request.prompt),
             embedding=np.zeros(self.info.hidden_size) if request.embed else None,
         )
         sequence.sampler.begin(request.prompt)
         return sequence
+
+    def _exact(self, request: Request) -> int:
+        """Leading tokens of ``request`` that are computed exactly."""
+        whole = request.attention == "full" and self._attention.exact_prompts
+        if not whole and request.attention not in (None, self.config.attention):
+            known = dict.fromkeys([*(["full"] if self._attention.exact_prompts else []), self.config.attention])
+            raise InvalidRequest(
+                f"attention must be {' or '.join(known)} on this server, got {request.attention!r}", param="attention"
+            )
+        if whole:
+            return self.info.max_model_len
+        return len(request.prompt) if request.exact is None else request.exact
 
     def _check_prompt(self, request: Request) -> None:
         prompt, vocab = request.prompt, self.info.vocab_size

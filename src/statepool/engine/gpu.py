@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -18,11 +17,11 @@ from statepool.engine.config import Quant
 from statepool.engine.loader import Checkpoint
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.ops.device import DeviceOps
-from statepool.engine.runner import F32, DecoderRunner
+from statepool.engine.runner import F32, CopiedBlocks, DecoderRunner
 from statepool.kv import KVLayout
 
 
-class GpuRunner(DecoderRunner):
+class GpuRunner(CopiedBlocks, DecoderRunner):
     """A ``Runner`` on tensors. Its blocks have the bytes and the layout of the CPU path's.
 
     Args:
@@ -108,15 +107,6 @@ class GpuRunner(DecoderRunner):
     def write_blocks(self, blocks: list[int], data: npt.NDArray[Any]) -> None:
         """See ``Runner.write_blocks``."""
         self.storage[blocks] = self._place(data)
-
-    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
-        """See ``Runner.rows``."""
-        return list(self.read_blocks(blocks))
-
-    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
-        """See ``Runner.fill``."""
-        if blocks:
-            self.write_blocks(blocks, np.stack(rows))
 
     def _empty(self, rows: int, width: int) -> Tensor:
         return torch.empty(rows, width, dtype=torch.float32, device=self._device)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
+from statepool.engine.draft import SparseDrafter
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Runner
 from statepool.engine.sampler import token_logprob
@@ -18,7 +19,7 @@ from statepool.engine.sequence import Sequence
 from statepool.engine.session import SessionStore
 from statepool.engine.shared import SharedBlocks
 from statepool.engine.transfer import State
-from statepool.kv import BlockPool, BlockTable, block_keys
+from statepool.kv import BlockPool, BlockTable, TierFailure, block_keys
 from statepool.kv.layout import BLOCK_SIZE
 
 F32 = npt.NDArray[np.float32]
@@ -45,6 +46,7 @@ class StepLoop:
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
         attention: what the runner's layers run.
+        sketcher: drafts with the model itself.
         shared: the way to the shared pool; None keeps all blocks here.
     """
 
@@ -56,6 +58,7 @@ class StepLoop:
         sessions: SessionStore,
         root: Callable[[str], bytes],
         attention: AttentionSpec,
+        sketcher: SparseDrafter | None = None,
         shared: SharedBlocks | None = None,
     ) -> None:
         self.config = config
@@ -65,6 +68,7 @@ class StepLoop:
         self._root = root
         self._attention = attention
         self.shared = shared
+        self._sketcher = sketcher
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -134,6 +138,9 @@ class StepLoop:
         pending: set[bytes] = set()
         for sequence in self.running.values():
             self._draft(sequence)
+        if self._sketcher is not None:
+            self._sketcher.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
+        for sequence in self.running.values():
             if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
                 pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])
             blocks = sequence.table.blocks
@@ -251,7 +258,10 @@ class StepLoop:
             sequence.furthest = max(sequence.furthest, end)
         known = self._attention.sparse is not None
         batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else ())
-        hidden = self.runner.forward(batch)
+        try:
+            hidden = self.runner.forward(batch)
+        except TierFailure as error:
+            return self._give_up([sequence for sequence, _ in work], error)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
         rows: list[tuple[int, Sequence, int]] = []
@@ -274,15 +284,27 @@ class StepLoop:
             self.shared.flush()
         return outputs
 
+    def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
+        """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""
+        for sequence in sequences:
+            del self.running[sequence.request.id]
+            self._release(sequence)
+        self.pool.clear()
+        return [
+            Output(sequence.request.id, finish_reason="error", error=error.message, usage=sequence.usage())
+            for sequence in sequences
+        ]
+
     def _advance(self, sequence: Sequence, count: int) -> Output | None:
         """Book a step: how far the KV is valid now, what became shareable, whether it is over."""
-        if sequence.drafts and sequence.drafter is not None:
+        if sequence.drafts:
             held = max(sequence.fresh - 1, 0)
             sequence.draft_tokens += len(sequence.drafts)
             sequence.accepted_tokens += held
             self.count["draft_tokens"] += len(sequence.drafts)
             self.count["accepted_tokens"] += held
-            sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
+            if sequence.drafter is not None:
+                sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
         # The KV of the last chosen token, and of drafts that did not hold, is not there yet.
         sequence.computed = min(sequence.computed + count, len(sequence.tokens) - (sequence.fresh > 0))
         self.count["generated_tokens"] += sequence.fresh
@@ -329,6 +351,7 @@ class StepLoop:
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.table.blocks)
         sequence.context.kept.clear()
+        sequence.sketch.kept.clear()
         sequence.table = BlockTable()
         sequence.computed = 0
 

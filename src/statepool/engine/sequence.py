@@ -41,6 +41,8 @@ class Sequence:
     drafter: NgramDrafter | None = None
     context: Context = field(default_factory=lambda: Context(0))
     """What sparse attention knows and keeps of it."""
+    sketch: Context = field(default_factory=lambda: Context(0))
+    """The same for whoever drafts with sparse attention."""
     tokens: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     fresh: int = 0

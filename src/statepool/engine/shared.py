@@ -34,7 +34,7 @@ class SharedBlocks:
         # A question costs a few bytes, room for an answer may cost blocks that others would have found.
         count = self.remote.match(keys[missing.start : missing.stop]) if missing else 0
         blocks = self._own.take(count)
-        rows = self._runner.rows(blocks)
+        rows = self._runner.space(blocks)
         came = self.remote.load(keys[missing.start : missing.start + count], rows) if count else 0
         self._runner.fill(blocks[:came], rows[:came])
         for i, block in enumerate(blocks[:came], len(found)):

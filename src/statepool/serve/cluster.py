@@ -22,10 +22,15 @@ from typing import Any
 from statepool.core.errors import InvalidRequest, NotFound, Overloaded, StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
+from statepool.kv.layout import BLOCK_SIZE
 from statepool.serve.config import ServeConfig
+from statepool.serve.dispatcher import Dispatcher, Ticket
 from statepool.serve.engine_client import OutputStream
+from statepool.serve.estimate import Estimator, live_costs
 from statepool.serve.messages import ENGINE_FACTORY
+from statepool.serve.policies import conductor
 from statepool.serve.pool_nodes import PoolNodes
+from statepool.serve.snapshot import SLO
 from statepool.serve.surface import EngineLoad
 from statepool.serve.workers import Role, Worker, Workers, nobody
 
@@ -53,6 +58,7 @@ class Cluster:
         self._folder: Path | None = None
         self.nodes: PoolNodes | None = None
         self._workers: Workers | None = None
+        self._dispatcher: Dispatcher | None = None
         self._journeys: dict[str, _Journey] = {}
         self._left = asyncio.Event()
         self._stats = EngineStats()
@@ -86,7 +92,22 @@ class Cluster:
 
     async def wait_ready(self) -> ModelInfo:
         """What is being served, once every engine has loaded it."""
-        return await self.workers.wait_ready()
+        info = await self.workers.wait_ready()
+        if self._dispatcher is None:
+            cluster, kv_bytes = self._config.cluster, self._config.engine.kv_bytes
+            estimator = Estimator(live_costs(info.kv_token_bytes, kv_bytes // info.kv_token_bytes))
+            slo = SLO(cluster.slo_ttft, cluster.slo_tbt)
+            policies = conductor(cluster.policy, cluster.admission, estimator.costs, slo)
+            blocks = kv_bytes // info.kv_token_bytes // BLOCK_SIZE
+            self._dispatcher = Dispatcher(len(self.workers.all), policies, estimator, blocks)
+            self.workers.on_loss = self._dispatcher.lost
+        return info
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Who decides where requests go."""
+        assert self._dispatcher is not None, "wait_ready() comes first"
+        return self._dispatcher
 
     @property
     def stats(self) -> EngineStats:
@@ -212,8 +233,8 @@ class Cluster:
                 role=worker.role,
                 usable=worker.usable,
                 replaced=worker.replaced,
-                queued_tokens=worker.queued_tokens,
-                held_tokens=worker.held_tokens,
+                queued_tokens=self.dispatcher.load(worker.number)[0],
+                held_tokens=self.dispatcher.load(worker.number)[1],
             )
             for worker in self.workers.all
         ]
@@ -242,28 +263,37 @@ class Cluster:
             raise Unavailable(f"the engine of session {session!r} is being replaced; retry later")
         return seat
 
-    async def first(self, request: Request) -> Worker:
-        """The engine a request starts on."""
-        if request.session is not None:
-            return self.home(request.salt, request.session)
-        return await self._pick(("prefill", "mixed"), lambda worker: (worker.queued_tokens, worker.number))
+    async def first(self, request: Request) -> tuple[Worker, Ticket | None]:
+        """The engine a request starts on, and what the conductor decided; no ticket for a session, which has its place.
 
-    async def next(self) -> Worker:
-        """The engine a request goes on with behind its first token."""
-        return await self._pick(("decode", "mixed"), lambda worker: (worker.held_tokens, worker.number))
+        Raises:
+            Overloaded: it is not admitted. Unavailable: no engine is there.
+        """
+        if request.session is not None:
+            return self.home(request.salt, request.session), None
+        starts = await self._usable("prefill", "mixed")
+        goes_on = await self._usable("decode", "mixed")
+        ticket = self.dispatcher.decide(request, [w.number for w in starts], [w.number for w in goes_on])
+        return self.workers.all[ticket.prefill], ticket
+
+    async def next(self, ticket: Ticket | None) -> Worker:
+        """The engine a request goes on with behind its first token: the one decided on, if it is still there."""
+        usable = await self._usable("decode", "mixed")
+        chosen = [worker for worker in usable if ticket is not None and worker.number == ticket.decode]
+        return chosen[0] if chosen else min(usable, key=lambda worker: self.dispatcher.load(worker.number)[1])
 
     def left(self, request: Request) -> None:
         """A request has ended, one way or another."""
         self._journeys.pop(request.id, None)
         self._left.set()
 
-    async def _pick(self, roles: tuple[Role, ...], load: Callable[[Worker], Any]) -> Worker:
+    async def _usable(self, *roles: Role) -> list[Worker]:
         deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
-        while not (usable := self.workers.of(*roles)):
+        while not (found := self.workers.of(*roles)):
             if self.failure is not None or asyncio.get_running_loop().time() > deadline:
                 raise nobody(" or ".join(roles))
             await asyncio.sleep(0.05)
-        return min(usable, key=load)
+        return found
 
 
 class _Journey:
@@ -278,21 +308,18 @@ class _Journey:
         self._cluster = cluster
         self._tokens: list[int] = []
         self._stream: OutputStream | None = None
-        self._worker: Worker | None = None
-        self._charged = (0, 0)
+        self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """Be accepted by a first engine. Raises like ``AsyncEngine.submit``."""
         for attempt in range(_TRIES):
-            worker = await self._cluster.first(self.request)
-            handoff = worker.role == "prefill" and self.request.params.max_tokens > 1 and not self.request.embed
-            self._charge(worker, queued=len(self.request.prompt))
+            worker, self._ticket = await self._cluster.first(self.request)
             try:
-                self._stream = await worker.engine.submit(self.request, handoff=handoff)
-            except Unavailable:
-                self._charge(None)
-                if attempt == _TRIES - 1:
+                self._stream = await worker.engine.submit(self.request, handoff=self._leaves(worker))
+            except StatepoolError as error:
+                self._settle(finished=False)
+                if attempt == _TRIES - 1 or not isinstance(error, Unavailable):
                     raise
                 continue
             self._task = asyncio.create_task(self._run())
@@ -305,7 +332,7 @@ class _Journey:
             await asyncio.gather(self._task, return_exceptions=True)
         if self._stream is not None:
             await self._stream.aclose()
-        self._charge(None)
+        self._settle(finished=False)
         self._cluster.left(self.request)
 
     async def abort(self) -> None:
@@ -322,7 +349,7 @@ class _Journey:
             log.exception("request %s was lost", self.request.id)
             self.outputs.put_nowait(StatepoolError(f"the cluster failed: {type(error).__name__}: {error}"))
         finally:
-            self._charge(None)
+            self._settle(finished=False)
             self._cluster.left(self.request)
 
     async def _travel(self) -> None:
@@ -334,6 +361,7 @@ class _Journey:
                     self._note(output)
                     self.outputs.put_nowait(output)
                     if output.finish_reason is not None:
+                        self._settle(finished=True)
                         return
                 # Its prefill engine let it go.
                 assert self._stream.moved is not None, "a stream without an end has moved"
@@ -350,15 +378,21 @@ class _Journey:
     async def _go_on(self, state: bytes | None) -> OutputStream:
         """Enter another engine: with ``state``, or, if that is lost, behind the tokens that are known."""
         while True:
-            worker = await (self._cluster.next() if self._tokens else self._cluster.first(self.request))
+            if self._tokens:
+                worker = await self._cluster.next(self._ticket)
+                if self._ticket is not None:
+                    self._cluster.dispatcher.joined(self._ticket, worker.number)
+            else:
+                self._settle(finished=False)
+                worker, self._ticket = await self._cluster.first(self.request)
             engine = worker.engine
-            self._charge(worker, held=len(self.request.prompt) + len(self._tokens))
             try:
                 if state is not None:
                     return await engine.adopt(self.request.id, state)
+                if not self._tokens:
+                    return await engine.submit(self.request, handoff=self._leaves(worker))
                 return await engine.take_over(self.request, self.seed, self._tokens)
             except Unavailable:
-                self._charge(None)
                 if self._cluster.failure is not None:
                     raise
             except StatepoolError as error:
@@ -367,24 +401,25 @@ class _Journey:
                 log.warning("the state of request %s is refused, its KV is computed again: %s", self.request.id, error)
             state = None
 
-    def _note(self, output: Output) -> None:
-        self._tokens += output.tokens
-        if self._worker is None:
-            return
-        if self._charged[0] and output.tokens:
-            self._charge(self._worker, held=len(self.request.prompt))
-        self._worker.held_tokens += len(output.tokens)
-        self._charged = (self._charged[0], self._charged[1] + len(output.tokens))
+    def _leaves(self, worker: Worker) -> bool:
+        """Whether another engine is to go on behind the first token."""
+        return worker.role == "prefill" and self.request.params.max_tokens > 1 and not self.request.embed
 
-    def _charge(self, worker: Worker | None, queued: int = 0, held: int = 0) -> None:
-        """Put this request's tokens on ``worker``'s books, and off those of the one before."""
-        if self._worker is not None:
-            self._worker.queued_tokens = max(self._worker.queued_tokens - self._charged[0], 0)
-            self._worker.held_tokens = max(self._worker.held_tokens - self._charged[1], 0)
-        self._worker, self._charged = worker, (queued, held)
-        if worker is not None:
-            worker.queued_tokens += queued
-            worker.held_tokens += held
+    def _note(self, output: Output) -> None:
+        dispatcher, ticket = self._cluster.dispatcher, self._ticket
+        if ticket is not None and output.tokens:
+            if not self._tokens:
+                dispatcher.prefilled(ticket)
+                if not self._leaves(self._cluster.workers.all[ticket.prefill]):
+                    dispatcher.joined(ticket, ticket.prefill)
+            dispatcher.wrote(ticket, len(output.tokens))
+        self._tokens += output.tokens
+
+    def _settle(self, finished: bool) -> None:
+        """Take this request off the books."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._cluster.dispatcher.ended(ticket, finished)
 
 
 class ClusterStream:

@@ -8,6 +8,10 @@ from pathlib import Path
 from statepool.core.errors import InvalidConfig
 from statepool.engine.config import EngineConfig
 from statepool.kv.eviction import EVICTIONS
+from statepool.serve.policies import ADMISSIONS, PLACEMENTS
+
+LIVE_POLICIES = tuple(name for name in PLACEMENTS if not name.startswith("size-aware"))
+"""Those that leave the order of an engine's prefills to the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,11 @@ class ClusterConfig:
         pool_nodes: processes that hold it; with ``pool_replicas`` above 1 a block survives the loss of one.
         pool_dir: folder for blocks on disk, which survive a restart; None keeps none.
         pool_disk_bytes: most bytes in it.
+        policy: where requests go: ``global`` (Mooncake's Algorithm 1), ``local``, ``kv-router``, ``least-load``,
+            ``round-robin`` or ``random``.
+        admission: whom to refuse with 429: ``none``, ``late``, ``both``, ``early``, ``predicted`` or ``foresight``.
+        slo_ttft: seconds to the first token that ``admission`` keeps.
+        slo_tbt: seconds between two tokens that it keeps.
         pool_eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
         stall_seconds: an engine that shows no sign of life for so long is replaced.
 
@@ -37,6 +46,10 @@ class ClusterConfig:
     pool_dir: Path | None = None
     pool_disk_bytes: int = 4 << 30
     pool_eviction: str = "lru"
+    policy: str = "global"
+    admission: str = "none"
+    slo_ttft: float = 30.0
+    slo_tbt: float = 0.1
     stall_seconds: float = 1.5
 
     def __post_init__(self) -> None:
@@ -46,13 +59,15 @@ class ClusterConfig:
         if (self.prefill > 0) != (self.decode > 0) and self.workers == 0:
             missing = "decode" if self.prefill else "prefill"
             raise InvalidConfig(f"{missing} must be at least 1, since the other half has engines", param=missing)
-        if self.pool_eviction not in EVICTIONS:
-            known = ", ".join(EVICTIONS)
-            raise InvalidConfig(
-                f"pool_eviction must be one of {known}, got {self.pool_eviction!r}", param="pool_eviction"
-            )
-        if not self.stall_seconds > 0:
-            raise InvalidConfig(f"stall_seconds must be above 0, got {self.stall_seconds}", param="stall_seconds")
+        for name in ("stall_seconds", "slo_ttft", "slo_tbt"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} must be above 0, got {getattr(self, name)}", param=name)
+        names = {"policy": LIVE_POLICIES, "admission": tuple(ADMISSIONS), "pool_eviction": tuple(EVICTIONS)}
+        for name, allowed in names.items():
+            if getattr(self, name) not in allowed:
+                raise InvalidConfig(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}", param=name
+                )
 
     @property
     def engines(self) -> int:

@@ -31,10 +31,6 @@ class Worker:
     number: int
     role: Role
     engine: AsyncEngine
-    queued_tokens: int = 0
-    """Prompt tokens given to it that have no first token yet."""
-    held_tokens: int = 0
-    """Tokens of the requests it decodes."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     replaced: int = 0
     renewed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,6 +65,8 @@ class Workers:
     ) -> None:
         self.config = config
         self.on_queue_seconds: Callable[[float], None] | None = None
+        self.on_loss: Callable[[int], None] | None = None
+        """Called with the number of an engine that has ended."""
         self._max_in_flight = max_in_flight
         self._stall_seconds = stall_seconds
         self._factory = factory
@@ -143,7 +141,8 @@ class Workers:
             worker.ready.clear()
             engine.kill()
             await engine.close()
-            worker.queued_tokens = worker.held_tokens = 0
+            if self.on_loss is not None:
+                self.on_loss(worker.number)
             worker.engine = await self._replacement(worker)
             worker.replaced += 1
             worker.ready.set()

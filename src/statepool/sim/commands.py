@@ -1,4 +1,4 @@
-"""``statepool simulate`` and ``statepool plan``: what a cluster would do with a recorded load, and which one to buy."""
+"""``statepool simulate``, ``replay`` and ``plan``: a recorded load on a cluster that is not there, or on a real one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidConfig
 from statepool.serve.costs import NODES, node_costs
+from statepool.serve.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.serve.snapshot import SLO
 from statepool.sim.cluster import Cluster, Shape
 from statepool.sim.plan import Plan, best_split
 from statepool.sim.plot import draw
-from statepool.sim.policies import ADMISSIONS, PLACEMENTS, conductor
+from statepool.sim.replay import play, summary, write_answers
 from statepool.sim.report import Report, as_json, report, write_requests
 from statepool.sim.traces import BLOCK, Call, jittered, quantum, read_trace, sped_up
 
@@ -33,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     tree = argparse.ArgumentParser(prog="statepool")
     command = adder(tree)
     _add_simulate(command("simulate", "replay a recorded load on a simulated cluster", _simulate))
+    _add_replay(command("replay", "send a recorded load to a running server and measure what its clients see", _replay))
     _add_plan(command("plan", "find which split of nodes bears most of a recorded load", _plan))
     return tree
 
@@ -55,6 +58,20 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     _add_shared(parser)
 
 
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    """The options of ``statepool replay``."""
+    parser.add_argument("trace", type=Path, help="Mooncake .jsonl or Azure .csv")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default http://127.0.0.1:8000)")
+    parser.add_argument("--api-key", help="its key")
+    parser.add_argument("--requests", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="replay X times as fast (default 1)")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="shorten prompts and answers (default 1)")
+    parser.add_argument("--slo", default="ttft=30,tbt=0.1", metavar="ttft=S,tbt=S", help="default ttft=30,tbt=0.1")
+    parser.add_argument("--block", type=int, default=BLOCK, metavar="N", help=f"tokens per hash_id (default {BLOCK})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL with a line per request")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of ``statepool plan``."""
     parser.add_argument("trace", type=Path, help="Mooncake .jsonl or Azure .csv")
@@ -74,6 +91,32 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-tokens", type=int, default=3_000_000, metavar="N", help="per node (default 3000000)")
     parser.add_argument("--block", type=int, default=BLOCK, metavar="N", help=f"tokens per hash_id (default {BLOCK})")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+
+
+def _replay(options: argparse.Namespace) -> int:
+    """Send the trace to a server and print what its clients saw."""
+    slo = _slo(options.slo)
+    calls = sped_up(read_trace(options.trace, options.block), options.speed)[: options.requests]
+    url, shown = options.url.rstrip("/"), _progress("replay", len(calls))
+    answers = play(
+        calls, url, block=options.block, scale=options.scale, api_key=options.api_key, passed=shown or (lambda _: None)
+    )
+    if options.out is not None:
+        write_answers(options.out, answers)
+    found = summary(answers, slo.ttft_s, slo.tbt_s)
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    print(
+        f"{found.calls} requests: {found.answered:.1%} answered, {found.refused:.1%} refused, {found.failed:.1%} lost\n"
+        f"{found.effective:.1%} of requests and {found.effective_tokens:.1%} of tokens kept {options.slo}"
+    )
+    print(
+        f"time to first token p50 {found.ttft_p50_s:.3f} s, p90 {found.ttft_p90_s:.3f} s, p99 {found.ttft_p99_s:.3f} s"
+    )
+    print(f"between tokens      p50 {found.tbt_p50_s:.3f} s, p90 {found.tbt_p90_s:.3f} s, p99 {found.tbt_p99_s:.3f} s")
+    print(f"{found.tokens_s:.0f} tokens/s")
+    return 1 if found.failed else 0
 
 
 def _simulate(options: argparse.Namespace) -> int:
