@@ -184,6 +184,17 @@ def test_short_prompts_overtake_long_ones_but_not_their_own_context():
     assert SizeAware(COSTS, inline=False).place(ask, waits).rank > 200.0
 
 
+def test_priority_counts_as_waiting_but_breaks_no_promise():
+    placement = SizeAware(COSTS, inline=False)
+    relaxed, tight = (line(100.0, [(95.0, 5.0, end)]) for end in (130.0, 105.2))
+    plain, urgent = Ask(9, 100.0, 20_000), Ask(9, 100.0, 20_000, priority=2)
+    assert placement.place(plain, snapshot([5.0], [0], lines=[relaxed])).rank > 95.0
+    first = placement.place(urgent, snapshot([5.0], [0], lines=[relaxed]))
+    assert first.rank < 95.0
+    assert first.ttft_s == pytest.approx(first.prefill_s)
+    assert placement.place(urgent, snapshot([5.0], [0], lines=[tight])).rank > 95.0
+
+
 def test_a_decode_node_takes_prefills_only_where_it_may():
     lines = [line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])]
     now = snapshot([9.0, 0.0], [0, 0], lines=lines, stretch=np.array([1.0, 2.0]))
