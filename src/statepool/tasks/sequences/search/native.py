@@ -21,7 +21,7 @@ from statepool.tasks.sequences.sets import ZeroZone
 __all__ = ["LocalSearch"]
 
 _NOTHING = -1e300
-_RIDGES, _TURN = (0.003, 0.01, 0.02, 0.04, 0.08, 0.15), 4
+_RIDGES, _TURN = (0.0, 0.008, 0.017, 0.03, 0.05, 0.07, 0.1), 4
 """White noise per symbol that a search under a limit of loss tries, and the rounds each is tried for."""
 
 
@@ -61,7 +61,7 @@ class LocalSearch:
         if isinstance(objective, Sir):
             taps = n if objective.length is None else objective.length
             ridge = objective.ridge
-            if objective.loss_min is not None and not ridge:
+            if objective.loss_min is not None and ridge == 0:
                 # which noise leads to which loss depends on the code: batches take turns
                 ridge = n * _RIDGES[first // _TURN % len(_RIDGES)]
             found = core.search_sir(n, taps, ridge, seed, first, rounds, self.method, 300, _NOTHING)
