@@ -10,8 +10,7 @@ import numpy as np
 from bench.machine import LoadWatch
 from bench.row import Row
 from bench.seq.truth import cpu_search
-from statepool.tasks.sequences import Code, certify, make, orbit_key, verify
-from statepool.tasks.sequences import census
+from statepool.tasks.sequences import Code, census, certify, make, orbit_key, verify
 
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:

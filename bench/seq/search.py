@@ -48,9 +48,13 @@ def _ratio(quick: bool) -> Iterator[Row]:
     about = f"{statistics.median(times):.1f} s median until the search stopped at 50.8427, {max(times):.1f} s at most"
     middle = Row("S3", "ratio at 59 symbols after 60 s, median of 10 seeds", "SIR", "higher", 49.69, peer="AlphaSeq")
     middle.value, middle.own, middle.peer_value, middle.peer_unit = statistics.median(values), about, 33.453, "SIR"
-    middle.note = f"all: {' '.join(f'{v:.2f}' for v in sorted(values))}; processor seconds of one thread; exact fractions"
+    middle.note = (
+        f"all: {' '.join(f'{v:.2f}' for v in sorted(values))}; processor seconds of one thread; exact fractions"
+    )
     yield middle
-    best_row = Row("S3b", "the same, best of 10 seeds", "SIR", "higher", 50.84, peer="HpGAN (abstract)", peer_value=43.9)
+    best_row = Row(
+        "S3b", "the same, best of 10 seeds", "SIR", "higher", 50.84, peer="HpGAN (abstract)", peer_value=43.9
+    )
     best_row.value, best_row.own, best_row.peer_unit = max(values), f"{max(values):.6f}", "SIR"
     yield best_row
 
@@ -64,7 +68,9 @@ def _table(quick: bool) -> Iterator[Row]:
         found[n] = best
         reached += best.number >= before - 5e-4
     row.value, row.own = float(reached), f"{reached}"
-    row.note = "20 s each: " + ", ".join(f"{n}: {best.number:.4f} (before {BEST_BEFORE[n]})" for n, best in found.items())
+    row.note = "20 s each: " + ", ".join(
+        f"{n}: {best.number:.4f} (before {BEST_BEFORE[n]})" for n, best in found.items()
+    )
     yield row
 
 
@@ -74,7 +80,9 @@ def _front(quick: bool) -> Iterator[Row]:
         best = cpu_search("tabu", make("mmf-sir", {"loss_min": limit}), 59, 1, 4 if quick else 30, float("inf"))
         verify(best)
         front[limit] = best
-    row = Row("S5", "ratio at 59 symbols with at most 1 dB of loss", "SIR", "higher", 28.0, peer="best energy (LABS optimum)")
+    row = Row(
+        "S5", "ratio at 59 symbols with at most 1 dB of loss", "SIR", "higher", 28.0, peer="best energy (LABS optimum)"
+    )
     row.value, row.own = front[-1.0].number, front[-1.0].codes[0].text
     row.peer_value, row.peer_unit = 21.34, "SIR at -0.52 dB"
     row.note = "front: " + ", ".join(f"{limit} dB {best.number:.2f}" for limit, best in front.items())
@@ -94,8 +102,14 @@ def _energy(quick: bool) -> Iterator[Row]:
         ratios[n] = statistics.median(theirs) / statistics.median(ours)
         mark = "≥ " if bound else ""
         notes.append(f"{n}: {statistics.median(ours):.3f} s against {mark}{statistics.median(theirs):.1f} s")
-    row = Row("S6", "least energy: time to the optimum, worst of six lengths", "x", "higher", 10.0, peer="plain tabu, C++ -O3")
-    row.value, row.own, row.note = min(ratios.values()), "; ".join(f"{n}: {r:.0f}×" for n, r in ratios.items()), "; ".join(notes)
+    row = Row(
+        "S6", "least energy: time to the optimum, worst of six lengths", "x", "higher", 10.0, peer="plain tabu, C++ -O3"
+    )
+    row.value, row.own, row.note = (
+        min(ratios.values()),
+        "; ".join(f"{n}: {r:.0f}×" for n, r in ratios.items()),
+        "; ".join(notes),
+    )
     yield row
     solved, times = 0, {}
     for n in range(24, 36) if quick else ENERGIES:

@@ -12,8 +12,7 @@ import numpy as np
 from bench.machine import LoadWatch
 from bench.row import Row
 from statepool.tasks import sequences
-from statepool.tasks.sequences import Code, certify, make, orbit_key, parse, verify
-from statepool.tasks.sequences import census, families
+from statepool.tasks.sequences import Code, census, certify, families, make, orbit_key, parse, verify
 from statepool.tasks.sequences.filters import exact_filter, sir_batch
 from statepool.tasks.sequences.search import Budget, search, searcher
 
@@ -58,7 +57,10 @@ def _exactness(quick: bool) -> Row:
         worst = max(worst, abs(float(Fraction(float(sir_batch(code.signs[None])[0])) / exact - 1)))
     checks.append(worst <= 1e-9)
     row.value = 100.0 * sum(checks) / len(checks)
-    row.own, row.note = f"{sum(checks)} of {len(checks)}", f"double precision is off by {worst:.1e} at most up to 256 symbols"
+    row.own, row.note = (
+        f"{sum(checks)} of {len(checks)}",
+        f"double precision is off by {worst:.1e} at most up to 256 symbols",
+    )
     return row
 
 
@@ -135,7 +137,9 @@ def cpu_search(algo: str, objective: object, n: int, seed: int, seconds: float, 
 
 
 def _sets(quick: bool) -> Row:
-    row = Row("S9", "time to list all ideal sets of 2 users, 2 elements, 8 symbols, and sort them by orbit", "s", "lower", 1.0)
+    row = Row(
+        "S9", "time to list all ideal sets of 2 users, 2 elements, 8 symbols, and sort them by orbit", "s", "lower", 1.0
+    )
     started = time.process_time()
     objective, sets = make("moccs"), census.complementary_sets(8)
     keys = {orbit_key(objective, [Code(tuple(int(x < 0) for x in code)) for code in item]) for item in sets}

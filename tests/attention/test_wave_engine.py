@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import partial
 
@@ -100,6 +101,8 @@ def test_sessions_are_refused(make_engine):  # noqa: F811
         ("wave:retrieve=much", "retrieve must be a number"),
         ("wave:sink=-2", "sink must be a count"),
         ("wave:retrieve=2", "between 0 and 1"),
+        ("wave:eps=-1", "eps must be a number from 0 on"),
+        ("wave:eps=nan", "eps must be a number from 0 on"),
     ],
 )
 def test_a_wrong_text_is_one_clear_error(text, message):
@@ -120,3 +123,57 @@ def test_settings_are_part_of_what_results_depend_on():
     texts = ["full", "wave", "wave:paper", "wave:retrieve=0.1", "wave:first=1", "wave:last=1"]
     assert len({AttentionSpec.parse(text).identity for text in texts}) == len(texts)
     assert AttentionSpec.parse("full").identity == ""
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.3, 50.0])
+def test_a_proof_asked_for_holds_in_every_layer(make_engine, monkeypatch, eps):  # noqa: F811
+    """Every sparse row's output beside exact attention of the same query over the same keys."""
+    engine = make_engine(quant="fp32", attention=WAVE + f",eps={eps}")
+    backend, errors = engine.runner.backends[0], []
+    attend = type(backend).attend
+
+    def checked(self, layer, query, batch, out):
+        attend(self, layer, query, batch, out)
+        exact = np.empty_like(out)
+        self._exact.attend(layer, query, batch, exact)
+        difference = (exact - out).astype(np.float64).reshape(len(out), -1, 32)
+        errors.extend(np.linalg.norm(difference, axis=2).max(axis=1).tolist())
+
+    monkeypatch.setattr(type(backend), "attend", checked)
+    engine.generate([Request("a", PROMPT, greedy(30))])
+    assert max(errors) <= eps and (max(errors) > 1e-5) == (eps == 50.0)
+
+
+def test_a_proof_changes_with_no_neighbour(make_engine):  # noqa: F811
+    engine = partial(make_engine, attention=WAVE + ",eps=1.5")
+    requests = [Request(f"r{i}", PROMPT[i:], greedy(12)) for i in range(3)]
+    together = engine().generate(requests)
+    assert all(bits(together[r.id]) == bits(engine().generate([r])[r.id]) for r in requests)
+
+
+@pytest.mark.parametrize("more", ["", ",eps=1.5"])
+def test_the_trace_says_what_was_read(make_engine, tmp_path, more):  # noqa: F811
+    path = tmp_path / "selection.jsonl"
+    engine = make_engine(attention=WAVE + more, trace_selection=str(path))
+    outputs = engine.generate([Request("a", PROMPT, greedy(20))])["a"]
+    assert bits(outputs) == bits(make_engine(attention=WAVE + more).generate([Request("a", PROMPT, greedy(20))])["a"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    # The first token comes from the prompt's last one, and the last is never read; two layers.
+    assert [(x["request"], x["layer"], x["position"]) for x in lines] == [
+        ("a", layer, position) for position in range(150, 169) for layer in (0, 1)
+    ]
+    for line in lines:
+        assert line["tokens"] == (line["position"] + 1 - 8) // 32 * 32
+        clusters = line["tokens"] // 4
+        assert clusters <= line["clusters"] < clusters + 16
+        for read, estimated in zip(line["read"], line["estimated"], strict=True):
+            assert len(set(read)) == len(read) and max(read) < line["clusters"]
+            if not more:
+                assert len(read) == round(0.2 * clusters) and estimated == round(0.3 * clusters)
+
+
+def test_a_trace_that_cannot_be_written(make_engine):  # noqa: F811
+    with pytest.raises(InvalidConfig, match="trace_selection: /nowhere/x cannot be written: No such file"):
+        make_engine(attention="wave", trace_selection="/nowhere/x")
+    with pytest.raises(InvalidConfig, match="needs wave attention"):
+        make_engine(trace_selection="/nowhere/x")

@@ -210,6 +210,45 @@ def test_ranges_of_segments_merge_to_the_bits_of_the_whole(long_case: Case) -> N
         assert same((out, lse), whole)
 
 
+def test_segments_folded_one_by_one_give_the_bits_of_the_whole(long_case: Case) -> None:
+    case = long_case
+    rows, segments = len(case.q), -(-int(case.context.max()) // SEGMENT)
+    for ops in (kernels, reference):
+        whole: list[np.ndarray] = []
+        for segment in range(segments):
+            shape = (rows, case.heads, 1)
+            part = [np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, 16), np.float32)]
+            ops.attention_segments(
+                case.q, case.pool, case.layer, case.tables, case.start, case.context, case.scale, segment, *part
+            )
+            flat = [np.ascontiguousarray(a[:, :, 0]) for a in part]
+            if whole:
+                ops.fold_segments(*whole, *flat)
+            else:
+                whole = flat
+        out, lse = case.run()
+        got = np.empty_like(out), np.empty_like(lse)
+        kernels.merge_segments(*(np.ascontiguousarray(a[:, :, None]) for a in whole), *got)
+        assert same(got, (out, lse))
+
+
+@pytest.mark.parametrize("token", [3, 1030, 2090], ids=["first segment", "second segment", "last segment"])
+def test_a_score_that_is_not_a_number_reaches_the_output(token: int) -> None:
+    """Whole pages of NaN too: a segment must not vanish because no maximum was found in it."""
+    for count in (1, 1024):
+        case = Case(3, 16, 1, 1, [(1, 2100)], False)
+        nan = np.full((1, 16), np.nan, np.float32)
+        for at in range(token // count * count, min(token // count * count + count, 2100)):
+            slot = np.array([int(case.tables[0, at // PAGE]) * PAGE + at % PAGE])
+            k, v = torch.from_numpy(nan[None]), torch.from_numpy(case.values[0][at][None])
+            reference.scatter_kv(k, v, slot, case.pool, case.layer)
+            case.keys[0][at] = np.nan
+        assert np.isnan(case.dense()).all()
+        for ops in (kernels, reference):
+            out, lse = case.run(ops)
+            assert np.isnan(out).all() and np.isnan(lse).all()
+
+
 def test_zero_rows() -> None:
     case = Case(1, 16, 1, 1, [(0, 5)], True)
     assert case.run()[0].shape == (0, 16)

@@ -20,11 +20,13 @@ class Context:
 
     Attributes:
         exact: leading tokens whose attention reads every key, whatever the backend.
+        name: of the request.
         keys: keys of the sequence's full blocks, or None where its KV must not be shared.
         kept: by layer, whatever the layer's backend wants to find again; gone when the sequence's blocks are.
     """
 
     exact: int
+    name: str = ""
     keys: list[bytes] | None = None
     kept: dict[int, Any] = field(default_factory=dict)
 

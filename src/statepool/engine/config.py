@@ -24,13 +24,20 @@ class EngineConfig:
         max_seqs: most sequences in one step.
         max_model_len: longest prompt plus output; ``None`` takes the model's own limit.
         threads: threads of the native kernels; ``None`` takes all cores.
-        speculate: ``"ngram"`` drafts from the sequence's own text. Never changes a result.
+        speculate: ``"ngram"`` drafts from the sequence's own text; ``"wave"``, or ``"wave:NAME=VALUE,…"`` as in
+            ``attention``, drafts with the model itself, reading a part of the context. Never changes a result.
         max_draft: most draft tokens per sequence and step.
         max_waiting: requests in the queue before ``Overloaded``.
         backend: ``"native"`` (C++), ``"torch"`` (its reference twin), ``"cuda"`` (a GPU; see docs/gpu.md), or
             ``"auto"``: the GPU where there is one, else native, else the reference.
         attention: ``"full"``, or a sparse kind with its settings, such as ``"wave"``, ``"wave:retrieve=0.05,last=1"``
             or ``"moba:block=256,topk=4"``; see docs/attention.md.
+        pool: addresses of pool nodes, separated by commas, this machine's own first; see docs/cluster.md.
+        pool_replicas: how many of them get each block.
+        kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a
+            file, so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
+        kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
+        trace_selection: a file that gets a line of JSON for every token and layer: which clusters wave attention read.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
 
@@ -41,18 +48,25 @@ class EngineConfig:
     max_seqs: int = 16
     max_model_len: int | None = None
     threads: int | None = None
-    speculate: Literal["off", "ngram"] = "off"
+    speculate: str = "off"
     max_draft: int = 8
     max_waiting: int = 1024
     backend: Literal["auto", "native", "torch", "cuda"] = "auto"
     served_name: str | None = None
     attention: str = "full"
     wave_bytes: int | None = None
+    pool: str | None = None
+    pool_replicas: int = 1
+    kv_budget: int | None = None
+    kv_folder: str | None = None
+    trace_selection: str | None = None
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
             raise InvalidConfig(f"quant must be one of {', '.join(QUANTS)}, got {self.quant!r}", param="quant")
-        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting"):
+        if self.speculate not in ("off", "ngram") and self.speculate.partition(":")[0] != "wave":
+            raise InvalidConfig(f"speculate must be off, ngram or wave, got {self.speculate!r}", param="speculate")
+        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting", "pool_replicas"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
         if self.max_batched_tokens < self.max_seqs:
@@ -60,7 +74,7 @@ class EngineConfig:
                 f"max_batched_tokens ({self.max_batched_tokens}) must not be below max_seqs ({self.max_seqs})",
                 param="max_batched_tokens",
             )
-        for name in ("max_model_len", "threads", "wave_bytes"):
+        for name in ("max_model_len", "threads", "wave_bytes", "kv_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)
@@ -108,5 +122,11 @@ class EngineStats:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     aborted: int = 0
+    pool_hit_tokens: int = 0
+    """Prompt tokens whose KV came from the shared pool."""
+    pool_loaded_blocks: int = 0
+    pool_saved_blocks: int = 0
+    pool_corrupt_blocks: int = 0
+    pool_failures: int = 0
     paused: bool = False
     weight_version: str = "0"

@@ -21,20 +21,24 @@ from statepool.engine import cuda, transfer
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Context
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
+from statepool.engine.draft import SparseDrafter
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
 from statepool.engine.loop import StepLoop
 from statepool.engine.models import parse_config
+from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.request import Output, Request, SamplingParams
 from statepool.engine.runner import DecoderRunner, Runner
 from statepool.engine.sampler import Sampler
 from statepool.engine.sequence import Sequence
 from statepool.engine.session import SessionStore
+from statepool.engine.shared import SharedBlocks
 from statepool.engine.speculate import NgramDrafter
 from statepool.engine.text.detokenize import Detokenizer
 from statepool.engine.text.stop import StopMatcher
 from statepool.engine.text.tokenizer import Tokenizer
-from statepool.kv import BlockPool, KVLayout, root_key
+from statepool.engine.tiered import tiered_runner
+from statepool.kv import BlockPool, KVLayout, TierFailure, root_key
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.native import kernels, reason
 
@@ -57,16 +61,22 @@ class Engine:
         decoder = parse_config(self._checkpoint.config)
         parameters = decoder.validate(self._checkpoint)
         self.tokenizer = Tokenizer.load(path)
-        layout = KVLayout(
-            decoder.layers, decoder.kv_heads, decoder.head_dim, "fp32" if config.quant == "fp32" else "bf16"
-        )
+        layout = _layout(config, decoder)
         blocks = config.kv_bytes // layout.block_bytes
         max_len = _max_len(config, decoder.max_position, blocks, layout)
         self._layout = layout
-        self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         self._attention = AttentionSpec.parse(config.attention)
-        self._attention.install(self.runner, backend, config.wave_bytes or config.kv_bytes)
+        self.runner: Runner
+        if config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
+            self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+        else:
+            self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+            spare = config.wave_bytes or config.kv_bytes
+            if chosen := self._attention.backends(self.runner, backend, spare, trace=config.trace_selection):
+                assert isinstance(self.runner, DecoderRunner)
+                self.runner.backends = chosen
         self.pool = BlockPool(blocks)
+        sketcher = SparseDrafter.of(config, self.runner, backend, self.pool)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(
             id=config.served_name or ("statepool-tiny" if config.model == "tiny" else path.name),
@@ -86,7 +96,10 @@ class Engine:
         self.version = "0"
         self.paused = False
         self._grammars: Any = None
-        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention)
+        shared = _shared(config, layout, self.pool, self.runner)
+        self._loop = StepLoop(
+            config, self.pool, self.runner, self.sessions, self._root, self._attention, sketcher, shared
+        )
         self._backlog: deque[Output] = deque()
         self._arrivals = 0
 
@@ -122,7 +135,11 @@ class Engine:
         return outputs + self._loop.step()
 
     def generate(self, requests: Iterable[Request]) -> dict[str, list[Output]]:
-        """Run requests to their end; outputs by request id. Other requests keep running beside them."""
+        """Run requests to their end; outputs by request id. Other requests keep running beside them.
+
+        Raises:
+            TierFailure: the KV of one of them could not be read (``EngineConfig.kv_budget``); the rest are dropped.
+        """
         mine: dict[str, list[Output]] = {}
         for request in requests:
             self.submit(request)
@@ -135,6 +152,10 @@ class Engine:
             for output in self.step():
                 if output.id in mine:
                     mine[output.id].append(output)
+                    if output.error is not None:
+                        for name in open_ids:
+                            self.abort(name)
+                        raise TierFailure(output.error)
                     if output.finish_reason is not None:
                         open_ids.discard(output.id)
                 else:
@@ -161,8 +182,10 @@ class Engine:
 
     # -- state that moves --------------------------------------------------------------------------
 
-    def export_state(self, request_id: str) -> bytes:
+    def export_state(self, request_id: str, pooled: bool = False) -> bytes:
         """Take a request out of this engine as bytes: its tokens, its noise key and its KV.
+
+        ``pooled`` leaves out the blocks that were given to the shared pool, where the next engine finds them.
 
         Raises:
             NotFound: no such request here.
@@ -170,8 +193,9 @@ class Engine:
         sequence = self._loop.find(request_id)
         if sequence is None:
             raise NotFound(f"request {request_id!r} is not in the engine", param="request_id")
-        used = sequence.table.blocks[: -(-sequence.computed // BLOCK_SIZE)]
-        data = transfer.pack(self._identity(), sequence, self.runner.read_blocks(used))
+        skipped = sequence.table.published if pooled and self._loop.shared is not None else 0
+        used = sequence.table.blocks[skipped : -(-sequence.computed // BLOCK_SIZE)]
+        data = transfer.pack(self._identity(), sequence, skipped, self.runner.read_blocks(used))
         self._loop.remove(request_id)
         return data
 
@@ -186,14 +210,22 @@ class Engine:
         state = transfer.unpack(data, self._identity())
         sequence = self._sequence(state.request, seed=state.seed)
         transfer.replay(sequence, state)
-        needed = len(state.blocks)
         # The sum of an embedding did not travel: it begins again.
-        if needed and needed <= self.pool.free and not state.request.embed:
-            blocks = self.pool.take(needed)
-            self.runner.write_blocks(blocks, state.blocks)
-            sequence.table.blocks, sequence.computed = blocks, state.computed
+        if not state.request.embed:
+            self._loop.restore(sequence, state)
         self._loop.waiting[state.request.id] = sequence
         return state.request.id
+
+    def take_over(self, request: Request, seed: int, output: Tokens[int]) -> None:
+        """Queue a request whose first ``output`` tokens another engine has handed out already; the rest follows.
+
+        Raises:
+            InvalidRequest: see ``submit``; or the tokens contradict the request's grammar.
+        """
+        sequence = self._sequence(request, seed=seed)
+        blocks = self.runner.read_blocks([])
+        transfer.replay(sequence, transfer.State(request, seed, tuple(output), 0, 0, [None], 0, blocks))
+        self._loop.waiting[request.id] = sequence
 
     def update_weights(self, tensors: Iterable[tuple[str, npt.NDArray[Any]]], version: str) -> None:
         """Swap tensors (Hugging Face names; float32, or bf16 as uint16) between two steps.
@@ -239,6 +271,7 @@ class Engine:
             session_bytes_parked=self.sessions.parked_bytes,
             paused=self.paused,
             weight_version=self.version,
+            **({} if self._loop.shared is None else self._loop.shared.counts()),
             **self._loop.count,
         )
 
@@ -284,12 +317,24 @@ class Engine:
             eos=frozenset(self.info.eos_ids),
             grammar=grammar,
             drafter=NgramDrafter(self.config.max_draft) if self.config.speculate == "ngram" else None,
-            context=Context(len(request.prompt) if request.exact is None else request.exact),
+            context=Context(self._exact(request), request.id),
             tokens=list(request.prompt),
             embedding=np.zeros(self.info.hidden_size) if request.embed else None,
         )
         sequence.sampler.begin(request.prompt)
         return sequence
+
+    def _exact(self, request: Request) -> int:
+        """Leading tokens of ``request`` that are computed exactly."""
+        whole = request.attention == "full" and self._attention.exact_prompts
+        if not whole and request.attention not in (None, self.config.attention):
+            known = dict.fromkeys([*(["full"] if self._attention.exact_prompts else []), self.config.attention])
+            raise InvalidRequest(
+                f"attention must be {' or '.join(known)} on this server, got {request.attention!r}", param="attention"
+            )
+        if whole:
+            return self.info.max_model_len
+        return len(request.prompt) if request.exact is None else request.exact
 
     def _check_prompt(self, request: Request) -> None:
         prompt, vocab = request.prompt, self.info.vocab_size
@@ -317,6 +362,19 @@ class Engine:
 
     def _root(self, salt: str) -> bytes:
         return root_key(self._identity(), salt)
+
+
+def kv_layout(config: EngineConfig) -> KVLayout:
+    """How the KV blocks of ``config``'s model lie in memory; reads its settings only.
+
+    Raises:
+        InvalidCheckpoint: the model files are missing or wrong.
+    """
+    return _layout(config, parse_config(Checkpoint(resolve(config.model)).config))
+
+
+def _layout(config: EngineConfig, decoder: DecoderConfig) -> KVLayout:
+    return KVLayout(decoder.layers, decoder.kv_heads, decoder.head_dim, "fp32" if config.quant == "fp32" else "bf16")
 
 
 def _max_len(config: EngineConfig, model: int, blocks: int, layout: KVLayout) -> int:
@@ -351,6 +409,17 @@ def _runner(
     if config.threads is not None:
         kernels.set_threads(config.threads)
     return DecoderRunner(kernels, decoder, checkpoint, config.quant, storage, max_len), "native"
+
+
+def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runner) -> SharedBlocks | None:
+    if config.pool is None:
+        return None
+    from statepool.kv.pool import Pool
+
+    addresses = [address.strip() for address in config.pool.split(",") if address.strip()]
+    remote = Pool(addresses, layout.block_bytes, config.pool_replicas)
+    remote.check()
+    return SharedBlocks(remote, own, runner)
 
 
 def _cuda_runs() -> bool:

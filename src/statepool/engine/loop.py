@@ -10,13 +10,16 @@ import numpy.typing as npt
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
+from statepool.engine.draft import SparseDrafter
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Runner
 from statepool.engine.sampler import token_logprob
 from statepool.engine.scheduler import Plan, SequenceView, Snapshot, schedule
 from statepool.engine.sequence import Sequence
 from statepool.engine.session import SessionStore
-from statepool.kv import BlockPool, BlockTable, block_keys
+from statepool.engine.shared import SharedBlocks
+from statepool.engine.transfer import State
+from statepool.kv import BlockPool, BlockTable, TierFailure, block_keys
 from statepool.kv.layout import BLOCK_SIZE
 
 F32 = npt.NDArray[np.float32]
@@ -33,6 +36,7 @@ COUNTERS = (
     "draft_tokens",
     "accepted_tokens",
     "aborted",
+    "pool_hit_tokens",
 )
 
 
@@ -42,6 +46,8 @@ class StepLoop:
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
         attention: what the runner's layers run.
+        sketcher: drafts with the model itself.
+        shared: the way to the shared pool; None keeps all blocks here.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class StepLoop:
         sessions: SessionStore,
         root: Callable[[str], bytes],
         attention: AttentionSpec,
+        sketcher: SparseDrafter | None = None,
+        shared: SharedBlocks | None = None,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -59,6 +67,8 @@ class StepLoop:
         self.sessions = sessions
         self._root = root
         self._attention = attention
+        self.shared = shared
+        self._sketcher = sketcher
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -74,6 +84,25 @@ class StepLoop:
             return False
         self._release(sequence)
         return True
+
+    def restore(self, sequence: Sequence, state: State) -> None:
+        """Give an imported sequence its KV back, if all of it can be had; what cannot is computed again."""
+        head: list[int] = []
+        if state.skipped:
+            keys = self._keys(sequence)[: state.skipped]
+            head = self.pool.match(keys, sequence.tokens)
+            if self.shared is not None and len(head) < len(keys):
+                self.shared.fetch(keys, sequence.tokens, head)
+                head = self.pool.match(keys, sequence.tokens)
+            if len(head) < state.skipped:
+                return
+        self.pool.hold(head)
+        if len(state.blocks) > self.pool.free:
+            self.pool.release(head)
+            return
+        tail = self.pool.take(len(state.blocks))
+        self.runner.write_blocks(tail, state.blocks)
+        sequence.table.blocks, sequence.computed = head + tail, state.computed
 
     def step(self) -> list[Output]:
         """Run one batch; returns what each of its sequences gained."""
@@ -91,7 +120,7 @@ class StepLoop:
             sequence.stale = True
         for sequence in self.waiting.values():
             self._release(sequence)
-            sequence.root, sequence.keys = self._root(sequence.request.salt), []
+            sequence.root, sequence.keys, sequence.looked_up = self._root(sequence.request.salt), [], False
 
     def _plan(self) -> Plan:
         while True:
@@ -109,6 +138,9 @@ class StepLoop:
         pending: set[bytes] = set()
         for sequence in self.running.values():
             self._draft(sequence)
+        if self._sketcher is not None:
+            self._sketcher.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
+        for sequence in self.running.values():
             if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
                 pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])
             blocks = sequence.table.blocks
@@ -154,6 +186,12 @@ class StepLoop:
             else:
                 keys = self._keys(sequence)
                 found = self.pool.match(keys, sequence.tokens)
+                if self.shared is not None and not sequence.looked_up and keys[len(found) :]:
+                    sequence.looked_up = True
+                    if keys[len(found)] not in pending:
+                        came = self.shared.fetch(keys, sequence.tokens, found)
+                        self.count["pool_hit_tokens"] += came * BLOCK_SIZE
+                        found = self.pool.match(keys, sequence.tokens)
                 tokens, blocks = len(found) * BLOCK_SIZE, len(found)
                 free = sum(self.pool.references(block) == 0 for block in found)
                 blocked = len(found) < len(keys) and keys[len(found)] in pending
@@ -193,7 +231,7 @@ class StepLoop:
     def _preempt(self, sequence: Sequence) -> None:
         del self.running[sequence.request.id]
         self._release(sequence)
-        sequence.drafts = []
+        sequence.drafts, sequence.looked_up = [], False
         if sequence.stale:
             sequence.stale, sequence.keys, sequence.root = False, [], self._root(sequence.request.salt)
         if sequence.scoring:
@@ -220,7 +258,10 @@ class StepLoop:
             sequence.furthest = max(sequence.furthest, end)
         known = self._attention.sparse is not None
         batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else ())
-        hidden = self.runner.forward(batch)
+        try:
+            hidden = self.runner.forward(batch)
+        except TierFailure as error:
+            return self._give_up([sequence for sequence, _ in work], error)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
         rows: list[tuple[int, Sequence, int]] = []
@@ -238,17 +279,32 @@ class StepLoop:
             logits = self.runner.logits(hidden[[row for row, _, _ in group]])
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
-        return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
+        outputs = [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
+        if self.shared is not None:
+            self.shared.flush()
+        return outputs
+
+    def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
+        """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""
+        for sequence in sequences:
+            del self.running[sequence.request.id]
+            self._release(sequence)
+        self.pool.clear()
+        return [
+            Output(sequence.request.id, finish_reason="error", error=error.message, usage=sequence.usage())
+            for sequence in sequences
+        ]
 
     def _advance(self, sequence: Sequence, count: int) -> Output | None:
         """Book a step: how far the KV is valid now, what became shareable, whether it is over."""
-        if sequence.drafts and sequence.drafter is not None:
+        if sequence.drafts:
             held = max(sequence.fresh - 1, 0)
             sequence.draft_tokens += len(sequence.drafts)
             sequence.accepted_tokens += held
             self.count["draft_tokens"] += len(sequence.drafts)
             self.count["accepted_tokens"] += held
-            sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
+            if sequence.drafter is not None:
+                sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
         # The KV of the last chosen token, and of drafts that did not hold, is not there yet.
         sequence.computed = min(sequence.computed + count, len(sequence.tokens) - (sequence.fresh > 0))
         self.count["generated_tokens"] += sequence.fresh
@@ -280,6 +336,8 @@ class StepLoop:
         keys = self._keys(sequence)
         for i in range(table.published, full):
             self.pool.publish(table.blocks[i], keys[i], sequence.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
+            if self.shared is not None:
+                self.shared.note(table.blocks[i], keys[i], keys[0])
         table.published = full
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
@@ -293,6 +351,7 @@ class StepLoop:
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.table.blocks)
         sequence.context.kept.clear()
+        sequence.sketch.kept.clear()
         sequence.table = BlockTable()
         sequence.computed = 0
 

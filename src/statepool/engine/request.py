@@ -109,6 +109,7 @@ class Request:
     ``embed`` asks for ``Output.embedding`` instead of tokens; ``max_tokens`` must be 0.
     ``exact`` counts leading tokens whose attention reads every key even where the engine's attention is sparse; by
     default the prompt. A number beyond the last token makes the whole request exact.
+    ``attention`` is ``full``, which does the same, or what the engine runs anyway (``EngineConfig.attention``).
 
     Raises:
         InvalidRequest: ``embed`` with tokens to choose or a session to keep; ``exact`` below 0.
@@ -124,6 +125,7 @@ class Request:
     session: str | None = None
     embed: bool = False
     exact: int | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         if self.exact is not None and self.exact < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from statepool.engine.config import Quant
 from statepool.engine.loader import Checkpoint, widen
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.rope import rope_tables
+from statepool.kv.tiers import Resident, TieredBlocks
 
 F32 = npt.NDArray[np.float32]
 
@@ -55,6 +57,39 @@ class Runner(Protocol):
         """Copy one block onto another."""
         ...
 
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """An array per block with its bytes: the block itself on a CPU, a copy elsewhere."""
+        ...
+
+    def space(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """An array per block to put its new bytes into: the block itself on a CPU."""
+        ...
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """Make what was put into the ``space`` of ``blocks`` their bytes."""
+        ...
+
+
+class CopiedBlocks:
+    """For runners whose blocks are not arrays of this process: they come and go as copies."""
+
+    read_blocks: Callable[[list[int]], npt.NDArray[Any]]
+    write_blocks: Callable[[list[int], npt.NDArray[Any]], None]
+
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.rows``."""
+        return list(self.read_blocks(blocks))
+
+    def space(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.space``."""
+        none = self.read_blocks([])
+        return list(np.empty((len(blocks), *none.shape[1:]), none.dtype))
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """See ``Runner.fill``."""
+        if blocks:
+            self.write_blocks(blocks, np.stack(rows))
+
 
 class DecoderRunner:
     """The CPU path, on NumPy arrays.
@@ -84,6 +119,7 @@ class DecoderRunner:
         self._checkpoint = checkpoint
         self._quant = quant
         self.storage = storage
+        self.blocks: Resident | TieredBlocks = Resident(storage)
         self._cos, self._sin = rope_tables(decoder.rope, decoder.head_dim, max_len)
         self._layers: list[Any] = [None] * decoder.layers
         self._embedding: npt.NDArray[Any]
@@ -137,7 +173,7 @@ class DecoderRunner:
         return widen(self._checkpoint.tensor(name))
 
     def forward(self, batch: Batch) -> F32:
-        """See ``Runner.forward``."""
+        """See ``Runner.forward``"""
         d, rows = self.decoder, batch.tokens.size
         x = np.empty((rows, d.hidden_size), np.float32)
         query = np.empty((rows, d.heads * d.head_dim), np.float32)
@@ -172,3 +208,14 @@ class DecoderRunner:
     def copy_block(self, source: int, target: int) -> None:
         """See ``Runner.copy_block``."""
         self.storage[target] = self.storage[source]
+
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.rows``."""
+        return [self.storage[block] for block in blocks]
+
+    def space(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.space``."""
+        return self.rows(blocks)
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """See ``Runner.fill``: the rows are the blocks."""

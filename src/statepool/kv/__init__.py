@@ -3,5 +3,6 @@
 from statepool.kv.blocks import BlockPool, BlockTable
 from statepool.kv.keys import block_keys, root_key
 from statepool.kv.layout import KVLayout
+from statepool.kv.tiers import TierFailure
 
-__all__ = ["BlockPool", "BlockTable", "KVLayout", "block_keys", "root_key"]
+__all__ = ["BlockPool", "BlockTable", "KVLayout", "TierFailure", "block_keys", "root_key"]

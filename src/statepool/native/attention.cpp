@@ -286,6 +286,21 @@ void merge_segments(Array<const float, 3> m, Array<const float, 3> l, Array<cons
   });
 }
 
+void fold_segments(Array<float, 2> m, Array<float, 2> l, Array<float, 3> acc, Array<const float, 2> m2, Array<const float, 2> l2,
+                   Array<const float, 3> acc2) {
+  const int64_t rows = extent(m, 0), heads = extent(m, 1), head_dim = extent(acc, 2);
+  require(head_dim > 0 && head_dim % 16 == 0, "acc: head_dim must be a multiple of 16");
+  for (size_t axis = 0; axis < 2; ++axis)
+    require(l.shape(axis) == m.shape(axis) && m2.shape(axis) == m.shape(axis) && l2.shape(axis) == m.shape(axis) &&
+                acc.shape(axis) == m.shape(axis) && acc2.shape(axis) == m.shape(axis),
+            "l, acc, m2, l2, acc2: must have the shape of m");
+  require(extent(acc2, 2) == head_dim, "acc2: must have the shape of acc");
+  parallel_for(rows * heads, 8, [&](int64_t begin, int64_t end) {
+    attention_kernels().fold(m.data() + begin, l.data() + begin, acc.data() + begin * head_dim, m2.data() + begin, l2.data() + begin,
+                             acc2.data() + begin * head_dim, static_cast<int>(end - begin), static_cast<int>(head_dim));
+  });
+}
+
 }  // namespace
 }  // namespace statepool
 
@@ -299,6 +314,9 @@ void bind_attention(nb::module_& m) {
         "block_tables"_a.noconvert(), "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a, "first"_a,
         "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
         "Un-normalised attention per segment of 1024 tokens, segments first .. first + m.shape[2].");
+  m.def("fold_segments", &fold_segments, "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(), "m2"_a.noconvert(),
+        "l2"_a.noconvert(), "acc2"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
+        "Folds a later segment (m2, l2 [T, heads], acc2 [T, heads, hd]) into an earlier one, as merge_segments does.");
   m.def("merge_segments", &merge_segments, "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(),
         "out"_a.noconvert(), "lse"_a.noconvert() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
         "Folds the segments of attention_segments in order: the bits of one attention call.");

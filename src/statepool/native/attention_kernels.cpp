@@ -186,7 +186,7 @@ void segment(const SegmentJob& job) {
 void fold(float* m, float* l, float* acc, const float* m2, const float* l2, const float* acc2, int vectors,
           int head_dim) {
   for (int v = 0; v < vectors; ++v, acc += head_dim, acc2 += head_dim) {
-    if (!(m2[v] > -kInfinity)) continue;
+    if (l2[v] == 0.0f) continue;  // nothing seen; a sum that is not a number goes on
     const float top = m[v] > m2[v] ? m[v] : m2[v];
     const F16 e1 = exp16(set1(m[v] - top)), e2 = exp16(set1(m2[v] - top));
     for (int d = 0; d < head_dim; d += 16)

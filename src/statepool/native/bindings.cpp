@@ -17,6 +17,7 @@ void bind_layer(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_moba(nb::module_& m);
 void bind_wave(nb::module_& m);
+void bind_wave_buffer(nb::module_& m);
 
 NB_MODULE(_kernels, m) {
   m.doc() = "Kernels over bytes: no policy, the GIL released, the same bits on every instruction set.";
@@ -44,5 +45,6 @@ NB_MODULE(_kernels, m) {
   bind_layer(m);
   bind_sample(m);
   bind_moba(m);
+  bind_wave_buffer(m);
   bind_wave(m);
 }

@@ -61,6 +61,7 @@ def engine_request(
         priority=body.priority or 0,
         index=index,
         session=body.session if first else None,
+        attention=body.attention,
     )
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Load", "Plan", "choose_detour", "choose_engine", "choose_path", "choose_threads", "most_worth"]
-
-GROUPED = 8
-"""Threads above which roles pay: with fewer, a thread that only computes distances is missed by the search."""
-
+__all__ = [
+    "Load",
+    "Plan",
+    "choose_detour",
+    "choose_engine",
+    "choose_path",
+    "choose_period",
+    "choose_threads",
+    "most_worth",
+]
 
 SEALED_REST = 384
 """Bytes of a sealed row beyond eight bits per dimension and 32 codes: ids, factors, its own norm."""
@@ -51,11 +56,22 @@ def most_worth(dim: int, ef: int, sealed: bool) -> int:
     return 1 + ef * (5 * dim + SEALED_REST) // SEALED_SHARE
 
 
-def choose_engine(threads: int, sealed: bool) -> Literal["sequential", "async", "roles"]:
-    """The engine for so many threads; a sealed segment has no distances to hand out one by one, so no roles."""
-    if threads == 1:
-        return "sequential"
-    return "roles" if threads > GROUPED and not sealed else "async"
+def choose_engine(threads: int) -> Literal["sequential", "async"]:
+    """The engine for so many threads.
+
+    Roles do a third of the work of 64 asynchronous threads, and are slower up to there in the simulator: what a
+    maintainer hands out and gets back by cache lines costs as much as the distances it saves.
+    """
+    return "sequential" if threads == 1 else "async"
+
+
+def choose_period(threads: int, sealed: bool) -> int:
+    """Expansions of a thread between two looks at the others.
+
+    A look costs a few cache lines, and tells the more the more threads there are. For plain rows four are best from 8
+    threads on in the simulator; a sealed row's expansion is too short for that.
+    """
+    return 4 if threads >= 8 and not sealed else 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.wave.config import WaveConfig
 
 if TYPE_CHECKING:
+    from statepool.engine.attention import Backend
+    from statepool.engine.attention.wave.buffer import WaveBuffer
     from statepool.engine.runner import Runner
 
 _KINDS: dict[str, Any] = {"wave": WaveConfig, "moba": MobaConfig}
@@ -64,18 +66,33 @@ class AttentionSpec:
         """A text that differs whenever results would; empty for full attention."""
         return f"/{self}" if self.sparse is not None else ""
 
-    def install(self, runner: Runner, backend: str, cache_bytes: int) -> None:
-        """Put the backends into ``runner``, whose arithmetic is called ``backend``; nothing changes for full attention.
+    @property
+    def tiered(self) -> bool:
+        """Whether its blocks may be in a file."""
+        return not isinstance(self.sparse, MobaConfig)
+
+    def backends(
+        self,
+        runner: Runner,
+        backend: str,
+        cache_bytes: int,
+        buffer: WaveBuffer | None = None,
+        trace: str | None = None,
+    ) -> list[Backend]:
+        """What each layer of ``runner``, whose arithmetic is called ``backend``, is to run; empty for full attention.
 
         Raises:
             InvalidConfig: it runs no sparse attention, or has fewer layers than are to stay full.
         """
         from statepool.engine.attention.moba.backend import MobaAttention
         from statepool.engine.attention.wave.backend import WaveAttention
+        from statepool.engine.attention.wave.trace import SelectionTrace
         from statepool.engine.runner import DecoderRunner
 
+        if trace is not None and not isinstance(self.sparse, WaveConfig):
+            raise InvalidConfig("trace_selection needs wave attention", param="trace_selection")
         if self.sparse is None:
-            return
+            return []
         if backend != "native" or not isinstance(runner, DecoderRunner):
             raise InvalidConfig(
                 f"sparse attention needs the native backend, and this one is {backend}", param="attention"
@@ -87,11 +104,15 @@ class AttentionSpec:
             )
         sparse: WaveAttention | MobaAttention
         if isinstance(self.sparse, WaveConfig):
-            sparse = WaveAttention(runner.backends[0], runner.storage, width, self.sparse, cache_bytes)
+            selection = SelectionTrace(trace) if trace is not None else None
+            sparse = WaveAttention(
+                runner.backends[0], runner.blocks, width, self.sparse, cache_bytes, buffer, selection
+            )
         else:
             sparse = MobaAttention(runner.storage, width, self.sparse)
-        for i in range(self.first, layers - self.last):
-            runner.backends[i] = sparse
+        chosen = list(runner.backends)
+        chosen[self.first : layers - self.last] = [sparse] * (layers - self.first - self.last)
+        return chosen
 
 
 def _value(name: str, text: str, kind: str) -> Any:

@@ -173,7 +173,7 @@ def _segment(q: Tensor, kv: Tensor, position: Tensor, scale: float) -> tuple[Ten
     for page in range(count):
         s = scores[:, :, :, page]
         top = torch.maximum(m, s.amax(-1))
-        some = top > -math.inf
+        some = top != -math.inf  # not a number is something
         shift = torch.where(some, top, torch.zeros_like(top))
         p, correction = exp(s - shift[..., None]), exp(m - shift)
         l = torch.where(some, l * correction + tree_sum(p), l)
@@ -188,18 +188,29 @@ def _segment(q: Tensor, kv: Tensor, position: Tensor, scale: float) -> tuple[Ten
 def merge_segments(m: Array, l: Array, acc: Array, out: Array, lse: Array | None = None) -> None:
     """Fold the segments of ``attention_segments`` in order; out ``[T, heads * hd]``, lse ``[T, heads]``."""
     ms, ls, accs = tensor(m), tensor(l), tensor(acc)
-    top, total, sums = ms[:, :, 0], ls[:, :, 0], accs[:, :, 0]
+    parts = ms[:, :, 0], ls[:, :, 0], accs[:, :, 0]
     for s in range(1, ms.shape[2]):
-        some = ms[:, :, s] > -math.inf
-        new = torch.maximum(top, ms[:, :, s])
-        shift = torch.where(new > -math.inf, new, torch.zeros_like(new))
-        e1, e2 = exp(top - shift), exp(ms[:, :, s] - shift)
-        sums = torch.where(some[..., None], fma(accs[:, :, s], e2[..., None], sums * e1[..., None]), sums)
-        total = torch.where(some, fma(ls[:, :, s], e2, total * e1), total)
-        top = torch.where(some, new, top)
+        parts = _fold(*parts, ms[:, :, s], ls[:, :, s], accs[:, :, s])
+    top, total, sums = parts
     tensor(out).copy_((sums / total[..., None]).flatten(1))
     if lse is not None:
         tensor(lse).copy_(top.double() + torch.log(total.double()))
+
+
+def fold_segments(m: Array, l: Array, acc: Array, m2: Array, l2: Array, acc2: Array) -> None:
+    """Fold a later segment (m2, l2 ``[T, heads]``, acc2 ``[T, heads, hd]``) into an earlier one, in place."""
+    whole, later = [tensor(a) for a in (m, l, acc)], [tensor(a) for a in (m2, l2, acc2)]
+    for old, new in zip(whole, _fold(*whole, *later), strict=True):
+        old.copy_(new)
+
+
+def _fold(m: Tensor, l: Tensor, acc: Tensor, m2: Tensor, l2: Tensor, acc2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    some = l2 != 0  # so is not a number
+    new = torch.maximum(m, m2)
+    shift = torch.where(new != -math.inf, new, torch.zeros_like(new))
+    e1, e2 = exp(m - shift), exp(m2 - shift)
+    acc = torch.where(some[..., None], fma(acc2, e2[..., None], acc * e1[..., None]), acc)
+    return torch.where(some, new, m), torch.where(some, fma(l2, e2, l * e1), l), acc
 
 
 def head(x: Array, norm: Array, eps: float, linear: LinearOp, logits: Array) -> None:
@@ -293,6 +304,7 @@ __all__ = [
     "attention",
     "attention_segments",
     "embed",
+    "fold_segments",
     "head",
     "merge_segments",
     "pages",

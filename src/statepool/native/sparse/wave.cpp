@@ -2,6 +2,7 @@
 #include "wave.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +15,8 @@
 #include "../arrays.h"
 #include "../memory.h"
 #include "../pool.h"
-#include "wave_build.h"
+#include "cluster_cache.h"
+#include "stored.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,22 +24,13 @@ using namespace nb::literals;
 namespace statepool {
 namespace {
 
-template <int Dims>
-using Stored = nb::ndarray<nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-
-template <class A>
-bool is_bf16(const A& array, const char* message) {
-  const bool bf16 = array.dtype() == nb::dtype<uint16_t>();
-  require(bf16 || array.dtype() == nb::dtype<float>(), message);
-  return bf16;
-}
-
 struct Segment {
   Stored<4> centroids;
   std::optional<Stored<4>> variances;
   Stored<3> means, rows;
   Array<const int32_t, 2> offsets;
   Array<const float, 2> log_size, spread;
+  std::shared_ptr<StoredRows> stored;  // then `rows` holds the first offsets[0] tokens alone
   int64_t clusters() const { return extent(means, 1); }
 };
 
@@ -72,6 +65,7 @@ uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, std::vector<uin
 struct Run {
   const char *keys, *values;
   int64_t count;
+  bool late = false;  // still to be read from the file
 };
 
 struct Scratch {
@@ -81,6 +75,7 @@ struct Scratch {
   std::vector<const char*> means;
   std::vector<float> log_sizes;
   std::vector<int32_t> zones, read, estimated;
+  int64_t exact_rows = 0;
 };
 
 Scratch& scratch_of_thread() {
@@ -108,7 +103,8 @@ class WaveIndex {
   }
 
   void push(Stored<4> centroids, std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows,
-            Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread) {
+            Array<const int32_t, 2> offsets, Array<const float, 2> log_size, Array<const float, 2> spread,
+            std::shared_ptr<StoredRows> stored) {
     const int64_t clusters = extent(means, 1), tokens = extent(rows, 1) / 2;
     require(is_bf16(centroids, "centroids: must be uint16 or float32") == bf16_ &&
                 is_bf16(means, "means: must be uint16 or float32") == bf16_ &&
@@ -131,11 +127,23 @@ class WaveIndex {
       require(extent(*each, 0) == kv_heads_ && extent(*each, 1) == clusters, "log_size, spread: must be [kv_heads, clusters]");
     for (int64_t h = 0; h < kv_heads_; ++h) {
       const int32_t* at = offsets.data() + h * (clusters + 1);
-      require(at[0] >= 0 && at[clusters] <= tokens, "offsets: lie outside of rows");
+      require(at[0] >= 0 && (stored ? at[0] : at[clusters]) <= tokens, "offsets: lie outside of rows");
       for (int64_t c = 0; c < clusters; ++c) require(at[c] <= at[c + 1], "offsets: must not decrease");
     }
-    segments_.push_back({std::move(centroids), std::move(variances), std::move(means), std::move(rows),
-                         std::move(offsets), std::move(log_size), std::move(spread)});
+    if (stored) {
+      require(stored->heads() == kv_heads_ && stored->clusters() == clusters, "stored: must have the segment's heads and clusters");
+      require(stored->cache()->row_bytes() == head_dim_ * item(), "stored: rows differ in size");
+      require(segments_.empty() || cache_ == stored->cache().get(), "stored: all segments must share one cache");
+      for (int64_t h = 0; h < kv_heads_; ++h)
+        for (int64_t c = 0; c < clusters; ++c) {
+          const int32_t* at = offsets.data() + h * (clusters + 1) + c;
+          require(stored->slot(h, c).rows == at[1] - at[0], "stored: clusters differ in size");
+        }
+    }
+    require(segments_.empty() || (cache_ != nullptr) == (stored != nullptr), "stored: all segments or none");
+    cache_ = stored ? stored->cache().get() : nullptr;
+    segments_.push_back({std::move(centroids), std::move(variances), std::move(means), std::move(rows), std::move(offsets),
+                         std::move(log_size), std::move(spread), std::move(stored)});
     clusters_ += clusters;
   }
 
@@ -145,6 +153,7 @@ class WaveIndex {
       clusters_ -= segments_.back().clusters();
       segments_.pop_back();
     }
+    if (segments_.empty()) cache_ = nullptr;
   }
 
   int64_t clusters() const { return clusters_; }
@@ -178,8 +187,17 @@ class WaveIndex {
       require(extent(*scores, 0) == query.heads && extent(*scores, 1) == clusters_, "scores: must be [heads, clusters]");
       query.x = scores->data();
     }
+    if (cache_ != nullptr) {
+      decode_from_file(query);
+      return;
+    }
     parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t head = begin; head < end; ++head) decode_head(query, head);
+      for (int64_t head = begin; head < end; ++head) {
+        Scratch& s = scratch_of_thread();
+        select(query, head, s, nullptr);
+        score(query, head, s, false);
+        attend(query, head, s);
+      }
     });
   }
 
@@ -254,8 +272,61 @@ class WaveIndex {
       if (s.keys[c] == least) ++s.zones[c], ++above;
   }
 
+  // As above, but the heads' reads are all under way before the first head needs its rows.
+  void decode_from_file(const Query& query) const {
+    static thread_local std::vector<Scratch> scratches;
+    static thread_local std::vector<Wanted> wanted;
+    auto& each = scratches;
+    auto& wants = wanted;
+    each.resize(std::max(each.size(), static_cast<size_t>(kv_heads_)));
+    wants.resize(static_cast<size_t>(kv_heads_));
+    const auto lock = cache_->begin();
+    cache_->open(static_cast<size_t>(kv_heads_));
+    parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t head = begin; head < end; ++head) {
+        const auto at = static_cast<size_t>(head);
+        wants[at].slots.clear();
+        wants[at].misses.clear();
+        select(query, head, each[at], &wants[at]);
+        cache_->fetch(at, wants[at]);
+        score(query, head, each[at], false);
+      }
+    });
+    parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t head = begin; head < end; ++head) {
+        const auto at = static_cast<size_t>(head);
+        for (const Miss& miss : wants[at].misses) {
+          const char* page = miss.from;
+          for (size_t run = miss.run; page < miss.from + pages_of(miss.slot->rows) * cache_->page_bytes(); ++run) {
+            each[at].runs[run].keys = page;
+            each[at].runs[run].values = page + kPageRows * head_dim_ * item();
+            page += cache_->page_bytes();
+          }
+        }
+        cache_->wait(head);
+        score(query, head, each[at], true);
+        attend(query, head, each[at]);
+      }
+    });
+    cache_->finish(wants);
+  }
+
+  static int64_t pages_of(int64_t rows) { return (rows + kPageRows - 1) / kPageRows; }
+
+  // The runs of a stored cluster; those of a miss get their addresses later.
+  void add_stored(Slot& slot, Scratch& s, Wanted& wanted) const {
+    wanted.slots.push_back(&slot);
+    if (slot.page < 0) wanted.misses.push_back({&slot, s.runs.size(), nullptr});
+    int32_t page = slot.page;
+    for (int64_t left = slot.rows; left > 0; left -= kPageRows) {
+      const char* at = page < 0 ? nullptr : cache_->page(page);
+      s.runs.push_back({at, at ? at + kPageRows * head_dim_ * item() : nullptr, std::min(left, kPageRows), at == nullptr});
+      if (page >= 0) page = cache_->next(page);
+    }
+  }
+
   // Turns zones into runs of rows and a list of means, in order of position; tells how many rows there are.
-  int64_t collect(const Query& query, int64_t head, Scratch& s) const {
+  int64_t collect(const Query& query, int64_t head, Scratch& s, Wanted* wanted) const {
     const int64_t row = head_dim_ * item();
     s.runs.clear();
     s.means.clear();
@@ -282,7 +353,10 @@ class WaveIndex {
       }
       for (size_t i = 0; i < read; ++i) {
         const int32_t begin = offsets[s.read[i]], end = offsets[s.read[i] + 1];
-        s.runs.push_back({first + 2 * begin * row, first + (begin + end) * row, end - begin});
+        if (wanted != nullptr)
+          add_stored(segment.stored->slot(head, s.read[i]), s, *wanted);
+        else
+          s.runs.push_back({first + 2 * begin * row, first + (begin + end) * row, end - begin});
         rows += end - begin;
       }
       for (size_t i = known; i < all_estimated; ++i) {
@@ -298,11 +372,8 @@ class WaveIndex {
     return rows + query.tail_rows;
   }
 
-  void decode_head(const Query& query, int64_t head) const {
-    const WaveKernels& ops = wave_kernels();
-    Scratch& s = scratch_of_thread();
+  void select(const Query& query, int64_t head, Scratch& s, Wanted* wanted) const {
     const int64_t group = query.heads / kv_heads_;
-    const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
     s.scores.reserve(static_cast<size_t>(group * clusters_));
     s.biased.reserve(static_cast<size_t>(group * clusters_));
     s.weights.reserve(static_cast<size_t>(group * clusters_));
@@ -313,19 +384,32 @@ class WaveIndex {
       if (query.x) std::copy_n(s.scores.data(), group * clusters_, query.x + head * group * clusters_);
       choose(query, head, group, s);
     }
-    const int64_t exact = collect(query, head, s);
-    const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated;
-    const int64_t stride = (all + 15) / 16 * 16;
+    s.exact_rows = collect(query, head, s, wanted);
+  }
+
+  int64_t stride_of(const Scratch& s) const { return (s.exact_rows + static_cast<int64_t>(s.means.size()) + 15) / 16 * 16; }
+
+  // Scores of the rows that are there, or of those that came late: each has its place, so the order is free.
+  void score(const Query& query, int64_t head, Scratch& s, bool late) const {
+    const int64_t group = query.heads / kv_heads_, stride = stride_of(s);
     s.exact.reserve(static_cast<size_t>(group * stride));
+    const auto dot = bf16_ ? wave_kernels().dot_bf16 : wave_kernels().dot_float;
     float* p = s.exact.data();
-    const float* q = query.q + head * group * head_dim_;
-    int64_t at = 0;
-    for (size_t i = 0; i < s.runs.size(); ++i) {
+    for (size_t i = 0; i < s.runs.size(); p += s.runs[i++].count) {
+      const Run& run = s.runs[i];
+      if (run.late != late) continue;
       const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].keys;
-      (bf16_ ? ops.dot_bf16 : ops.dot_float)(q, vectors, s.runs[i].keys, ahead, s.runs[i].count, hd, query.scale, p + at,
-                                             stride);
-      at += s.runs[i].count;
+      dot(query.q + head * group * head_dim_, static_cast<int>(group), run.keys, ahead, run.count, static_cast<int>(head_dim_),
+          query.scale, p, stride);
     }
+  }
+
+  void attend(const Query& query, int64_t head, Scratch& s) const {
+    const WaveKernels& ops = wave_kernels();
+    const int64_t group = query.heads / kv_heads_, exact = s.exact_rows;
+    const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
+    const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated, stride = stride_of(s);
+    float* p = s.exact.data();
     for (int64_t v = 0; v < group; ++v) {
       const float* scores = s.scores.data() + v * clusters_;
       for (size_t i = 0; i < s.means.size(); ++i)
@@ -338,7 +422,7 @@ class WaveIndex {
     std::fill_n(acc, group * head_dim_, 0.0f);
     const auto weigh = bf16_ ? ops.weigh_bf16 : ops.weigh_float;
     const int64_t step = head_dim_ * item();
-    at = 0;
+    int64_t at = 0;
     for (size_t i = 0; i < s.runs.size(); ++i) {
       const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].values;
       weigh(p + at, stride, vectors, s.runs[i].values, ahead, s.runs[i].count, hd, acc);
@@ -356,56 +440,20 @@ class WaveIndex {
 
   int64_t kv_heads_, head_dim_, clusters_ = 0;
   bool bf16_;
+  ClusterCache* cache_ = nullptr;  // of all segments, which keep it alive
   std::vector<Segment> segments_;
 };
-
-void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, int64_t iterations, Stored<4> centroids,
-           std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows, Array<int32_t, 2> order,
-           Array<int32_t, 2> offsets, Array<float, 2> log_size, Array<float, 2> spread, Array<float, 2> reach,
-           Array<float, 2> value_reach) {
-  WaveShape shape{extent(keys, 0), extent(keys, 1), extent(keys, 2), pinned, clusters, extent(means, 1), iterations};
-  const bool bf16 = is_bf16(keys, "keys: must be uint16 or float32");
-  require(is_bf16(values, "values: must be uint16 or float32") == bf16, "values: must have the dtype of keys");
-  require(shape.heads > 0 && shape.head_dim > 0 && shape.head_dim % 16 == 0, "keys: head_dim must be a multiple of 16");
-  for (size_t axis = 0; axis < 3; ++axis) require(keys.shape(axis) == values.shape(axis), "values: must have the shape of keys");
-  require(pinned >= 0 && pinned < shape.tokens, "pinned: must leave at least one token");
-  require(clusters > 0 && clusters <= shape.tokens - pinned, "clusters: must be between 1 and the tokens to cluster");
-  require(iterations > 0, "iterations: must be positive");
-  require(shape.padded == (clusters + 15) / 16 * 16, "means: must hold clusters rounded up to 16");
-  const auto tiled = [&](const Stored<4>& a) {
-    return extent(a, 0) == shape.heads && extent(a, 1) * 16 == shape.padded && extent(a, 2) == shape.head_dim && extent(a, 3) == 16 &&
-           is_bf16(a, "centroids: must be uint16 or float32") == bf16;
-  };
-  require(tiled(centroids) && (!variances || tiled(*variances)), "centroids, variances: must be [heads, padded / 16, head_dim, 16]");
-  require(extent(means, 0) == shape.heads && extent(means, 2) == shape.head_dim &&
-              is_bf16(means, "means: must be uint16 or float32") == bf16,
-          "means: must be [heads, padded, head_dim]");
-  require(extent(rows, 0) == shape.heads && extent(rows, 1) == 2 * shape.tokens && extent(rows, 2) == shape.head_dim && is_bf16(rows, "rows: must be uint16 or float32") == bf16,
-          "rows: must be [heads, 2 * tokens, head_dim]");
-  require(extent(order, 0) == shape.heads && extent(order, 1) == shape.tokens, "order: must be [heads, tokens]");
-  require(extent(offsets, 0) == shape.heads && extent(offsets, 1) == shape.padded + 1, "offsets: must be [heads, padded + 1]");
-  for (const auto* each : {&log_size, &spread, &reach, &value_reach})
-    require(extent(*each, 0) == shape.heads && extent(*each, 1) == shape.padded, "log_size, spread, reach, value_reach: must be [heads, padded]");
-  const WaveArrays out{centroids.data(), variances ? variances->data() : nullptr, means.data(),    rows.data(),
-                       order.data(),     offsets.data(),                          log_size.data(), spread.data(),
-                       reach.data(),     value_reach.data()};
-  wave_build(keys.data(), values.data(), bf16, shape, out);
-}
 
 }  // namespace
 }  // namespace statepool
 
 void bind_wave(nb::module_& m) {
   using namespace statepool;
-  m.def("wave_build", &build, "keys"_a.noconvert(), "values"_a.noconvert(), "pinned"_a, "clusters"_a, "iterations"_a,
-        "centroids"_a.noconvert(), "variances"_a.noconvert().none(), "means"_a.noconvert(), "rows"_a.noconvert(),
-        "order"_a.noconvert(), "offsets"_a.noconvert(), "log_size"_a.noconvert(), "spread"_a.noconvert(),
-        "reach"_a.noconvert(), "value_reach"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
-        "Cluster the keys [heads, tokens, head_dim] of one segment, head by head; fills the arrays of a segment.");
   nb::class_<WaveIndex>(m, "WaveIndex", "Segments of one context and one layer, in order.")
       .def(nb::init<int64_t, int64_t, bool>(), "kv_heads"_a, "head_dim"_a, "bf16"_a)
       .def("push", &WaveIndex::push, "centroids"_a.noconvert(), "variances"_a.noconvert().none(), "means"_a.noconvert(),
            "rows"_a.noconvert(), "offsets"_a.noconvert(), "log_size"_a.noconvert(), "spread"_a.noconvert(),
+           "stored"_a.none() = nb::none(),
            "Add a segment behind the others; its arrays are kept, not copied.")
       .def("cut", &WaveIndex::cut, "count"_a, "Keep the first `count` segments.")
       .def_prop_ro("clusters", &WaveIndex::clusters)

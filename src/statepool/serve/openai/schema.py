@@ -59,6 +59,9 @@ class Placement(Shape):
     priority: Annotated[int, Field(ge=-(1 << 31), le=(1 << 31) - 1)] | None = Field(
         None, description="Lower runs first."
     )
+    attention: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="full, for an exact answer of a server that runs wave attention."
+    )
 
 
 class Sampling(Placement):

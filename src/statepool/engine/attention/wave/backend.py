@@ -8,6 +8,7 @@ change no bit.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,15 @@ import numpy.typing as npt
 
 from statepool.core.errors import InvalidConfig
 from statepool.engine.attention import Backend
+from statepool.engine.attention.wave.buffer import WaveBuffer
+from statepool.engine.attention.wave.certificate import lengths
 from statepool.engine.attention.wave.config import WaveConfig
-from statepool.engine.attention.wave.index import SegmentView
+from statepool.engine.attention.wave.index import Partial, SegmentView
 from statepool.engine.attention.wave.segment import Segment
+from statepool.engine.attention.wave.trace import SelectionTrace
 from statepool.engine.batch import Batch, Context
 from statepool.kv.layout import BLOCK_SIZE, tokens_of
+from statepool.kv.tiers import Resident, TieredBlocks
 from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
@@ -34,21 +39,32 @@ class WaveAttention:
 
     Args:
         exact: what prompts get.
-        storage: the KV pool's array.
+        blocks: of the KV pool.
         head_dim: of the model.
         config: settings.
         cache_bytes: most bytes of segments that no running sequence holds; the longest unused go first.
+        buffer: where clusters go that are not to stay in memory; None keeps all there.
+        trace: is told what every token reads.
     """
 
     name = "wave"
 
     def __init__(
-        self, exact: Backend, storage: npt.NDArray[Any], head_dim: int, config: WaveConfig, cache_bytes: int
+        self,
+        exact: Backend,
+        blocks: Resident | TieredBlocks,
+        head_dim: int,
+        config: WaveConfig,
+        cache_bytes: int,
+        buffer: WaveBuffer | None = None,
+        trace: SelectionTrace | None = None,
     ) -> None:
         if config.update_segment % BLOCK_SIZE:
             raise InvalidConfig(f"update_segment must be a multiple of {BLOCK_SIZE} in the engine", param="attention")
         self._exact = exact
-        self._storage = storage
+        self._blocks = blocks
+        self.buffer = buffer
+        self._trace = trace
         self._head_dim = head_dim
         self._config = config
         self._scale = head_dim**-0.5
@@ -97,36 +113,60 @@ class WaveAttention:
         positions = batch.positions[rows]
         queries = np.ascontiguousarray(query[rows]).reshape(len(rows), -1, self._head_dim)
         heads = queries.shape[1]
-        ends = np.zeros(len(rows), np.int64)
-        m = np.full((len(rows), heads, 1), -np.inf, np.float32)
-        l = np.zeros((len(rows), heads, 1), np.float32)
-        acc = np.zeros((len(rows), heads, 1, self._head_dim), np.float32)
-        for i, (_, r) in enumerate(sparse):
-            ends[i] = self._config.indexed(int(positions[i]) + 1)
-            if ends[i]:
-                view = self._view(layer, batch, r, int(ends[i]))
-                m[i, :, 0], l[i, :, 0], acc[i, :, 0] = view.partial(queries[i], self._scale)
+        ends = np.array([self._config.indexed(position + 1) for position in positions.tolist()])
         rest = (positions + 1 - ends).astype(np.int32)
         folds = -(-int(rest.max()) // _FOLDED)
         tables = np.zeros((len(rows), -(-int(rest.max()) // BLOCK_SIZE)), np.int32)
         for i, (_, r) in enumerate(sparse):
             blocks = batch.block_tables[r, ends[i] // BLOCK_SIZE :][: -(-int(rest[i]) // BLOCK_SIZE)]
-            tables[i, : len(blocks)] = blocks
-        shape = (len(rows), heads, folds)
-        late = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((*shape, self._head_dim), np.float32)
+            tables[i, : len(blocks)], tables[i, len(blocks) :] = blocks, blocks[-1]
+        # Segments first (m, l, acc at 0 of axis 2), as the order of positions has it.
+        m = np.full((len(rows), heads, 1 + folds), -np.inf, np.float32)
+        l = np.zeros((len(rows), heads, 1 + folds), np.float32)
+        acc = np.zeros((len(rows), heads, 1 + folds, self._head_dim), np.float32)
+        late = [np.ascontiguousarray(a[:, :, 1:]) for a in (m, l, acc)]
         start = np.arange(len(rows) + 1, dtype=np.int32)
-        kernels.attention_segments(queries, self._storage, layer, tables, start, rest, self._scale, 0, *late)
-        parts = [np.concatenate(pair, axis=2) for pair in zip((m, l, acc), late, strict=True)]
+        pool, at, tables = self._blocks.place(layer, tables)
+        kernels.attention_segments(queries, pool, at, tables, start, rest, self._scale, 0, *late)
+        for whole, part in zip((m, l, acc), late, strict=True):
+            whole[:, :, 1:] = part
+        longest = self._longest(pool, at, tables, rest) if self._config.eps else []
+        for i, (_, r) in enumerate(sparse):
+            if not ends[i]:
+                continue
+            view = self._view(layer, batch, r, int(ends[i]))
+            zones = None if self._trace is None else np.zeros((pool.shape[3], view.native.clusters), np.int32)
+            if self._config.eps:
+                finish = partial(_together, m[i : i + 1], l[i : i + 1], acc[i : i + 1])
+                found, _, zones, _ = view.within(queries[i], self._config.eps, self._scale, finish, longest[i])
+            else:
+                found = view.partial(queries[i], self._scale, zones=zones)
+            m[i, :, 0], l[i, :, 0], acc[i, :, 0] = found
+            if self._trace is not None and zones is not None:
+                self._trace.write(batch.contexts[r].name, layer, int(positions[i]), int(ends[i]), zones)
         mixed = np.empty((len(rows), out.shape[1]), np.float32)
-        kernels.merge_segments(*parts, mixed)
+        kernels.merge_segments(m, l, acc, mixed)
         out[rows] = mixed
+
+    @staticmethod
+    def _longest(
+        pool: npt.NDArray[Any], layer: int, tables: npt.NDArray[np.int32], counts: npt.NDArray[np.int32]
+    ) -> list[tuple[float, float]]:
+        """Lengths that no key and no value of each row's first ``counts`` tokens exceeds."""
+        found = []
+        for table, count in zip(tables, counts.tolist(), strict=True):
+            tokens = tokens_of(pool, layer, table[: -(-count // BLOCK_SIZE)])
+            found.append(lengths(np.stack(tokens, axis=1)[:, :, :count]))
+        return found
 
     def _view(self, layer: int, batch: Batch, r: int, end: int) -> SegmentView:
         """The segments of sequence ``r`` up to ``end``."""
         context = batch.contexts[r]
         if layer not in context.kept:
-            bf16 = self._storage.dtype == np.uint16
-            context.kept[layer] = SegmentView(self._storage.shape[3], self._head_dim, bf16, self._config)
+            storage = self._blocks.storage
+            context.kept[layer] = SegmentView(
+                storage.shape[3], self._head_dim, storage.dtype == np.uint16, self._config
+            )
         view: SegmentView = context.kept[layer]
         view.advance(end, lambda start, stop: self._load(layer, context, batch.block_tables[r], start, stop))
         return view
@@ -138,10 +178,21 @@ class WaveAttention:
             key = (context.keys[stop // BLOCK_SIZE - 1], layer, start, context.exact if context.exact < stop else stop)
         segment = self.segments.get(key)
         if segment is None:
-            keys, values = tokens_of(self._storage, layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
-            segment = Segment.build(keys, values, start, self._config)
+            pool, at, pages = self._blocks.place(layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
+            segment = Segment.build(*tokens_of(pool, at, pages), start, self._config)
+            if self.buffer is not None:
+                segment = self.buffer.store(segment)
             self.segments.put(key, segment)
         return segment
+
+
+def _together(m: F32, l: F32, acc: F32, found: Partial) -> tuple[F32, F32]:
+    """(out, lse) ``[heads][head_dim]``, ``[heads]`` of one row's parts, with ``found`` in the place of the first."""
+    assert kernels is not None
+    m[0, :, 0], l[0, :, 0], acc[0, :, 0] = found
+    out, lse = np.empty((1, acc[0, :, 0].size), np.float32), np.empty((1, m.shape[1]), np.float32)
+    kernels.merge_segments(m, l, acc, out, lse)
+    return out.reshape(m.shape[1], -1), lse[0]
 
 
 class SegmentCache:

@@ -58,7 +58,8 @@ def bound(
                 continue
             q, at = query[head].astype(np.float64), np.flatnonzero(unread)
             log_n = segment.log_size[kv, at] - float(lse[head])
-            x, length = scale * (centroids[kv, at] @ q), scale * float(np.linalg.norm(q))
+            # einsum and not BLAS, whose sums depend on the number of threads.
+            x, length = scale * np.einsum("cd,d->c", centroids[kv, at], q), scale * float(np.sqrt(np.square(q).sum()))
             a = length * segment.reach[kv, at].astype(np.float64)
             off = length * _rounding(segment, centroids[kv, at], segment.reach[kv, at])
             low = np.exp(x + log_n - off)

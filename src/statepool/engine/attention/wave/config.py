@@ -30,6 +30,8 @@ class WaveConfig:
         estimator: ``mean`` as in the paper; ``iso2`` and ``diag2`` add the second-order term of the spread.
         rank: what chooses clusters: ``softmax`` of the centroids' scores as in the paper, or ``mass``, which also
             counts how many keys a cluster holds.
+        eps: in the engine, read on until every head is proved to be within this Euclidean distance of exact attention;
+            0 asks for no proof. See ``certificate``.
 
     Raises:
         InvalidConfig: a value is impossible.
@@ -46,6 +48,7 @@ class WaveConfig:
     estimate: float = 0.232
     estimator: Estimator = "iso2"
     rank: Literal["softmax", "mass"] = "mass"
+    eps: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_cluster", "update_segment", "segment", "iterations"):
@@ -57,6 +60,8 @@ class WaveConfig:
         for name in ("retrieve", "estimate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidConfig(f"{name} must be between 0 and 1, got {getattr(self, name)}", param=name)
+        if not 0 <= self.eps < float("inf"):
+            raise InvalidConfig(f"eps must be a number from 0 on, got {self.eps}", param="eps")
         if self.estimator not in ORDERS:
             raise InvalidConfig(
                 f"estimator must be one of {', '.join(ORDERS)}, got {self.estimator!r}", param="estimator"

@@ -14,10 +14,12 @@ from statepool.core.errors import InvalidRequest
 from statepool.engine.attention.wave.certificate import bound, lengths, norms
 from statepool.engine.attention.wave.config import ORDERS, WaveConfig
 from statepool.engine.attention.wave.segment import Segment, check
+from statepool.kv.tiers import TierFailure
 from statepool.native import kernels
 
 F32 = npt.NDArray[np.float32]
-KV = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+Partial = tuple[F32, F32, F32]
+"""Largest score, sum of exponentials, weighted values: ``[heads]``, ``[heads]``, ``[heads][head_dim]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class SegmentView:
         assert kernels is not None
         self.config = config
         self.segments: list[Segment] = []
+        self._kv_heads = kv_heads
+        self._longest: list[tuple[float, float]] = []  # norms of the first segments
         self.native = kernels.WaveIndex(kv_heads, head_dim, bf16)
 
     @property
@@ -74,7 +78,7 @@ class SegmentView:
         # Load first: a failure leaves the view as it was.
         added = [load(*border) for border in borders[same:]]
         self.native.cut(same)
-        del self.segments[same:]
+        del self.segments[same:], self._longest[same:]
         for segment in added:
             self.native.push(
                 segment.centroids,
@@ -84,6 +88,7 @@ class SegmentView:
                 segment.offsets,
                 segment.log_size,
                 segment.spread,
+                segment.stored,
             )
             self.segments.append(segment)
 
@@ -103,16 +108,67 @@ class SegmentView:
         zones: npt.NDArray[np.int32] | None = None,
         scores: F32 | None = None,
         read: int | None = None,
-    ) -> tuple[F32, F32, F32]:
-        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over segments and ``tail`` rows."""
+    ) -> Partial:
+        """Un-normalised attention ``(m, l, acc)`` of ``query`` [heads][head_dim] over segments and ``tail`` rows.
+
+        Raises:
+            TierFailure: clusters could not be read from their file.
+        """
         heads, width = query.shape
         m, l = np.empty(heads, np.float32), np.empty(heads, np.float32)
         acc = np.empty((heads, width), np.float32)
         usual, estimated = self.budget()
         read = usual if read is None else read
         mass, order = self.config.rank == "mass", ORDERS[self.config.estimator]
-        self.native.decode(query, read, estimated, scale, mass, order, m, l, acc, tail, zones, scores)
+        assert kernels is not None
+        try:
+            self.native.decode(query, read, estimated, scale, mass, order, m, l, acc, tail, zones, scores)
+        except kernels.TierFailure as error:
+            raise TierFailure(str(error)) from None
         return m, l, acc
+
+    def within(
+        self,
+        query: F32,
+        eps: float,
+        scale: float,
+        finish: Callable[[Partial], tuple[F32, F32]],
+        longest: tuple[float, float],
+        tail: npt.NDArray[Any] | None = None,
+    ) -> tuple[Partial, tuple[F32, F32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        """Like ``partial``, reading until ``finish`` of it is proved to be within ``eps`` of exact attention.
+
+        Begins with the usual share and doubles it; where attention is spread evenly that ends with reading everything.
+
+        Args:
+            query: ``[heads][head_dim]``.
+            eps: largest Euclidean distance, for each head.
+            scale: of the scores.
+            finish: (out, lse) ``[heads][head_dim]``, ``[heads]`` of a partial result together with all other tokens.
+            longest: no key and no value of those other tokens is longer.
+            tail: as in ``partial``.
+
+        Returns:
+            the partial result, what ``finish`` made of it, zones ``[kv_heads][clusters]``, proved errors ``[heads]``.
+        """
+        clusters, read = self.native.clusters, max(self.budget()[0], 1)
+        self._longest += [norms(segment) for segment in self.segments[len(self._longest) :]]
+        key_norm, value_norm = (max(pair[i] for pair in (*self._longest, longest)) for i in (0, 1))
+        while True:
+            zones = np.zeros((self._kv_heads, clusters), np.int32)
+            scores = np.zeros((len(query), clusters), np.float32)
+            part = self.partial(query, scale, tail, zones, scores, min(read, clusters))
+            out, lse = finish(part)
+            parts = list(zip(self.segments, self.by_segment(zones), self.by_segment(scores), strict=True))
+            error = bound(parts, query, scale, out, lse, key_norm, value_norm)
+            if read >= clusters or error.max() <= eps:
+                return part, (out, lse), zones, error
+            read *= 2
+
+    def by_segment(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Cut the last axis, which counts clusters, at the segments' borders."""
+        at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
+        return [array[:, a:b] for a, b in pairwise(at.tolist())]
 
 
 class WaveIndex:
@@ -205,26 +261,21 @@ class WaveIndex:
         self._check_query(query)
         query = np.ascontiguousarray(query, np.float32)
         scale = query.shape[1] ** -0.5 if scale is None else scale
-        clusters, read = self._view.native.clusters, max(self._view.budget()[0], 1)
-        longest = [norms(segment) for segment in self.segments] + [lengths(self._tail)]
-        key_norm, value_norm = (max(pair[i] for pair in longest) for i in (0, 1))
-        while True:
-            zones = np.zeros((self._tail.shape[0], clusters), np.int32)
-            scores = np.zeros((len(query), clusters), np.float32)
-            m, l, acc = self._view.partial(query, scale, self._tail, zones, scores, min(read, clusters))
-            out, lse = acc / l[:, None], m + np.log(l)
-            parts = list(zip(self.segments, self._by_segment(zones), self._by_segment(scores), strict=True))
-            error = bound(parts, query, scale, out, lse, key_norm, value_norm)
-            if read >= clusters or error.max() <= eps:
-                return Decoded(out, lse, zones, error)
-            read *= 2
+        longest = lengths(self._tail)
+
+        def finish(part: Partial) -> tuple[F32, F32]:
+            m, l, acc = part
+            return acc / l[:, None], m + np.log(l)
+
+        _, (out, lse), zones, error = self._view.within(query, eps, scale, finish, longest, self._tail)
+        return Decoded(out, lse, zones, error)
 
     def cost(self, zones: npt.NDArray[np.int32]) -> Cost:
         """What a step with these ``Decoded.zones`` reads."""
         heads, _, tail, width = self._tail.shape
         item = self._tail.dtype.itemsize * width
         read = heads * tail
-        for segment, part in zip(self.segments, self._by_segment(zones), strict=True):
+        for segment, part in zip(self.segments, self._view.by_segment(zones), strict=True):
             read += heads * segment.pinned + int(np.diff(segment.offsets, axis=1)[part == 2].sum())
         tables = sum(s.centroids.nbytes + (s.variances.nbytes if s.variances is not None else 0) for s in self.segments)
         return Cost(read, 2 * read * item + tables + int((zones == 1).sum()) * item, 2 * heads * len(self) * item)
@@ -237,11 +288,6 @@ class WaveIndex:
             raise InvalidRequest("query holds NaN or infinity", param="query")
         if not len(self):
             raise InvalidRequest("the index is empty: append() keys and values first", param="keys")
-
-    def _by_segment(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """Cut the last axis, which counts clusters, at the segments' borders."""
-        at = np.cumsum([0, *(segment.clusters for segment in self.segments)])
-        return [array[:, a:b] for a, b in pairwise(at.tolist())]
 
     def _settle(self, tail: npt.NDArray[Any], start: int | None = None) -> None:
         """Make ``tail`` (rows from ``start`` on) the end of the context and cluster what is due."""

@@ -31,6 +31,8 @@ class Segment:
         spread: float32 ``[heads][clusters]``, mean squared distance of the keys per dimension.
         reach, value_reach: float32 ``[heads][clusters]``, largest distance of a key (a value) from the stored centroid
             (mean), never too small.
+        stored: the clusters in a file, if they are there (``WaveBuffer``); ``rows`` then holds the pinned tokens alone
+            and ``order`` nothing.
     """
 
     start: int
@@ -46,6 +48,7 @@ class Segment:
     spread: npt.NDArray[np.float32]
     reach: npt.NDArray[np.float32]
     value_reach: npt.NDArray[np.float32]
+    stored: Any = None
 
     @classmethod
     def build(cls, keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int, config: WaveConfig) -> Segment:
@@ -108,7 +111,8 @@ class Segment:
     def meta_bytes(self) -> int:
         """Bytes of everything but the rows."""
         arrays = (self.centroids, self.variances, self.means, self.order, self.offsets, self.log_size, self.spread)
-        return sum(a.nbytes for a in (*arrays, self.reach, self.value_reach) if a is not None)
+        table = 0 if self.stored is None else int(self.stored.memory)
+        return table + sum(a.nbytes for a in (*arrays, self.reach, self.value_reach) if a is not None)
 
     def tokens(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Keys and values T ``[heads][tokens][head_dim]`` in their original order."""
