@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE_LINES = 500
 ROOMS = {
     ("engine", "kv"): 6000,
+    ("kv/pool",): 1500,
     ("native",): 4500,
     ("engine/attention", "native/sparse"): 5000,
     ("store", "native/store"): 11000,
     ("vector", "native/graph"): 9000,
+    ("tasks/sequences", "native/sequences"): 3500,
 }
 COUNTED = {".py", ".cpp", ".h", ".inc", ".js", ".css", ".html"}
 

@@ -1,8 +1,8 @@
 """Peers to measure against, each in a virtual environment of its own under ``.venv-peers``.
 
 ``python -m bench.peers.setup [NAME …]`` installs from PyPI only, with the versions pinned beside this file. A
-peer that cannot be installed here is reported and skipped: its rows then say so. One thing is no Python package:
-``store`` also needs ``redis-server`` on the PATH, taken from apt when we are root.
+peer that cannot be installed here is reported and skipped: its rows then say so. Two things are no Python packages
+and are taken from apt when we are root: ``store`` needs ``redis-server`` on the PATH, ``serve`` the RDMA libraries.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".venv-peers"
-PEERS = ("store", "vector", "openvino", "vllm", "llamacpp")
+PEERS = ("store", "vector", "serve", "openvino", "vllm", "llamacpp")
 """llama.cpp comes last: it is compiled, ten minutes on two cores."""
+VERBS = ("apt-get", "install", "-y", "--no-install-recommends", "libibverbs1", "librdmacm1", "libnuma1")
 REDIS = ("apt-get", "install", "-y", "--no-install-recommends", "redis-server")
 
 
@@ -36,6 +37,8 @@ def install(name: str) -> None:
     mark = VENVS / name / "installed"
     if name == "store":
         _find_redis()
+    if name == "serve" and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(VERBS, check=False, stdout=subprocess.DEVNULL)
     if python_of(name) and mark.read_text() == pins.read_text():
         print(f"{name}: already installed")
         return

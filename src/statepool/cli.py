@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from statepool.engine.request import SamplingParams
 
 __all__ = ["main", "parser"]
+
+_ROOMS = {
+    "pool": ("statepool.kv.pool.commands", False),
+    "store": ("statepool.store.commands", False),
+    "vector": ("statepool.vector.commands", False),
+    "seq": ("statepool.tasks.sequences.commands", False),
+    "simulate": ("statepool.sim.commands", True),
+    "replay": ("statepool.sim.commands", True),
+    "plan": ("statepool.sim.commands", True),
+}
+"""Commands that a room runs itself: its module, and whether it wants to see the command's name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,14 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
-    if arguments[:1] == ["store"]:
-        from statepool.store import commands as store
-
-        return store.main(arguments[1:])
-    if arguments[:1] == ["vector"]:
-        from statepool.vector import commands as vector
-
-        return vector.main(arguments[1:])
+    if arguments and arguments[0] in _ROOMS:
+        module, keeps_name = _ROOMS[arguments[0]]
+        status: int = import_module(module).main(arguments if keeps_name else arguments[1:])
+        return status
     options = parser().parse_args(arguments)
     return run("statepool", options)
 
@@ -62,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--drain-seconds", help="time for running requests after SIGTERM (default 30)")
     group.add_argument("--vllm-metric-names", action="store_const", const=True, help="also export vLLM's metric names")
     group.add_argument("--no-chat-page", action="store_true", help="serve no page at /")
+
+    _add_cluster(serve)
 
     chat = command("chat", "talk to a model in the terminal", _chat)
     _add_engine(chat)
@@ -92,9 +102,20 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("model", nargs="?", default="tiny", help="folder, hub id or tiny")
     doctor.add_argument("--json", action="store_true", help="print plain values")
 
+    top = command("top", "live view of a server's engines and its KV pool", _top)
+    top.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default http://127.0.0.1:8000)")
+    top.add_argument("--api-key", help="its key")
+    top.add_argument("--seconds", type=float, default=1.0, metavar="S", help="between two looks (default 1)")
+    top.add_argument("--once", action="store_true", help="look once and end")
+
     command("bench", "compare with other engines (in a checkout)", add_help=False)
+    command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
+    command("replay", "send a recorded load to a running server and measure it", add_help=False)
+    command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
+    command("plan", "which split of nodes bears most of a recorded load", add_help=False)
+    command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     return tree
 
@@ -123,6 +144,25 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 
 
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("cluster", "Several engine processes behind one address; see docs/cluster.md.")
+    group.add_argument("--prefill", metavar="N", help="engines that compute prompts and hand requests on (default 0)")
+    group.add_argument("--decode", metavar="N", help="engines that go on behind the first token (default 0)")
+    group.add_argument("--workers", metavar="N", help="engines that do both (default 0: one engine, no cluster)")
+    group.add_argument("--pool-bytes", metavar="SIZE", help="memory of the shared KV pool (default 1GiB)")
+    group.add_argument("--pool-nodes", metavar="N", help="processes that hold it (default 1)")
+    group.add_argument("--pool-replicas", metavar="N", help="how many of them get each block (default 1)")
+    group.add_argument("--pool-dir", metavar="FOLDER", help="where blocks outlive a restart (default: nowhere)")
+    group.add_argument("--pool-disk-bytes", metavar="SIZE", help="most bytes in --pool-dir (default 4GiB)")
+    group.add_argument("--pool-eviction", help="which block goes first: lru (default), lfu, length or likely")
+    group.add_argument("--pool", metavar="ADDRESSES", help="nodes that run already (statepool pool serve), with commas")
+    group.add_argument("--policy", help="where requests go: global (default), local, kv-router, least-load, …")
+    group.add_argument("--admission", help="whom to refuse with 429: none (default), late, both, early, predicted, …")
+    group.add_argument("--slo-ttft", metavar="S", help="seconds to the first token that it keeps (default 30)")
+    group.add_argument("--slo-tbt", metavar="S", help="seconds between two tokens that it keeps (default 0.1)")
+    group.add_argument("--stall-seconds", metavar="S", help="an engine silent for so long is replaced (default 1.5)")
+
+
 def _add_sampling(command: argparse.ArgumentParser, max_tokens: int) -> None:
     group = command.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=int, default=max_tokens, metavar="N", help=f"default {max_tokens}")
@@ -140,7 +180,7 @@ def _add_text(command: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace, configs: list[type]) -> Any:
     from statepool.core.config import Settings
 
-    settings = Settings(configs, ignore=["engine"])
+    settings = Settings(configs, ignore=["engine", "cluster"])
     if options.config is not None:
         settings.read_file(options.config)
     settings.read_environment(os.environ)
@@ -175,12 +215,12 @@ def _text(options: argparse.Namespace) -> str:
 
 def _serve(options: argparse.Namespace) -> int:
     from statepool.engine.config import EngineConfig
-    from statepool.serve.config import ServeConfig
+    from statepool.serve.config import ClusterConfig, ServeConfig
     from statepool.serve.server import serve
 
-    settings = _settings(options, [EngineConfig, ServeConfig])
+    settings = _settings(options, [EngineConfig, ServeConfig, ClusterConfig])
     page = Path(__file__).parent / "dashboard" / "chat"
-    fixed: dict[str, Any] = {"engine": settings.build(EngineConfig)}
+    fixed: dict[str, Any] = {"engine": settings.build(EngineConfig), "cluster": settings.build(ClusterConfig)}
     if settings.source("chat_page") is None:
         fixed["chat_page"] = page if (page / "index.html").is_file() and not options.no_chat_page else None
     return serve(settings.build(ServeConfig, **fixed)) or 0
@@ -285,9 +325,14 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if any(finding.state == "missing" for finding in report.findings) else 0
 
 
-def _train(arguments: list[str]) -> int:
-    from importlib import import_module
+def _top(options: argparse.Namespace) -> int:
+    from statepool.serve.top import watch
 
+    watch(options.url, options.api_key, options.seconds, options.once)
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
     try:
         app = import_module("statepool.train.cli").app
     except ModuleNotFoundError as error:

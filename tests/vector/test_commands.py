@@ -199,3 +199,25 @@ def test_ctrl_c_ends_a_command_with_130(made) -> None:
     assert done.communicate(timeout=60) == (b"", b"")
     assert done.returncode == 130
     assert not (folder / "none").exists()
+
+
+def test_bench_prints_recall_and_time_for_every_ef(made, capsys) -> None:
+    folder, rows, queries = made
+    arguments = ["bench", str(folder / "index"), str(folder / "queries.npy"), "-k", "5", "--ef", "3,5,40,400"]
+    assert main([*arguments, "--repeats", "1"]) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert "2000 rows, 20 queries, k 5, threads 1, path graph" in head
+    table = [list(map(float, line.split())) for line in lines]
+    assert [row[0] for row in table] == [5, 40, 400], "an ef below k is no search"
+    index = open_index(folder / "index")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for ef, recall, mean, p50, p99, distances in table:
+        found = [index.search(query, 5, int(ef)) for query in queries]
+        truth = [np.argsort(-(unit @ query), kind="stable")[:5] for query in queries]
+        hits = sum(len(np.intersect1d(one.ids, best)) for one, best in zip(found, truth, strict=True))
+        assert recall == pytest.approx(hits / 100, abs=0.021), "ties aside"
+        assert distances == pytest.approx(sum(one.stats.ndc for one in found) / 20, abs=1)
+        assert 0 < p50 <= p99
+        assert 0 < mean <= p99 * 20
+    assert main(["bench", str(folder / "index"), str(folder / "queries.npy"), "--ef", "3"]) == 2
+    assert "ef: none is 10" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from tests.vector.synthetic import clustered, distances, recall
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index
 from statepool.vector.native import ENGINES
-from statepool.vector.policy import Load, choose_engine, choose_threads, most_worth
+from statepool.vector.policy import Load, choose_engine, choose_period, choose_threads, most_worth
 
 K, WIDTH, HOPS = 10, 40, 8
 PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
@@ -139,13 +139,9 @@ def test_threads_follow_the_load() -> None:
     assert choose_threads(Load(cores=16, busy=4, waiting=2), 64) == 4
     assert choose_threads(Load(cores=2, busy=2, waiting=0), 64) == 1
     assert choose_threads(Load(cores=2, busy=9, waiting=5), 64) == 1
-    assert [choose_engine(threads, sealed=False) for threads in (1, 2, 8, 9)] == [
-        "sequential",
-        "async",
-        "async",
-        "roles",
-    ]
-    assert choose_engine(32, sealed=True) == "async"
+    assert [choose_engine(threads) for threads in (1, 2, 64)] == ["sequential", "async", "async"]
+    assert [choose_period(threads, sealed=False) for threads in (2, 4, 8, 64)] == [8, 8, 4, 4]
+    assert choose_period(64, sealed=True) == 8
 
 
 def test_a_short_sealed_query_stays_on_one_thread() -> None:

@@ -32,6 +32,8 @@ class EngineConfig:
             ``"auto"``: the GPU where there is one, else native, else the reference.
         attention: ``"full"``, or a sparse kind with its settings, such as ``"wave"``, ``"wave:retrieve=0.05,last=1"``
             or ``"moba:block=256,topk=4"``; see docs/attention.md.
+        pool: addresses of pool nodes, separated by commas, this machine's own first; see docs/cluster.md.
+        pool_replicas: how many of them get each block.
         kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a
             file, so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
         kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
@@ -53,6 +55,8 @@ class EngineConfig:
     served_name: str | None = None
     attention: str = "full"
     wave_bytes: int | None = None
+    pool: str | None = None
+    pool_replicas: int = 1
     kv_budget: int | None = None
     kv_folder: str | None = None
     trace_selection: str | None = None
@@ -62,7 +66,7 @@ class EngineConfig:
             raise InvalidConfig(f"quant must be one of {', '.join(QUANTS)}, got {self.quant!r}", param="quant")
         if self.speculate not in ("off", "ngram") and self.speculate.partition(":")[0] != "wave":
             raise InvalidConfig(f"speculate must be off, ngram or wave, got {self.speculate!r}", param="speculate")
-        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting"):
+        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting", "pool_replicas"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
         if self.max_batched_tokens < self.max_seqs:
@@ -118,5 +122,11 @@ class EngineStats:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     aborted: int = 0
+    pool_hit_tokens: int = 0
+    """Prompt tokens whose KV came from the shared pool."""
+    pool_loaded_blocks: int = 0
+    pool_saved_blocks: int = 0
+    pool_corrupt_blocks: int = 0
+    pool_failures: int = 0
     paused: bool = False
     weight_version: str = "0"

@@ -26,11 +26,13 @@ from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
 from statepool.engine.loop import StepLoop
 from statepool.engine.models import parse_config
+from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.request import Output, Request, SamplingParams
 from statepool.engine.runner import DecoderRunner, Runner
 from statepool.engine.sampler import Sampler
 from statepool.engine.sequence import Sequence
 from statepool.engine.session import SessionStore
+from statepool.engine.shared import SharedBlocks
 from statepool.engine.speculate import NgramDrafter
 from statepool.engine.text.detokenize import Detokenizer
 from statepool.engine.text.stop import StopMatcher
@@ -59,9 +61,7 @@ class Engine:
         decoder = parse_config(self._checkpoint.config)
         parameters = decoder.validate(self._checkpoint)
         self.tokenizer = Tokenizer.load(path)
-        layout = KVLayout(
-            decoder.layers, decoder.kv_heads, decoder.head_dim, "fp32" if config.quant == "fp32" else "bf16"
-        )
+        layout = _layout(config, decoder)
         blocks = config.kv_bytes // layout.block_bytes
         max_len = _max_len(config, decoder.max_position, blocks, layout)
         self._layout = layout
@@ -96,7 +96,10 @@ class Engine:
         self.version = "0"
         self.paused = False
         self._grammars: Any = None
-        self._loop = StepLoop(config, self.pool, self.runner, self.sessions, self._root, self._attention, sketcher)
+        shared = _shared(config, layout, self.pool, self.runner)
+        self._loop = StepLoop(
+            config, self.pool, self.runner, self.sessions, self._root, self._attention, sketcher, shared
+        )
         self._backlog: deque[Output] = deque()
         self._arrivals = 0
 
@@ -179,8 +182,10 @@ class Engine:
 
     # -- state that moves --------------------------------------------------------------------------
 
-    def export_state(self, request_id: str) -> bytes:
+    def export_state(self, request_id: str, pooled: bool = False) -> bytes:
         """Take a request out of this engine as bytes: its tokens, its noise key and its KV.
+
+        ``pooled`` leaves out the blocks that were given to the shared pool, where the next engine finds them.
 
         Raises:
             NotFound: no such request here.
@@ -188,8 +193,9 @@ class Engine:
         sequence = self._loop.find(request_id)
         if sequence is None:
             raise NotFound(f"request {request_id!r} is not in the engine", param="request_id")
-        used = sequence.table.blocks[: -(-sequence.computed // BLOCK_SIZE)]
-        data = transfer.pack(self._identity(), sequence, self.runner.read_blocks(used))
+        skipped = sequence.table.published if pooled and self._loop.shared is not None else 0
+        used = sequence.table.blocks[skipped : -(-sequence.computed // BLOCK_SIZE)]
+        data = transfer.pack(self._identity(), sequence, skipped, self.runner.read_blocks(used))
         self._loop.remove(request_id)
         return data
 
@@ -204,14 +210,22 @@ class Engine:
         state = transfer.unpack(data, self._identity())
         sequence = self._sequence(state.request, seed=state.seed)
         transfer.replay(sequence, state)
-        needed = len(state.blocks)
         # The sum of an embedding did not travel: it begins again.
-        if needed and needed <= self.pool.free and not state.request.embed:
-            blocks = self.pool.take(needed)
-            self.runner.write_blocks(blocks, state.blocks)
-            sequence.table.blocks, sequence.computed = blocks, state.computed
+        if not state.request.embed:
+            self._loop.restore(sequence, state)
         self._loop.waiting[state.request.id] = sequence
         return state.request.id
+
+    def take_over(self, request: Request, seed: int, output: Tokens[int]) -> None:
+        """Queue a request whose first ``output`` tokens another engine has handed out already; the rest follows.
+
+        Raises:
+            InvalidRequest: see ``submit``; or the tokens contradict the request's grammar.
+        """
+        sequence = self._sequence(request, seed=seed)
+        blocks = self.runner.read_blocks([])
+        transfer.replay(sequence, transfer.State(request, seed, tuple(output), 0, 0, [None], 0, blocks))
+        self._loop.waiting[request.id] = sequence
 
     def update_weights(self, tensors: Iterable[tuple[str, npt.NDArray[Any]]], version: str) -> None:
         """Swap tensors (Hugging Face names; float32, or bf16 as uint16) between two steps.
@@ -257,6 +271,7 @@ class Engine:
             session_bytes_parked=self.sessions.parked_bytes,
             paused=self.paused,
             weight_version=self.version,
+            **({} if self._loop.shared is None else self._loop.shared.counts()),
             **self._loop.count,
         )
 
@@ -349,6 +364,19 @@ class Engine:
         return root_key(self._identity(), salt)
 
 
+def kv_layout(config: EngineConfig) -> KVLayout:
+    """How the KV blocks of ``config``'s model lie in memory; reads its settings only.
+
+    Raises:
+        InvalidCheckpoint: the model files are missing or wrong.
+    """
+    return _layout(config, parse_config(Checkpoint(resolve(config.model)).config))
+
+
+def _layout(config: EngineConfig, decoder: DecoderConfig) -> KVLayout:
+    return KVLayout(decoder.layers, decoder.kv_heads, decoder.head_dim, "fp32" if config.quant == "fp32" else "bf16")
+
+
 def _max_len(config: EngineConfig, model: int, blocks: int, layout: KVLayout) -> int:
     if config.max_model_len is not None and config.max_model_len > model:
         raise InvalidConfig(
@@ -381,6 +409,17 @@ def _runner(
     if config.threads is not None:
         kernels.set_threads(config.threads)
     return DecoderRunner(kernels, decoder, checkpoint, config.quant, storage, max_len), "native"
+
+
+def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runner) -> SharedBlocks | None:
+    if config.pool is None:
+        return None
+    from statepool.kv.pool import Pool
+
+    addresses = [address.strip() for address in config.pool.split(",") if address.strip()]
+    remote = Pool(addresses, layout.block_bytes, config.pool_replicas)
+    remote.check()
+    return SharedBlocks(remote, own, runner)
 
 
 def _cuda_runs() -> bool:

@@ -17,11 +17,11 @@ from statepool.engine.config import Quant
 from statepool.engine.loader import Checkpoint
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.ops.device import DeviceOps
-from statepool.engine.runner import F32, DecoderRunner
+from statepool.engine.runner import F32, CopiedBlocks, DecoderRunner
 from statepool.kv import KVLayout
 
 
-class GpuRunner(DecoderRunner):
+class GpuRunner(CopiedBlocks, DecoderRunner):
     """A ``Runner`` on tensors. Its blocks have the bytes and the layout of the CPU path's.
 
     Args:

@@ -17,6 +17,8 @@ from statepool.engine.sampler import token_logprob
 from statepool.engine.scheduler import Plan, SequenceView, Snapshot, schedule
 from statepool.engine.sequence import Sequence
 from statepool.engine.session import SessionStore
+from statepool.engine.shared import SharedBlocks
+from statepool.engine.transfer import State
 from statepool.kv import BlockPool, BlockTable, TierFailure, block_keys
 from statepool.kv.layout import BLOCK_SIZE
 
@@ -34,6 +36,7 @@ COUNTERS = (
     "draft_tokens",
     "accepted_tokens",
     "aborted",
+    "pool_hit_tokens",
 )
 
 
@@ -44,6 +47,7 @@ class StepLoop:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
         attention: what the runner's layers run.
         sketcher: drafts with the model itself.
+        shared: the way to the shared pool; None keeps all blocks here.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class StepLoop:
         root: Callable[[str], bytes],
         attention: AttentionSpec,
         sketcher: SparseDrafter | None = None,
+        shared: SharedBlocks | None = None,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -62,6 +67,7 @@ class StepLoop:
         self.sessions = sessions
         self._root = root
         self._attention = attention
+        self.shared = shared
         self._sketcher = sketcher
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
@@ -79,6 +85,25 @@ class StepLoop:
         self._release(sequence)
         return True
 
+    def restore(self, sequence: Sequence, state: State) -> None:
+        """Give an imported sequence its KV back, if all of it can be had; what cannot is computed again."""
+        head: list[int] = []
+        if state.skipped:
+            keys = self._keys(sequence)[: state.skipped]
+            head = self.pool.match(keys, sequence.tokens)
+            if self.shared is not None and len(head) < len(keys):
+                self.shared.fetch(keys, sequence.tokens, head)
+                head = self.pool.match(keys, sequence.tokens)
+            if len(head) < state.skipped:
+                return
+        self.pool.hold(head)
+        if len(state.blocks) > self.pool.free:
+            self.pool.release(head)
+            return
+        tail = self.pool.take(len(state.blocks))
+        self.runner.write_blocks(tail, state.blocks)
+        sequence.table.blocks, sequence.computed = head + tail, state.computed
+
     def step(self) -> list[Output]:
         """Run one batch; returns what each of its sequences gained."""
         plan = self._plan()
@@ -95,7 +120,7 @@ class StepLoop:
             sequence.stale = True
         for sequence in self.waiting.values():
             self._release(sequence)
-            sequence.root, sequence.keys = self._root(sequence.request.salt), []
+            sequence.root, sequence.keys, sequence.looked_up = self._root(sequence.request.salt), [], False
 
     def _plan(self) -> Plan:
         while True:
@@ -161,6 +186,12 @@ class StepLoop:
             else:
                 keys = self._keys(sequence)
                 found = self.pool.match(keys, sequence.tokens)
+                if self.shared is not None and not sequence.looked_up and keys[len(found) :]:
+                    sequence.looked_up = True
+                    if keys[len(found)] not in pending:
+                        came = self.shared.fetch(keys, sequence.tokens, found)
+                        self.count["pool_hit_tokens"] += came * BLOCK_SIZE
+                        found = self.pool.match(keys, sequence.tokens)
                 tokens, blocks = len(found) * BLOCK_SIZE, len(found)
                 free = sum(self.pool.references(block) == 0 for block in found)
                 blocked = len(found) < len(keys) and keys[len(found)] in pending
@@ -200,7 +231,7 @@ class StepLoop:
     def _preempt(self, sequence: Sequence) -> None:
         del self.running[sequence.request.id]
         self._release(sequence)
-        sequence.drafts = []
+        sequence.drafts, sequence.looked_up = [], False
         if sequence.stale:
             sequence.stale, sequence.keys, sequence.root = False, [], self._root(sequence.request.salt)
         if sequence.scoring:
@@ -248,7 +279,10 @@ class StepLoop:
             logits = self.runner.logits(hidden[[row for row, _, _ in group]])
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
-        return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
+        outputs = [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
+        if self.shared is not None:
+            self.shared.flush()
+        return outputs
 
     def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
         """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""
@@ -302,6 +336,8 @@ class StepLoop:
         keys = self._keys(sequence)
         for i in range(table.published, full):
             self.pool.publish(table.blocks[i], keys[i], sequence.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
+            if self.shared is not None:
+                self.shared.note(table.blocks[i], keys[i], keys[0])
         table.published = full
 
     def _keys(self, sequence: Sequence) -> list[bytes]:

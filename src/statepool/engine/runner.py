@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +56,39 @@ class Runner(Protocol):
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block onto another."""
         ...
+
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """An array per block with its bytes: the block itself on a CPU, a copy elsewhere."""
+        ...
+
+    def space(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """An array per block to put its new bytes into: the block itself on a CPU."""
+        ...
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """Make what was put into the ``space`` of ``blocks`` their bytes."""
+        ...
+
+
+class CopiedBlocks:
+    """For runners whose blocks are not arrays of this process: they come and go as copies."""
+
+    read_blocks: Callable[[list[int]], npt.NDArray[Any]]
+    write_blocks: Callable[[list[int], npt.NDArray[Any]], None]
+
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.rows``."""
+        return list(self.read_blocks(blocks))
+
+    def space(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.space``."""
+        none = self.read_blocks([])
+        return list(np.empty((len(blocks), *none.shape[1:]), none.dtype))
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """See ``Runner.fill``."""
+        if blocks:
+            self.write_blocks(blocks, np.stack(rows))
 
 
 class DecoderRunner:
@@ -174,3 +208,14 @@ class DecoderRunner:
     def copy_block(self, source: int, target: int) -> None:
         """See ``Runner.copy_block``."""
         self.storage[target] = self.storage[source]
+
+    def rows(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.rows``."""
+        return [self.storage[block] for block in blocks]
+
+    def space(self, blocks: list[int]) -> list[npt.NDArray[Any]]:
+        """See ``Runner.space``."""
+        return self.rows(blocks)
+
+    def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
+        """See ``Runner.fill``: the rows are the blocks."""

@@ -57,6 +57,8 @@ class Sequence:
     """Running sum of final hidden states, for requests that want that and no token."""
     resumes: bool = False
     """Its KV will come from its session, not from the prefix index."""
+    looked_up: bool = False
+    """The shared pool has been asked for its prefix."""
     stale: bool = False
     """Part of its KV was computed under older weights, so none of it may be shared."""
     started: bool = False

@@ -19,7 +19,7 @@ from statepool.engine.attention.wave.buffer import WaveBuffer, table_bytes
 from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.batch import Batch
 from statepool.engine.config import EngineConfig
-from statepool.engine.runner import DecoderRunner
+from statepool.engine.runner import CopiedBlocks, DecoderRunner
 from statepool.kv.layout import BLOCK_SIZE, KVLayout
 from statepool.kv.tiers import AREA_BLOCKS, TieredBlocks
 from statepool.native import kernels
@@ -68,7 +68,7 @@ class Split:
         return cls(frames, areas, tables, config.kv_budget - spent - tables if wave is not None else 0)
 
 
-class TieredRunner(DecoderRunner):
+class TieredRunner(CopiedBlocks, DecoderRunner):
     """The CPU path over blocks that are partly in a file. See ``DecoderRunner``."""
 
     def __init__(self, ops: Any, tiers: TieredBlocks, *rest: Any) -> None:

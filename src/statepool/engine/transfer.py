@@ -18,13 +18,16 @@ from statepool.engine.request import GrammarSpec, Request, SamplingParams, Token
 from statepool.engine.sampler import Sampled
 from statepool.engine.sequence import Sequence
 
-_MAGIC = b"spstate1"
+_MAGIC = b"spstate2"
 _SUM = 16
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """An unpacked request: ``output`` = tokens generated so far; ``blocks`` hold the KV of ``computed`` tokens."""
+    """An unpacked request: ``output`` = tokens generated so far; KV of ``computed`` tokens exists.
+
+    The first ``skipped`` blocks of it are in the shared pool, ``blocks`` are the others.
+    """
 
     request: Request
     seed: int
@@ -32,11 +35,12 @@ class State:
     computed: int
     cached_tokens: int
     prompt_logprobs: list[TokenLogprob | None]
+    skipped: int
     blocks: npt.NDArray[Any]
 
 
-def pack(identity: str, sequence: Sequence, blocks: npt.NDArray[Any]) -> bytes:
-    """Serialise a sequence. ``identity`` names model, weights and layout."""
+def pack(identity: str, sequence: Sequence, skipped: int, blocks: npt.NDArray[Any]) -> bytes:
+    """Serialise a sequence. ``identity`` names model, weights and layout; ``blocks`` follow the ``skipped`` ones."""
     header = {
         "identity": identity,
         "request": asdict(sequence.request),
@@ -45,6 +49,7 @@ def pack(identity: str, sequence: Sequence, blocks: npt.NDArray[Any]) -> bytes:
         "computed": sequence.computed,
         "cached_tokens": sequence.cached_tokens,
         "prompt_logprobs": [entry and asdict(entry) for entry in sequence.prompt_logprobs],
+        "skipped": skipped,
         "shape": blocks.shape,
         "dtype": blocks.dtype.str,
     }
@@ -74,6 +79,7 @@ def unpack(data: bytes, identity: str) -> State:
         computed=header["computed"],
         cached_tokens=header["cached_tokens"],
         prompt_logprobs=[entry and _logprob(entry) for entry in header["prompt_logprobs"]],
+        skipped=header["skipped"],
         blocks=blocks,
     )
 

@@ -7,6 +7,72 @@ from pathlib import Path
 
 from statepool.core.errors import InvalidConfig
 from statepool.engine.config import EngineConfig
+from statepool.kv.eviction import EVICTIONS
+from statepool.serve.policies import ADMISSIONS, PLACEMENTS
+
+LIVE_POLICIES = tuple(name for name in PLACEMENTS if not name.startswith("size-aware"))
+"""Those that leave the order of an engine's prefills to the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Several engines behind one server, and the pool of KV blocks between them.
+
+    Args:
+        workers: engines that do both prefill and decode.
+        prefill: engines that compute prompts and hand the request on with its first token.
+        decode: engines that go on from there.
+        pool_bytes: memory of the shared pool, over all its nodes.
+        pool_nodes: processes that hold it; with ``pool_replicas`` above 1 a block survives the loss of one.
+        pool_dir: folder for blocks on disk, which survive a restart; None keeps none.
+        pool_disk_bytes: most bytes in it.
+        policy: where requests go: ``global`` (Mooncake's Algorithm 1), ``local``, ``kv-router``, ``least-load``,
+            ``round-robin`` or ``random``.
+        admission: whom to refuse with 429: ``none``, ``late``, ``both``, ``early``, ``predicted`` or ``foresight``.
+        slo_ttft: seconds to the first token that ``admission`` keeps.
+        slo_tbt: seconds between two tokens that it keeps.
+        pool_eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
+        stall_seconds: an engine that shows no sign of life for so long is replaced.
+
+    Raises:
+        InvalidConfig: prefill without decode or the reverse; a number out of range.
+    """
+
+    workers: int = 0
+    prefill: int = 0
+    decode: int = 0
+    pool_bytes: int = 1 << 30
+    pool_nodes: int = 1
+    pool_dir: Path | None = None
+    pool_disk_bytes: int = 4 << 30
+    pool_eviction: str = "lru"
+    policy: str = "global"
+    admission: str = "none"
+    slo_ttft: float = 30.0
+    slo_tbt: float = 0.1
+    stall_seconds: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("prefill", 0), ("decode", 0), ("pool_bytes", 1), ("pool_nodes", 1)):
+            if getattr(self, name) < least:
+                raise InvalidConfig(f"{name} must be at least {least}, got {getattr(self, name)}", param=name)
+        if (self.prefill > 0) != (self.decode > 0) and self.workers == 0:
+            missing = "decode" if self.prefill else "prefill"
+            raise InvalidConfig(f"{missing} must be at least 1, since the other half has engines", param=missing)
+        for name in ("stall_seconds", "slo_ttft", "slo_tbt"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} must be above 0, got {getattr(self, name)}", param=name)
+        names = {"policy": LIVE_POLICIES, "admission": tuple(ADMISSIONS), "pool_eviction": tuple(EVICTIONS)}
+        for name, allowed in names.items():
+            if getattr(self, name) not in allowed:
+                raise InvalidConfig(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}", param=name
+                )
+
+    @property
+    def engines(self) -> int:
+        """Engines in all; 0 means one that is alone."""
+        return self.workers + self.prefill + self.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +91,7 @@ class ServeConfig:
         tool_format: name of the tool-call format; ``None`` takes the one the chat template speaks.
         vllm_metric_names: export the metrics under vLLM's names as well.
         stored_responses: answers of ``/v1/responses`` kept for ``previous_response_id``.
+        cluster: several engines instead of one.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -38,6 +105,7 @@ class ServeConfig:
     tool_format: str | None = None
     vllm_metric_names: bool = False
     stored_responses: int = 512
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,8 +23,9 @@ from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError, Un
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.serve import messages
+from statepool.serve.surface import EngineLoad
 
-_Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | Output | None]"
+_Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | messages.Moved | Output | None]"
 
 _GONE = "the engine process ended unexpectedly; restart the server"
 
@@ -36,7 +38,7 @@ class AsyncEngine:
 
     def __init__(self, max_in_flight: int = 1024) -> None:
         """``max_in_flight`` sequences are accepted at once; more raise ``Overloaded``."""
-        self.stats = EngineStats()
+        self.stats: EngineStats = EngineStats()
         """Counters as of the last pulse: at most a fraction of a second old while the engine works."""
         self.failure: str | None = None
         """Why the engine is gone, once it is."""
@@ -50,6 +52,8 @@ class AsyncEngine:
         self._info: asyncio.Future[ModelInfo] | None = None
         self._folder: Path | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._last_beat: float | None = None
+        self._pool: str | None = None
 
     async def start(
         self,
@@ -59,6 +63,7 @@ class AsyncEngine:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Spawn the process and tell it what to build; ``wait_ready`` waits for the result."""
+        self._pool = config.pool
         self._info = asyncio.get_running_loop().create_future()
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         endpoint = f"ipc://{self._folder / 'engine'}"
@@ -67,13 +72,19 @@ class AsyncEngine:
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._socket.setsockopt(option, 0)
         self._socket.bind(endpoint)
+        self._beats, beating = os.pipe()
+        os.set_blocking(self._beats, False)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "statepool.serve.engine_process",
             endpoint,
+            str(beating),
             env={**os.environ, **(environment or {})},
+            pass_fds=(beating,),
         )
+        os.close(beating)
+        asyncio.get_running_loop().add_reader(self._beats, self._heard)
         self._ended = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
         await self._send(messages.Start(config, factory))
@@ -82,6 +93,11 @@ class AsyncEngine:
     def pid(self) -> int:
         """Process id of the engine."""
         return self._process.pid
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the process has given no sign of life; 0 before its first."""
+        return 0.0 if self._last_beat is None else time.monotonic() - self._last_beat
 
     @property
     def in_flight(self) -> int:
@@ -97,28 +113,40 @@ class AsyncEngine:
         assert self._info is not None, "start() comes first"
         return await asyncio.shield(self._info)
 
-    async def submit(self, *requests: Request) -> OutputStream:
+    async def submit(self, *requests: Request, handoff: bool = False) -> OutputStream:
         """Queue requests; returns their outputs as they come, the last of each with a finish reason.
 
-        Closing the stream before its end takes the requests out of the batch before the next step.
+        Closing the stream before its end takes the requests out of the batch before the next step. With ``handoff`` a
+        request leaves with its first token: the stream ends, and has its state in ``moved``.
 
         Raises:
             InvalidRequest: the engine refuses one of the requests; then none of them runs.
             Overloaded: too many sequences are in flight.
             Unavailable: the engine is gone.
         """
+        return await self._open({request.id: messages.Submit(request, handoff) for request in requests}, len(requests))
+
+    async def adopt(self, name: str, state: bytes) -> OutputStream:
+        """Go on with request ``name``, that another engine let go; its outputs from here on. Raises like ``submit``."""
+        return await self._open({name: messages.Adopt(name, state)}, 1)
+
+    async def take_over(self, request: Request, seed: int, output: Sequence[int]) -> OutputStream:
+        """Go on with a request behind the tokens of its ``output``, as an engine that is gone would have."""
+        return await self._open({request.id: messages.TakeOver(request, seed, list(output))}, 1)
+
+    async def _open(self, entries: Mapping[str, messages.ToEngine], count: int) -> OutputStream:
         if self.failure is not None:
             raise self.gone()
-        if len(self._streams) + len(requests) > self._max_in_flight:
+        if len(self._streams) + count > self._max_in_flight:
             raise Overloaded(f"{len(self._streams)} sequences are in flight; try again later")
-        for request in requests:
-            if request.id in self._streams:
-                raise InvalidRequest(f"request id {request.id!r} is in use", param="request_id")
-        stream = OutputStream(self, [request.id for request in requests])
+        for name in entries:
+            if name in self._streams or len(entries) < count:
+                raise InvalidRequest(f"request id {name!r} is in use", param="request_id")
+        stream = OutputStream(self, list(entries))
         try:
-            for request in requests:
-                self._streams[request.id] = stream.inbox
-                await self._send(messages.Submit(request))
+            for name, message in entries.items():
+                self._streams[name] = stream.inbox
+                await self._send(message)
             await stream.accepted()
         except BaseException:
             await stream.aclose()
@@ -165,6 +193,11 @@ class AsyncEngine:
             await self._send(messages.Abort(name))
             inbox.put_nowait(Output(name, finish_reason="abort"))
 
+    def kill(self) -> None:
+        """End the process at once; everybody who waits for it is told."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def close(self) -> None:
         """Stop the process and free what it used. Safe to call twice."""
         if self._folder is None:
@@ -183,6 +216,8 @@ class AsyncEngine:
         self._fail(Unavailable("the server is shutting down"))
         self._socket.close(0)
         self._context.term()
+        asyncio.get_running_loop().remove_reader(self._beats)
+        os.close(self._beats)
         shutil.rmtree(folder, ignore_errors=True)
 
     async def leave(self, name: str) -> None:
@@ -190,20 +225,35 @@ class AsyncEngine:
         known = self._streams.pop(name, None) is not None
         self._left.set()
         if known and self.failure is None:
-            await self._send(messages.Abort(name))
+            with contextlib.suppress(Unavailable):
+                await self._send(messages.Abort(name))
 
     def finished(self, name: str) -> None:
         """Forget a request that reached its end."""
         self._streams.pop(name, None)
         self._left.set()
 
+    def loads(self) -> list[EngineLoad]:
+        """This engine and what it does."""
+        return [EngineLoad.of(self.stats, self.pid, usable=self.failure is None)]
+
+    def pool_addresses(self) -> list[str]:
+        """The nodes of its KV pool."""
+        return [] if self._pool is None else [address.strip() for address in self._pool.split(",")]
+
     def gone(self) -> StatepoolError:
         """The error for whoever needs the engine after its end."""
         return Unavailable(self.failure or _GONE)
 
     async def _send(self, message: messages.ToEngine) -> None:
-        """Hand over a message; if the process is gone, drop it: whoever waits for an answer is told by ``_fail``."""
+        """Hand over a message; if the process is gone, drop it: whoever waits for an answer is told by ``_fail``.
+
+        Raises:
+            Unavailable: the engine has been closed.
+        """
         data = messages.to_engine.encode(message)
+        if self._socket.closed:
+            raise self.gone()
         try:
             await self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
@@ -212,10 +262,24 @@ class AsyncEngine:
             await asyncio.wait({sending, self._ended}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 sending.cancel()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise self.gone() from None  # the socket was closed under it
+
+    def _heard(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if not os.read(self._beats, 4096):
+                asyncio.get_running_loop().remove_reader(self._beats)
+                return
+        self._last_beat = time.monotonic()
 
     async def _listen(self) -> None:
         while True:
             self._take(messages.from_engine.decode(await self._socket.recv()))
+            # A message that is there already is received without a pause: others must have their turn.
+            await asyncio.sleep(0)
 
     def _take(self, message: messages.FromEngine) -> None:
         match message:
@@ -224,7 +288,7 @@ class AsyncEngine:
                     inbox = self._streams.get(output.id)
                     if inbox is not None:
                         inbox.put_nowait(output)
-            case messages.Accepted(id=name) | messages.Refused(id=name):
+            case messages.Accepted(id=name) | messages.Refused(id=name) | messages.Moved(id=name):
                 inbox = self._streams.get(name)
                 if inbox is not None:
                     inbox.put_nowait(message)
@@ -272,7 +336,9 @@ class OutputStream:
     def __init__(self, engine: AsyncEngine, names: list[str]) -> None:
         self._engine = engine
         self._running = dict.fromkeys(names)
-        self._early: deque[Output] = deque()
+        self._early: deque[Output | messages.Moved] = deque()
+        self.moved: bytes | None = None
+        """State of the request, once it has left the engine with ``handoff``."""
         self.inbox: _Inbox = asyncio.Queue()
         """Where the engine's messages about these requests arrive; ``None`` means the engine is gone."""
 
@@ -288,8 +354,8 @@ class OutputStream:
             match await self.inbox.get():
                 case messages.Accepted():
                     waiting -= 1
-                case Output() as output:
-                    self._early.append(output)
+                case (Output() | messages.Moved()) as early:
+                    self._early.append(early)
                 case messages.Refused(problem=problem):
                     raise problem.error()
                 case None:
@@ -308,6 +374,11 @@ class OutputStream:
         if not self._running:
             raise StopAsyncIteration
         item = self._early.popleft() if self._early else await self.inbox.get()
+        if isinstance(item, messages.Moved):
+            self._engine.finished(item.id)
+            self._running.pop(item.id, None)
+            self.moved = item.state
+            return await anext(self)
         if not isinstance(item, Output):
             await self.aclose()
             raise self._engine.gone()

@@ -1,6 +1,7 @@
 """The engine's own process: a step loop that listens for commands between steps.
 
-Started by ``engine_client`` as ``python -m statepool.serve.engine_process ENDPOINT``. It leaves when told
+Started by ``engine_client`` as ``python -m statepool.serve.engine_process ENDPOINT PIPE``; to the pipe it writes a byte
+a few times a second, for as long as it is not stopped, whatever it computes. It leaves when told
 to stop, when its parent is gone, or when a step fails; it ignores the signals of a terminal,
 since the gateway drains first and then tells it to stop.
 """
@@ -11,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -26,6 +28,7 @@ log = logging.getLogger("statepool.engine")
 
 _IDLE_POLL_MS = 500
 _PULSE_SECONDS = 0.25
+_BEAT_SECONDS = 0.2
 
 
 class EngineLoop:
@@ -55,6 +58,7 @@ class EngineLoop:
         self._clock = clock
         self._commands = Commands(engine)
         self._submitted: dict[str, float] = {}
+        self._leaving: set[str] = set()
         self._queue_seconds: list[float] = []
         self._last_pulse = 0.0
         self._resting = False
@@ -84,16 +88,16 @@ class EngineLoop:
 
     def _obey(self, command: messages.ToEngine) -> None:
         match command:
-            case messages.Submit(request=request):
-                try:
-                    self._engine.submit(request)
-                except StatepoolError as error:
-                    self._send(messages.Refused(request.id, messages.Problem.of(error)))
-                else:
-                    self._submitted[request.id] = self._clock()
-                    self._send(messages.Accepted(request.id))
+            case messages.Submit(request=request, handoff=handoff):
+                if self._admit(request.id, lambda: self._engine.submit(request)) and handoff:
+                    self._leaving.add(request.id)
+            case messages.Adopt(id=name, state=state):
+                self._admit(name, lambda: self._engine.import_state(state))
+            case messages.TakeOver(request=request, seed=seed, output=output):
+                self._admit(request.id, lambda: self._engine.take_over(request, seed, output))
             case messages.Abort(id=name):
                 self._submitted.pop(name, None)
+                self._leaving.discard(name)
                 self._engine.abort(name)
             case messages.Call(id=number, method=method, arguments=arguments):
                 try:
@@ -105,11 +109,26 @@ class EngineLoop:
             case _:
                 raise Unavailable(f"the engine process cannot obey {type(command).__name__} now")
 
+    def _admit(self, name: str, enter: Callable[[], object]) -> bool:
+        try:
+            enter()
+        except StatepoolError as error:
+            self._send(messages.Refused(name, messages.Problem.of(error)))
+            return False
+        self._submitted[name] = self._clock()
+        self._send(messages.Accepted(name))
+        return True
+
     def _step(self) -> None:
         outputs = self._engine.step()
         self._note_admissions()
         if outputs:
             self._send(messages.Outputs(list(outputs)))
+        for output in outputs:
+            if output.id in self._leaving:
+                self._leaving.remove(output.id)
+                if output.finish_reason is None:
+                    self._send(messages.Moved(output.id, self._engine.export_state(output.id, pooled=True)))
 
     def _note_admissions(self) -> None:
         """Requests start in order of arrival (priorities aside): whoever is beyond the queue's length has started."""
@@ -133,8 +152,22 @@ def build(factory: str, config: Any) -> Any:
     return getattr(import_module(module), name)(config)
 
 
-def main(endpoint: str) -> int:
+def _beat(pipe: int) -> None:
+    """Show that this process runs."""
+    os.set_blocking(pipe, False)
+    while True:
+        try:
+            os.write(pipe, b".")
+        except BlockingIOError:
+            pass  # nobody has read for long; there is enough to read
+        except OSError:
+            return
+        time.sleep(_BEAT_SECONDS)
+
+
+def main(endpoint: str, pipe: int) -> int:
     """Connect to the gateway at ``endpoint``, build the engine it asks for, and serve it."""
+    threading.Thread(target=_beat, args=(pipe,), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
@@ -179,4 +212,4 @@ def main(endpoint: str) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 import statepool
 from statepool.core.errors import StatepoolError, Unavailable
-from statepool.serve import messages_routes, rl, sessions, tokenize
+from statepool.serve import messages_routes, rl, sessions, status, tokenize
 from statepool.serve.admission import Admission, failure
 from statepool.serve.errors import body_for, of_validation
 from statepool.serve.openai import routes
@@ -90,7 +90,7 @@ def build_app(state: GatewayState) -> FastAPI:
 
 
 def _routers() -> tuple[APIRouter, ...]:
-    return (routes.router, messages_routes.router, sessions.router, tokenize.router, rl.router, router)
+    return (routes.router, messages_routes.router, sessions.router, tokenize.router, rl.router, status.router, router)
 
 
 def _methods_at(path: str) -> list[str]:

@@ -53,6 +53,23 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Extend a sequence; answered by Accepted or Refused."""
 
     request: Request
+    handoff: bool = False
+    """Let it go with Moved as soon as its first token is out, its KV given to the shared pool."""
+
+
+class Adopt(msgspec.Struct, frozen=True, tag=True):
+    """Go on with a request that another engine let go; answered by Accepted or Refused."""
+
+    id: str
+    state: bytes
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag=True):
+    """Go on with a request of an engine that is gone, behind the tokens it handed out; answered like Adopt."""
+
+    request: Request
+    seed: int
+    output: list[int]
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -104,6 +121,13 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[Output]
 
 
+class Moved(msgspec.Struct, frozen=True, tag=True):
+    """A request has left the engine; ``state`` is for Adopt."""
+
+    id: str
+    state: bytes
+
+
 class Reply(msgspec.Struct, frozen=True, tag=True):
     """Result of a Call: a value, or a problem."""
 
@@ -120,8 +144,8 @@ class Pulse(msgspec.Struct, frozen=True, tag=True):
     """Waits, from submission to the first step that ran the request, that ended since the last pulse."""
 
 
-ToEngine = Start | Submit | Abort | Call | Stop
-FromEngine = Ready | Fatal | Accepted | Refused | Outputs | Reply | Pulse
+ToEngine = Start | Submit | Adopt | TakeOver | Abort | Call | Stop
+FromEngine = Ready | Fatal | Accepted | Refused | Outputs | Moved | Reply | Pulse
 
 to_engine: Codec[ToEngine] = Codec(ToEngine)
 from_engine: Codec[FromEngine] = Codec(FromEngine)

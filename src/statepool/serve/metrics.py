@@ -35,6 +35,11 @@ _COUNTERS = (
     ("draft_tokens", "Drafted tokens.", "vllm:spec_decode_num_draft_tokens"),
     ("accepted_tokens", "Drafted tokens that were right.", "vllm:spec_decode_num_accepted_tokens"),
     ("aborted", "Requests taken out of the batch.", None),
+    ("pool_hit_tokens", "Prompt tokens whose KV came from the shared pool.", None),
+    ("pool_loaded_blocks", "KV blocks taken over from the shared pool.", None),
+    ("pool_saved_blocks", "KV blocks given to it.", None),
+    ("pool_corrupt_blocks", "KV blocks of it that failed their checksum; never used.", None),
+    ("pool_failures", "Questions that a node of it did not answer.", None),
 )
 _GAUGES = (
     ("running", "requests_running", "Sequences in the batch.", "vllm:num_requests_running"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from statepool.serve.state import GatewayState
+    from statepool.serve.surface import Serving
 
 log = logging.getLogger("statepool.serve")
 
@@ -49,9 +50,8 @@ def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY) -> int:
 
 async def _serve(config: ServeConfig, factory: str) -> int:
     listener = _listen(config)
-    engine = AsyncEngine(config.max_in_flight)
+    engine = await _start(config, factory)
     try:
-        await engine.start(config.engine, factory=factory)
         ready = asyncio.create_task(engine.wait_ready())
         import uvicorn
 
@@ -91,6 +91,23 @@ async def _serve(config: ServeConfig, factory: str) -> int:
         listener.close()
         await engine.close()
     return 0
+
+
+async def _start(config: ServeConfig, factory: str) -> Serving:
+    """The one engine, or all of them, on their way to being ready."""
+    if config.cluster.engines:
+        from statepool.serve.cluster import Cluster
+
+        cluster = Cluster(config, factory)
+        try:
+            await cluster.start()
+        except BaseException:
+            await cluster.close()
+            raise
+        return cluster
+    engine = AsyncEngine(config.max_in_flight)
+    await engine.start(config.engine, factory=factory)
+    return engine
 
 
 async def _load(state: GatewayState, ready: asyncio.Task[object]) -> None:

@@ -12,10 +12,10 @@ from starlette.requests import Request as HttpRequest
 
 from statepool.core.errors import Unavailable
 from statepool.serve.config import ServeConfig
-from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.metrics import ServerMetrics
 from statepool.serve.response_store import ResponseStore
 from statepool.serve.served_model import ServedModel
+from statepool.serve.surface import Serving
 
 
 @dataclass
@@ -23,7 +23,7 @@ class GatewayState:
     """One server: its engine, its model, its books."""
 
     config: ServeConfig
-    engine: AsyncEngine
+    engine: Serving
     metrics: ServerMetrics
     responses: ResponseStore
     model: ServedModel | None = None

@@ -18,10 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from statepool.core.errors import StatepoolError
 from statepool.engine.request import Output
-from statepool.serve.engine_client import OutputStream
 from statepool.serve.job import Event, Job, PlainJob
 from statepool.serve.metrics import CANCELLED, E2E, GENERATED, ITL, PROMPT, SUCCESS, TTFT
 from statepool.serve.state import GatewayState
+from statepool.serve.surface import Outputs
 
 log = logging.getLogger("statepool.serve")
 
@@ -78,7 +78,7 @@ async def answer_whole(request: HttpRequest, state: GatewayState, job: PlainJob)
     return json_response(job.answer())
 
 
-async def _collect(job: PlainJob, outputs: OutputStream, clock: Watch) -> None:
+async def _collect(job: PlainJob, outputs: Outputs, clock: Watch) -> None:
     async for output in outputs:
         clock.note(output)
         job.push(output)
@@ -115,7 +115,7 @@ class EventResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, state: GatewayState, job: Job, outputs: OutputStream, clock: Watch) -> None:
+    def __init__(self, state: GatewayState, job: Job, outputs: Outputs, clock: Watch) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._state = state

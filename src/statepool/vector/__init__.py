@@ -8,6 +8,7 @@ from .kv import KVIndex
 from .live import LiveIndex
 from .opening import open  # noqa: A004 - the name users know from files
 from .settings import Settings
+from .shards import ShardedIndex, ShardedResult, build_shards
 from .tool import RetrievalTool
 from .view import Snapshot
 
@@ -23,8 +24,11 @@ __all__ = [
     "Result",
     "RetrievalTool",
     "Settings",
+    "ShardedIndex",
+    "ShardedResult",
     "Snapshot",
     "Stats",
+    "build_shards",
     "open",
     "verify",
 ]

@@ -55,7 +55,7 @@ class Result:
     """The nearest rows, nearest first; fewer than ``k`` if the index holds fewer."""
 
     ids: np.ndarray
-    """int64 ``[<= k]``."""
+    """int64 ``[<= k]``, or texts where the index has text ids."""
     distances: np.ndarray
     """float32 ``[<= k]``, in the unit of the metric."""
     truncated: bool

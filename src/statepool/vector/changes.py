@@ -29,6 +29,8 @@ class Change:
     """float32 ``[n, dim]``."""
     columns: Any = None
     """Per column its values: an array, or a list of text."""
+    texts: list[str] | None = None
+    """Of new rows, where ids are text."""
 
 
 _codec: Codec[Change] = Codec(Change)
@@ -39,7 +41,7 @@ def encode(kind: Kind, change: Change) -> tuple[int, bytes]:
     columns = {
         name: values.tolist() if values.dtype == object else values for name, values in (change.columns or {}).items()
     }
-    return _KINDS.index(kind) + 1, _codec.encode(Change(change.ids, change.rows, columns))
+    return _KINDS.index(kind) + 1, _codec.encode(Change(change.ids, change.rows, columns, change.texts))
 
 
 def decode(record: Record) -> tuple[Kind, Change]:

@@ -16,18 +16,15 @@ import numpy as np
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index, open, verify  # noqa: A004 - the name users know from files
-from statepool.vector.check import labels
+from statepool.vector.check import within
 from statepool.vector.log import LEVELS
 from statepool.vector.native import DTYPES, METRICS
-from statepool.vector.sources import Source, read_array, read_columns, read_rows, read_vectors
+from statepool.vector.sources import Source, read_columns, read_ids, read_rows, read_vectors
 
 __all__ = ["main"]
 
 _AT_ONCE = 1000
 """Rows of one change."""
-
-LIMIT = 0.15
-"""Relative error of a ratio up to which the simulator's projections are printed."""
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add = command("add", "add rows to an index; each thousand is in its log before the next", _add)
     add.add_argument("index", type=Path)
     add.add_argument("rows", type=Path, help="[n, dim] as .npy, or .fvecs")
-    add.add_argument("--ids", type=Path, help="int64 [n] as .npy (default: on from the largest there is)")
+    add.add_argument("--ids", type=Path, help="int64 [n] as .npy, or a text per line (default: on from the largest)")
     add.add_argument(
         "--columns", type=Path, metavar="FILE", help="a JSON object per row, with a value for every column"
     )
@@ -70,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--recall", action="store_true", help="print only the share of the exact answers found, and the time"
     )
+    bench = command("bench", "recall and time of an index on queries of yours, a line per ef", _bench)
+    bench.add_argument("index", type=Path)
+    bench.add_argument("queries", type=Path, help="[n, dim] as .npy, or .fvecs")
+    bench.add_argument("-k", type=int, default=10, help="rows per query (default 10)")
+    bench.add_argument("--ef", type=_numbers, default="10,20,40,80,160,320", help="candidates kept, with commas")
+    bench.add_argument("--threads", type=_threads, default=1, help="of one query: a number or auto (default 1)")
+    bench.add_argument("--filter", metavar="JSON", help="only rows that pass")
+    bench.add_argument("--repeats", type=int, default=3, help="of all queries; the least time counts (default 3)")
     for name, text, what in (
         ("stat", "figures of an index", _stat),
         ("verify", "check every byte of an index", _verify),
@@ -89,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("index", type=Path, help="file to write")
-    build.add_argument("--ids", type=Path, help="int64 [n] as .npy (default: those of the file, or 0 to n-1)")
+    build.add_argument("--ids", type=Path, help="as for add (default: those of the file, or 0 to n-1)")
     build.add_argument("--metric", choices=METRICS, default="cos")
     build.add_argument("--dtype", choices=DTYPES, default="f32", help="how vectors are stored (default f32)")
     build.add_argument("--degree", type=int, default=32, help="most neighbours of a row (default 32)")
@@ -127,7 +132,7 @@ def _build(options: argparse.Namespace) -> int:
     else:
         rows, ids = read_rows(options.rows, options.source)
     if options.ids is not None:
-        ids = read_array(options.ids)
+        ids = read_ids(options.ids)
     index = Index(
         rows.shape[1],
         options.metric,
@@ -156,9 +161,13 @@ def _add(options: argparse.Namespace) -> int:
             raise InvalidRequest(f"columns: {options.columns} has {len(column)} lines, {options.rows} {len(rows)} rows")
     with open(options.index, "rw", durability=options.durability) as index:
         there = index.ids()
-        first = int(there.max()) + 1 if len(there) else 0
-        ids = np.arange(first, first + len(rows)) if options.ids is None else read_array(options.ids)
-        ids = labels(ids, len(rows))
+        if options.ids is None and index.settings.text_ids:
+            raise InvalidRequest(f"ids: {options.index} has text ids; give --ids with a text per line", param="ids")
+        if options.ids is None:
+            first = int(there.max()) + 1 if len(there) else 0
+            ids = np.arange(first, first + len(rows))
+        else:
+            ids = index.checked(read_ids(options.ids), len(rows))
         if not options.update and len(taken := np.intersect1d(ids, there)):
             raise InvalidRequest(f"ids: {taken[0]} is in the index already; --update replaces it", param="ids")
         with _progress("adding", len(rows)) as tell:
@@ -224,6 +233,33 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    index, chosen = open(options.index), _filter(options.filter)
+    queries, widths = read_vectors(options.queries), [ef for ef in options.ef if ef >= options.k]
+    within("repeats", options.repeats, 1, 1000)
+    if not widths:
+        raise InvalidRequest(f"ef: none is {options.k} (k) or more", param="ef")
+    truth = [index.exact(query, options.k, filter=chosen).ids for query in queries]
+    wanted = max(1, sum(map(len, truth)))
+    print(f"{len(index)} rows, {len(queries)} queries, k {options.k}, threads {options.threads}, path ", end="")
+    print(index.search(queries[0], options.k, widths[0], threads=options.threads, filter=chosen).stats.path)
+    print(f"{'ef':>6} {'recall':>7} {'mean us':>8} {'p50 us':>8} {'p99 us':>8} {'distances':>9}")
+    for ef in widths:
+        least, hits, distances = np.full(len(queries), np.inf), 0, 0
+        for repeat in range(options.repeats):
+            for number, query in enumerate(queries):
+                started = time.perf_counter_ns()
+                found = index.search(query, options.k, ef, threads=options.threads, filter=chosen)
+                least[number] = min(least[number], (time.perf_counter_ns() - started) / 1e3)
+                if repeat == 0:
+                    hits += len(np.intersect1d(found.ids, truth[number]))
+                    distances += found.stats.ndc
+        p50, p99 = np.percentile(least, [50, 99])
+        figures = f"{hits / wanted:7.4f} {least.mean():8.1f} {p50:8.1f} {p99:8.1f} {distances / len(queries):9.0f}"
+        print(f"{ef:6} {figures}", flush=True)
+    return 0
+
+
 def _stat(options: argparse.Namespace) -> int:
     for name, value in open(options.index).stats().items():
         print(f"{name:13} {value}")
@@ -240,7 +276,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _sim(options: argparse.Namespace) -> int:
-    from statepool.vector.sim.study import Study
+    from statepool.vector.sim.study import LIMIT, Study, compare
 
     queries = read_vectors(options.queries)
     if len(queries) < 2:
@@ -261,12 +297,20 @@ def _sim(options: argparse.Namespace) -> int:
         print("no projections: the simulator does not describe this machine now (is it busy?)", file=sys.stderr)
         return 1
     print(f"simulated µs at recall {options.recall}")
+    found = []
     for threads in map(int, options.threads.split(",")):
-        row = {"iqan": study.tuned(costs, threads, options.recall)}
-        row |= {e: study.at_recall(costs, e, threads, options.recall) for e in ("edge", "nosync", "async", "roles")}
-        text = "  ".join(f"{name} {'–' if ns is None else f'{ns / 1e3:.1f}'}" for name, ns in row.items())
-        print(f"p={threads:<3} {text}", flush=True)
+        found.append(study.project(costs, threads, options.recall))
+        text = "  ".join(f"{name} {ns / 1e3:.1f}" for name, ns in found[-1].nanoseconds.items())
+        print(f"p={threads:<3} {text or 'no engine reaches the recall'}", flush=True)
+    if (best := compare(found)) is not None:
+        (mine, count), (rival, threads) = best.mine, best.rival
+        print(f"simulated: async {mine / 1e3:.1f} µs with {count} threads, iqan {rival / 1e3:.1f} µs with {threads}")
+        print(f"simulated: least latency {best.latency:.2f}x lower, throughput {best.throughput:.2f}x at iqan's least")
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
 
 
 def _threads(text: str) -> int | str:

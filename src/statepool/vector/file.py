@@ -189,7 +189,7 @@ class IndexFile:
         if verify == "full" or not mmap:
             self.touch(_PAGE, begin - _PAGE)
         for name in self.sections:
-            if verify != "off" and (name in ("ids", "entries") or name.startswith(("column ", "words "))):
+            if verify != "off" and (name in ("ids", "entries", "texts") or name.startswith(("column ", "words "))):
                 self.touch(self.sections[name].offset, self.sections[name].nbytes)
 
     def array(self, name: str) -> np.ndarray:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,11 +20,12 @@ from .check import cores, floats, labels, one_of, same_width, within
 from .columns import Columns, Values
 from .errors import IndexCorruptError, ReadOnlyError
 from .file import IndexFile, sync_folder, write
-from .filtered import Ask, search_among
+from .filtered import Ask, Passing, search_among
 from .filters import mask
 from .log import Lock, log_path
+from .names import Ids, Names, are_texts
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
-from .policy import Load, choose_engine, choose_threads, most_worth
+from .policy import Load, choose_engine, choose_period, choose_threads, most_worth
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
 
@@ -78,8 +81,9 @@ class Index(Searching):
         self.dim, self.metric, self.dtype = settings.dim, settings.metric, settings.dtype
         self._core = core.Index(self.dim, METRICS[self.metric], DTYPES[self.dtype], settings.R)
         self.columns = Columns(settings.columns)
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[str, Passing] = OrderedDict()
         self._ids: np.ndarray | None = None
+        self.names = Names() if settings.text_ids else None
         self._file: IndexFile | None = None
         self._held: dict[str, np.ndarray] = {}
         self._places: dict[int, int] | None = None
@@ -91,7 +95,7 @@ class Index(Searching):
     def build(
         self,
         X: np.ndarray,  # noqa: N803
-        ids: np.ndarray | None = None,
+        ids: Ids | None = None,
         *,
         columns: Values | None = None,
         threads: int = 0,
@@ -101,7 +105,7 @@ class Index(Searching):
 
         Args:
             X: Rows ``[n, dim]``, any float dtype.
-            ids: int64 ``[n]``, what searches answer with; default 0 … n-1.
+            ids: int64 ``[n]`` or ``n`` texts, what searches answer with; default 0 … n-1.
             columns: For every column of the index, one value per row.
             threads: 0 means all cores.
             progress: Called several times a second with the number of rows that are linked.
@@ -115,9 +119,15 @@ class Index(Searching):
         self._writable("build")
         rows = floats("X", X, 2)
         same_width("X", rows.shape[1], self.dim)
-        named = None if ids is None else labels(ids, len(rows))
+        names = Names() if self.settings.text_ids or are_texts(ids) else None
+        named: np.ndarray | None
+        if names is not None:
+            named = names.keys([] if ids is None else ids, len(rows))
+            names.learn(np.asarray(ids, dtype=object), named)
+        else:
+            named = None if ids is None else labels(ids, len(rows))
         values = self.columns.check(columns, len(rows))
-        settings = self.settings
+        settings = replace(self.settings, text_ids=names is not None)
         try:
             arguments = (rows, settings.build_window, settings.alpha, cores(threads), settings.seed)
             if progress is None:
@@ -127,6 +137,7 @@ class Index(Searching):
         except ValueError as error:
             raise InvalidRequest(f"X: {error}", param="X") from None
         self._ids, self._held, self._sealed, self._places = named, {}, False, None
+        self.settings, self.names = settings, names
         self.columns = Columns(settings.columns)
         self.columns.put(np.arange(len(rows)), values)
         self._masks.clear()
@@ -190,13 +201,14 @@ class Index(Searching):
             threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS, worth))
         within("threads", threads, 1, MOST_THREADS)
         if engine == "auto":
-            engine = choose_engine(threads, self._sealed)
+            engine = choose_engine(threads)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         if filter is not None:
             return self.among(Ask(query, k, width, deadline), self.passing(filter))
         try:
-            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, 8, 0)
+            period = choose_period(threads, self._sealed)
+            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, period, 0)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
@@ -222,8 +234,8 @@ class Index(Searching):
             raise self._damage() from None
         return self._result(found)
 
-    def passing(self, filter: Filter) -> np.ndarray:  # noqa: A002
-        """Of each row whether it passes, bool ``[n]``, in the order they were built in; not to be written to.
+    def passing(self, filter: Filter) -> Passing:  # noqa: A002
+        """The rows that pass, in the order they were built in.
 
         Raises:
             FilterError: an unknown column, or a value of another type.
@@ -231,48 +243,61 @@ class Index(Searching):
         key = json.dumps(filter, sort_keys=True, default=repr)
         found = self._masks.get(key)
         if found is None:
-            found = self._masks[key] = mask(self.columns, filter, len(self))
+            found = self._masks[key] = Passing.of(mask(self.columns, filter, len(self)))
             while len(self._masks) > _MASKS:
                 self._masks.popitem(last=False)
         return found
 
-    def among(self, ask: Ask, allowed: np.ndarray, *, exact: bool = False) -> Result:
-        """The nearest of the rows that are allowed: bool ``[n]``, in the order they were built in."""
+    def among(self, ask: Ask, passing: Passing, *, exact: bool = False) -> Result:
+        """The nearest of the rows that are allowed, by their places in the order they were built in."""
 
         def search(ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray) -> Any:
             (places, gaps, counts), share = self._core.search_filtered(
                 ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds
             )
-            return places if self._ids is None else self._ids[places], gaps, counts, share
+            return self._named(places), gaps, counts, share
 
         try:
-            return search_among(search, ask, allowed, len(self), exact=exact)
+            return search_among(search, ask, passing, len(self), exact=exact, sealed=self._sealed)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
             raise self._damage() from None
 
+    def bare(self) -> Self:
+        """The same index with numbers for text ids, see ``statepool.vector.names``."""
+        found = copy(self)
+        found.names = None
+        return found
+
     def ids(self) -> np.ndarray:
-        """Of all rows, int64 ``[n]``, in the order they were built in."""
-        return np.arange(len(self)) if self._ids is None else self._ids.copy()
+        """Of all rows, int64 ``[n]`` or texts, in the order they were built in."""
+        return self._named(np.arange(len(self)))
 
-    def __contains__(self, one: int) -> bool:
-        return self.place(one) is not None
+    def _named(self, places: np.ndarray) -> np.ndarray:
+        found: np.ndarray = places if self._ids is None else self._ids[places]
+        return found if self.names is None else self.names.texts(found)
 
-    def get(self, ids: Sequence[int]) -> np.ndarray:
+    def __contains__(self, one: int | str) -> bool:
+        return self._place(one) is not None
+
+    def _place(self, one: Any) -> int | None:
+        return self.place(one if self.names is None else self.names.key(one))
+
+    def get(self, ids: Ids) -> np.ndarray:
         """The vectors of rows as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
 
         Raises:
             NotFound: an id that is not in the index.
         """
-        places = [self.place(one) for one in ids]
+        places = [self._place(one) for one in ids]
         for one, place in zip(ids, places, strict=True):
             if place is None:
                 raise NotFound(f"ids: {one} is not in the index", param="ids")
         return self._decoded([place for place in places if place is not None])
 
     def place(self, one: int) -> int | None:
-        """Where a row is in the order they were built in; None if it is not there."""
+        """Where a row is in the order they were built in, by its number; None if it is not there."""
         if self._ids is None:
             return one if 0 <= one < len(self) else None
         if self._places is None:
@@ -370,6 +395,8 @@ class Index(Searching):
         arrays = {"rows": rows, "links": links, "entries": entries, **self.columns.sections(len(self))}
         if self._ids is not None:
             arrays["ids"] = self._ids
+        if self._ids is not None and self.names is not None:
+            arrays |= self.names.sections(self._ids)
         sealed = self._core.sealed()
         if sealed is not None:
             arrays["sealed"] = sealed[0]
@@ -394,6 +421,7 @@ class Index(Searching):
             rows, links, entries = arrays["rows"], arrays["links"], arrays["entries"]
             index._core.attach(rows, links, entries, float(head["norm"]), arrays.get("sealed"), unit, seed, file.guard)
             index.columns = Columns.of(index.settings.columns, arrays, len(index))
+            index.names = Names.of(arrays) if index.settings.text_ids else None
         except (ValueError, KeyError, TypeError, IndexError, InvalidRequest) as error:
             raise IndexCorruptError(f"{file.path}: header: contradicts its sections ({error})", "header", 0) from error
         index._ids, index._held, index._sealed = arrays.get("ids"), arrays, "sealed" in arrays
@@ -409,8 +437,7 @@ class Index(Searching):
 
     def _result(self, found: tuple[np.ndarray, np.ndarray, Any]) -> Result:
         positions, distances, counts = found
-        ids = positions if self._ids is None else self._ids[positions]
-        return Result(ids, distances, counts.truncated, Stats.of(counts))
+        return Result(self._named(positions), distances, counts.truncated, Stats.of(counts))
 
 
 def check_search(k: int, ef: int | None) -> int:

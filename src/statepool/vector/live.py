@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,9 @@ from .errors import ReadOnlyError
 from .file import IndexFile
 from .index import Index
 from .log import Durability, Lock, Log, Replay, log_path
+from .names import Ids
 from .native import DTYPES, METRICS, Dtype, Metric, core
+from .replay import load
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
 from .view import LiveEngine, Parts, Snapshot, View
@@ -49,6 +51,7 @@ class LiveIndex(Searching):
         capacity: Changed rows that fit in, deleted ones included, until ``compact``. Memory is taken as it fills.
         seed: Of compactions.
         columns: As for ``Index``.
+        text_ids: Whether ids are texts; over a built index it is as there.
 
     Raises:
         InvalidRequest: An argument out of its range.
@@ -66,6 +69,7 @@ class LiveIndex(Searching):
         capacity: int = 1_000_000,
         seed: int = 0,
         columns: Mapping[str, ColumnType] | None = None,
+        text_ids: bool = False,
     ) -> None:
         settings = Settings(
             dim,
@@ -77,6 +81,7 @@ class LiveIndex(Searching):
             columns=dict(columns or {}),
             change_alpha=alpha,
             capacity=capacity,
+            text_ids=text_ids,
         )
         self._start(Index.of(settings), capacity)
 
@@ -96,8 +101,7 @@ class LiveIndex(Searching):
         changes = [decode(record) for record in replay.records] if replay is not None else []
         changed = sum(len(change.ids) for _, change in changes)
         live._start(index, max(index.settings.capacity, changed))
-        for kind, change in changes:
-            live._apply(live._parts, kind, change)
+        load(live._parts, changes)
         live._generation = len(changes) if replay is None else replay.last
         live._replay, live._read_only = replay, read_only
         return live
@@ -123,13 +127,13 @@ class LiveIndex(Searching):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __contains__(self, one: int) -> bool:
-        return self._parts.holds(one)
+    def __contains__(self, one: int | str) -> bool:
+        return one in View(self._parts)
 
     def add(
         self,
         X: np.ndarray,  # noqa: N803
-        ids: Sequence[int] | np.ndarray,
+        ids: Ids,
         *,
         columns: Values | None = None,
         durability: Durability | None = None,
@@ -138,7 +142,7 @@ class LiveIndex(Searching):
 
         Args:
             X: Rows ``[n, dim]``, any float dtype.
-            ids: ``[n]``, 0 to 2^63 - 1, none of them in the index.
+            ids: ``[n]``, 0 to 2^63 - 1, or texts, none of them in the index.
             columns: For every column of the index, one value per row.
             durability: What it has survived when it returns: ``process`` or ``power``. Default the index's.
 
@@ -156,13 +160,17 @@ class LiveIndex(Searching):
         with self._change(named) as parts:
             for one in named.tolist():
                 if parts.holds(one):
-                    raise InvalidRequest(f"ids: {one} is in the index already; update it", param="ids")
-            self._do(parts, "add", Change(named, rows, parts.columns.check(columns, len(rows))), durability)
+                    raise InvalidRequest(f"ids: {self._said(one)} is in the index already; update it", param="ids")
+            change = Change(named, rows, parts.columns.check(columns, len(rows)))
+            if parts.names is not None:
+                change.texts = [str(one) for one in ids]
+                parts.names.learn(change.texts, named)
+            self._do(parts, "add", change, durability)
         return len(named)
 
     def update(
         self,
-        ids: Sequence[int] | np.ndarray,
+        ids: Ids,
         X: np.ndarray,  # noqa: N803
         *,
         columns: Values | None = None,
@@ -179,13 +187,13 @@ class LiveIndex(Searching):
         """
         rows, named = self._rows(X, ids)
         with self._change(named) as parts:
-            for one in named.tolist():
+            for one, id_ in zip(named.tolist(), ids, strict=True):
                 if not parts.holds(one):
-                    raise NotFound(f"ids: {one} is not in the index; add it", param="ids")
+                    raise NotFound(f"ids: {id_} is not in the index; add it", param="ids")
             self._do(parts, "update", Change(named, rows, parts.columns.check(columns, len(rows))), durability)
         return len(named)
 
-    def delete(self, ids: Sequence[int] | np.ndarray, *, durability: Durability | None = None) -> int:
+    def delete(self, ids: Ids, *, durability: Durability | None = None) -> int:
         """Delete rows; ids that are not there are passed over.
 
         Every so often a call also takes the deleted rows out of the graph, which takes the longer the larger it is.
@@ -197,7 +205,7 @@ class LiveIndex(Searching):
             InvalidRequest: an id twice.
             StoreFull, OutcomeUnknown, StoreReadOnly: as for ``add``.
         """
-        named = labels(ids, np.size(ids))
+        named = self._named(ids, np.size(ids))
         with self._change(named) as parts:
             there = named[[parts.holds(one) for one in named.tolist()]] if len(named) else named
             if len(there):
@@ -226,7 +234,7 @@ class LiveIndex(Searching):
         """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
         return View(self._parts).exact(q, k, filter=filter)
 
-    def get(self, ids: Sequence[int]) -> np.ndarray:
+    def get(self, ids: Ids) -> np.ndarray:
         """The vectors as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
 
         Raises:
@@ -235,7 +243,7 @@ class LiveIndex(Searching):
         return View(self._parts).get(ids)
 
     def ids(self) -> np.ndarray:
-        """Of all rows, int64, sorted."""
+        """Of all rows: int64, sorted, or texts in no order."""
         return View(self._parts).ids()
 
     def snapshot(self) -> Snapshot:
@@ -300,12 +308,14 @@ class LiveIndex(Searching):
         """
         self._writable()
         with self._no_changes():
-            parts, named = self._parts, self.ids()
+            parts = self._parts
+            named = View(parts).keys()
             if not len(named) and self._path is None:
                 raise InvalidRequest("compact: the index is empty; add rows first")
             built = Index.of(self.settings)
             if len(named):
-                built.build(self.get(named.tolist()), named, columns=_values(parts, named), threads=threads)
+                ids = named if parts.names is None else parts.names.texts(named)
+                built.build(self.get(ids), ids, columns=_values(parts, named), threads=threads)
                 if seal:
                     built.seal(threads=threads)
             if self._path is not None:
@@ -357,7 +367,7 @@ class LiveIndex(Searching):
             settings.build_window,
             settings.change_alpha,
         )
-        return Parts(base, live, Columns(settings.columns), np.zeros(len(base), bool))
+        return Parts(base.bare(), live, Columns(settings.columns), np.zeros(len(base), bool), base.names)
 
     def _do(self, parts: Parts, kind: Kind, change: Change, durability: Durability | None) -> None:
         """Check, log, apply: what is in the log can be applied."""
@@ -415,10 +425,27 @@ class LiveIndex(Searching):
     def _rows(self, X: Any, ids: Any) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         rows = floats("X", X, 2)
         same_width("X", rows.shape[1], self.dim)
-        named = labels(ids, len(rows))
+        named = self._named(ids, len(rows))
         if len(named) and named.min() < 0:
             raise InvalidRequest(f"ids: {named.min()} is outside 0 to 2^63 - 1", param="ids")
         return rows, named
+
+    def _named(self, ids: Any, count: int) -> np.ndarray:
+        names = self._parts.names
+        return labels(ids, count) if names is None else names.keys(ids, count)
+
+    def checked(self, ids: Any, count: int) -> np.ndarray:
+        """Ids of ``count`` rows as an array of int64, or of texts where the index has those.
+
+        Raises:
+            InvalidRequest: one twice, of another kind, or not one per row.
+        """
+        named = self._named(ids, count)
+        return named if self._parts.names is None else np.asarray(ids, dtype=object)
+
+    def _said(self, key: int) -> Any:
+        """The id of a row that is there."""
+        return key if self._parts.names is None else self._parts.names.texts(np.array([key]))[0]
 
     def _repair_if_due(self, parts: Parts) -> None:
         if not self._snapshots and parts.live.dead > max(_FEW_DEAD, len(parts.live) // 5):

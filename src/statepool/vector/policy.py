@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Load", "Plan", "choose_detour", "choose_engine", "choose_path", "choose_threads", "most_worth"]
+__all__ = [
+    "Load",
+    "Plan",
+    "choose_detour",
+    "choose_engine",
+    "choose_path",
+    "choose_period",
+    "choose_threads",
+    "most_worth",
+]
 
-GROUPED = 8
-"""Threads above which roles pay: with fewer, a thread that only computes distances is missed by the search."""
-
+SCANNED = 80
+"""Rows that are measured in the time of one candidate of a two-hop search."""
 
 SEALED_REST = 384
 """Bytes of a sealed row beyond eight bits per dimension and 32 codes: ids, factors, its own norm."""
@@ -51,11 +59,22 @@ def most_worth(dim: int, ef: int, sealed: bool) -> int:
     return 1 + ef * (5 * dim + SEALED_REST) // SEALED_SHARE
 
 
-def choose_engine(threads: int, sealed: bool) -> Literal["sequential", "async", "roles"]:
-    """The engine for so many threads; a sealed segment has no distances to hand out one by one, so no roles."""
-    if threads == 1:
-        return "sequential"
-    return "roles" if threads > GROUPED and not sealed else "async"
+def choose_engine(threads: int) -> Literal["sequential", "async"]:
+    """The engine for so many threads.
+
+    Roles do a third of the work of 64 asynchronous threads, and are slower up to there in the simulator: what a
+    maintainer hands out and gets back by cache lines costs as much as the distances it saves.
+    """
+    return "sequential" if threads == 1 else "async"
+
+
+def choose_period(threads: int, sealed: bool) -> int:
+    """Expansions of a thread between two looks at the others.
+
+    A look costs a few cache lines, and tells the more the more threads there are. For plain rows four are best from 8
+    threads on in the simulator; a sealed row's expansion is too short for that.
+    """
+    return 4 if threads >= 8 and not sealed else 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +88,25 @@ class Plan:
     """Candidates of a small search of the whole graph before: whether rows near the query pass at all. 0: none."""
 
 
-def choose_path(rows: int, matches: int, ef: int) -> Plan:
+def choose_path(rows: int, matches: int, ef: int, *, sealed: bool = False) -> Plan:
     """By how many of the rows pass.
 
-    Few are measured one by one. With many, a search of the whole graph meets enough of them if it keeps more
-    candidates. In between the graph of those that pass is searched, two links taken as one where the row between does
-    not pass.
+    Few are measured one by one: a candidate of ``two-hop`` leads to the links of its links, which takes as long as the
+    distances of some eighty rows (measured over 50,000 rows of 384 dimensions). With many, a search of the whole graph
+    meets enough of them if it keeps more candidates. In between the graph of those that pass is searched, two links
+    taken as one where the row between does not pass. A sealed graph is so fast that ``check`` pays for less.
     """
     if matches == 0:
         return Plan("empty", ef)
-    if matches <= max(2000, rows // 100):
+    if sealed and matches > max(2000, rows // 100):
+        # An expansion by codes takes as long as four distances, and ef * rows / matches of them are needed.
+        if matches * matches <= 4 * ef * rows:
+            return Plan("scan", ef)
+        return Plan("check", ef * rows // matches)
+    few = 5 * matches <= rows
+    if matches <= max(2000, rows // 100) or (few and matches <= SCANNED * ef):
         return Plan("scan", ef)
-    if 5 * matches <= rows:
+    if few:
         return Plan("two-hop", ef, max(32, min(4 * rows // matches, 400)))
     return Plan("check", ef * rows // matches)
 

@@ -38,6 +38,7 @@ class Settings:
     columns: Mapping[str, ColumnType] = field(default_factory=dict)
     change_alpha: float = 1.2
     capacity: int = 1_000_000
+    text_ids: bool = False
 
     def __post_init__(self) -> None:
         one_of("metric", self.metric, METRICS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from statepool.core.errors import InvalidRequest
 
-__all__ = ["Source", "read_array", "read_columns", "read_rows", "read_vectors"]
+__all__ = ["Source", "read_array", "read_columns", "read_ids", "read_rows", "read_vectors"]
 
 Source = Literal["npy", "fvecs", "hnswlib"]
 
@@ -32,6 +32,20 @@ def read_array(path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise InvalidRequest(f"{path}: is no .npy file ({error})") from error
     return found
+
+
+def read_ids(path: Path) -> Any:
+    """Ids: int64 from ``.npy``, else a text per line.
+
+    Raises:
+        InvalidRequest: neither.
+    """
+    if path.suffix == ".npy":
+        return read_array(path)
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path}: is neither .npy nor text in UTF-8 ({error})") from error
 
 
 def read_vectors(path: Path) -> np.ndarray:

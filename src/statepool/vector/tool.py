@@ -32,7 +32,7 @@ class RetrievalTool:
         self,
         index: Searching,
         embed: Callable[[str], np.ndarray],
-        texts: Mapping[int, str],
+        texts: Mapping[Any, str],
         *,
         name: str = "search_passages",
         ef: int | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -13,9 +13,10 @@ from statepool.core.errors import InvalidRequest, NotFound
 from .answer import Result, Stats, union
 from .check import one_of, within
 from .columns import Columns
-from .filtered import Ask, search_among
+from .filtered import Ask, Passing, search_among
 from .filters import mask
 from .index import MOST_THREADS, Index, check_search
+from .names import Ids, Names
 from .native import ENGINES, core
 from .searching import Filter, Searching
 
@@ -36,6 +37,8 @@ class Parts:
     """Of the segment's slots."""
     gone: np.ndarray
     """bool ``[len(base)]``: rows of the base that were deleted or replaced."""
+    names: Names | None = None
+    """Texts of ids; everything else here goes by their numbers."""
 
     def __len__(self) -> int:
         return len(self.base) - int(np.count_nonzero(self.gone)) + len(self.live)
@@ -87,7 +90,7 @@ class View(Searching):
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         ask = Ask(self._query(q), k, width, deadline)
         if filter is not None or self._frozen is not None:
-            return self._among(ask, filter)
+            return self._told(self._among(ask, filter))
         if engine == "auto":
             engine = "sequential" if threads == 1 else "async"
         # The base first: what is replaced meanwhile is found there, or among the changes, which are looked at later.
@@ -97,24 +100,35 @@ class View(Searching):
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         fresh = _result(*found)
-        return fresh if based is None else union(fresh, based, k)
+        return self._told(fresh if based is None else union(fresh, based, k))
 
     def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
         """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
         within("k", k, 1, 2**31 - 1)
-        return self._among(Ask(self._query(q), k, k), filter, exact=True)
+        return self._told(self._among(Ask(self._query(q), k, k), filter, exact=True))
+
+    def _told(self, found: Result) -> Result:
+        if self._parts.names is not None:
+            found.ids = self._parts.names.texts(found.ids)
+        return found
 
     def __len__(self) -> int:
         if self._frozen is None:
             return len(self._parts)
         return int(np.count_nonzero(~self._frozen.gone)) + int(self._frozen.alive.sum())
 
-    def __contains__(self, one: int) -> bool:
+    def __contains__(self, one: int | str) -> bool:
+        return self._holds(self._key(one))
+
+    def _key(self, one: Any) -> int:
+        return one if self._parts.names is None else self._parts.names.key(one)
+
+    def _holds(self, one: int) -> bool:
         if self._frozen is None:
             return self._parts.holds(one)
         return self._slot(one) is not None or self._place(one) is not None
 
-    def get(self, ids: Sequence[int]) -> np.ndarray:
+    def get(self, ids: Ids) -> np.ndarray:
         """The vectors as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
 
         Raises:
@@ -122,17 +136,23 @@ class View(Searching):
         """
         found = np.empty((len(ids), self.settings.dim), np.float32)
         for number, one in enumerate(ids):
-            row = self._changed_row(one)
+            key = self._key(one)
+            row = self._changed_row(key)
             if row is None:
-                place = self._place(one)
+                place = self._place(key)
                 if place is None:
                     raise NotFound(f"ids: {one} is not in the index", param="ids")
-                row = self._parts.base.get([one])[0]
+                row = self._parts.base.get([key])[0]
             found[number] = row
         return found
 
     def ids(self) -> np.ndarray:
-        """Of all rows, int64, sorted."""
+        """Of all rows: int64, sorted, or texts in no order."""
+        keys = self.keys()
+        return keys if self._parts.names is None else self._parts.names.texts(keys)
+
+    def keys(self) -> np.ndarray:
+        """The numbers of all rows, int64, sorted: ids, or what texts are known by."""
         parts, frozen = self._parts, self._frozen
         gone = parts.gone if frozen is None else frozen.gone
         labels = parts.live.labels() if frozen is None else frozen.labels[frozen.alive.view(bool)]
@@ -154,8 +174,13 @@ class View(Searching):
     def _among(self, ask: Ask, filter: Filter | None, *, exact: bool = False) -> Result:  # noqa: A002
         parts = self._parts
         gone = parts.gone if self._frozen is None else self._frozen.gone
-        allowed = ~gone if filter is None else parts.base.passing(filter) & ~gone
-        based = parts.base.among(ask, allowed, exact=exact)
+        if filter is None:
+            passing = Passing.of(~gone)
+        else:
+            passing = parts.base.passing(filter)
+            if gone.any():
+                passing = Passing.of(passing.allowed & ~gone)
+        based = parts.base.among(ask, passing, exact=exact)
         if filter is not None and not len(parts.base):
             mask(parts.columns, filter, 0)  # an unknown column is an error in an empty index too
         found = union(self._among_changes(ask, filter, exact), based, ask.k)
@@ -182,7 +207,7 @@ class View(Searching):
                 return labels.astype(np.int64), gaps, counts, share
 
             try:
-                return search_among(search, ask, allowed, len(alive), exact=exact)
+                return search_among(search, ask, Passing.of(allowed), len(alive), exact=exact)
             except core.StaleError:
                 continue  # slots were freed since they were looked at, and may hold other rows now
             except ValueError as error:

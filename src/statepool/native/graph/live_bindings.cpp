@@ -74,6 +74,14 @@ void bind_live(nb::module_& m) {
            "rows"_a, "Raises ValueError, naming the row, for one that cannot be added.")
       .def("take", [](LiveSegment& self, size_t count) { return array_of(self.take_slots(count)); }, "count"_a,
            "Slots for rows to come, uint32.")
+      .def("fill",
+           [](LiveSegment& self, const Matrix& rows, const Labels& labels, int threads) {
+             check(self, rows);
+             if (rows.shape(0) != labels.shape(0)) throw nb::value_error("there is not one label per row");
+             const nb::gil_scoped_release release;
+             self.fill(rows.data(), labels.data(), rows.shape(0), threads);
+           },
+           "rows"_a, "labels"_a, "threads"_a, "Many rows at once into an empty segment that nobody else has yet; row i takes slot i.")
       .def("give_back", [](LiveSegment& self, const Seeds& slots) { self.give_back(slots.data(), slots.shape(0)); }, "slots"_a)
       .def("slots",
            [](LiveSegment& self) {

@@ -66,7 +66,7 @@ NB_MODULE(_graph, m) {
           const nb::gil_scoped_acquire acquire;
           return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns, found.merge_ns);
         },
-        "rounds"_a, "Nanoseconds: one way between two threads, an empty round of two, the start of a spinning helper, an entry merged.");
+        "rounds"_a, "Nanoseconds: one way between two threads, a round of two that hands ids over and back, the start of a spinning helper, an entry merged.");
   m.def("busy", &Index::busy, "Threads that searches of this process use now.");
 
   nb::class_<Counts>(m, "Counts")
@@ -174,6 +174,26 @@ NB_MODULE(_graph, m) {
              return nb::make_tuple(rows, sealed->unit(), sealed->seed());
            },
            "A view of the sealed rows, their unit and seed; None if the index is not sealed.");
+  face.def("measure_steps",
+           [](Index& self, const Matrix& queries, int width) {
+             check_width("queries", queries.shape(1), self.space().dim);
+             const nb::gil_scoped_release release;
+             const Steps found = measure_steps(*self.segment(), queries.data(), queries.shape(0), width);
+             const nb::gil_scoped_acquire acquire;
+             return nb::make_tuple(found.meet_ns, found.first_ns, found.row_ns, found.insert_ns);
+           },
+           "queries"_a, "width"_a,
+           "Nanoseconds of one thread: tags of an expansion, before its first distance, each distance, each insertion.");
+  face.def("measure_beside",
+           [](Index& self, const Matrix& queries, int width) {
+             check_width("queries", queries.shape(1), self.space().dim);
+             const nb::gil_scoped_release release;
+             const Beside f = measure_beside(*self.segment(), queries.data(), queries.shape(0), width);
+             const nb::gil_scoped_acquire acquire;
+             return nb::make_tuple(f.alone_ns, f.alone_hops, f.alone_distances, f.ns, f.hops, f.distances);
+           },
+           "queries"_a, "width"_a,
+           "Nanoseconds, hops and distances of one thread alone, and of one beside another over the same tags.");
   face.def("search_filtered",
            [](Index& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
               const Seeds& seeds) {

@@ -10,6 +10,7 @@
 namespace statepool::graph {
 namespace {
 
+constexpr double kPause = 100'000;           // ns that no list of distances takes
 constexpr int64_t kTooLong = 2'000'000;  // ns without an answer: the helper has no core
 
 struct Ball {
@@ -35,6 +36,15 @@ bool await(const std::atomic<int>& value, int wanted) {
   while (value.load(std::memory_order_acquire) != wanted)
     if (now_ns() > end) return false;
   return true;
+}
+
+constexpr int kLetter = 16;  // about as many ids as an expansion meets
+
+// Each part a slice, as the engine `edge` deals distances out, but without their rows.
+void copy(void* shared, int part, int parts) {
+  Hits& letter = *static_cast<Hits*>(shared);
+  for (int j = letter.count * part / parts; j < letter.count * (part + 1) / parts; ++j)
+    letter.distances[j] = static_cast<float>(letter.ids[j] + 1);
 }
 
 double median(std::vector<double>& values) {
@@ -84,16 +94,144 @@ Handoffs measure_handoffs(int rounds) {
     team.dismiss();
   }
   {
-    Rounds empty(2, [](void*, int, int) {}, nullptr);
+    Hits letter;
+    Rounds empty(2, &copy, &letter);
     const int64_t end = now_ns() + kTooLong;
     while (empty.parts() < 2 && now_ns() < end) pause();
     for (int i = 0; i < rounds && empty.parts() == 2; ++i) {
+      letter.count = kLetter;
+      for (int j = 0; j < kLetter; ++j) letter.ids[j] = static_cast<uint32_t>(i + j);
       const int64_t begun = now_ns();
       empty.run();
-      joins.push_back(static_cast<double>(now_ns() - begun));
+      float sum = 0;
+      for (int j = 0; j < kLetter; ++j) sum += letter.distances[j];
+      joins.push_back(sum > 0 ? static_cast<double>(now_ns() - begun) : 0.0);
     }
   }
   return {median(ways), median(joins), median(starts), merge_one(rounds)};
+}
+
+Steps measure_steps(const Segment& segment, const float* queries, size_t count, int width) {
+  const Space& space = segment.space;
+  Visited visited;
+  std::vector<float> query(static_cast<size_t>(space.dims));
+  Lane lane;
+  constexpr int kLooks = 1000;
+  const int64_t looked = now_ns();
+  for (int i = 0; i < kLooks; ++i) now_ns();
+  const double look = static_cast<double>(now_ns() - looked) / kLooks;
+  double hops = 0, meets = 0, inserts = 0, lists = 0, rows = 0, squares = 0, spent = 0, products = 0;
+  for (size_t i = 0; i < count; ++i) {
+    space.prepare(queries + i * static_cast<size_t>(space.dim), query.data(), true);
+    visited.reset(segment.size() + 1);
+    const Walk walk{segment, query.data(), visited};
+    lane.begin(width, width);
+    walk.enter(0, 1, lane.hits);
+    keep(lane, kNoBound);
+    for (;;) {
+      const int64_t begun = now_ns();
+      const uint32_t node = pick(walk, lane, kNoBound);
+      if (node == kNone) break;
+      walk.meet(node, lane.hits);
+      const int64_t met = now_ns();
+      walk.measure(lane.hits, 0, lane.hits.count);
+      const int64_t measured = now_ns();
+      keep(lane, kNoBound);
+      const int64_t kept = now_ns();
+      ++hops;
+      meets += static_cast<double>(met - begun) - look;
+      if (lane.hits.count == 0) continue;
+      const double time = static_cast<double>(measured - met) - look, n = lane.hits.count;
+      if (time > kPause) continue;  // somebody else had the core
+      ++lists;
+      rows += n;
+      squares += n * n;
+      spent += time;
+      products += n * time;
+      inserts += static_cast<double>(kept - measured) - look;
+    }
+  }
+  const double spread = lists * squares - rows * rows;
+  if (spread <= 0) return {0, 0, 0, 0};
+  const double row = std::max(0.0, (lists * products - rows * spent) / spread);
+  return {std::max(0.0, meets / hops), std::max(0.0, (spent - row * rows) / lists), row, std::max(0.0, inserts / rows)};
+}
+
+
+namespace {
+
+// One part of `parts` of a search that shares nothing but tags.
+void search(const Walk& walk, Lane& lane, int width, int part, int parts) {
+  lane.begin(width, width);
+  walk.enter(part, parts, lane.hits);
+  lane.counts.distances += static_cast<uint64_t>(lane.hits.count);
+  keep(lane, kNoBound);
+  for (uint32_t node = pick(walk, lane, kNoBound); node != kNone; node = pick(walk, lane, kNoBound))
+    visit(walk, lane, node, kNoBound);
+}
+
+// Another thread that searches for the same queries at the same time, over the same tags.
+struct Companion {
+  const Segment& segment;
+  const float* queries;
+  int width;
+  Visited& visited;
+  alignas(128) std::atomic<size_t> wanted{0};  // 0: none yet
+  alignas(128) std::atomic<size_t> done{0};
+  std::atomic<bool> there{false};
+
+  static constexpr size_t kEnough = ~size_t{0};
+
+  static void run(void* shared, int) {
+    Companion& self = *static_cast<Companion*>(shared);
+    std::vector<float> query(static_cast<size_t>(self.segment.space.dims));
+    Lane lane;
+    const Walk walk{self.segment, query.data(), self.visited};
+    self.there.store(true, std::memory_order_release);
+    for (size_t seen = 0;;) {
+      const size_t wanted = self.wanted.load(std::memory_order_acquire);
+      if (wanted == kEnough) return;
+      if (wanted == seen) continue;
+      seen = wanted;
+      const float* raw = self.queries + (seen - 1) * static_cast<size_t>(self.segment.space.dim);
+      self.segment.space.prepare(raw, query.data(), true);
+      search(walk, lane, self.width, 1, 2);
+      self.done.store(seen, std::memory_order_release);
+    }
+  }
+};
+
+}  // namespace
+
+Beside measure_beside(const Segment& segment, const float* queries, size_t count, int width) {
+  const Space& space = segment.space;
+  std::vector<float> query(static_cast<size_t>(space.dims));
+  Visited visited;
+  Lane lanes[2];
+  double spent[2] = {};
+  const Walk walk{segment, query.data(), visited};
+  Companion companion{segment, queries, width, visited};
+  Crew::Team team(Crew::instance(), 1, &Companion::run, &companion);
+  const int64_t end = now_ns() + kTooLong;
+  while (!companion.there.load(std::memory_order_acquire) && now_ns() < end) pause();
+  const bool came = companion.there.load(std::memory_order_acquire);
+  for (const size_t both : {size_t{0}, size_t{1}}) {
+    for (size_t i = 0; came && i < count; ++i) {
+      space.prepare(queries + i * static_cast<size_t>(space.dim), query.data(), true);
+      visited.reset(segment.size() + 1);
+      if (both) companion.wanted.store(i + 1, std::memory_order_release);
+      const int64_t begun = now_ns();
+      search(walk, lanes[both], width, 0, both ? 2 : 1);
+      spent[both] += static_cast<double>(now_ns() - begun);
+      Patience patience;
+      while (both && companion.done.load(std::memory_order_acquire) != i + 1) patience.wait();
+    }
+  }
+  companion.wanted.store(Companion::kEnough, std::memory_order_release);
+  team.dismiss();
+  const Counts &alone = lanes[0].counts, &beside = lanes[1].counts;
+  return {spent[0], static_cast<double>(alone.hops), static_cast<double>(alone.distances),
+          spent[1], static_cast<double>(beside.hops), static_cast<double>(beside.distances)};
 }
 
 }  // namespace statepool::graph

@@ -105,10 +105,6 @@ class Search:
             pool.insert((self.distance[node], node))
         return self.costs.distance * len(new)
 
-    def cost(self, met: int) -> float:
-        """Of an expansion that met so many."""
-        return self.costs.hop + self.costs.distance * met
-
     def finish(self, nanoseconds: float, pools: list[Pool], k: int) -> Outcome:
         """Merge the pools."""
         best = sorted({item for pool in pools for item in pool.items[:k]})[:k]

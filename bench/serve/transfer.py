@@ -1,0 +1,76 @@
+"""Rows A9 and A10: blocks between processes, by the pool, a bare socket, a bare copy and Mooncake's engine."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.duel import Result, Worker, WorkerError, duel
+from bench.machine import LoadWatch
+from bench.peers.setup import python_of
+from bench.row import Row
+
+MIB = 1 << 20
+
+
+def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
+    """The wanted rows; ``quick`` takes two pairs."""
+    pairs, log = (2 if quick else 9), Path(tempfile.gettempdir()) / "statepool-bench-transfer.log"
+    if wanted("A9"):
+        yield from _same_host(pairs, log)
+    if wanted("A10"):
+        yield from _sockets(pairs, log)
+
+
+def _pool(kind: str, block: int, count: int, log: Path) -> Worker:
+    worker = Worker(kind, Path(sys.executable), "pool.py", log, 2)
+    worker.load(kind=kind, block=block, count=count)
+    return worker
+
+
+def _same_host(pairs: int, log: Path) -> Iterator[Row]:
+    """16 MiB between two processes of one machine, verified, against the transfer engine and against one copy."""
+    block, count, case = 16 * MIB, 8, {"what": "load", "repeats": 2}
+    what = "16 MiB blocks from another process of this machine, with the checksum verified"
+    watch = LoadWatch()
+    row = Row("A9a", what, "x", "higher", 5.0, peer="Mooncake transfer engine, TCP, no checksum", peer_unit="GB/s")
+    share = Row("A9b", f"{what}, against one bare copy", "x", "higher", 0.6, peer="numpy copy", peer_unit="GB/s")
+    with _pool("unix", block, count, log) as ours:
+        with _pool("copy", block, count, log) as copy:
+            _fill(share, duel(ours, copy, case, pairs))
+        python = python_of("serve")
+        if python is None:
+            row.note = "the peer is not installed: python -m bench.peers.setup serve"
+        else:
+            try:
+                with Worker("mooncake", python, "mooncake_te.py", log, 2) as peer:
+                    peer.load(block=block, count=count)
+                    _fill(row, duel(ours, peer, case, pairs))
+                    row.limit = share.value
+            except WorkerError as error:
+                row.note = str(error)
+    load = watch.stop()
+    for each in (row, share):
+        each.load, each.command = load, "python -m bench serve --only A9"
+        yield each
+
+
+def _sockets(pairs: int, log: Path) -> Iterator[Row]:
+    """Blocks over TCP, verified, against a bare blocking socket; both on the loopback."""
+    for name, block, count, target in (("A10a", 256 << 10, 4, 1.0), ("A10b", 4 * MIB, 4, 1.3)):
+        watch = LoadWatch()
+        what = f"{block * count // MIB} MiB over TCP in blocks of {block >> 10} KiB, with the checksum verified"
+        row = Row(name, what, "x", "higher", target, peer="bare socket, no checksum", peer_unit="GB/s")
+        case = {"what": "load", "repeats": 200 * MIB // (block * count)}
+        with _pool("tcp", block, count, log) as ours, _pool("socket", block, count, log) as bare:
+            _fill(row, duel(ours, bare, case, pairs))
+        row.load, row.command = watch.stop(), "python -m bench serve --only A10"
+        yield row
+
+
+def _fill(row: Row, result: Result) -> None:
+    row.value, row.own = result.ratio, f"{result.ours / 1e9:.3g} GB/s"
+    row.peer_value = None if result.theirs is None else result.theirs / 1e9
+    row.note = f"spread {result.spread:.0%}"

@@ -1,0 +1,300 @@
+"""The pool as an engine sees it: leading blocks of a chain, from whichever node has them, checked before first use.
+
+Nothing here raises because a node is slow, gone or wrong: the blocks it would have given are missing then, and are
+computed. Which node to ask is decided per chain, so that replicas of one chain lie on the same nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from statepool.core.errors import Corruption, InvalidConfig
+from statepool.kv.pool import protocol
+from statepool.kv.pool.protocol import receive, receive_into, reply_codec, request_codec, send
+
+__all__ = ["NodeLink", "Pool", "PoolCounts", "Row"]
+
+log = logging.getLogger("statepool.pool")
+
+Row = npt.NDArray[Any]
+"""The bytes of one block, wherever they lie: contiguous, of ``block_bytes``."""
+
+_REST_SECONDS = 0.5
+_BATCH = 256
+_PIECE = 128 << 10
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class PoolCounts:
+    """What one client did since it started."""
+
+    loaded: int = 0
+    """Blocks taken over from the pool."""
+    saved: int = 0
+    """Blocks given to the pool that it did not have."""
+    corrupt: int = 0
+    """Blocks that were not what their checksum says; dropped, never used."""
+    failures: int = 0
+    """Questions that a node did not answer in time or at all."""
+
+
+class NodeLink:
+    """A connection to one node, made when it is needed and again after it broke.
+
+    Args:
+        address: of the node.
+        block_bytes: size of this client's blocks; None for one that only asks for figures.
+        timeout: seconds without any progress after which the node counts as gone.
+
+    Raises:
+        InvalidConfig: not an address.
+    """
+
+    def __init__(self, address: str, block_bytes: int | None = None, timeout: float = 0.5) -> None:
+        protocol.check_address(address)
+        self.address = address
+        self._size = block_bytes or 0
+        self._timeout = timeout
+        self._socket: socket.socket | None = None
+        self._memory: memoryview | None = None
+        self._stride = 0
+        self._resting_until = 0.0
+
+    def match(self, keys: Sequence[bytes]) -> int:
+        """How many leading blocks the node has."""
+        reply = self._ask(protocol.Match(list(keys)), protocol.Count)
+        return min(reply.count, len(keys))
+
+    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
+        """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it)."""
+        self._connected()
+        if self._memory is None:
+            return self._load_sent(keys, rows)
+        lease = self._ask(protocol.Get(list(keys)), protocol.Granted)
+        good = 0
+        try:
+            for slot, checksum, row in zip(lease.slots, lease.checksums, rows, strict=False):
+                if _copy(row, self._slot(slot)) != checksum:
+                    break
+                good += 1
+        finally:
+            if lease.slots:
+                self._ask(protocol.Release(lease.lease), protocol.Count)
+        return good, self._report(keys, lease.checksums, good)
+
+    def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+        """Give the node the blocks it does not have; how many those were."""
+        self._connected()
+        if self._memory is None:
+            sums = [_checksum(row) for row in rows]
+            return self._ask(protocol.Write(list(keys), sums), protocol.Count, rows).count
+        lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
+        if not lease.slots:
+            return 0
+        sums = []
+        for index, slot in zip(lease.indices, lease.slots, strict=True):
+            sums.append(_copy(self._slot(slot), rows[index]))
+        return self._ask(protocol.Finish(lease.lease, sums), protocol.Count).count
+
+    def stats(self) -> protocol.Stored:
+        """Figures of the node."""
+        return self._ask(protocol.Stats(), protocol.Stored)
+
+    @property
+    def resting(self) -> bool:
+        """Whether the node failed so recently that nobody should wait for it again."""
+        return self._resting_until > time.monotonic()
+
+    def rest(self) -> None:
+        """Leave the node alone for a moment: it does not answer, or wrongly."""
+        self._resting_until = time.monotonic() + _REST_SECONDS
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, and with it every lease."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = self._memory = None
+
+    # -- small parts -------------------------------------------------------------------------------
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            self._socket = protocol.connect(self.address, self._timeout)
+            welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
+            self._stride = welcome.slot_bytes
+            self._memory = self._attach(welcome) if self._size and self.address.startswith("unix:") else None
+        return self._socket
+
+    def _attach(self, welcome: protocol.Welcome) -> memoryview | None:
+        """The node's memory in this process; None where it cannot be reached."""
+        try:
+            descriptor = os.open(f"/proc/{welcome.pid}/fd/{welcome.descriptor}", os.O_RDWR)
+        except OSError as error:
+            log.warning("blocks of %s travel through its socket: its memory cannot be opened: %s", self.address, error)
+            return None
+        try:
+            return memoryview(mmap.mmap(descriptor, welcome.slots * welcome.slot_bytes))
+        finally:
+            os.close(descriptor)
+
+    def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
+        assert self._memory is not None
+        return np.frombuffer(self._memory, np.uint8, self._size, slot * self._stride)
+
+    def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
+        sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
+        connection, good = self._connected(), 0
+        for i, checksum in enumerate(sent.checksums):
+            receive_into(connection, _bytes(rows[i]))
+            good += good == i and _checksum(rows[i]) == checksum
+        return good, self._report(keys, sent.checksums, good)
+
+    def _report(self, keys: Sequence[bytes], checksums: Sequence[int], good: int) -> int:
+        if good == len(checksums):
+            return 0
+        self._ask(protocol.Drop([keys[good]], [checksums[good]]), protocol.Count)
+        return 1
+
+    def _ask(self, request: protocol.Request, kind: type[R], blocks: Sequence[Row] = ()) -> R:
+        """Send a question and wait for its answer.
+
+        Raises:
+            InvalidConfig: the node refuses this client. OSError, Corruption: it is gone, slow or mad.
+        """
+        connection = self._connected()
+        send(connection, request_codec.encode(request), [block.reshape(-1).view(np.uint8) for block in blocks])
+        body = receive(connection)
+        if body is None:
+            raise ConnectionResetError(f"the pool node {self.address} has closed")
+        reply = reply_codec.decode(body)
+        if isinstance(reply, protocol.Refused):
+            raise InvalidConfig(f"pool node {self.address}: {reply.message}", param="pool")
+        if not isinstance(reply, kind):
+            raise Corruption(f"pool node {self.address} answered {type(reply).__name__}")
+        return reply
+
+
+class Pool:
+    """Leading blocks of chains over several nodes. Not thread-safe.
+
+    Args:
+        addresses: the nodes, this machine's own first.
+        block_bytes: size of a block.
+        replicas: how many nodes get each block; more than there are means all.
+        timeout: seconds without progress after which a node counts as gone.
+
+    Raises:
+        InvalidConfig: no address, or a wrong one, or ``replicas`` below 1.
+    """
+
+    def __init__(self, addresses: Sequence[str], block_bytes: int, replicas: int = 1, timeout: float = 0.5) -> None:
+        if not addresses:
+            raise InvalidConfig("pool needs the address of at least one node", param="pool")
+        if replicas < 1:
+            raise InvalidConfig(f"pool_replicas must be at least 1, got {replicas}", param="pool_replicas")
+        self.links = [NodeLink(address, block_bytes, timeout) for address in addresses]
+        self.replicas = min(replicas, len(self.links))
+        self.counts = PoolCounts()
+
+    def check(self) -> None:
+        """Meet every node once, so that a wrong setting is told at the start.
+
+        Raises:
+            InvalidConfig: a node refuses this client.
+        """
+        for link in self.links:
+            self._try(link, partial(NodeLink.match, keys=[]), 0)
+
+    def match(self, keys: Sequence[bytes]) -> int:
+        """How many leading blocks some one node has."""
+        return max((self._try(link, partial(NodeLink.match, keys=keys), 0) for link in self._order(keys)), default=0)
+
+    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+        """Fill ``rows`` with leading blocks of ``keys``; how many. Rows beyond that may hold anything."""
+        done = 0
+        for link in self._order(keys):
+            if done == len(keys):
+                break
+            done += self._load_from(link, keys[done:], rows[done:])
+        self.counts.loaded += done
+        return done
+
+    def save(self, keys: Sequence[bytes], rows: Sequence[Row], chain: bytes | None = None) -> int:
+        """Give blocks to the pool; how many it did not have. ``chain`` is the key of the first block of their chain."""
+        saved = 0
+        chosen = [link for link in self._order([chain] if chain is not None else keys) if not link.resting]
+        for link in chosen[: self.replicas]:
+            for at in range(0, len(keys), _BATCH):
+                some, from_ = keys[at : at + _BATCH], rows[at : at + _BATCH]
+                saved += self._try(link, partial(NodeLink.save, keys=some, rows=from_), 0)
+        self.counts.saved += saved
+        return saved
+
+    def close(self) -> None:
+        """End all connections."""
+        for link in self.links:
+            link.close()
+
+    def _load_from(self, link: NodeLink, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+        done = 0
+        while done < len(keys):
+            some, into = keys[done : done + _BATCH], rows[done : done + _BATCH]
+            good, bad = self._try(link, partial(NodeLink.load, keys=some, rows=into), (0, 0))
+            done += good
+            self.counts.corrupt += bad
+            if good < len(some):
+                break
+        return done
+
+    def _order(self, keys: Sequence[bytes]) -> list[NodeLink]:
+        """All nodes, those that should have this chain first (rendezvous hashing on its first block)."""
+        if len(self.links) == 1 or not keys:
+            return self.links
+        return sorted(self.links, key=lambda link: blake2b(keys[0] + link.address.encode(), digest_size=8).digest())
+
+    def _try(self, link: NodeLink, work: Callable[[NodeLink], R], otherwise: R) -> R:
+        if link.resting:
+            return otherwise
+        try:
+            return work(link)
+        except (OSError, Corruption) as error:
+            self.counts.failures += 1
+            log.warning("pool node %s does not answer (%s); its blocks count as missing", link.address, error)
+            link.rest()
+            return otherwise
+
+
+def _checksum(row: Row) -> int:
+    return int(xxhash.xxh3_64_intdigest(_bytes(row)))
+
+
+def _copy(target: Row, source: Row) -> int:
+    """Copy a block; the checksum of what arrived. In pieces, so that each is summed while it is in the cache."""
+    into, from_ = target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8)
+    if into.size <= _PIECE:
+        np.copyto(into, from_)
+        return _checksum(into)
+    digest = xxhash.xxh3_64()
+    for at in range(0, into.size, _PIECE):
+        np.copyto(into[at : at + _PIECE], from_[at : at + _PIECE])
+        digest.update(into[at : at + _PIECE].data)
+    return int(digest.intdigest())
+
+
+def _bytes(row: Row) -> memoryview:
+    return memoryview(row.reshape(-1).view(np.uint8).data)

@@ -1,0 +1,98 @@
+"""``statepool top``: a live view of a server's engines and its KV pool."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from statepool.core.errors import InvalidConfig, Unavailable
+
+__all__ = ["fetch", "picture", "watch"]
+
+_TIMEOUT_SECONDS = 5
+
+
+def fetch(url: str, api_key: str | None = None) -> dict[str, Any]:
+    """What ``/cluster`` of the server at ``url`` says.
+
+    Raises:
+        InvalidConfig: not an address. Unavailable: nobody answers there, or not with that.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise InvalidConfig(f"url must start with http:// or https://, got {url!r}", param="url")
+    request = urllib.request.Request(url.rstrip("/") + "/cluster")  # noqa: S310
+    if api_key is not None:
+        request.add_header("Authorization", f"Bearer {api_key}")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+            found: dict[str, Any] = json.load(answer)
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise Unavailable(f"no server answers at {url}/cluster: {error}") from None
+    return found
+
+
+def picture(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> RenderableType:
+    """Two tables: engines with their load and rates since ``before``, and pool nodes."""
+    rates = {each["number"]: each["generated_tokens"] for each in before["engines"]} if before else {}
+    engines = Table(title="engines", title_justify="left")
+    for name in (
+        "engine",
+        "role",
+        "pid",
+        "running",
+        "waiting",
+        "prefill queue",
+        "tokens held",
+        "KV used",
+        "hits",
+        "tok/s",
+    ):
+        engines.add_column(name, justify="left" if name == "role" else "right")
+    for each in now["engines"]:
+        used = 1 - each["kv_blocks_free"] / max(each["kv_blocks_total"], 1)
+        asked, hit = each["prefix_query_tokens"], each["prefix_hit_tokens"]
+        rate = (each["generated_tokens"] - rates.get(each["number"], each["generated_tokens"])) / max(seconds, 1e-9)
+        engines.add_row(
+            f"{each['number']}{'' if each['usable'] else ' (away)'}",
+            each["role"],
+            "" if each["pid"] is None else str(each["pid"]),
+            *(str(each[name]) for name in ("running", "waiting", "queued_tokens", "held_tokens")),
+            f"{used:.0%}",
+            f"{hit / asked:.0%}" if asked else "",
+            f"{max(rate, 0):.0f}",
+        )
+    nodes = Table(title="KV pool", title_justify="left")
+    for name in ("node", "blocks", "of", "MiB", "on disk", "hit rate", "evicted"):
+        nodes.add_column(name, justify="left" if name == "node" else "right")
+    for node in now["nodes"]:
+        if not node["answers"]:
+            nodes.add_row(node["address"], "away")
+            continue
+        asked = node["hits"] + node["misses"]
+        nodes.add_row(
+            node["address"],
+            str(node["blocks"]),
+            str(node["slots"]),
+            f"{node['blocks'] * node['slot_bytes'] / (1 << 20):.0f}",
+            str(node["on_disk"]),
+            f"{node['hits'] / asked:.0%}" if asked else "",
+            str(node["evicted"]),
+        )
+    return Group(engines, nodes) if now["nodes"] else engines
+
+
+def watch(url: str, api_key: str | None, seconds: float, once: bool) -> None:
+    """Show the picture, again every ``seconds`` until Ctrl-C; ``once`` shows it once."""
+    now = fetch(url, api_key)
+    with Live(picture(now, None, seconds), auto_refresh=False, screen=not once) as live:
+        while not once:
+            time.sleep(seconds)
+            before, now = now, fetch(url, api_key)
+            live.update(picture(now, before, seconds), refresh=True)

@@ -1,0 +1,338 @@
+"""A cluster of prefill and decode nodes steered by a conductor, event by event (Mooncake 2407.00079)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from statepool.core.errors import InvalidConfig
+from statepool.kv.eviction import eviction
+from statepool.serve.conductor import Conductor
+from statepool.serve.costs import NodeCosts
+from statepool.serve.prefixes import PrefixIndex
+from statepool.serve.snapshot import SLO, Ask, Completion, Decision, DecodePool, Line, PrefillPool, Snapshot, Underway
+from statepool.sim.events import Events
+from statepool.sim.nodes import BlockCache, DecodeNode, Job, PrefillNode
+from statepool.sim.traces import BLOCK, Call
+
+__all__ = ["Cluster", "Load", "Shape"]
+
+_STEP_SHARE = 0.9
+"""How much of the allowed time between tokens a step with a prefill beside it may take."""
+
+_JOINING = 16_384
+"""Tokens of a request that may join while such a prefill runs."""
+
+_STEPS = 8
+"""Decode steps that one piece of such a prefill spans."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many nodes there are, and what each holds."""
+
+    prefill: int
+    decode: int
+    cache_tokens: int = 3_000_000
+    """Tokens whose keys and values one prefill node keeps in memory."""
+    block: int = BLOCK
+    eviction: str = "lru"
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode", "cache_tokens", "block"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} is {getattr(self, name)}; it must be at least 1", param=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The pools' load at one arrival: 1 is as much as the SLO allows."""
+
+    at: float
+    prefill: float
+    decode: float
+
+
+class Cluster:
+    """Runs calls through one conductor; use an object once."""
+
+    def __init__(
+        self, costs: NodeCosts, shape: Shape, conductor: Conductor, slo: SLO, shadow: Conductor | None = None
+    ) -> None:
+        self.costs = costs
+        self.shape = shape
+        self.conductor = conductor
+        self.shadow = shadow
+        """Another conductor that is asked in every situation, and whose answers are only noted."""
+        self.slo = slo
+        self.loads: list[Load] = []
+        self._events = Events()
+        places = shape.prefill + (shape.decode if conductor.placement.inline else 0)
+        self._index: PrefixIndex[int] = PrefixIndex(places)
+        blocks = max(1, shape.cache_tokens // shape.block)
+        caches = [BlockCache(node, blocks, eviction(shape.eviction), self._index) for node in range(places)]
+        self.decode = [DecodeNode(costs) for _ in range(shape.decode)]
+        beside = [None] * shape.prefill + list(self.decode)
+        self.prefill = [PrefillNode(cache, slo.ttft_s, node) for cache, node in zip(caches, beside, strict=False)]
+        self._coming: list[dict[int, Job]] = [{} for _ in range(shape.decode)]
+        self._jobs: list[Job] = []
+        self._passed: Callable[[int], None] = lambda _: None
+
+    def run(self, calls: Sequence[Call], passed: Callable[[int], None] | None = None) -> list[Job]:
+        """Let ``calls`` arrive and all they cause happen; answers a job per call, in order.
+
+        Args:
+            calls: in order of arrival.
+            passed: told after every arrival how many there were.
+        """
+        if passed is not None:
+            self._passed = passed
+        for call in calls:
+            self._events.at(call.at, self._arrive, call)
+        self._events.run()
+        for node in range(self.shape.decode):
+            self._advance(node, float("inf"))
+        return self._jobs
+
+    def _arrive(self, call: Call) -> None:
+        now = self._events.now
+        for node in range(self.shape.decode):
+            self._advance(node, now)
+        ask = Ask(len(self._jobs), now, call.prompt)
+        keys = call.keys[: call.prompt // self.shape.block]
+        snapshot = self._snapshot(ask, keys)
+        decision = self.conductor.decide(ask, snapshot)
+        ready = now
+        if decision.source >= 0 and not decision.refused:
+            source = self.prefill[decision.source]
+            source.link_free = max(source.link_free, now) + self.costs.transfer_s(decision.fetched)
+            source.cache.use(keys[: decision.reuse // self.shape.block], now)
+            ready = source.link_free
+        job = Job(call, ask, decision, ready)
+        job.keys = keys
+        self._jobs.append(job)
+        job.shadow = self._difference(ask, snapshot, decision)
+        self._note_load(snapshot)
+        self._passed(len(self._jobs))
+        if decision.refused:
+            job.status = "refused"
+            return
+        self._coming[decision.decode][ask.id] = job
+        self._plan(job)
+        self._start(decision.prefill)
+
+    def _difference(self, ask: Ask, snapshot: Snapshot, decision: Decision) -> str | None:
+        if self.shadow is None:
+            return None
+        other = self.shadow.decide(ask, snapshot)
+        if bool(other.refused) != bool(decision.refused):
+            return f"refused: {other.refused}" if other.refused else "admitted"
+        moved = (other.prefill, other.source) != (decision.prefill, decision.source)
+        return f"prefill on {other.prefill}" if moved and not other.refused else None
+
+    def _snapshot(self, ask: Ask, keys: Sequence[int]) -> Snapshot:
+        now = self._events.now
+        nodes = self.prefill
+        ready = self._index.match(keys)
+        stretch = [self._stretch(node) for node in nodes]
+        lines: tuple[Line, ...] = ()
+        if self.conductor.placement.chunk_tokens:
+            lines = tuple(node.line(now, factor) for node, factor in zip(nodes, stretch, strict=True))
+        plans = [self._will_hold(node, keys, depth) for node, depth in zip(nodes, ready.tolist(), strict=True)]
+        prefill = PrefillPool(
+            queue_s=np.array([node.queue_s(now, factor) for node, factor in zip(nodes, stretch, strict=True)]),
+            busy_s=np.array([max(0.0, node.busy_until - now) for node in nodes]),
+            queued_tokens=np.array([node.tokens for node in nodes]),
+            queued_context=np.array([node.context for node in nodes]),
+            held=np.array([depth for depth, _ in plans]) * self.shape.block,
+            ready=ready * self.shape.block,
+            after_rank=np.array([rank for _, rank in plans]),
+            link_s=np.array([max(0.0, node.link_free - now) for node in nodes]),
+            stretch=np.array(stretch),
+            lines=lines,
+        )
+        asked = (self.conductor, self.shadow) if self.shadow is not None else (self.conductor,)
+        wanted = any(each.admission.wants_underway for each in asked)
+        arriving = [node.arriving for node in self.decode]
+        decode = DecodePool(
+            batch=np.array([node.batch for node in self.decode]),
+            tokens=np.array([node.tokens for node in self.decode]),
+            coming=np.array([len(jobs) + count for jobs, (count, _) in zip(self._coming, arriving, strict=True)]),
+            coming_tokens=np.array(
+                [
+                    sum(job.ask.tokens for job in jobs.values()) + tokens
+                    for jobs, (_, tokens) in zip(self._coming, arriving, strict=True)
+                ]
+            ),
+            underway=self._underway(now) if wanted else (),
+        )
+        return Snapshot(prefill, decode)
+
+    def _share_s(self, beside: DecodeNode) -> float:
+        """Seconds of a decode step that a prefill beside it may take, when two more requests have joined."""
+        return self.slo.tbt_s * _STEP_SHARE - beside.step_s(2, 2 * _JOINING)
+
+    def _stretch(self, node: PrefillNode) -> float:
+        """A prefill beside a decode batch has what the batch leaves of each step that the SLO allows."""
+        if node.beside is None:
+            return 1.0
+        share_s = self._share_s(node.beside)
+        if share_s < 0.25 * self.slo.tbt_s:
+            return math.inf
+        return 1 + node.beside.step_s() / share_s
+
+    @staticmethod
+    def _will_hold(node: PrefillNode, keys: Sequence[int], depth: int) -> tuple[int, float]:
+        """How many leading ``keys`` the node will hold, and the rank of the last job that must run for it."""
+        rank = -math.inf
+        while depth < len(keys):
+            planned = node.planned.get(keys[depth])
+            if planned is not None:
+                rank = max(rank, planned.decision.rank)
+            elif keys[depth] not in node.cache:
+                break
+            depth += 1
+        return depth, rank
+
+    def _plan(self, job: Job) -> None:
+        """Put ``job`` in its node's line, behind the one whose blocks it counts on."""
+        node = self.prefill[job.decision.prefill]
+        kept = -(-job.decision.reuse // self.shape.block)
+        for key in job.keys[: 0 if job.decision.source >= 0 else kept]:
+            if key not in node.cache:
+                job.after = node.planned.get(key, job.after)
+        for key in job.keys[kept:]:
+            node.planned[key] = job
+        node.queue(job)
+
+    def _underway(self, now: float) -> tuple[Underway, ...]:
+        found = []
+        for number, node in enumerate(self.decode):
+            done = len(node.ends)
+            for _, _, job in node.active:
+                written = done - job.join_index + 1
+                found.append(Underway(number, job.joined - now, job.ask.tokens + written - 1, written))
+            for job in self._coming[number].values():
+                expected = job.first_token if job.prefilled else job.ask.at + job.decision.ttft_s
+                wait = max(0.0, expected + self.costs.handoff_s(job.ask.tokens) - now)
+                found.append(Underway(number, wait, job.ask.tokens, 1))
+            found += [Underway(number, 0.0, job.ask.tokens, 1) for job in node.waiting_jobs()]
+        return tuple(found)
+
+    def _note_load(self, snapshot: Snapshot) -> None:
+        steps = [node.step_s() for node in self.decode]
+        queue_s = float(snapshot.prefill.queue_s.mean())
+        decode = float(np.mean(steps)) / self.slo.tbt_s
+        room = max(node.tokens for node in self.decode) / self.costs.vram_tokens
+        self.loads.append(Load(self._events.now, queue_s / self.slo.ttft_s, max(decode, room)))
+
+    def _start(self, number: int) -> None:
+        node, now = self.prefill[number], self._events.now
+        if node.running is not None or not node.waiting:
+            return
+        if node.beside is not None:
+            self._advance(number - self.shape.prefill, now)
+        in_order = not self.conductor.placement.chunk_tokens
+        job = node.take(now, in_order)
+        if job is None:
+            line = node.waiting[:1] if in_order else node.waiting
+            self._events.at(min(job.ready for _, _, job in line if job.ready > now), self._start, number)
+            return
+        if job.started < 0:
+            self._find_blocks(node, job)
+        chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
+        end, piece_s = self._piece(node, job, chunk)
+        job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
+        node.begin(job, now + piece_s)
+        node.busy_s += piece_s
+        job.prefill_spent_s += piece_s
+        if end == job.ask.tokens and node.beside is None:
+            self.decode[job.decision.decode].expect(node.busy_until + self.costs.handoff_s(job.ask.tokens))
+        self._events.at(node.busy_until, self._piece_done, number, job, end)
+
+    def _piece(self, node: PrefillNode, job: Job, chunk: int) -> tuple[int, float]:
+        """Where the next piece of ``job`` ends, and the seconds it takes."""
+        end = min(job.position + chunk, job.ask.tokens)
+        beside = node.beside
+        if beside is None:
+            return end, self.costs.prefill_s(end, job.position)
+        # A handful of decode steps, each with as many prompt tokens as fit in beside the batch.
+        share_s = max(self._share_s(beside), 0.1 * self.slo.tbt_s)
+        c0, c1, c2 = self.costs.prefill
+        tokens = int(share_s / (c1 + 2 * c2 * end)) * _STEPS
+        end = min(end, job.position + max(tokens, 1))
+        work_s = self.costs.prefill_s(end, job.position) - (c0 if beside.batch else 0.0)
+        steps = max(1, math.ceil(work_s / share_s))
+        beside.inline(work_s / steps, steps, self._events.now)
+        return end, work_s + steps * beside.step_s()
+
+    def _find_blocks(self, node: PrefillNode, job: Job) -> None:
+        """What is here when the prefill begins counts, not what was here when it was planned."""
+        now = self._events.now
+        job.started = now
+        if job.decision.source >= 0:
+            node.cache.use(job.keys[: -(-job.decision.reuse // self.shape.block)], now)
+        job.position = min(node.cache.held(job.keys) * self.shape.block, job.ask.tokens - 1)
+        job.reused = job.position
+
+    def _piece_done(self, number: int, job: Job, end: int) -> None:
+        node = self.prefill[number]
+        if node.beside is not None:
+            self._advance(number - self.shape.prefill, self._events.now)
+            # Steps in which a request joined carried no prefill; and a step is over when it is over.
+            more_s = node.beside.inline_steps * self.slo.tbt_s * _STEP_SHARE
+            over = max(node.beside.clock, self._events.now + more_s)
+            if over > self._events.now:
+                node.begin(job, over)
+                self._events.at(over, self._piece_done, number, job, end)
+                return
+        job.position = end
+        node.running = None
+        if end < job.ask.tokens:
+            node.queue(job)
+        else:
+            self._prefilled(node, job)
+        self._start(number)
+
+    def _prefilled(self, node: PrefillNode, job: Job) -> None:
+        now = self._events.now
+        job.first_token = now
+        node.cache.use(job.keys, now)
+        for key in job.keys:
+            if node.planned.get(key) is job:
+                del node.planned[key]
+        node.link_free = max(node.link_free, now) + self.costs.transfer_s(job.ask.tokens) / self.costs.layers
+        if job.call.output == 1:
+            del self._coming[job.decision.decode][job.ask.id]
+            self._ended(job)
+            job.tbt_s = 0.0
+            job.status = "done"
+            return
+        # Beside a decode batch the keys and values are where they are needed.
+        handoff_s = 0.0 if node.beside is not None else self.costs.handoff_s(job.ask.tokens)
+        self._events.at(now + handoff_s, self._deliver, job)
+
+    def _deliver(self, job: Job) -> None:
+        number, now = job.decision.decode, self._events.now
+        self._advance(number, now)
+        node = self.decode[number]
+        del self._coming[number][job.ask.id]
+        waiting, tokens = node.arriving
+        if self.conductor.admission.late_refusal(job.ask.tokens, node.batch + waiting, node.tokens + tokens):
+            job.status = "wasted"
+            return
+        job.status = "waiting"
+        node.join(job, now)
+
+    def _advance(self, number: int, until: float) -> None:
+        for job in self.decode[number].advance(until):
+            self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        ended = Completion(job.ask.tokens, job.call.output)
+        self.conductor = self.conductor.told(ended)
+        if self.shadow is not None:
+            self.shadow = self.shadow.told(ended)

@@ -1,0 +1,241 @@
+"""A trace against a real server: every call at its time, its tokens streamed, its times as the client sees them.
+
+A block number of the trace becomes the same tokens wherever it occurs, so prefixes are shared as they were recorded.
+``scale`` shortens prompts and answers for models of shorter context.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.sim.traces import Call
+
+__all__ = ["Answer", "Played", "play", "summary", "tokens_of", "write_answers"]
+
+_TIMEOUT_SECONDS = 120.0
+_WORST_SHARE = 0.1
+_FIRST_ID, _LAST_ID = 10, 250
+"""Every vocabulary has these, and few special tokens are among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one call. Times are seconds since the replay began; ``gaps`` between two tokens."""
+
+    number: int
+    arrival: float
+    prompt: int
+    output: int
+    status: int
+    """Of HTTP; 0 if no answer came."""
+    ttft: float | None
+    gaps: tuple[float, ...]
+    error: str = ""
+
+    @property
+    def tbt(self) -> float:
+        """Mean of the longest tenth of the gaps, as in Mooncake (FAST'25); 0 without any."""
+        if not self.gaps:
+            return 0.0
+        worst = sorted(self.gaps, reverse=True)[: max(1, int(len(self.gaps) * _WORST_SHARE))]
+        return sum(worst) / len(worst)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """Figures of a replay; shares are of all calls."""
+
+    calls: int
+    answered: float
+    refused: float
+    failed: float
+    effective: float
+    """Share that kept both promises."""
+    effective_tokens: float
+    """The same by prompt tokens."""
+    ttft_p50_s: float
+    ttft_p90_s: float
+    ttft_p99_s: float
+    tbt_p50_s: float
+    tbt_p90_s: float
+    tbt_p99_s: float
+    tokens_s: float
+    """Answer tokens per second, from the first arrival to the last token."""
+
+
+def tokens_of(call: Call, block: int, scale: float) -> list[int]:
+    """The prompt of a call as token ids: equal block numbers give equal tokens.
+
+    Args:
+        call: of the trace; without block numbers, a prompt of its own.
+        block: tokens of a block in the trace.
+        scale: how much of each block and of the prompt is used.
+    """
+    length, each = max(1, round(call.prompt * scale)), max(1, round(block * scale))
+    names: Sequence[Any] = call.keys or [f"{call.at}/{call.prompt}/{i}" for i in range(-(-length // each))]
+    tokens: list[int] = []
+    for name in names:
+        draw = random.Random(f"block/{name}")
+        tokens += [draw.randrange(_FIRST_ID, _LAST_ID) for _ in range(each)]
+    return tokens[:length]
+
+
+def play(
+    calls: Sequence[Call],
+    url: str,
+    *,
+    block: int,
+    scale: float = 1.0,
+    api_key: str | None = None,
+    passed: Callable[[int], None] = lambda _: None,
+) -> list[Answer]:
+    """Send ``calls`` to the server at ``url``, each at its time; answers in their order.
+
+    Args:
+        calls: in order of arrival.
+        url: of an OpenAI-compatible server of ours.
+        block: tokens of a block in the trace.
+        scale: see ``tokens_of``; answers are shortened alike.
+        api_key: of the server.
+        passed: told after every answer how many there are.
+
+    Raises:
+        InvalidConfig: ``url`` or ``scale`` is wrong, or a prompt does not fit the model. Unavailable: nobody answers.
+    """
+    if not scale > 0:
+        raise InvalidConfig(f"scale must be above 0, got {scale}", param="scale")
+    if not url.startswith(("http://", "https://")):
+        raise InvalidConfig(f"url must start with http:// or https://, got {url!r}", param="url")
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    model, room = _model(url, headers)
+    longest = max(round(call.prompt * scale) + max(1, round(call.output * scale)) for call in calls)
+    if longest > room:
+        raise InvalidConfig(
+            f"scale {scale} gives {longest} tokens, and {model} holds {room}; try {scale * room / longest:.4f}",
+            param="scale",
+        )
+    bodies = [_body(call, model, block, scale) for call in calls]
+    found: dict[int, Answer] = {}
+    lock, started = threading.Lock(), time.perf_counter()
+
+    def ask(number: int) -> None:
+        answer = _ask(number, calls[number], bodies[number], url, headers, started)
+        with lock:
+            found[number] = answer
+            passed(len(found))
+
+    threads = []
+    for number, call in enumerate(calls):
+        time.sleep(max(0.0, started + call.at - time.perf_counter()))
+        threads.append(threading.Thread(target=ask, args=(number,), daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    return [found[number] for number in range(len(calls))]
+
+
+def summary(answers: Sequence[Answer], ttft_s: float, tbt_s: float) -> Played:
+    """The figures of ``answers`` under promises of ``ttft_s`` and ``tbt_s`` seconds."""
+    done = [answer for answer in answers if answer.status == 200 and not answer.error and answer.ttft is not None]
+    good = [answer for answer in done if (answer.ttft or 0) <= ttft_s and answer.tbt <= tbt_s]
+    refused = sum(answer.status == 429 for answer in answers)
+    ttft, tbt = [answer.ttft or 0.0 for answer in done], [answer.tbt for answer in done if answer.gaps]
+    ends = [answer.arrival + (answer.ttft or 0) + sum(answer.gaps) for answer in done]
+    seconds = max(ends) - min(answer.arrival for answer in answers) if done else float("nan")
+
+    def at(values: Sequence[float], share: float) -> float:
+        return float(np.quantile(values, share)) if values else float("nan")
+
+    return Played(
+        calls=len(answers),
+        answered=len(done) / len(answers),
+        refused=refused / len(answers),
+        failed=(len(answers) - len(done) - refused) / len(answers),
+        effective=len(good) / len(answers),
+        effective_tokens=sum(answer.prompt for answer in good) / sum(answer.prompt for answer in answers),
+        ttft_p50_s=at(ttft, 0.5),
+        ttft_p90_s=at(ttft, 0.9),
+        ttft_p99_s=at(ttft, 0.99),
+        tbt_p50_s=at(tbt, 0.5),
+        tbt_p90_s=at(tbt, 0.9),
+        tbt_p99_s=at(tbt, 0.99),
+        tokens_s=sum(1 + len(answer.gaps) for answer in done) / seconds,
+    )
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """One line of JSON per call."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(answer) | {"tbt": answer.tbt}) + "\n" for answer in answers)
+
+
+def _model(url: str, headers: dict[str, str]) -> tuple[str, int]:
+    """Name and context of the served model."""
+    try:
+        request = urllib.request.Request(f"{url}/v1/models", headers=headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            model = json.load(answer)["data"][0]
+    except (OSError, ValueError, LookupError) as error:
+        raise Unavailable(f"no server answers at {url}/v1/models: {error}") from None
+    return model["id"], int(model["max_model_len"])
+
+
+def _body(call: Call, model: str, block: int, scale: float) -> bytes:
+    body = {
+        "model": model,
+        "prompt": tokens_of(call, block, scale),
+        "max_tokens": max(1, round(call.output * scale)),
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": 0,
+    }
+    return json.dumps(body).encode()
+
+
+def _ask(number: int, call: Call, body: bytes, url: str, headers: dict[str, str], started: float) -> Answer:
+    sent = time.perf_counter()
+    status, error, ttft = 0, "", None
+    gaps: list[float] = []
+    last = 0.0
+    try:
+        request = urllib.request.Request(f"{url}/v1/completions", body, headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as stream:  # noqa: S310
+            status = stream.status
+            for line in stream:
+                if not line.startswith(b"data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    error = str(event["error"].get("message", "failed"))
+                    break
+                count, now = _tokens(event), time.perf_counter()
+                if not count:
+                    continue
+                if ttft is None:
+                    ttft, count = now - sent, count - 1
+                gaps += [(now - last) / count] * count if count else []
+                last = now
+    except urllib.error.HTTPError as refused:
+        status, error = refused.code, refused.read(300).decode("utf-8", "replace")
+    except (OSError, ValueError) as broken:
+        error = f"{type(broken).__name__}: {broken}"
+    return Answer(number, sent - started, call.prompt, call.output, status, ttft, tuple(gaps), error)
+
+
+def _tokens(event: dict[str, Any]) -> int:
+    """How many tokens an event brings."""
+    choice = (event.get("choices") or [{}])[0]
+    return len(((choice.get("logprobs") or {}).get("tokens")) or [])

@@ -1,0 +1,366 @@
+"""Real nodes: threads and processes, sockets and memory, disks that lie, clients that die."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+
+from statepool.core.errors import InvalidConfig
+from statepool.kv.pool import Node, NodeConfig, Pool
+
+BLOCK = 4096
+
+
+_clients = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while _clients:
+        _clients.pop().close()
+
+
+def client(*arguments, timeout=10, **settings):
+    pool = Pool(*arguments, timeout=timeout, **settings)
+    _clients.append(pool)
+    return pool
+
+
+def chain(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.bytes(16) for _ in range(count)], [rng.integers(0, 256, BLOCK, np.uint8) for _ in range(count)]
+
+
+def empty(count):
+    return [np.zeros(BLOCK, np.uint8) for _ in range(count)]
+
+
+@contextmanager
+def running(address, **settings):
+    node = Node(NodeConfig(listen=address, block_bytes=BLOCK, **{"memory_bytes": 64 * BLOCK, **settings}))
+    node.start()
+    try:
+        yield node
+    finally:
+        node.close()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def address(request, tmp_path):
+    if request.param == "unix":
+        return f"unix:{tmp_path / 'node'}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_what_was_given_comes_back(address):
+    keys, rows = chain(40)
+    with running(address) as node:
+        pool = client([address], BLOCK)
+        assert pool.match(keys) == 0
+        assert pool.save(keys[:30], rows[:30]) == 30
+        assert pool.save(keys, rows) == 10, "only what is missing travels"
+        assert pool.match([*keys[:5], b"?" * 16, *keys[5:]]) == 5
+        out = empty(40)
+        assert pool.load(keys, out) == 40
+        assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
+        node._table.check()
+        assert pool.counts.corrupt == pool.counts.failures == 0
+
+
+def test_a_full_node_gives_up_the_oldest(address):
+    (old, old_rows), (new, new_rows) = chain(40, 1), chain(40, 2)
+    with running(address) as node:
+        pool = client([address], BLOCK)
+        pool.save(old, old_rows)
+        pool.save(new, new_rows)
+        assert pool.match(new) == 40
+        assert node.stats().evicted == 16
+        assert pool.match(old) == 24, "of one chain the last blocks go first"
+
+
+def test_blocks_outlive_the_process_on_disk(tmp_path):
+    keys, rows = chain(50)
+    address, file = f"unix:{tmp_path / 'node'}", tmp_path / "blocks"
+    with running(address, disk_path=file, memory_bytes=8 * BLOCK):
+        pool = client([address], BLOCK)
+        for i in range(0, 50, 5):  # in pieces that fit, each in time for the disk
+            pool.save(keys[i : i + 5], rows[i : i + 5])
+            _until(lambda i=i: pool.links[0].stats().on_disk == i + 5)
+    with running(address, disk_path=file, memory_bytes=64 * BLOCK) as node:
+        pool, out = client([address], BLOCK), empty(50)
+        assert node.stats().blocks == 0
+        assert pool.load(keys, out) == 50
+        assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
+
+
+def test_a_node_killed_while_it_writes_loses_blocks_but_never_lies(tmp_path):
+    address, file = f"unix:{tmp_path / 'node'}", tmp_path / "blocks"
+    random.seed(3)
+    for trial in range(3):
+        keys, rows = chain(400, 10 + trial)
+        with node_process(address, file) as process:
+            pool = client([address], BLOCK)
+            writer = threading.Thread(target=pool.save, args=(keys, rows))
+            writer.start()
+            time.sleep(random.uniform(0.0, 0.05))
+            process.kill()
+            writer.join()
+        with node_process(address, file):
+            out = empty(400)
+            got = client([address], BLOCK).load(keys, out)
+            assert all(np.array_equal(a, b) for a, b in zip(out[:got], rows, strict=False))
+
+
+@pytest.mark.parametrize("fault", ["bit", "truncate", "swap", "head", "memory", "wire"])
+def test_damage_is_found_out(tmp_path, fault):
+    assert campaign(tmp_path, fault, 10) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_faults(tmp_path, record_property):
+    found = 0
+    for fault in ("bit", "truncate", "swap", "head", "memory", "wire"):
+        (tmp_path / fault).mkdir()
+        found += campaign(tmp_path / fault, fault, 500 if fault == "memory" else 100)
+    record_property("found", found)
+    assert found == 1000
+
+
+def campaign(folder, fault, count):
+    """Damage one thing, ``count`` times; how often a client took a good prefix and nothing else."""
+    rng = random.Random(fault)
+    keys, rows = chain(20)
+    if fault == "wire":
+        return sum(_loads_a_good_prefix(*_through_a_bad_wire(rng, keys, rows), rows) for _ in range(count))
+    address, file = f"unix:{folder / 'node'}", folder / "blocks"
+    if fault == "memory":
+        found = 0
+        with running(address) as node:
+            pool = client([address], BLOCK)
+            for _ in range(count):
+                pool.save(keys, rows)
+                lease, victim = node._table.read(99, keys, time.monotonic()), rng.randrange(20)
+                node._bytes(lease.slots[victim])[rng.randrange(BLOCK)] ^= 1 << rng.randrange(8)
+                node._table.release(lease.id)
+                before, out = pool.counts.corrupt, empty(20)
+                got = pool.load(keys, out)
+                assert pool.counts.corrupt == before + 1
+                assert pool.match(keys) == victim, "the bad block is gone for everybody"
+                found += got == victim and _loads_a_good_prefix(got, out, rows)
+        return found
+    with running(address, disk_path=file):
+        pool = client([address], BLOCK)
+        pool.save(keys, rows)
+        _until(lambda: pool.links[0].stats().on_disk == 20)
+    whole, found = bytearray(file.read_bytes()), 0
+    for _ in range(count):
+        file.write_bytes(_damaged(bytearray(whole), fault, rng))
+        with running(address, disk_path=file):
+            out = empty(20)
+            found += _loads_a_good_prefix(client([address], BLOCK).load(keys, out), out, rows)
+    return found
+
+
+def _damaged(whole, fault, rng):
+    place = -(-(64 + BLOCK) // 4096) * 4096
+    at, other = (4096 + place * victim for victim in rng.sample(range(20), 2))
+    if fault == "bit":
+        whole[at + 64 + rng.randrange(BLOCK)] ^= 1 << rng.randrange(8)
+    elif fault == "head":
+        whole[at + rng.randrange(64)] ^= 1 << rng.randrange(8)
+    elif fault == "truncate":
+        return whole[: at + rng.randrange(BLOCK)]
+    else:
+        a, b = slice(at + 64, at + 64 + BLOCK), slice(other + 64, other + 64 + BLOCK)
+        whole[a], whole[b] = whole[b], whole[a]
+    return whole
+
+
+def _through_a_bad_wire(rng, keys, rows):
+    with running(f"tcp://127.0.0.1:{_free_port()}") as node:
+        client([node.config.listen], BLOCK).save(keys, rows)
+        with flipping_proxy(node.config.listen, every=rng.randrange(BLOCK, 10 * BLOCK)) as bad:
+            pool, out = client([bad], BLOCK), empty(20)
+            got = pool.load(keys, out)
+            assert got == 20 or pool.counts.corrupt + pool.counts.failures > 0
+            return got, out
+
+
+def _loads_a_good_prefix(got, out, rows):
+    return got < 20 and all(np.array_equal(a, b) for a, b in zip(out[:got], rows, strict=False))
+
+
+def test_a_client_that_dies_while_writing_leaves_no_slot_behind(tmp_path):
+    address = f"unix:{tmp_path / 'node'}"
+    with running(address) as node:
+        script = (
+            "import sys, os\nfrom statepool.kv.pool import protocol\nfrom statepool.kv.pool.client import NodeLink\n"
+            f"link = NodeLink({address!r}, {BLOCK})\n"
+            "link._ask(protocol.Begin([bytes([i]) * 16 for i in range(40)]), protocol.Granted)\n"
+            "print('begun', flush=True)\nos.kill(os.getpid(), 9)\n"
+        )
+        child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        assert child.stdout == "begun\n"
+        _until(lambda: len(node._table._free) == 64)
+        node._table.check()
+        keys, rows = chain(64)
+        assert client([address], BLOCK).save(keys, rows) == 64
+
+
+def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
+    address = f"unix:{tmp_path / 'node'}"
+    keys, rows = chain(4)
+    with running(address, lease_s=0.2) as node:
+        slow = client([address], BLOCK).links[0]
+        from statepool.kv.pool import protocol
+
+        lease = slow._ask(protocol.Begin(keys), protocol.Granted)
+        _until(lambda: node.stats().expired == 1)
+        assert client([address], BLOCK).save(keys, rows) == 4
+        slow._slot(lease.slots[0])[:] = 0  # it wakes and writes where it has no right to any more
+        assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Count).count == 0
+        out = empty(4)
+        got = client([address], BLOCK).load(keys, out)
+        assert all(np.array_equal(a, b) for a, b in zip(out[:got], rows, strict=False))
+
+
+def test_replicas_outlive_a_node(tmp_path, record_property):
+    addresses = [f"unix:{tmp_path / name}" for name in "abc"]
+    chains = [chain(10, seed) for seed in range(12)]
+    with node_process(addresses[0]) as first, node_process(addresses[1]), node_process(addresses[2]):
+        pool = client(addresses, BLOCK, replicas=2)
+        for keys, rows in chains:
+            assert pool.save(keys, rows, keys[0]) == 20
+        first.kill()
+        first.wait()
+        for keys, rows in chains:
+            out = empty(10)
+            assert pool.load(keys, out) == 10
+            assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
+    record_property("served", 1.0)
+
+
+def test_a_node_that_stands_still_counts_as_gone(tmp_path):
+    addresses = [f"unix:{tmp_path / name}" for name in "ab"]
+    keys, rows = chain(10)
+    with node_process(addresses[0]) as first, node_process(addresses[1]) as second:
+        pool = client(addresses, BLOCK, replicas=2, timeout=1.5)
+        pool.save(keys, rows, keys[0])
+        first.send_signal(signal.SIGSTOP)
+        assert pool.load(keys, empty(10)) == 10
+        second.send_signal(signal.SIGSTOP)
+        assert pool.load(keys, empty(10)) == 0
+        for process in (first, second):
+            process.send_signal(signal.SIGCONT)
+        _until(lambda: pool.load(keys, empty(10)) == 10)
+
+
+def test_settings_that_cannot_work_are_named(tmp_path):
+    address, file = f"unix:{tmp_path / 'node'}", tmp_path / "blocks"
+    with running(address, disk_path=file):
+        with pytest.raises(InvalidConfig, match="4096 bytes, this model's 8192"):
+            client([address], 8192).check()
+        with pytest.raises(InvalidConfig, match="cannot listen"):
+            Node(NodeConfig(listen=address, block_bytes=BLOCK))
+    with pytest.raises(InvalidConfig, match="another size"):
+        Node(NodeConfig(listen=address, block_bytes=4 * BLOCK, disk_path=file))
+    file.write_bytes(b"not a file of blocks at all")
+    with pytest.raises(InvalidConfig, match="no file of KV blocks"):
+        Node(NodeConfig(listen=address, block_bytes=BLOCK, disk_path=file))
+    for bad in ("", "tcp://", "tcp://host", "http://host:1", "unix:"):
+        with pytest.raises(InvalidConfig, match="unix:/path or tcp"):
+            client([bad], BLOCK)
+    for wrong in ({"block_bytes": 0}, {"memory_bytes": 10}, {"lease_s": 0}, {"eviction": "fifo"}):
+        with pytest.raises(InvalidConfig):
+            NodeConfig(**{"listen": address, "block_bytes": BLOCK, **wrong})
+
+
+def test_strangers_do_not_disturb_a_node(tmp_path):
+    address = f"unix:{tmp_path / 'node'}"
+    keys, rows = chain(3)
+    with running(address):
+        for raw in (b"GET / HTTP/1.1\r\n\r\n", b"\xff\xff\xff\x7f", b"\x05\0\0\0hello", os.urandom(500)):
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.settimeout(5)
+                stranger.connect(address.removeprefix("unix:"))
+                stranger.sendall(raw)
+                stranger.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionResetError):
+                    assert stranger.recv(10) == b""
+        assert client([address], BLOCK).save(keys, rows) == 3
+
+
+# -- tools ---------------------------------------------------------------------------------------------
+
+
+def _until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def node_process(address, file=None):
+    command = [sys.executable, "-m", "statepool.kv.pool.commands", "serve", "--listen", address]
+    command += ["--block-bytes", str(BLOCK), "--memory-bytes", "4MiB", *(["--disk-path", str(file)] if file else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline().startswith(b"pool node")
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@contextmanager
+def flipping_proxy(address, every):
+    """A relay that flips a bit of the answers now and then."""
+    host, port = address.removeprefix("tcp://").split(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def relay(source, target, flips):
+        passed = 0
+        with suppress(OSError), source:  # either side may leave in the middle
+            while data := bytearray(source.recv(65536)):
+                for at in range(every - passed % every, len(data), every) if flips else ():
+                    data[at] ^= 0x10
+                passed += len(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def serve():
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection((host, int(port)))
+            for pair in ((client, server, False), (server, client, True)):
+                threading.Thread(target=relay, args=pair, daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()

@@ -1,0 +1,92 @@
+"""Admission: what each policy looks at, and that looking ahead changes decisions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.serve.snapshots import snapshot
+
+from statepool.serve.costs import NODES
+from statepool.serve.overload import CheckBoth, EarlyPredicted, EarlyRejection, Everyone, Foresight, LateCheck
+from statepool.serve.snapshot import SLO, Ask, Completion, Decision, Underway
+
+COSTS, PROMISE = NODES["a800"], SLO()
+FULL = int(COSTS.vram_tokens * 0.97)
+ASK = Ask(0, 0.0, 10_000)
+DECISION = Decision(prefill=0, decode=0, reuse=0, prefill_s=2.0, ttft_s=6.0, tbt_s=0.05)
+
+
+def running(tokens, written=1, age_s=1.0, count=1):
+    return tuple(Underway(0, -age_s, tokens, written) for _ in range(count))
+
+
+def now(*underway):
+    there = [each for each in underway if each.in_s <= 0]
+    load = (len(there), sum(each.tokens for each in there))
+    return snapshot([0.0], [0], decode=(load,), underway=underway)
+
+
+def test_everybody_is_refused_who_would_wait_too_long_except_by_everyone():
+    late = replace(DECISION, ttft_s=31.0)
+    for policy in (LateCheck, CheckBoth, EarlyRejection, EarlyPredicted, Foresight):
+        assert "first token" in policy(COSTS, PROMISE).refusal(ASK, late, now())
+        assert policy(COSTS, PROMISE).refusal(ASK, DECISION, now()) == ""
+    assert Everyone().refusal(ASK, late, now()) == ""
+    assert Everyone().late_refusal(10**9, 10**6, 10**9) == ""
+
+
+def test_the_baseline_checks_decode_only_when_the_prefill_is_done():
+    policy = LateCheck(COSTS, PROMISE)
+    assert policy.refusal(ASK, DECISION, now(*running(FULL))) == ""
+    assert "no room" in policy.late_refusal(10_000, 1, FULL - 9_999)
+    assert policy.late_refusal(10_000, 1, FULL - 10_000) == ""
+    assert "slowly" in policy.late_refusal(10, 2000, 10_000)
+
+
+def test_early_rejection_sees_what_runs_and_not_what_comes():
+    policy = EarlyRejection(COSTS, PROMISE)
+    assert "no room" in policy.refusal(ASK, DECISION, now(*running(FULL - 9_000)))
+    coming = Underway(0, 3.0, FULL, 1)
+    assert policy.refusal(ASK, DECISION, now(coming)) == ""
+
+
+def test_prediction_adds_what_comes_and_drops_what_is_old():
+    policy = EarlyPredicted(COSTS, PROMISE, decode_time_s=15.0)
+    assert "no room" in policy.refusal(ASK, DECISION, now(Underway(0, 3.0, FULL, 1)))
+    assert policy.refusal(ASK, DECISION, now(Underway(0, 7.0, FULL, 1))) == ""  # joins after it
+    assert "no room" in policy.refusal(ASK, DECISION, now(*running(FULL, age_s=8.0)))  # 14 s old then
+    assert policy.refusal(ASK, DECISION, now(*running(FULL, age_s=10.0))) == ""  # 16 s old then
+
+
+def taught(policy, outputs, prompt=10_000):
+    for output in outputs:
+        policy = policy.told(Completion(prompt, output))
+    return policy
+
+
+def test_foresight_learns_how_long_answers_are():
+    """Requests that have written 200 tokens fill the node; the newcomer joins some 100 steps later."""
+    lengths = np.random.default_rng(0)
+    short = taught(Foresight(COSTS, PROMISE, preference=0.0), lengths.integers(150, 260, 4000).tolist())
+    long = taught(Foresight(COSTS, PROMISE, preference=0.0), lengths.integers(1000, 2000, 4000).tolist())
+    full = now(*running(12_000, written=200, count=FULL // 12_000))
+    assert short.refusal(ASK, DECISION, full) == ""
+    assert "no room" in long.refusal(ASK, DECISION, full)
+    assert Foresight(COSTS, PROMISE).ended == (), "what is told makes a new policy"
+
+
+def test_foresight_risks_cheap_prefills_only():
+    """Twice the room is as likely as not; a prefill of a tenth of a second is worth the try."""
+    policy = taught(Foresight(COSTS, PROMISE, preference=0.0, stake_s=0.5), [400] * 1000)
+    full = now(*running(12_000, written=390, count=FULL // 12_000 + 3))
+    instant = replace(DECISION, ttft_s=0.05)
+    assert policy.refusal(ASK, replace(instant, prefill_s=1e-6), full) == ""
+    assert "no room" in policy.refusal(ASK, replace(instant, prefill_s=20.0), full)
+
+
+def test_foresight_prefers_several_short_prompts_to_a_long_one():
+    policy = taught(Foresight(COSTS, PROMISE, preference=8.0), [300] * 2000)
+    assert policy.mean_prompt == pytest.approx(10_000, rel=0.2)
+    half = now(*running(10_000, count=100))
+    assert policy.refusal(Ask(0, 0.0, 5_000), replace(DECISION, ttft_s=0.2), half) == ""
+    assert "no room" in policy.refusal(Ask(0, 0.0, 90_000), replace(DECISION, ttft_s=0.2), half)
