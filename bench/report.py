@@ -45,6 +45,22 @@ call, Python's share of a call included; figures of two indexes are compared at 
 widths. `mini` is 50,000 passages as 384 numbers with held-out queries, `head` the same with headings for queries, `syn`
 200,000 made-up rows of 128. *Sealed* rows search one-bit codes and measure the best again at stored precision. With
 `STATEPOOL_ANN_DATA` unset, `mini` and `head` are left out.""",
+    "serve": """\
+Rows A2 to A8, A16 and H come from the simulator ([simulate](simulate.md)): requests are those of Mooncake's
+published conversation trace (12,031 in an hour; `STATEPOOL_TRACES` names its folder) or drawn, and time passes by
+cost models fitted to measured operators of eight A800 with a 70B model. They say what a policy does with the same
+machine, and nothing about this one; every side of a row is a policy in the same simulator, so that no figure rests
+on two of them. *Effective* is a request with a first token within 30 s and a mean of its longest tenth of gaps
+within 0.1 s. `xN` is the trace at N times its recorded speed. Both ways to read its timestamps, which are rounded
+to 3 s, are given.
+
+*Ours* places by size and lets decode nodes prefill with what a step may take and its batch leaves. "Prefill nodes
+alone" is the same without that: there is little goodput to gain over Algorithm 1 there, because past saturation
+they are busy all the time with either; eight of them, all requests known in advance and caches without limit, serve
+99.0 % of requests and 91.6 % of tokens at x2.5, or 96.7 % and 79.0 % at x3. The coupled side of H prefills first,
+in the batch and without chunks, and does not find prefixes again unless it says so.
+
+A18 is measured: from the keys of a prompt to the decision, in one thread.""",
     "store": """\
 Every store runs in a process of its own, called from Python, on a folder of its own on the same disk, with the same
 random keys (16 bytes, 100,000 of them) and values (128 bytes, incompressible). They take turns (ours, peer, peer, …,
@@ -71,6 +87,12 @@ What bounds the rest: a caller that waits for each commit cannot pass the floor 
 write, cannot pass the floor over 0.85). Where many threads wait, each commit costs at least one sleep and one wake-up
 of a thread, and Python's interpreter lock once (M3, M13c, M13d). On the simulated port of M6 no durable write costs
 less than its record.""",
+    "seq": """\
+Every value here is certified: a fraction, checked by a program that shares no code with the search. Seconds are processor
+seconds of one thread, so a busy machine does not change what a search may do. S3 and S4 stop at the best value known or
+at their time. The figures of AlphaSeq (GPU, 4e7 codes) and HpGAN (abstract: four times Legendre's 10.98) are as published.
+S6's yardstick is `bench/seq/plain_tabu.cpp`, compiled with `-O3 -march=native`; it is stopped after 20 s, and the ratio is
+then a lower bound. S10 gives orbits, never single codes: what differs by a symmetry from a training code is not new.""",
 }
 
 
