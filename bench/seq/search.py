@@ -22,7 +22,7 @@ ENERGIES = dict(zip(range(24, 60), (
     153, 166, 170, 175, 171, 192, 188, 197, 205,
 ), strict=True))  # fmt: skip
 DUELS = (41, 45, 49, 51, 55, 59)
-PATIENCE = 40.0
+PATIENCE = 20.0
 """Processor seconds after which the yardstick is stopped: the ratio is then a lower bound."""
 LIMITS = (-0.5, -1.0, -1.5, -2.0, -3.0)
 
@@ -93,9 +93,9 @@ def _energy(quick: bool) -> Iterator[Row]:
     slow = _yardstick()
     ratios, notes = {}, []
     for n in DUELS[:3] if quick else DUELS:
-        ours = [_ours(n, seed) for seed in range(5)]
+        ours = [_ours(n, seed) for seed in range(3)]
         theirs, bound = [], False
-        for seed in range(1 if quick else 3):
+        for seed in range(1 if quick else 2):
             seconds, finished = _theirs(slow, n, seed)
             theirs.append(seconds)
             bound |= not finished

@@ -15,33 +15,12 @@ from statepool.serve.cluster import Cluster
 from statepool.serve.openai.schema import Shape
 from statepool.serve.routing import new_router
 from statepool.serve.state import State
+from statepool.serve.surface import EngineLoad
 from statepool.serve.transport import json_response
 
-__all__ = ["EngineStatus", "NodeStatus", "router"]
+__all__ = ["NodeStatus", "router"]
 
 router = new_router()
-
-
-class EngineStatus(Shape):
-    """One engine process."""
-
-    number: int
-    role: str
-    pid: int | None
-    usable: bool
-    replaced: int
-    running: int
-    waiting: int
-    queued_tokens: int
-    held_tokens: int
-    kv_blocks_total: int
-    kv_blocks_free: int
-    prefix_query_tokens: int
-    prefix_hit_tokens: int
-    pool_loaded_blocks: int
-    pool_saved_blocks: int
-    generated_tokens: int
-    forward_tokens: int
 
 
 class NodeStatus(Shape):
@@ -61,7 +40,7 @@ class NodeStatus(Shape):
 class ClusterStatus(Shape):
     """All of it."""
 
-    engines: list[EngineStatus]
+    engines: list[EngineLoad]
     nodes: list[NodeStatus]
 
 
@@ -69,7 +48,7 @@ class ClusterStatus(Shape):
 async def cluster(state: State) -> Response:
     """Engines by role with their load, and what the nodes of the KV pool hold."""
     state.ready_model()
-    engines = [EngineStatus(**asdict(load)).model_dump() for load in state.engine.loads()]
+    engines = [asdict(load) for load in state.engine.loads()]
     nodes = await asyncio.gather(*(asyncio.to_thread(_node, address) for address in state.engine.pool_addresses()))
     return json_response({"engines": engines, "nodes": nodes})
 

@@ -41,7 +41,7 @@ def test_training_moves_samples_towards_the_training_set(loss: str) -> None:
         return float(np.mean(np.sign(network.sample(256)) == encode(signs[:1])))
 
     before = near()
-    network.train(encode(signs), 120)
+    network.train(encode(signs), 60)
     assert before < 0.7 and near() > 0.9
 
 

@@ -9,6 +9,8 @@ namespace statepool {
 
 // Zeros on both sides of a padded row and the largest code the int16 sums of `flips` can hold.
 constexpr int kShortest = 2, kLongest = 181;
+// The largest pair the 16-bit sums of `quad_flips` can hold, whatever its correlations: n cubed over 3 is below 65,536.
+constexpr int kLongestQuads = 57;
 
 struct SequenceKernels {
   // Bytes of scratch that `sir` and `sir_flips` need for filters of this length.
@@ -27,6 +29,10 @@ struct SequenceKernels {
   // cost[i]: cost of the pair whose correlation sums are `sums` after symbol i is flipped: sums squared, those of lags
   // in [loose_from, loose_to) less 4 and at least 0. `padded` and the size of the output as for `flips`.
   void (*pair_flips)(const int16_t* padded, const int16_t* sums, int n, int loose_from, int loose_to, int32_t* cost);
+  // level[6][32]: for i below n / 2, the sum of squares of `halves` (correlation sums over 2) after two flips among the
+  // symbols i and n - 1 - i of a pair: both of a, both of b, and one of each in four ways. rows: a, a reversed, b,
+  // b reversed, padded.
+  void (*quad_flips)(const int16_t* const* rows, const int16_t* halves, int n, uint16_t* level);
 };
 
 }  // namespace statepool

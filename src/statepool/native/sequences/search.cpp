@@ -190,6 +190,78 @@ class Pair {
   int n_, from_, to_;
 };
 
+// Pairs with the right remainders. The sum S(k) of 2 (n - k) signs is 2 (n - k) less twice the number of negative ones, so S(k)
+// modulo 4 is a product of signs; dividing those of neighbouring lags leaves q(i) = a(i) a(n-1-i) b(i) b(n-1-i), which must be
+// -1, or +1 at i = 0 where lag n - 1 is loose. Flipping two of the four keeps q. The cost is then the sum of squares alone, less 4
+// per loose lag: S is 2 modulo 4 there, never 0.
+class Quads {
+ public:
+  using Cost = int32_t;
+  Quads(int n, int loose_from, int loose_to)
+      : rows_{Padded(n), Padded(n), Padded(n), Padded(n)}, sums_(n), halves_(n), n_(n), loose_(loose_to - loose_from),
+        first_(loose_from < loose_to && loose_to == n ? 1 : -1) {}
+  int moves() const { return 6 * (n_ / 2) + 2 * (n_ % 2); }
+  int shortest_tenure() const { return n_ / 6 + 2; }
+  int tenure_spread() const { return n_ / 2 + 2; }
+  Cost start(Random& random) {
+    random_signs(rows_[0], random);
+    random_signs(rows_[2], random);
+    for (int i = 0; i < n_ / 2; ++i)
+      if (rows_[0][i] * rows_[0][n_ - 1 - i] * rows_[2][i] * rows_[2][n_ - 1 - i] != (i ? -1 : first_)) rows_[2][i] = int16_t(-rows_[2][i]);
+    for (int code : {0, 2})
+      for (int i = 0; i < n_; ++i) rows_[code + 1][n_ - 1 - i] = rows_[code][i];
+    std::vector<int16_t> other(n_);
+    correlate(rows_[0], sums_);
+    correlate(rows_[2], other);
+    Cost level = 0;
+    for (int k = 1; k < n_; ++k) {
+      sums_[k] = int16_t(sums_[k] + other[k]);
+      level += sums_[k] * sums_[k];
+    }
+    return level - 4 * loose_;
+  }
+  void costs(Cost* cost) {
+    const int16_t* rows[4] = {rows_[0].begin(), rows_[1].begin(), rows_[2].begin(), rows_[3].begin()};
+    for (int k = 1; k < n_; ++k) halves_[k] = int16_t(sums_[k] / 2);
+    sequence_kernels().quad_flips(rows, halves_.data(), n_, level_);
+    const int half = n_ / 2;
+    for (int move = 0; move < 6; ++move)
+      for (int i = 0; i < half; ++i) cost[move * half + i] = 4 * (level_[32 * move + i] - loose_);
+    for (int code = 0; n_ % 2 && code < 2; ++code) {
+      Padded& row = rows_[2 * code];
+      Cost level = 0;
+      for (int k = 1; k < n_; ++k) {
+        const int value = sums_[k] - 2 * row[half] * (row[half + k] + row[half - k]);
+        level += value * value;
+      }
+      cost[6 * half + code] = level - 4 * loose_;
+    }
+  }
+  void apply(int move, Cost) {
+    static constexpr int kTwo[6][2] = {{0, 1}, {2, 3}, {0, 2}, {0, 3}, {1, 2}, {1, 3}};
+    const int half = n_ / 2;
+    if (move >= 6 * half) return flip(2 * (move - 6 * half), half);
+    for (int row : kTwo[move / half]) flip(row, move % half);
+  }
+  void write(int8_t* to) {
+    std::copy_n(rows_[0].begin(), n_, to);
+    std::copy_n(rows_[2].begin(), n_, to + n_);
+  }
+  int symbols() const { return 2 * n_; }
+
+ private:
+  void flip(int row, int i) {
+    change(rows_[row], i, sums_);
+    rows_[row][i] = int16_t(-rows_[row][i]);
+    Padded& mirror = rows_[row ^ 1];
+    mirror[n_ - 1 - i] = int16_t(-mirror[n_ - 1 - i]);
+  }
+  Padded rows_[4];
+  std::vector<int16_t> sums_, halves_;
+  uint16_t level_[6 * 32];
+  int n_, loose_, first_;
+};
+
 template <class Problem>
 Found search(Problem problem, const Plan& plan) {
   using Cost = typename Problem::Cost;
@@ -256,6 +328,9 @@ Found search(Problem problem, const Plan& plan) {
 
 Found search_energy(int n, bool skew, const Plan& plan) { return search(Energy(n, skew), plan); }
 Found search_sir(int n, int length, double ridge, const Plan& plan) { return search(Sir(n, length, ridge), plan); }
-Found search_pair(int n, int loose_from, int loose_to, const Plan& plan) { return search(Pair(n, loose_from, loose_to), plan); }
+Found search_pair(int n, int loose_from, int loose_to, const Plan& plan) {
+  if (n <= kLongestQuads) return search(Quads(n, loose_from, loose_to), plan);
+  return search(Pair(n, loose_from, loose_to), plan);
+}
 
 }  // namespace statepool::sequences

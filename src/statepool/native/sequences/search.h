@@ -29,6 +29,8 @@ Found search_energy(int n, bool skew, const Plan& plan);
 // at a chirp of random rate cut to +-1, or, every third round, at a random code.
 Found search_sir(int n, int length, double ridge, const Plan& plan);
 // Cost of a pair: correlation sums squared, less 4 (at least 0) at lags in [loose_from, loose_to).
+// Up to kLongestQuads symbols it stays among the pairs whose sums leave the right remainders modulo 4: the product of the
+// symbols i and n - 1 - i of both codes is then known for every i.
 Found search_pair(int n, int loose_from, int loose_to, const Plan& plan);
 
 }  // namespace statepool::sequences

@@ -167,9 +167,41 @@ void pair_flips(const int16_t* padded, const int16_t* sums, int n, int loose_fro
   }
 }
 
+void quad_flips(const int16_t* const* rows, const int16_t* halves, int n, uint16_t* level) {
+  static constexpr int kTwo[6][2] = {{0, 1}, {2, 3}, {0, 2}, {0, 3}, {1, 2}, {1, 3}};
+  uint16_t total[6][32] = {};
+  for (int k = 1; k < n; ++k) {
+    int16_t t[4][32];
+    for (int row = 0; row < 4; ++row) {
+      const int16_t *own = rows[row], *up = own + k, *down = own - k;
+      for (int lane = 0; lane < 32; ++lane) t[row][lane] = int16_t(own[lane] * (up[lane] + down[lane]));
+    }
+    const int16_t half = halves[k];
+    for (int move = 0; move < 6; ++move) {
+      const int16_t *one = t[kTwo[move][0]], *two = t[kTwo[move][1]];
+      for (int lane = 0; lane < 32; ++lane) {
+        const int16_t value = int16_t(half - one[lane] - two[lane]);
+        total[move][lane] = uint16_t(total[move][lane] + uint16_t(value * value));
+      }
+    }
+  }
+  // Flipping both ends of one code leaves their product alone, at the lag that is their distance.
+  for (int i = 0; i < n / 2; ++i) {
+    const int k = n - 1 - 2 * i;
+    for (int code = 0; code < 2; ++code) {
+      const int16_t *near = rows[2 * code] + i, *far = rows[2 * code + 1] + i;
+      const int product = near[0] * far[0];
+      const int wrong = halves[k] - near[0] * (near[k] + near[-k]) - far[0] * (far[k] + far[-k]);
+      const int right = wrong + 2 * product;
+      total[code][i] = uint16_t(total[code][i] + right * right - wrong * wrong);
+    }
+  }
+  std::memcpy(level, total, sizeof total);
+}
+
 }  // namespace
 
 extern const SequenceKernels sequence_kernels;
-const SequenceKernels sequence_kernels = {&scratch, &sir, &sir_flips, &autocorrelation, &flips, &pair_flips};
+const SequenceKernels sequence_kernels = {&scratch, &sir, &sir_flips, &autocorrelation, &flips, &pair_flips, &quad_flips};
 
 }  // namespace statepool::STATEPOOL_NS

@@ -37,7 +37,7 @@ class Searcher(Protocol):
     name: str
 
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
-        """Yield batches from round ``first`` on, each about half a second of work, until nothing is left.
+        """Yield batches from round ``first`` on, each some tenths of a second of work, until nothing is left.
 
         Raises:
             InvalidRequest: This search cannot do this objective or length.

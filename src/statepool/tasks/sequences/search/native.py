@@ -21,7 +21,8 @@ from statepool.tasks.sequences.sets import ZeroZone
 __all__ = ["LocalSearch"]
 
 _NOTHING = -1e300
-_RIDGES, _TURN = (0.003, 0.01, 0.02, 0.04, 0.08, 0.15), 4
+_PAIR_PATIENCE = 1500
+_RIDGES, _TURN = (0.0, 0.008, 0.017, 0.03, 0.05, 0.07, 0.1), 4
 """White noise per symbol that a search under a limit of loss tries, and the rounds each is tried for."""
 
 
@@ -32,7 +33,7 @@ class LocalSearch:
         self.name, self.method, self.skew = name, method, skew
 
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
-        """Rounds in batches of about half a second."""
+        """Rounds in batches of some tenths of a second."""
         if n < 2:
             raise InvalidRequest(f"n: must be at least 2, not {n}", param="n")
         if self.skew and not (isinstance(objective, Energy) and n % 2):
@@ -49,24 +50,24 @@ class LocalSearch:
             first += rounds
 
     def _batch(self, objective: Objective, n: int) -> int:
-        """Rounds of about half a second, by counting: a clock would make what is found depend on the machine."""
+        """Rounds of some tenths of a second, by counting: a clock would make what is found depend on the machine."""
         if isinstance(objective, Sir):
             taps = n if objective.length is None else objective.length
-            return max(1, int(7e4 / taps**2)) if objective.loss_min is None else _TURN
+            return max(1, int(3e4 / taps**2)) if objective.loss_min is None else _TURN
         if isinstance(objective, Energy):
-            return max(1, int(5e6 / n**2))
-        return max(1, int(5e4 / n))
+            return max(1, int(2e6 / n**2))
+        return max(1, int(1e3 / n))
 
     def _native(self, objective: Any, n: int, seed: int, first: int, rounds: int) -> Batch:
         if isinstance(objective, Sir):
             taps = n if objective.length is None else objective.length
             ridge = objective.ridge
-            if objective.loss_min is not None and not ridge:
+            if objective.loss_min is not None and ridge == 0:
                 # which noise leads to which loss depends on the code: batches take turns
                 ridge = n * _RIDGES[first // _TURN % len(_RIDGES)]
             found = core.search_sir(n, taps, ridge, seed, first, rounds, self.method, 300, _NOTHING)
         elif isinstance(objective, ZeroZone):
-            found = core.search_pair(n, *objective.loose(n), seed, first, rounds, self.method, 200, 0.0)
+            found = core.search_pair(n, *objective.loose(n), seed, first, rounds, self.method, _PAIR_PATIENCE, 0.0)
         else:
             found = core.search_energy(n, self.skew, seed, first, rounds, self.method, 8 * n, 0.0)
         signs, cost, _, _, evaluations = found
