@@ -387,13 +387,12 @@ def whole_trace() -> Iterator[Row]:
     def apart(placement: str, admission: str, prefill: int) -> Callable[[float], bool]:
         return lambda speed: figures(placement, admission, speed, prefill, 20 - prefill, True).effective >= 0.9
 
-    peer = fastest(coupled, 0.05, 4.0, 0.04)
-    plain = fastest(apart("global", "both", 10), 1.0, 8.0, 0.04)
-    ours = fastest(apart(OURS, "both", 10), 1.0, 8.0, 0.04)
+    peer = fastest(coupled, 0.1, 2.5, 0.05)
+    ours = fastest(apart(OURS, "both", 10), 2.0, 6.0, 0.05)
     row = Row(
         "H2", "highest speed of the conversation trace with 90 % of requests effective, 20 nodes", "x", "higher", 1.75
     )
     row.value, row.own = ours / peer if peer else None, f"x{ours:.2f} with 10P+10D"
     row.peer, row.peer_value = "coupled (vLLM-like), fewest tokens in hand", peer
-    row.note = f"Algorithm 1 on 10P+10D x{plain:.2f}; worst tenth of gaps at most 0.1 s, as FAST'25 counts"
+    row.note = "spread timestamps; worst tenth of gaps at most 0.1 s, as FAST'25 counts"
     yield row
