@@ -321,7 +321,7 @@ def decisions() -> Iterator[Row]:
         row = Row(f"A18{part}", what, "ms", "lower", 1.0)
         row.value = float(np.quantile(times, 0.99)) * 1000
         row.own = f"P50 {statistics.median(times) * 1000:.2f} ms, {1 / statistics.mean(times):.0f} a second"
-        row.note = f"{len(table)} different blocks; prefix match, snapshot and placement, in processor time of the thread"
+        row.note = f"{len(table)} different blocks; match, snapshot and placement, in processor time of one thread"
         yield row
 
 
