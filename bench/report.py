@@ -45,6 +45,22 @@ call, Python's share of a call included; figures of two indexes are compared at 
 widths. `mini` is 50,000 passages as 384 numbers with held-out queries, `head` the same with headings for queries, `syn`
 200,000 made-up rows of 128. *Sealed* rows search one-bit codes and measure the best again at stored precision. With
 `STATEPOOL_ANN_DATA` unset, `mini` and `head` are left out.""",
+    "serve": """\
+Rows A2 to A8, A16 and H come from the simulator ([simulate](simulate.md)): requests are those of Mooncake's
+published conversation trace (12,031 in an hour; `STATEPOOL_TRACES` names its folder) or drawn, and time passes by
+cost models fitted to measured operators of eight A800 with a 70B model. They say what a policy does with the same
+machine, and nothing about this one; every side of a row is a policy in the same simulator, so that no figure rests
+on two of them. *Effective* is a request with a first token within 30 s and a mean of its longest tenth of gaps
+within 0.1 s. `xN` is the trace at N times its recorded speed. Both ways to read its timestamps, which are rounded
+to 3 s, are given.
+
+*Ours* places by size and lets decode nodes prefill with what a step may take and its batch leaves. "Prefill nodes
+alone" is the same without that: there is little goodput to gain over Algorithm 1 there, because past saturation
+they are busy all the time with either; eight of them, all requests known in advance and caches without limit, serve
+99.0 % of requests and 91.6 % of tokens at x2.5, or 96.7 % and 79.0 % at x3. The coupled side of H prefills first,
+in the batch and without chunks, and does not find prefixes again unless it says so.
+
+A18 is measured: from the keys of a prompt to the decision, in one thread.""",
     "store": """\
 Every store runs in a process of its own, called from Python, on a folder of its own on the same disk, with the same
 random keys (16 bytes, 100,000 of them) and values (128 bytes, incompressible). They take turns (ours, peer, peer, …,

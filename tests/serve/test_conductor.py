@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.serve.snapshots import line, snapshot
 
+from statepool.core.errors import InvalidRequest
 from statepool.serve.conductor import CacheCentric, Conductor
 from statepool.serve.costs import NODES
 from statepool.serve.dispatch import KvRouter, LeastLoad, RandomNode, RoundRobin
 from statepool.serve.overload import CheckBoth, Everyone
-from statepool.serve.prefixes import PrefixIndex
+from statepool.serve.prefixes import PrefixIndex, PrefixTable
 from statepool.serve.sizeaware import SizeAware
 from statepool.serve.snapshot import SLO, Ask
 
@@ -183,6 +184,17 @@ def test_short_prompts_overtake_long_ones_but_not_their_own_context():
     assert SizeAware(COSTS, inline=False).place(ask, waits).rank > 200.0
 
 
+def test_priority_counts_as_waiting_but_breaks_no_promise():
+    placement = SizeAware(COSTS, inline=False)
+    relaxed, tight = (line(100.0, [(95.0, 5.0, end)]) for end in (130.0, 105.2))
+    plain, urgent = Ask(9, 100.0, 20_000), Ask(9, 100.0, 20_000, priority=2)
+    assert placement.place(plain, snapshot([5.0], [0], lines=[relaxed])).rank > 95.0
+    first = placement.place(urgent, snapshot([5.0], [0], lines=[relaxed]))
+    assert first.rank < 95.0
+    assert first.ttft_s == pytest.approx(first.prefill_s)
+    assert placement.place(urgent, snapshot([5.0], [0], lines=[tight])).rank > 95.0
+
+
 def test_a_decode_node_takes_prefills_only_where_it_may():
     lines = [line(0.0, [(0.0, 9.0, 30.0)]), line(0.0, [])]
     now = snapshot([9.0, 0.0], [0, 0], lines=lines, stretch=np.array([1.0, 2.0]))
@@ -220,3 +232,37 @@ def test_the_prefix_index_is_a_set_per_node(held, dropped, keys):
             index.drop(node, key)
     naive = [next((i for i, key in enumerate(keys) if key not in blocks), len(keys)) for blocks in held]
     assert index.match(keys).tolist() == naive
+
+
+@given(
+    count=st.sampled_from([1, 5, 64, 65, 200]),
+    steps=st.lists(st.tuples(st.booleans(), st.integers(0, 199), st.integers(0, 40), st.integers(1, 60)), max_size=40),
+    asked=st.lists(st.integers(0, 99), unique=True, max_size=40),
+)
+def test_the_native_table_is_a_set_per_node(count, steps, asked):
+    """Keys collide in their low bits, so that probing and tombstones are met; the table grows from 64 slots."""
+    table, held = PrefixTable(count), [set() for _ in range(count)]
+    for adds, node, start, length in steps:
+        node %= count
+        keys = range(start, start + length)
+        (table.add if adds else table.drop)(node, np.array(keys, dtype=np.uint64) << np.uint64(40))
+        held[node] = held[node] | set(keys) if adds else held[node] - set(keys)
+    naive = [next((i for i, key in enumerate(asked) if key not in blocks), len(asked)) for blocks in held]
+    assert table.match(np.array(asked, dtype=np.uint64) << np.uint64(40)).tolist() == naive
+    assert len(table) == len(set().union(*held))
+
+
+def test_a_table_of_many_keys_under_churn():
+    draw, table, held = np.random.default_rng(1), PrefixTable(70), {}
+    for _ in range(300):
+        node, keys = int(draw.integers(70)), draw.integers(0, 5000, 200).astype(np.uint64)
+        adds = draw.random() < 0.55
+        (table.add if adds else table.drop)(node, keys)
+        for key in keys.tolist():
+            there = held.setdefault(key, set())
+            there.add(node) if adds else there.discard(node)
+    for key in range(5000):
+        found = np.flatnonzero(table.match(np.array([key], dtype=np.uint64))).tolist()
+        assert found == sorted(held.get(key, ()))
+    with pytest.raises(InvalidRequest, match="node is 70"):
+        table.add(70, np.zeros(1, dtype=np.uint64))

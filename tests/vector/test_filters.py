@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,8 @@ WAYS = {1.0: "check", 0.5: "check", 0.21: "check", 0.1: "probe, two-hop"} | dict
 WAYS[0.0] = "empty"
 FAR = WAYS | {0.5: "check, two-hop", 0.21: "check, scan", 0.1: "probe, scan"}
 """Where the rows that pass are those farthest from the query."""
+EF = {0.1: 25}
+"""With more candidates so few rows are measured one by one."""
 
 
 @pytest.mark.parametrize("kind", ["apart", "near", "far"])
@@ -104,7 +107,7 @@ def test_recall_and_the_way_taken(index: Index, data, share: float, kind: str) -
     found, truth, paths = [], [], set()
     for query in queries:
         chosen, passing = bounds(share, kind, query, scores)
-        answer = index.search(query, K, 80, filter=chosen)
+        answer = index.search(query, K, EF.get(share, 80), filter=chosen)
         assert answer.stats.matches == passing.sum()
         assert len(answer.ids) == min(K, passing.sum())
         assert passing[answer.ids].all()
@@ -123,6 +126,38 @@ def test_recall_and_the_way_taken(index: Index, data, share: float, kind: str) -
         assert paths == {WAYS[share]}
     if kind != "far" and share >= 0.1:
         assert answer.stats.ndc < passing.sum() / 3, "the graph was not used"
+
+
+@pytest.mark.parametrize("kind", ["apart", "near", "far"])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.21, 0.1])
+def test_a_sealed_index_goes_by_its_codes_and_answers_at_stored_precision(data, share: float, kind: str) -> None:
+    rows, queries = data
+    index, scores, found, truth = sealed(), rows[:, 0].astype(float), [], []
+    for query in queries[:20]:
+        chosen, passing = bounds(share, kind, query, scores)
+        answer = index.search(query, K, 80, filter=chosen)
+        assert answer.stats.matches == passing.sum()
+        assert len(answer.ids) == K
+        assert passing[answer.ids].all()
+        np.testing.assert_allclose(answer.distances, distances("l2", rows[answer.ids], query[None])[0], rtol=1e-4)
+        assert (np.diff(answer.distances) >= 0).all()
+        if kind != "far":
+            assert answer.stats.path == ("scan" if share == 0.1 else "check")
+        if answer.stats.path == "check":
+            # Hops of a sealed graph cost 33 distances each, the node and its codes.
+            assert answer.stats.ndc == pytest.approx(33 * answer.stats.hops, abs=200)
+        truth.append(np.flatnonzero(passing)[np.argsort(distances("l2", rows[passing], query[None])[0])[:K]])
+        found.append(answer.ids)
+    assert recall(found, np.array(truth)) >= 0.95
+
+
+@cache
+def sealed() -> Index:
+    rows, _ = clustered(N, 24, 40, seed=5)
+    found = Index(24, "l2", R=32, build_window=80, columns=COLUMNS)
+    found.build(rows, columns=table(rows))
+    found.seal()
+    return found
 
 
 @pytest.mark.parametrize("share", WAYS)
@@ -153,6 +188,13 @@ def test_the_plan_is_a_function_of_counts() -> None:
     assert choose_path(10**6, 10_000, 64).path == "scan"
     assert choose_path(10**5, 2000, 64).path == "scan"
     assert choose_path(10**6, 10_001, 64).path == "two-hop"
+    assert choose_path(10**6, 16_000, 200).path == "scan"
+    assert choose_path(10**6, 16_001, 200).path == "two-hop"
+    assert choose_path(20_000, 5000, 400).path == "check"
+    assert choose_path(10**6, 16_001, 64, sealed=True).path == "check"
+    assert choose_path(10**6, 16_001, 64, sealed=True).width == 64 * 10**6 // 16_001
+    assert choose_path(10**6, 16_000, 64, sealed=True).path == "scan"
+    assert choose_path(10**6, 0, 64, sealed=True).path == "empty"
     assert choose_path(10**6, 200_000, 64).path == "two-hop"
     assert choose_path(10**6, 200_001, 64).path == "check"
     assert choose_path(1000, 500, 64).width == 64 or choose_path(1000, 500, 64).path == "scan"

@@ -17,6 +17,7 @@ void bind_layer(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_moba(nb::module_& m);
 void bind_wave(nb::module_& m);
+void bind_prefixes(nb::module_& m);
 void bind_wave_buffer(nb::module_& m);
 
 NB_MODULE(_kernels, m) {
@@ -47,4 +48,5 @@ NB_MODULE(_kernels, m) {
   bind_moba(m);
   bind_wave_buffer(m);
   bind_wave(m);
+  bind_prefixes(m);
 }

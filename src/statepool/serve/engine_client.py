@@ -278,6 +278,8 @@ class AsyncEngine:
     async def _listen(self) -> None:
         while True:
             self._take(messages.from_engine.decode(await self._socket.recv()))
+            # A message that is there already is received without a pause: others must have their turn.
+            await asyncio.sleep(0)
 
     def _take(self, message: messages.FromEngine) -> None:
         match message:

@@ -31,11 +31,13 @@ class SizeAware:
     """
 
     costs: NodeCosts
-    patience: float = 5.0
+    patience: float = 2.0
     chunk_tokens: int = 8192
     inline: bool = True
     margin_s: float = 0.5
     """Seconds of error that a promise allows for."""
+    priority_s: float = 10.0
+    """Seconds of waiting that one level of priority counts as."""
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
         """The nodes for ``ask`` and its place in the line."""
@@ -77,7 +79,8 @@ class SizeAware:
         work_s = self.costs.chunked_s(ask.tokens, reuse, self.chunk_tokens)
         prefill_s = stretch * work_s
         # Whoever computes blocks that it counts on must run before it.
-        rank = max(ask.at + self.patience * prefill_s, math.nextafter(pool.after_rank[node], math.inf))
+        wanted = ask.at + self.patience * prefill_s - self.priority_s * ask.priority
+        rank = max(wanted, math.nextafter(pool.after_rank[node], math.inf))
         place = int(line.ranks.searchsorted(rank, side="right"))
         promised = int(line.slack_s.searchsorted(prefill_s + self.margin_s))
         if promised > place:

@@ -46,7 +46,7 @@ class Ask:
     tokens: int
     """Length of the prompt."""
     priority: int = 0
-    """Higher is served earlier."""
+    """Higher is served earlier by placements that order lines by size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,9 @@ _BATCHES = 1024
 
 _NOBODY = Line(np.zeros(0), np.zeros(1), np.array([np.inf]))
 
+_ERROR_S = 2.0
+"""Seconds by which estimates of a line's end may be off."""
+
 
 class Job:
     """A request on its way through the cluster. Times are seconds on the simulation's clock."""
@@ -193,7 +196,8 @@ class PrefillNode:
         ahead = work * (stretch if stretch < math.inf else 1.0)
         slack = np.full(len(ahead), np.inf)
         slack[:-1] = deadlines - ahead[1:] - max(now, self.busy_until)
-        slack[slack < 0] = np.inf  # a promise that is broken already cannot be kept by waiting
+        # A promise that is clearly broken cannot be kept by waiting; one that is about to be is not to be delayed.
+        slack[slack < -_ERROR_S] = np.inf
         return Line(ranks, ahead, np.minimum.accumulate(slack[::-1])[::-1])
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from .answer import Result, Stats, union
 from .policy import choose_detour, choose_path
 
-__all__ = ["Ask", "search_among"]
+__all__ = ["Ask", "Passing", "search_among"]
 
 _SEEDS = 64
 """Rows that pass, spread over all, from which a search starts too."""
@@ -28,6 +28,23 @@ class Ask:
     deadline_ns: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """The rows that may be found. Looking through all takes as long as a search does, so this is made once."""
+
+    allowed: np.ndarray
+    """bool, of every place; not to be written to."""
+    matches: int
+    seeds: np.ndarray
+    """Some of them, spread over all, uint32."""
+
+    @classmethod
+    def of(cls, allowed: np.ndarray) -> Self:
+        """Of the places that are true."""
+        places = np.flatnonzero(allowed)
+        return cls(allowed, len(places), places[:: max(1, len(places) // _SEEDS)][:_SEEDS].astype(np.uint32))
+
+
 class _Core(Protocol):
     def __call__(
         self, ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray
@@ -35,26 +52,27 @@ class _Core(Protocol):
         """Ids, distances, counts, and the share of the last candidates that passed."""
 
 
-def search_among(core: _Core, ask: Ask, allowed: np.ndarray, rows: int, *, exact: bool = False) -> Result:
+def search_among(
+    core: _Core, ask: Ask, passing: Passing, rows: int, *, exact: bool = False, sealed: bool = False
+) -> Result:
     """The ``min(k, matches)`` nearest rows of those that are allowed.
 
     Args:
         core: Searches one way.
         ask: The query.
-        allowed: bool, of every place.
+        passing: Those that are allowed.
         rows: How many rows there are, those that may not be found too.
         exact: Look at every allowed row.
+        sealed: ``check`` goes by the codes of a sealed graph.
     """
-    places = np.flatnonzero(allowed)
-    matches = len(places)
-    plan = choose_path(rows, matches, ask.ef)
+    matches = passing.matches
+    plan = choose_path(rows, matches, ask.ef, sealed=sealed)
     if plan.path == "empty":
         return Result(np.empty(0, np.int64), np.empty(0, np.float32), False, Stats(0, 0, 0, 0, 0, "empty", 0))
-    seeds = places[:: max(1, matches // _SEEDS)][:_SEEDS].astype(np.uint32)
-    bytes_ = allowed.view(np.uint8)
+    bytes_ = passing.allowed.view(np.uint8)
 
     def go(path: str, width: int) -> tuple[Result, float]:
-        ids, gaps, counts, share = core(ask, max(width, ask.k), _WAYS[path], bytes_, seeds)
+        ids, gaps, counts, share = core(ask, max(width, ask.k), _WAYS[path], bytes_, passing.seeds)
         return Result(ids, gaps, counts.truncated, Stats.of(counts, path, matches)), share
 
     if exact or plan.path == "scan":

@@ -20,7 +20,7 @@ from .check import cores, floats, labels, one_of, same_width, within
 from .columns import Columns, Values
 from .errors import IndexCorruptError, ReadOnlyError
 from .file import IndexFile, sync_folder, write
-from .filtered import Ask, search_among
+from .filtered import Ask, Passing, search_among
 from .filters import mask
 from .log import Lock, log_path
 from .names import Ids, Names, are_texts
@@ -81,7 +81,7 @@ class Index(Searching):
         self.dim, self.metric, self.dtype = settings.dim, settings.metric, settings.dtype
         self._core = core.Index(self.dim, METRICS[self.metric], DTYPES[self.dtype], settings.R)
         self.columns = Columns(settings.columns)
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[str, Passing] = OrderedDict()
         self._ids: np.ndarray | None = None
         self.names = Names() if settings.text_ids else None
         self._file: IndexFile | None = None
@@ -234,8 +234,8 @@ class Index(Searching):
             raise self._damage() from None
         return self._result(found)
 
-    def passing(self, filter: Filter) -> np.ndarray:  # noqa: A002
-        """Of each row whether it passes, bool ``[n]``, in the order they were built in; not to be written to.
+    def passing(self, filter: Filter) -> Passing:  # noqa: A002
+        """The rows that pass, in the order they were built in.
 
         Raises:
             FilterError: an unknown column, or a value of another type.
@@ -243,13 +243,13 @@ class Index(Searching):
         key = json.dumps(filter, sort_keys=True, default=repr)
         found = self._masks.get(key)
         if found is None:
-            found = self._masks[key] = mask(self.columns, filter, len(self))
+            found = self._masks[key] = Passing.of(mask(self.columns, filter, len(self)))
             while len(self._masks) > _MASKS:
                 self._masks.popitem(last=False)
         return found
 
-    def among(self, ask: Ask, allowed: np.ndarray, *, exact: bool = False) -> Result:
-        """The nearest of the rows that are allowed: bool ``[n]``, in the order they were built in."""
+    def among(self, ask: Ask, passing: Passing, *, exact: bool = False) -> Result:
+        """The nearest of the rows that are allowed, by their places in the order they were built in."""
 
         def search(ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray) -> Any:
             (places, gaps, counts), share = self._core.search_filtered(
@@ -258,7 +258,7 @@ class Index(Searching):
             return self._named(places), gaps, counts, share
 
         try:
-            return search_among(search, ask, allowed, len(self), exact=exact)
+            return search_among(search, ask, passing, len(self), exact=exact, sealed=self._sealed)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:

@@ -13,7 +13,7 @@ from statepool.core.errors import InvalidRequest, NotFound
 from .answer import Result, Stats, union
 from .check import one_of, within
 from .columns import Columns
-from .filtered import Ask, search_among
+from .filtered import Ask, Passing, search_among
 from .filters import mask
 from .index import MOST_THREADS, Index, check_search
 from .names import Ids, Names
@@ -174,8 +174,13 @@ class View(Searching):
     def _among(self, ask: Ask, filter: Filter | None, *, exact: bool = False) -> Result:  # noqa: A002
         parts = self._parts
         gone = parts.gone if self._frozen is None else self._frozen.gone
-        allowed = ~gone if filter is None else parts.base.passing(filter) & ~gone
-        based = parts.base.among(ask, allowed, exact=exact)
+        if filter is None:
+            passing = Passing.of(~gone)
+        else:
+            passing = parts.base.passing(filter)
+            if gone.any():
+                passing = Passing.of(passing.allowed & ~gone)
+        based = parts.base.among(ask, passing, exact=exact)
         if filter is not None and not len(parts.base):
             mask(parts.columns, filter, 0)  # an unknown column is an error in an empty index too
         found = union(self._among_changes(ask, filter, exact), based, ask.k)
@@ -202,7 +207,7 @@ class View(Searching):
                 return labels.astype(np.int64), gaps, counts, share
 
             try:
-                return search_among(search, ask, allowed, len(alive), exact=exact)
+                return search_among(search, ask, Passing.of(allowed), len(alive), exact=exact)
             except core.StaleError:
                 continue  # slots were freed since they were looked at, and may hold other rows now
             except ValueError as error:

@@ -1,6 +1,8 @@
 // Both kinds of segment as graphs for a filtered search.
 #include "filtered.h"
 
+#include <algorithm>
+
 #include "engines.h"
 #include "live.h"
 
@@ -57,10 +59,18 @@ Answer Index::search_filtered(const float* query, Request request, const Filter&
   std::unique_ptr<Context> context = borrow();
   context->vector.resize(static_cast<size_t>(space_.dims));
   space_.prepare(query, context->vector.data(), true);
-  context->query.reset(request);
-  const Fixed graph{*segment_, context->vector.data()};
-  share = FilteredSearch(graph, filter.allowed, context->query, context->visited).run(filter);
-  gather(context->query, true, request.k, context->merged, answer.nearest);
+  if (sealed_ && filter.way == Way::check) {
+    context->visited.reset(size() + 1);
+    search_sealed(*context, request, &filter.allowed, answer);
+    const Pool& pool = context->query.lane(0).pool;
+    const auto passing = std::count_if(pool.begin(), pool.begin() + pool.size(), [&](Entry e) { return filter.allowed(id_of(e)); });
+    if (pool.size() > 0) share = static_cast<float>(passing) / static_cast<float>(pool.size());
+  } else {
+    context->query.reset(request);
+    const Fixed graph{*segment_, context->vector.data()};
+    share = FilteredSearch(graph, filter.allowed, context->query, context->visited).run(filter);
+    gather(context->query, true, request.k, context->merged, answer.nearest);
+  }
   answer.counts = total(context->query);
   give_back(std::move(context));
   if (segment_->guard != nullptr) segment_->guard->raise();

@@ -1,4 +1,5 @@
-// Search among the rows a caller allows. One thread, distances at stored precision, whatever else the index holds.
+// Search among the rows a caller allows. One thread. Distances at stored precision, but for `check` over a sealed index,
+// which goes by the codes.
 //
 // `check`: every row leads on, only allowed ones are answers; for filters that most rows pass. `two_hops`: only allowed rows
 // are candidates, and a neighbour that is not is stood in for by its own neighbours (ACORN-1, Patel et al., SIGMOD 2024,
@@ -10,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "allowed.h"
 #include "query.h"
 #include "visited.h"
 #include "walk.h"
@@ -17,13 +19,6 @@
 namespace statepool::graph {
 
 enum class Way : int { scan = 0, check = 1, two_hops = 2 };
-
-// A byte per row, not 0 for those allowed. Rows behind the end came later and are not.
-struct Allowed {
-  const uint8_t* bytes;
-  size_t count;
-  bool operator()(uint32_t row) const { return row < count && bytes[row] != 0; }
-};
 
 struct Filter {
   Way way;

@@ -77,7 +77,7 @@ Answer Index::search(const float* query, const Request& request) {
   space_.prepare(query, context->vector.data(), true);
   context->visited.reset(count + 1);
   if (sealed_) {
-    search_sealed(*context, request, answer);
+    search_sealed(*context, request, nullptr, answer);
   } else {
     context->query.reset(request);
     const Walk walk{*segment_, context->vector.data(), context->visited};
@@ -90,13 +90,14 @@ Answer Index::search(const float* query, const Request& request) {
   return answer;
 }
 
-void Index::search_sealed(Context& context, const Request& request, Answer& answer) {
+void Index::search_sealed(Context& context, const Request& request, const Allowed* allowed, Answer& answer) {
   const SealedSegment& sealed = *sealed_;
   const size_t dims = static_cast<size_t>(sealed.dims());
   context.turned = context.vector;
   context.lookup.resize(4 * dims);
   sealed.turn(context.turned.data());
-  SealedWalk walk{sealed, context.turned.data(), context.lookup.data(), 0, 0, 0, context.visited, request.threads == 1};
+  SealedWalk walk{sealed, context.turned.data(), context.lookup.data(), 0, 0, 0, context.visited, request.threads == 1,
+                  allowed};
   scan_kernels().tables(walk.query, sealed.tables(), context.lookup.data(), &walk.delta, &walk.offset);
   walk.square = static_cast<float>(Space::square_of(walk.query, sealed.dims()));
   Request wider = request;

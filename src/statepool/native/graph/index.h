@@ -13,6 +13,7 @@
 
 namespace statepool::graph {
 
+struct Allowed;
 struct Filter;
 
 struct Answer {
@@ -62,7 +63,7 @@ class Index {
 
   Space space_;
   int degree_;
-  void search_sealed(Context& context, const Request& request, Answer& answer);
+  void search_sealed(Context& context, const Request& request, const Allowed* allowed, Answer& answer);
 
   std::unique_ptr<Segment> segment_;
   std::unique_ptr<SealedSegment> sealed_;

@@ -129,7 +129,8 @@ void visit(const Walk& walk, Lane& lane, uint32_t node, Entry bound) {
   }
   lane.counts.distances += static_cast<uint64_t>(Walk::kEstimates ? kScanLanes + 1 : lane.hits.count);
   ++lane.counts.hops;
-  if constexpr (Walk::kEstimates) lane.best.insert(entry_of(lane.hits.own, node));
+  if constexpr (Walk::kEstimates)
+    if (walk.answers(node)) lane.best.insert(entry_of(lane.hits.own, node));
   keep(lane, bound);
 }
 

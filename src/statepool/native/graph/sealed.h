@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "allowed.h"
 #include "pool.h"
 #include "region.h"
 #include "rotation.h"
@@ -99,8 +100,10 @@ struct SealedWalk {
   float delta, offset, square;  // of the tables; |query|^2
   Visited& visited;             // expanded by any thread
   bool alone;                   // one thread, whose own set is enough
+  const Allowed* allowed;       // rows that may be answers; null for all
 
   bool open(uint32_t node) const { return alone || visited.claim(node); }
+  bool answers(uint32_t node) const { return allowed == nullptr || (*allowed)(node); }
   void fetch(uint32_t node) const {
     if (!alone) visited.prefetch_to_write(node);
     const char* row = segment.row(node);

@@ -33,10 +33,12 @@ class Desk:
 
     @property
     def waiting(self) -> int:
+        """Asked for and claimed by nobody yet."""
         return len(self.asked) - len(self.ready)
 
     @property
     def quiet(self) -> bool:
+        """Nothing is under way."""
         return self.returned == len(self.asked)
 
     def claim(self, now: float, search: Search, own: bool) -> float:
