@@ -14,9 +14,9 @@ from statepool.core.errors import InvalidConfig
 class SelectionTrace:
     """A file that grows by one line per token and layer. It is written anew at the start.
 
-    A line has ``request``, ``layer``, ``position``, ``tokens`` (how many are in clusters), ``clusters`` (empty ones that
-    fill a segment's last sixteen included) and, by KV head, ``read`` (numbers of those read whole) and ``estimated`` (how
-    many count by their centroid).
+    A line has ``request``, ``layer``, ``position``, ``tokens`` (how many are in clusters), ``clusters`` (empty ones
+    that fill a segment's last sixteen included) and, by KV head, ``read`` (numbers of those read whole) and
+    ``estimated`` (how many count by their centroid).
 
     Raises:
         InvalidConfig: the file cannot be written.
