@@ -88,11 +88,12 @@ write, cannot pass the floor over 0.85). Where many threads wait, each commit co
 of a thread, and Python's interpreter lock once (M3, M13c, M13d). On the simulated port of M6 no durable write costs
 less than its record.""",
     "seq": """\
-Every value here is certified: a fraction, checked by a program that shares no code with the search. Seconds are processor
-seconds of one thread, so a busy machine does not change what a search may do. S3 and S4 stop at the best value known or
-at their time. The figures of AlphaSeq (GPU, 4e7 codes) and HpGAN (abstract: four times Legendre's 10.98) are as published.
-S6's yardstick is `bench/seq/plain_tabu.cpp`, compiled with `-O3 -march=native`; it is stopped after 20 s, and the ratio is
-then a lower bound. S10 gives orbits, never single codes: what differs by a symmetry from a training code is not new.""",
+Every value here is certified: a fraction, checked by a program that shares no code with the search. Seconds are
+processor seconds of one thread, so a busy machine does not change what a search may do. S3 and S4 stop at the best
+value known or at their time. The figures of AlphaSeq (GPU, 4e7 codes) and HpGAN (abstract: four times Legendre's 10.98)
+are as published. S6's yardstick is `bench/seq/plain_tabu.cpp`, compiled with `-O3 -march=native`; it is stopped after
+20 s, and the ratio is then a lower bound. S10 gives orbits, never single codes: what differs by a symmetry from a
+training code is not new.""",
 }
 
 

@@ -28,7 +28,7 @@ def _codes(signs: np.ndarray) -> list[Code]:
 
 
 def _learn(known: np.ndarray, objective: object, steps: int, count: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Decoded samples, and the same after repair, of a WGAN trained on int8 [count, codes, n]; evaluations of repair."""
+    """Decoded samples of a WGAN trained on int8 [count, codes, n], the same after repair, and what repair spent."""
     from statepool.tasks.sequences.search.hpgan import Network, decode, descend, encode
 
     m = known.shape[1] * known.shape[2]
@@ -68,7 +68,7 @@ def _sets(quick: bool) -> Iterator[Row]:
         row.note = (
             f"trained on {len(training)} of {len(orbits)} orbits; "
             + "; ".join(f"{k}: {v:.1%} valid, {o} orbits seen before, {new} new" for k, (v, o, new) in rows.items())
-            + f"; repair spent {spent:,} evaluations; tabu in the same {seconds:.0f} s: {tabu} orbits outside the training set"
+            + f"; repair spent {spent:,} evaluations; tabu in the same {seconds:.0f} s: {tabu} new orbits"
         )
         yield row
 
@@ -101,7 +101,9 @@ def _ratio(quick: bool) -> Row:
                 break
         values[repair] = best
     tabu = cpu_search("tabu", make("mmf-sir"), 59, 1, seconds, float("inf")).number
-    row = Row("S10c", "HpGAN with repair, ratio at 59 symbols in 30 s, over tabu search", "x", "higher", 1.0, peer="tabu")
+    row = Row(
+        "S10c", "HpGAN with repair, ratio at 59 symbols in 30 s, over tabu search", "x", "higher", 1.0, peer="tabu"
+    )
     row.value, row.peer_value, row.peer_unit = values[True] / tabu, tabu, "SIR"
     row.own, row.note = f"{values[True]:.2f} SIR", f"without repair {values[False]:.2f}; processor seconds, one thread"
     return row

@@ -126,6 +126,7 @@ def test_complementary_cost_from_the_definition(rows: list[list[int]]) -> None:
         (1, "++++++--+-+-+", "+++--+-++--++", [0] * 6 + [2, -2, -2, 2, 2, 2]),
         (2, "+++++++---++-", "++--++-++-+-+", [2, -2, 2, 2, 2, -2] + [0] * 6),
         (1, "+++++-+-+--", "++---++-++-", None),
+        (1, "-+-+++-+++-++++--++++-+-++-----++++-+", "+-++++-++-+-+-----++-++--+--+++---+--", None),
     ],
 )
 def test_published_odd_pairs(kind: int, a: str, b: str, sums: list[int] | None) -> None:

@@ -89,8 +89,7 @@ def test_the_search_in_python_improves_every_objective(name: str) -> None:
 
 def test_descent_over_phases_beats_two_phases() -> None:
     two, eight = (
-        search(searcher("descent", {"alphabet": a}), make("labs"), 16, Budget(rounds=20), alphabet=a).best.number
-        for a in (2, 8)
+        search(searcher("descent", {"alphabet": a}), make("labs"), 16, Budget(rounds=20)).best.number for a in (2, 8)
     )
     assert eight < two
     assert two >= 24  # proved
@@ -217,6 +216,7 @@ def test_a_search_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Pat
     ("call", "words"),
     [
         (lambda: searcher("magic"), "is none of"),
+        (lambda: searcher("tabu", {"alphabet": 4}), "makes binary codes"),
         (lambda: Budget(), "needs a limit"),
         (lambda: next(searcher("skew").batches(make("labs"), 20, 0, 0)), "an odd n"),
         (lambda: next(searcher("skew").batches(make("psl"), 21, 0, 0)), "objective of the energy"),

@@ -1,6 +1,7 @@
 #include "search.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <unordered_set>
@@ -51,6 +52,9 @@ void change(Padded& code, int i, std::vector<int16_t>& rho) {
   for (int k = 1; k < code.n; ++k) rho[k] = int16_t(rho[k] - twice * (code[i + k] + code[i - k]));
 }
 
+// The one or two symbols that a move flips; -1 for none.
+using Touched = std::array<int, 2>;
+
 int round_up(int n) { return (n + 31) / 32 * 32; }
 
 // Energy of one code. In the skew-symmetric half, symbol c - j is (-1)^j times symbol c + j about the centre c: only even
@@ -95,6 +99,7 @@ class Energy {
   }
   void write(int8_t* to) { std::copy_n(code_.begin(), n_, to); }
   int symbols() const { return n_; }
+  Touched touched(int move) const { return {centre_ + move, skew_ && move ? centre_ - move : -1}; }
 
  private:
   void flip(int i) {
@@ -134,6 +139,7 @@ class Sir {
   void apply(int move, Cost) { code_[move] = int8_t(-code_[move]); }
   void write(int8_t* to) { std::copy(code_.begin(), code_.end(), to); }
   int symbols() const { return moves(); }
+  Touched touched(int move) const { return {move, -1}; }
 
  private:
   static Cost value(float ratio) { return ratio > 0 ? -ratio : 0.0f; }  // NaN: single precision cannot tell
@@ -182,6 +188,7 @@ class Pair {
     std::copy_n(b_.begin(), n_, to + n_);
   }
   int symbols() const { return 2 * n_; }
+  Touched touched(int move) const { return {move, -1}; }
 
  private:
   Padded a_, b_;
@@ -190,9 +197,9 @@ class Pair {
   int n_, from_, to_;
 };
 
-// Pairs with the right remainders. The sum S(k) of 2 (n - k) signs is 2 (n - k) less twice the number of negative ones, so S(k)
-// modulo 4 is a product of signs; dividing those of neighbouring lags leaves q(i) = a(i) a(n-1-i) b(i) b(n-1-i), which must be
-// -1, or +1 at i = 0 where lag n - 1 is loose. Flipping two of the four keeps q. The cost is then the sum of squares alone, less 4
+// Pairs with the right remainders. The sum S(k) of 2 (n - k) signs is that many less twice the negative ones, so S(k) modulo 4
+// is a product of signs; dividing those of neighbouring lags leaves q(i) = a(i) a(n-1-i) b(i) b(n-1-i), which must be -1, or
+// +1 at i = 0 where lag n - 1 is loose. Flipping two of the four keeps q. The cost is then the sum of squares alone, less 4
 // per loose lag: S is 2 modulo 4 there, never 0.
 class Quads {
  public:
@@ -207,7 +214,8 @@ class Quads {
     random_signs(rows_[0], random);
     random_signs(rows_[2], random);
     for (int i = 0; i < n_ / 2; ++i)
-      if (rows_[0][i] * rows_[0][n_ - 1 - i] * rows_[2][i] * rows_[2][n_ - 1 - i] != (i ? -1 : first_)) rows_[2][i] = int16_t(-rows_[2][i]);
+      if (rows_[0][i] * rows_[0][n_ - 1 - i] * rows_[2][i] * rows_[2][n_ - 1 - i] != (i ? -1 : first_))
+        rows_[2][i] = int16_t(-rows_[2][i]);
     for (int code : {0, 2})
       for (int i = 0; i < n_; ++i) rows_[code + 1][n_ - 1 - i] = rows_[code][i];
     std::vector<int16_t> other(n_);
@@ -238,7 +246,6 @@ class Quads {
     }
   }
   void apply(int move, Cost) {
-    static constexpr int kTwo[6][2] = {{0, 1}, {2, 3}, {0, 2}, {0, 3}, {1, 2}, {1, 3}};
     const int half = n_ / 2;
     if (move >= 6 * half) return flip(2 * (move - 6 * half), half);
     for (int row : kTwo[move / half]) flip(row, move % half);
@@ -248,6 +255,17 @@ class Quads {
     std::copy_n(rows_[2].begin(), n_, to + n_);
   }
   int symbols() const { return 2 * n_; }
+  Touched touched(int move) const {
+    const int half = n_ / 2;
+    if (move >= 6 * half) return {n_ * (move - 6 * half) + half, -1};
+    const int i = move % half;
+    Touched symbols;
+    for (int side = 0; side < 2; ++side) {
+      const int row = kTwo[move / half][side];
+      symbols[side] = n_ * (row / 2) + (row % 2 ? n_ - 1 - i : i);
+    }
+    return symbols;
+  }
 
  private:
   void flip(int row, int i) {
@@ -256,6 +274,7 @@ class Quads {
     Padded& mirror = rows_[row ^ 1];
     mirror[n_ - 1 - i] = int16_t(-mirror[n_ - 1 - i]);
   }
+  static constexpr int kTwo[6][2] = {{0, 1}, {2, 3}, {0, 2}, {0, 3}, {1, 2}, {1, 3}};
   Padded rows_[4];
   std::vector<int16_t> sums_, halves_;
   uint16_t level_[6 * 32];
@@ -268,9 +287,13 @@ Found search(Problem problem, const Plan& plan) {
   const int moves = problem.moves();
   std::vector<Cost> costs(round_up(moves) + 32);
   std::vector<int64_t> free_at(moves);
-  std::vector<uint64_t> keys(moves);
+  // A place is the sum modulo 2 of the keys of the symbols flipped since the round began.
+  std::vector<uint64_t> symbol_keys(problem.symbols()), keys(moves);
   Random keyring(0x5eed, moves);
-  for (uint64_t& key : keys) key = keyring.next();
+  for (uint64_t& key : symbol_keys) key = keyring.next();
+  for (int move = 0; move < moves; ++move)
+    for (int symbol : problem.touched(move))
+      if (symbol >= 0) keys[move] ^= symbol_keys[symbol];
   std::unordered_set<uint64_t> visited;
   Found found;
   found.code.resize(problem.symbols());

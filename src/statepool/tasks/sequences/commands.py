@@ -184,7 +184,6 @@ def _search(options: argparse.Namespace) -> int:
             options.n,
             budget,
             seed=options.seed,
-            alphabet=options.alphabet,
             journal=journal,
             show=show,
         )

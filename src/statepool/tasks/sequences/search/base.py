@@ -35,6 +35,8 @@ class Searcher(Protocol):
     """Makes candidates for an objective."""
 
     name: str
+    alphabet: int
+    """Phases of the symbols it makes."""
 
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
         """Yield batches from round ``first`` on, each some tenths of a second of work, until nothing is left.
@@ -57,7 +59,10 @@ def searcher(name: str, options: dict[str, Any] | None = None) -> Searcher:
     """
     if name not in SEARCHERS:
         raise InvalidRequest(f"algo: '{name}' is none of {', '.join(sorted(SEARCHERS))}", param="algo")
-    return SEARCHERS[name](options or {})
+    made, wanted = SEARCHERS[name](options or {}), (options or {}).get("alphabet") or 2
+    if made.alphabet != wanted:
+        raise InvalidRequest(f"alphabet: '{name}' makes binary codes; descent takes {wanted} phases", param="alphabet")
+    return made
 
 
 def rng(seed: int, number: int) -> np.random.Generator:

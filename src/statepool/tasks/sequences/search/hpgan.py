@@ -134,7 +134,7 @@ class Network:
 class HpGan:
     """The searcher: train on the elite, decode samples, keep the best, again."""
 
-    name = "hpgan"
+    name, alphabet = "hpgan", 2
 
     def __init__(self, loss: Literal["gan", "wgan"] = "wgan", *, repair: bool = False, elite: int = 256) -> None:
         self.loss, self.repair, self.elite = loss, repair, elite

@@ -128,7 +128,6 @@ def search(
     budget: Budget,
     *,
     seed: int = 0,
-    alphabet: int = 2,
     journal: Journal | None = None,
     show: Callable[[Found], None] | None = None,
 ) -> Found:
@@ -140,7 +139,6 @@ def search(
         n: Symbols per code.
         budget: When to stop.
         seed: Same seed and rounds, same codes.
-        alphabet: Phases of a symbol.
         journal: Where records go and where an earlier run is continued.
         show: Called after every batch.
 
@@ -162,7 +160,7 @@ def search(
         found.evaluations += batch.evaluations
         # single precision may order equals either way: certify whatever is within its rounding
         if batch.cost <= least + 1e-4 * abs(least) or least == float("inf"):
-            record, _ = certify(objective, [Code(tuple(map(int, row)), alphabet) for row in batch.phases], seed)
+            record, _ = certify(objective, [Code(tuple(map(int, row)), using.alphabet) for row in batch.phases], seed)
             ahead = found.best is None or _better(objective, record.number, found.best.number)
             if ahead or (found.best is not None and Fraction(record.value) == Fraction(found.best.value)):
                 known = (

@@ -29,6 +29,8 @@ _RIDGES, _TURN = (0.0, 0.008, 0.017, 0.03, 0.05, 0.07, 0.1), 4
 class LocalSearch:
     """One-flip local search with restarts; ``method`` is tabu or walk."""
 
+    alphabet = 2
+
     def __init__(self, name: str, method: str, *, skew: bool = False) -> None:
         self.name, self.method, self.skew = name, method, skew
 

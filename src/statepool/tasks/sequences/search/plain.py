@@ -19,7 +19,7 @@ _MOST_BITS = 30
 class Random:
     """Independent codes: what any search must beat."""
 
-    name = "random"
+    name, alphabet = "random", 2
 
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
         """A round is 4096 codes."""
@@ -34,7 +34,7 @@ class Random:
 class Exhaustive:
     """Every binary set of codes that begins with +1: its best is proved to be the best."""
 
-    name = "exhaustive"
+    name, alphabet = "exhaustive", 2
 
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
         """Round r is the codes whose bits count from r * 2^14."""
