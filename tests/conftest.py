@@ -6,9 +6,8 @@ from pathlib import Path
 # The environment must be set before numpy or torch load their thread pools.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-for _name in [
-    name for name in os.environ if name.startswith("STATEPOOL_") and name not in ("STATEPOOL_ISA", "STATEPOOL_NATIVE")
-]:
+_KEPT = {"STATEPOOL_ISA", "STATEPOOL_NATIVE", "STATEPOOL_TRACES"}
+for _name in [name for name in os.environ if name.startswith("STATEPOOL_") and name not in _KEPT]:
     del os.environ[_name]  # a user's settings must not change what is tested
 
 # Processes that tests start see this tree, whatever is installed.

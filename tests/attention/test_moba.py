@@ -66,6 +66,7 @@ def draw(seed, count, heads, kv_heads, width, dtype=torch.float32):
         ((0, 50), 7, 1, 16, 7, 4),
         ((0, 40), 8, 8, 16, 16, 1),
         ((0, 5, 48), 3, 3, 20, 16, 9),
+        ((0, 70), 8, 2, 16, 16, 2),
     ],
 )
 def test_values_and_gradients_are_those_of_the_mask(borders, heads, kv_heads, width, block, topk, select):
@@ -79,6 +80,14 @@ def test_values_and_gradients_are_those_of_the_mask(borders, heads, kv_heads, wi
     (want * weight).sum().backward()
     for mine, theirs in zip(tensors, exact, strict=True):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_a_zero_query_likes_all_blocks_alike_and_takes_the_first():
+    q, k, v = draw(8, 64, 2, 1, 16)
+    q = torch.zeros_like(q)
+    out = moba_attention(q, k, v, block=16, topk=2)
+    seen = torch.cat([v[:16], v[48:64]]).mean(0)  # the last query: the first block and its own
+    torch.testing.assert_close(out[-1], seen.expand(2, -1), atol=1e-6, rtol=1e-6)
 
 
 def test_bf16_within_the_published_tolerances():

@@ -40,11 +40,11 @@ def conversations(count, seed=0, gap_s=0.3):
 def test_mean_wait_of_one_server_is_that_of_pollaczek_and_khinchine(costs):
     """Poisson arrivals at one node that takes the same time for each: W = rho s / (2 (1 - rho))."""
     service = costs.prefill_s(8192)
-    for load in (0.5, 0.8):
-        calls = poisson(6_000, load / service, 8192, 2, cached=0.0, seed=3)
-        _, jobs = run(calls, costs, placement="least-load")
-        waits = [job.first_token - job.ask.at - service for job in jobs]
-        assert sum(waits) / len(waits) == pytest.approx(load * service / (2 * (1 - load)), rel=0.12)
+    load = 0.7
+    calls = poisson(8_000, load / service, 8192, 1, cached=0.0, seed=3)
+    _, jobs = run(calls, costs, placement="least-load")
+    waits = [job.first_token - job.ask.at - service for job in jobs]
+    assert sum(waits) / len(waits) == pytest.approx(load * service / (2 * (1 - load)), rel=0.1)
 
 
 def test_an_idle_cluster_takes_as_long_as_the_work(costs):
@@ -126,10 +126,9 @@ def test_no_policy_knows_how_long_an_answer_will_be(costs):
     """Other answers, as long as nobody has finished one: every decision is the same."""
     calls = [replace(call, at=call.at / 10, output=4000) for call in conversations(50)]
     longer = [replace(call, output=9000 - number) for number, call in enumerate(calls)]
-    for placement in PLACEMENTS:
-        for admission in ADMISSIONS:
-            first = [job.decision for job in run(calls, costs, Shape(2, 2), placement, admission)[1]]
-            assert first == [job.decision for job in run(longer, costs, Shape(2, 2), placement, admission)[1]]
+    for placement, admission in [*((each, "none") for each in PLACEMENTS), *(("global", each) for each in ADMISSIONS)]:
+        first = [job.decision for job in run(calls, costs, Shape(2, 2), placement, admission)[1]]
+        assert first == [job.decision for job in run(longer, costs, Shape(2, 2), placement, admission)[1]]
 
 
 def test_looking_ahead_changes_decisions_and_the_log_shows_which(costs):

@@ -1,13 +1,14 @@
 """Block attention with gradients, in torch: block by block over gathered queries, never a dense matrix.
 
 For each block, the queries that chose it are gathered and attend to it; the parts of a query are merged by their
-log-sum-exp. Gradients flow through products and merge, not through the choice (MoBA 2.3, Algorithm 1).
+log-sum-exp. Gradients flow through products and merge, not through the choice (MoBA 2.3, Algorithm 1); the backward
+pass computes weights anew from the merged log-sum-exp, so nothing of the size of the weights is kept.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,56 +51,120 @@ def moba_attention(
     return torch.cat(parts) if parts else torch.zeros_like(q)
 
 
+class Piece(NamedTuple):
+    """The queries of one head that read one block, of one document."""
+
+    head: int
+    start: int
+    stop: int
+    rows: Tensor
+    """int64, the block's own queries first, in order."""
+    places: Tensor
+    """int64, ``slot * T + row``: which of its parts this is for each query."""
+
+
 def chosen_blocks(q: Tensor, k: Tensor, config: MobaConfig, select: str) -> Tensor:
-    """bool ``[T][heads][blocks]``: which past blocks each query of one document reads besides its own."""
+    """int64 ``[heads][slots][T]``: the blocks each query of one document reads, its own at slot 0, -1 for none."""
     count, heads, _ = q.shape
-    full = count // config.block
+    full, group = count // config.block, heads // k.shape[1]
     own = torch.arange(count, device=q.device) // config.block
-    means = k[: full * config.block].float().reshape(full, config.block, *k.shape[1:]).mean(1)
-    scores = torch.einsum(
-        "tgjd,bgd->tgjb", q.detach().float().reshape(count, k.shape[1], -1, k.shape[2]), means.detach()
-    )
-    if select == "group":
-        scores = scores.sum(2, keepdim=True).expand_as(scores)
-    scores = scores.flatten(1, 2)
+    slots = min(config.topk, full + 1)
+    found = torch.full((heads, slots, count), -1, dtype=torch.int64, device=q.device)
+    found[:, 0] = own
+    means = k.detach()[: full * config.block].float().reshape(full, config.block, *k.shape[1:]).mean(1)
     past = torch.arange(full, device=q.device)[None] < own[:, None]
-    scores = scores.masked_fill(~past[:, None], -torch.inf)
-    wanted = min(config.topk - 1, full)
-    found = torch.zeros(count, heads, full, dtype=torch.bool, device=q.device)
-    # A stable sort gives ties to the first block, as the engine does.
-    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :wanted]
-    found.scatter_(2, best, torch.ones_like(best, dtype=torch.bool))
-    return found & past[:, None]
+    for kv in range(k.shape[1]):
+        mine = slice(kv * group, (kv + 1) * group)
+        scores = q.detach()[:, mine].float().transpose(0, 1) @ means[:, kv].T
+        if select == "group":
+            scores = scores.sum(0, keepdim=True)
+        # Not a number is no order: such a block comes last, as in the engine.
+        scores = scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        left = past[None].expand_as(scores).clone()
+        for slot in range(1, slots):
+            # The first of equals, as the engine has it; what is not left must lose even to -inf.
+            best = torch.where(left, scores, -torch.inf)
+            block = torch.where(best.isneginf().all(-1), left.int().argmax(-1), best.argmax(-1))
+            found[mine, slot] = torch.where(left.any(-1), block, -1)
+            left.scatter_(-1, block[..., None], False)
+    return found
 
 
 def _document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select: str) -> Tensor:
-    count, heads, width = q.shape
-    group = heads // k.shape[1]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    queries, keys, values = (x.transpose(0, 1).to(wide) for x in (q, k, v))
     chosen = chosen_blocks(q, k, config, select)
-    top = torch.full((heads, count), -torch.inf, dtype=wide, device=q.device)
-    pieces: list[tuple[int, Tensor, Tensor, Tensor]] = []
-    for start in range(0, count, config.block):
-        stop = min(start + config.block, count)
+    queries, keys, values = (x.transpose(0, 1).to(wide).contiguous() for x in (q, k, v))
+    out: Tensor = _Blocks.apply(queries, keys, values, _pieces(chosen, config.block), chosen.shape[1])
+    return out.transpose(0, 1).to(q.dtype)
+
+
+def _pieces(chosen: Tensor, block: int) -> list[Piece]:
+    """All pieces, head by head and block by block."""
+    _, _, count = chosen.shape
+    pieces = []
+    for head, slots in enumerate(chosen):
+        # Stable, so that a block's own queries, which are in slot 0, come first and in order.
+        order = torch.argsort(slots.flatten(), stable=True)
+        sizes = torch.bincount(slots.flatten() + 1, minlength=-(-count // block) + 1).tolist()
+        for number, places in enumerate(order.split(sizes)[1:]):
+            stop = min((number + 1) * block, count)
+            pieces.append(Piece(head, number * block, stop, places % count, places))
+    return pieces
+
+
+class _Blocks(torch.autograd.Function):
+    """Attention of ``q [heads, T, d]`` to ``k, v [kv_heads, T, d]`` over pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: list[Piece], slots: int) -> Tensor:
+        heads, count, width = q.shape
+        group = heads // len(k)
+        scaled = q * width**-0.5
+        out, lse = torch.empty_like(q), q.new_empty(heads, count)
+        parts = q.new_empty(slots * count, width)
+        tops, sums = q.new_empty(slots * count), q.new_empty(slots * count)
         for head in range(heads):
-            rows = torch.arange(start, stop, device=q.device)
-            if stop - start == config.block:
-                rows = torch.cat([rows, torch.nonzero(chosen[:, head, start // config.block])[:, 0]])
-            scores = queries[head, rows] @ keys[head // group, start:stop].T * width**-0.5
-            ahead = torch.arange(start, stop, device=q.device)[None] > rows[:, None]
-            scores = scores.masked_fill(ahead, -torch.inf)
-            pieces.append((head, rows, scores, values[head // group, start:stop]))
-            largest = scores.detach().amax(1)
-            top[head] = top[head].scatter_reduce(0, rows, largest, "amax")
-    out = torch.zeros(heads * count, width, dtype=wide, device=q.device)
-    total = torch.zeros(heads * count, dtype=wide, device=q.device)
-    for head, rows, scores, value in pieces:
-        weights = (scores - top[head, rows, None]).exp()
-        out.index_add_(0, head * count + rows, weights @ value)
-        total.index_add_(0, head * count + rows, weights.sum(1))
-    merged: Tensor = (out / total[:, None]).reshape(heads, count, width)
-    return merged.transpose(0, 1).to(q.dtype)
+            parts.zero_(), tops.fill_(-torch.inf), sums.zero_()
+            for piece in pieces[head * len(pieces) // heads : (head + 1) * len(pieces) // heads]:
+                weights = _scores(scaled[head], k[head // group], piece)
+                top = weights.amax(1)
+                weights.sub_(top[:, None]).exp_()
+                tops[piece.places], sums[piece.places] = top, weights.sum(1)
+                parts[piece.places] = weights @ v[head // group, piece.start : piece.stop]
+            by_slot = tops.view(slots, count)
+            share = (by_slot - by_slot.amax(0)).exp_()
+            total = (share * sums.view(slots, count)).sum(0)
+            out[head] = torch.einsum("st,std->td", share / total, parts.view(slots, count, width))
+            lse[head] = by_slot.amax(0) + total.log()
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.pieces = pieces
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        q, k, v, out, lse = ctx.saved_tensors
+        group, scale = len(q) // len(k), q.shape[2] ** -0.5
+        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        scaled, spread = q * scale, (grad * out).sum(2)
+        for piece in ctx.pieces:
+            head, kv, span = piece.head, piece.head // group, slice(piece.start, piece.stop)
+            weights = _scores(scaled[head], k[kv], piece).sub_(lse[head, piece.rows, None]).exp_()
+            above = grad[head, piece.rows]
+            dv[kv, span] += weights.T @ above
+            weights *= (above @ v[kv, span].T).sub_(spread[head, piece.rows, None])
+            dq[head].index_add_(0, piece.rows, weights @ k[kv, span], alpha=scale)
+            dk[kv, span] += weights.T @ scaled[head, piece.rows]
+        return dq, dk, dv, None, None
+
+
+def _scores(q: Tensor, k: Tensor, piece: Piece) -> Tensor:
+    """``[rows][block]``; a block's own queries do not see ahead."""
+    scores = q[piece.rows] @ k[piece.start : piece.stop].T
+    own = piece.stop - piece.start
+    ahead = torch.ones(own, own, dtype=torch.bool, device=q.device).triu_(1)
+    scores[:own].masked_fill_(ahead, -torch.inf)
+    return scores
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, select: str) -> None:
