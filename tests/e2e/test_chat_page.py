@@ -106,8 +106,9 @@ def test_stop_frees_the_blocks(open_page, server):
     page.wait_for_selector(".assistant:not(.live)")
     server.wait_until(server.all_free)
     assert page.is_visible("#send")
+    page.get_by_role("button", name="New chat").click()  # noise of a slow stop may not fit the context a second time
     say(page, "again")
-    wait_for_text(page, 1)
+    wait_for_text(page, 0)
     page.keyboard.press("Escape")
     page.wait_for_selector(".assistant:not(.live):last-child")
 
