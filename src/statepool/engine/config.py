@@ -79,6 +79,11 @@ class EngineConfig:
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)
 
+    @property
+    def pool_addresses(self) -> list[str]:
+        """The nodes of ``pool``."""
+        return [address.strip() for address in (self.pool or "").split(",") if address.strip()]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:

@@ -416,8 +416,7 @@ def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runn
         return None
     from statepool.kv.pool import Pool
 
-    addresses = [address.strip() for address in config.pool.split(",") if address.strip()]
-    remote = Pool(addresses, layout.block_bytes, config.pool_replicas)
+    remote = Pool(config.pool_addresses, layout.block_bytes, config.pool_replicas)
     remote.check()
     return SharedBlocks(remote, own, runner)
 

@@ -90,10 +90,7 @@ class StepLoop:
         head: list[int] = []
         if state.skipped:
             keys = self._keys(sequence)[: state.skipped]
-            head = self.pool.match(keys, sequence.tokens)
-            if self.shared is not None and len(head) < len(keys):
-                self.shared.fetch(keys, sequence.tokens, head)
-                head = self.pool.match(keys, sequence.tokens)
+            head, _ = self._fetched(keys, sequence.tokens, self.pool.match(keys, sequence.tokens))
             if len(head) < state.skipped:
                 return
         self.pool.hold(head)
@@ -189,9 +186,8 @@ class StepLoop:
                 if self.shared is not None and not sequence.looked_up and keys[len(found) :]:
                     sequence.looked_up = True
                     if keys[len(found)] not in pending:
-                        came = self.shared.fetch(keys, sequence.tokens, found)
+                        found, came = self._fetched(keys, sequence.tokens, found)
                         self.count["pool_hit_tokens"] += came * BLOCK_SIZE
-                        found = self.pool.match(keys, sequence.tokens)
                 tokens, blocks = len(found) * BLOCK_SIZE, len(found)
                 free = sum(self.pool.references(block) == 0 for block in found)
                 blocked = len(found) < len(keys) and keys[len(found)] in pending
@@ -339,6 +335,13 @@ class StepLoop:
             if self.shared is not None:
                 self.shared.note(table.blocks[i], keys[i], keys[0])
         table.published = full
+
+    def _fetched(self, keys: list[bytes], tokens: list[int], found: list[int]) -> tuple[list[int], int]:
+        """``found`` and what the shared pool has behind it, brought here: the blocks, and how many came."""
+        if self.shared is None or len(found) == len(keys):
+            return found, 0
+        came = self.shared.fetch(keys, tokens, found)
+        return self.pool.match(keys, tokens), came
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
         sequence.keys = block_keys(sequence.tokens, BLOCK_SIZE, sequence.root, sequence.keys)

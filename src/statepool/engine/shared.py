@@ -30,12 +30,12 @@ class SharedBlocks:
     def fetch(self, keys: Sequence[bytes], tokens: Sequence[int], found: Sequence[int]) -> int:
         """Bring the blocks of ``keys`` behind the ``found`` ones here, for the index to find; how many came."""
         self._own.hold(found)
-        missing = range(len(found), min(len(keys), len(found) + self._own.free))
+        missing = keys[len(found) : len(found) + self._own.free]
         # A question costs a few bytes, room for an answer may cost blocks that others would have found.
-        count = self.remote.match(keys[missing.start : missing.stop]) if missing else 0
+        count = self.remote.match(missing, keys[0]) if missing else 0
         blocks = self._own.take(count)
         rows = self._runner.space(blocks)
-        came = self.remote.load(keys[missing.start : missing.start + count], rows) if count else 0
+        came = self.remote.load(missing[:count], rows, keys[0]) if count else 0
         self._runner.fill(blocks[:came], rows[:came])
         for i, block in enumerate(blocks[:came], len(found)):
             self._own.publish(block, keys[i], tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])

@@ -105,9 +105,7 @@ class NodeLink:
         lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
         if not lease.slots:
             return 0
-        sums = []
-        for index, slot in zip(lease.indices, lease.slots, strict=True):
-            sums.append(_copy(self._slot(slot), rows[index]))
+        sums = [_copy(self._slot(slot), rows[index]) for index, slot in zip(lease.indices, lease.slots, strict=True)]
         return self._ask(protocol.Finish(lease.lease, sums), protocol.Count).count
 
     def stats(self) -> protocol.Stored:
@@ -177,7 +175,7 @@ class NodeLink:
             InvalidConfig: the node refuses this client. OSError, Corruption: it is gone, slow or mad.
         """
         connection = self._connected()
-        send(connection, request_codec.encode(request), [block.reshape(-1).view(np.uint8) for block in blocks])
+        send(connection, request_codec.encode(request), [_bytes(block) for block in blocks])
         body = receive(connection)
         if body is None:
             raise ConnectionResetError(f"the pool node {self.address} has closed")
@@ -220,14 +218,21 @@ class Pool:
         for link in self.links:
             self._try(link, partial(NodeLink.match, keys=[]), 0)
 
-    def match(self, keys: Sequence[bytes]) -> int:
-        """How many leading blocks some one node has."""
-        return max((self._try(link, partial(NodeLink.match, keys=keys), 0) for link in self._order(keys)), default=0)
+    # Keys may be the later part of a chain; ``chain`` is the key of its first block then, which tells the nodes.
 
-    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+    def match(self, keys: Sequence[bytes], chain: bytes | None = None) -> int:
+        """How many leading blocks some one node has."""
+        found = 0
+        for link in self._order(keys, chain):
+            if found == len(keys):
+                break
+            found = max(found, self._try(link, partial(NodeLink.match, keys=keys), 0))
+        return found
+
+    def load(self, keys: Sequence[bytes], rows: Sequence[Row], chain: bytes | None = None) -> int:
         """Fill ``rows`` with leading blocks of ``keys``; how many. Rows beyond that may hold anything."""
         done = 0
-        for link in self._order(keys):
+        for link in self._order(keys, chain):
             if done == len(keys):
                 break
             done += self._load_from(link, keys[done:], rows[done:])
@@ -235,9 +240,9 @@ class Pool:
         return done
 
     def save(self, keys: Sequence[bytes], rows: Sequence[Row], chain: bytes | None = None) -> int:
-        """Give blocks to the pool; how many it did not have. ``chain`` is the key of the first block of their chain."""
+        """Give blocks to the pool; how many it did not have."""
         saved = 0
-        chosen = [link for link in self._order([chain] if chain is not None else keys) if not link.resting]
+        chosen = [link for link in self._order(keys, chain) if not link.resting]
         for link in chosen[: self.replicas]:
             for at in range(0, len(keys), _BATCH):
                 some, from_ = keys[at : at + _BATCH], rows[at : at + _BATCH]
@@ -261,11 +266,12 @@ class Pool:
                 break
         return done
 
-    def _order(self, keys: Sequence[bytes]) -> list[NodeLink]:
+    def _order(self, keys: Sequence[bytes], chain: bytes | None) -> list[NodeLink]:
         """All nodes, those that should have this chain first (rendezvous hashing on its first block)."""
         if len(self.links) == 1 or not keys:
             return self.links
-        return sorted(self.links, key=lambda link: blake2b(keys[0] + link.address.encode(), digest_size=8).digest())
+        first = keys[0] if chain is None else chain
+        return sorted(self.links, key=lambda link: blake2b(first + link.address.encode(), digest_size=8).digest())
 
     def _try(self, link: NodeLink, work: Callable[[NodeLink], R], otherwise: R) -> R:
         if link.resting:

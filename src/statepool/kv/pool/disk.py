@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import xxhash
@@ -63,10 +62,6 @@ class DiskTier:
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._index
-
-    def keys(self) -> Iterator[bytes]:
-        """Keys of all blocks."""
-        return iter(self._index)
 
     def save(self, key: bytes, block: memoryview, checksum: int, now: float) -> None:
         """Write a block, in place of another if the file is full.

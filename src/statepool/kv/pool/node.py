@@ -23,7 +23,7 @@ from statepool.kv.eviction import EVICTIONS, Eviction
 from statepool.kv.pool import protocol
 from statepool.kv.pool.disk import DiskTier
 from statepool.kv.pool.protocol import receive, receive_into, reply_codec, request_codec, send
-from statepool.kv.pool.slots import SlotTable
+from statepool.kv.pool.slots import Lease, SlotTable
 
 __all__ = ["Node", "NodeConfig"]
 
@@ -199,12 +199,10 @@ class Node:
                 tell(protocol.Welcome(self._name(), os.getpid(), self.descriptor, self._table.slots, self.slot_bytes))
             case protocol.Match(keys=keys):
                 with self._lock:
-                    tell(protocol.Count(self._match(keys)))
+                    found = self._match(keys)
+                tell(protocol.Count(found))
             case protocol.Get(keys=keys):
-                self._from_disk(keys)
-                with self._lock:
-                    lease = self._table.read(owner, keys, time.monotonic())
-                    self._note(len(keys), len(lease.keys))
+                lease = self._lend(owner, keys)
                 tell(protocol.Granted(lease.id, list(range(len(lease.keys))), [*lease.slots], [*lease.checksums]))
             case protocol.Begin(keys=keys):
                 with self._lock:
@@ -215,12 +213,10 @@ class Node:
                 tell(protocol.Count(self._finish(number, checksums)))
             case protocol.Release(lease=number):
                 with self._lock:
-                    tell(protocol.Count(int(self._table.release(number))))
+                    released = self._table.release(number)
+                tell(protocol.Count(int(released)))
             case protocol.Read(keys=keys):
-                self._from_disk(keys)
-                with self._lock:
-                    lease = self._table.read(owner, keys, time.monotonic())
-                    self._note(len(keys), len(lease.keys))
+                lease = self._lend(owner, keys)
                 try:
                     tell(protocol.Blocks([*lease.checksums]), [self._bytes(slot) for slot in lease.slots])
                 finally:
@@ -248,16 +244,19 @@ class Node:
         return self._memory[at : at + self.config.block_bytes]
 
     def _match(self, keys: Sequence[bytes]) -> int:
-        found = self._table.match(keys)
-        while found < len(keys) and (
-            keys[found] in self._table or (self._disk is not None and keys[found] in self._disk)
-        ):
-            found += 1
-        return found
+        def here(key: bytes) -> bool:
+            return key in self._table or (self._disk is not None and key in self._disk)
 
-    def _note(self, asked: int, found: int) -> None:
-        self._hits += found
-        self._misses += asked - found
+        return next((i for i, key in enumerate(keys) if not here(key)), len(keys))
+
+    def _lend(self, owner: int, keys: Sequence[bytes]) -> Lease:
+        """Hold leading blocks for a reader, those on disk brought back first."""
+        self._from_disk(keys)
+        with self._lock:
+            lease = self._table.read(owner, keys, time.monotonic())
+            self._hits += len(lease.keys)
+            self._misses += len(keys) - len(lease.keys)
+        return lease
 
     def _finish(self, lease: int, checksums: Sequence[int]) -> int:
         with self._lock:

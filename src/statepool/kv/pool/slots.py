@@ -7,7 +7,7 @@ deadline; whoever comes with an ended one is told so, and nothing that it brings
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from statepool.kv.eviction import Eviction
@@ -169,10 +169,6 @@ class SlotTable:
         if block.holds == 0:
             self._forget(key)
         return True
-
-    def ready(self) -> Iterator[bytes]:
-        """Keys of the readable blocks."""
-        return (key for key, block in self._blocks.items() if block.ready)
 
     def check(self) -> None:
         """Raise AssertionError if the books do not balance; for tests."""
