@@ -8,18 +8,17 @@ behind it with the same tokens: noise is keyed by (seed, index, position), never
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from statepool.core.errors import InvalidRequest, NotFound, Overloaded, StatepoolError, Unavailable
+from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.kv.layout import BLOCK_SIZE
@@ -31,12 +30,15 @@ from statepool.serve.messages import ENGINE_FACTORY
 from statepool.serve.policies import conductor
 from statepool.serve.pool_nodes import PoolNodes
 from statepool.serve.snapshot import SLO
-from statepool.serve.surface import EngineLoad
+from statepool.serve.surface import EngineLoad, check_entry
 from statepool.serve.workers import Role, Worker, Workers, nobody
 
 __all__ = ["Cluster", "ClusterStream"]
 
 log = logging.getLogger("statepool.serve")
+
+_Outputs: TypeAlias = "asyncio.Queue[Output | StatepoolError]"
+"""Where the outputs of all requests of one call arrive, or the error that ended one."""
 
 _TRIES = 8
 """Engines a request may lose before it is given up."""
@@ -61,7 +63,6 @@ class Cluster:
         self._dispatcher: Dispatcher | None = None
         self._journeys: dict[str, _Journey] = {}
         self._left = asyncio.Event()
-        self._stats = EngineStats()
         self.failure: str | None = None
         """Why no request can be served, ever; engines that end are replaced, so nothing but ``close`` sets it."""
         self.on_queue_seconds: Callable[[float], None] | None = None
@@ -128,14 +129,10 @@ class Cluster:
         """Queue requests; see ``AsyncEngine.submit``."""
         if self.failure is not None:
             raise self.gone()
-        if len(self._journeys) + len(requests) > self._config.max_in_flight:
-            raise Overloaded(f"{len(self._journeys)} sequences are in flight; try again later")
-        if len({request.id for request in requests}) < len(requests):
-            raise InvalidRequest("two requests have one id", param="request_id")
-        for request in requests:
-            if request.id in self._journeys:
-                raise InvalidRequest(f"request id {request.id!r} is in use", param="request_id")
-        journeys = [_Journey(self, request) for request in requests]
+        names = [request.id for request in requests]
+        check_entry(names, self._journeys, len(self._journeys), self._config.max_in_flight)
+        outputs: _Outputs = asyncio.Queue()
+        journeys = [_Journey(self, request, outputs) for request in requests]
         self._journeys |= {journey.request.id: journey for journey in journeys}
         try:
             for journey in journeys:
@@ -144,13 +141,7 @@ class Cluster:
             for journey in journeys:
                 await journey.end()
             raise
-        return ClusterStream(journeys)
-
-    async def stream(self, request: Request) -> AsyncIterator[Output]:
-        """``submit`` one request and iterate."""
-        async with contextlib.aclosing(await self.submit(request)) as outputs:
-            async for output in outputs:
-                yield output
+        return ClusterStream(journeys, outputs)
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """Run one of ``commands.Commands``: on every engine, or on the one that has the session named.
@@ -225,24 +216,26 @@ class Cluster:
 
     def loads(self) -> list[EngineLoad]:
         """Every engine and what it does."""
-        return [
-            EngineLoad.of(
-                worker.engine.stats,
-                worker.engine.pid if worker.ready.is_set() else None,
-                number=worker.number,
-                role=worker.role,
-                usable=worker.usable,
-                replaced=worker.replaced,
-                queued_tokens=self.dispatcher.load(worker.number)[0],
-                held_tokens=self.dispatcher.load(worker.number)[1],
+        found = []
+        for worker in self.workers.all:
+            queued, held = self.dispatcher.load(worker.number)
+            found.append(
+                EngineLoad.of(
+                    worker.engine.stats,
+                    worker.engine.pid if worker.ready.is_set() else None,
+                    number=worker.number,
+                    role=worker.role,
+                    usable=worker.usable,
+                    replaced=worker.replaced,
+                    queued_tokens=queued,
+                    held_tokens=held,
+                )
             )
-            for worker in self.workers.all
-        ]
+        return found
 
     def pool_addresses(self) -> list[str]:
         """The nodes of the KV pool."""
-        pool = self.workers.config.pool
-        return [] if pool is None else [address.strip() for address in pool.split(",")]
+        return self.workers.config.pool_addresses
 
     def gone(self) -> StatepoolError:
         """The error for whoever comes after the end."""
@@ -299,12 +292,12 @@ class Cluster:
 class _Journey:
     """One request from its first engine to its last token."""
 
-    def __init__(self, cluster: Cluster, request: Request) -> None:
+    def __init__(self, cluster: Cluster, request: Request, outputs: _Outputs) -> None:
         seed = request.params.seed
         # Drawn here, so that whoever goes on with it draws the same tokens.
         self.seed = secrets.randbits(63) if seed is None else seed
         self.request = replace(request, params=replace(request.params, seed=self.seed))
-        self.outputs: asyncio.Queue[Output | StatepoolError | None] = asyncio.Queue()
+        self._outputs = outputs
         self._cluster = cluster
         self._tokens: list[int] = []
         self._stream: OutputStream | None = None
@@ -338,16 +331,16 @@ class _Journey:
     async def abort(self) -> None:
         """Leave, and tell the client so."""
         await self.end()
-        self.outputs.put_nowait(Output(self.request.id, finish_reason="abort"))
+        self._outputs.put_nowait(Output(self.request.id, finish_reason="abort"))
 
     async def _run(self) -> None:
         try:
             await self._travel()
         except StatepoolError as error:
-            self.outputs.put_nowait(error)
+            self._outputs.put_nowait(error)
         except Exception as error:
             log.exception("request %s was lost", self.request.id)
-            self.outputs.put_nowait(StatepoolError(f"the cluster failed: {type(error).__name__}: {error}"))
+            self._outputs.put_nowait(StatepoolError(f"the cluster failed: {type(error).__name__}: {error}"))
         finally:
             self._settle(finished=False)
             self._cluster.left(self.request)
@@ -359,7 +352,7 @@ class _Journey:
             try:
                 async for output in self._stream:
                     self._note(output)
-                    self.outputs.put_nowait(output)
+                    self._outputs.put_nowait(output)
                     if output.finish_reason is not None:
                         self._settle(finished=True)
                         return
@@ -425,13 +418,9 @@ class _Journey:
 class ClusterStream:
     """Outputs of some requests in order. Iterate to the end, or ``aclose``; both free the requests."""
 
-    def __init__(self, journeys: Sequence[_Journey]) -> None:
+    def __init__(self, journeys: Sequence[_Journey], outputs: _Outputs) -> None:
         self._journeys = {journey.request.id: journey for journey in journeys}
-        self._outputs: asyncio.Queue[Output | StatepoolError | None] = asyncio.Queue()
-        for journey in journeys:
-            while not journey.outputs.empty():
-                self._outputs.put_nowait(journey.outputs.get_nowait())
-            journey.outputs = self._outputs
+        self._outputs = outputs
 
     def __aiter__(self) -> ClusterStream:
         return self
@@ -449,7 +438,6 @@ class ClusterStream:
         if isinstance(item, StatepoolError):
             await self.aclose()
             raise item
-        assert item is not None
         if item.finish_reason is not None:
             self._journeys.pop(item.id, None)
         return item

@@ -110,12 +110,11 @@ class Dispatcher:
         self._seats[ticket.prefill].queue[ask.id] = ticket
         return ticket
 
-    def prefilled(self, ticket: Ticket, cached: int | None = None) -> None:
+    def prefilled(self, ticket: Ticket) -> None:
         """The first token of a request came."""
         now, seat = self._clock(), self._seats[ticket.prefill]
         seat.queue.pop(ticket.ask.id, None)
-        reused = ticket.decision.reuse if cached is None else cached
-        self.estimator.prefilled(ticket.ask.tokens, reused, now - max(ticket.given, seat.free_at))
+        self.estimator.prefilled(ticket.ask.tokens, ticket.decision.reuse, now - max(ticket.given, seat.free_at))
         seat.free_at = now
         for key in ticket.keys:
             if key in seat.blocks:

@@ -19,11 +19,11 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError, Unavailable
+from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.serve import messages
-from statepool.serve.surface import EngineLoad
+from statepool.serve.surface import EngineLoad, check_entry
 
 _Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | messages.Moved | Output | None]"
 
@@ -53,7 +53,7 @@ class AsyncEngine:
         self._folder: Path | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._last_beat: float | None = None
-        self._pool: str | None = None
+        self._pool: list[str] = []
 
     async def start(
         self,
@@ -63,7 +63,7 @@ class AsyncEngine:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Spawn the process and tell it what to build; ``wait_ready`` waits for the result."""
-        self._pool = config.pool
+        self._pool = config.pool_addresses
         self._info = asyncio.get_running_loop().create_future()
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         endpoint = f"ipc://{self._folder / 'engine'}"
@@ -124,27 +124,24 @@ class AsyncEngine:
             Overloaded: too many sequences are in flight.
             Unavailable: the engine is gone.
         """
-        return await self._open({request.id: messages.Submit(request, handoff) for request in requests}, len(requests))
+        return await self._open([(request.id, messages.Submit(request, handoff)) for request in requests])
 
     async def adopt(self, name: str, state: bytes) -> OutputStream:
         """Go on with request ``name``, that another engine let go; its outputs from here on. Raises like ``submit``."""
-        return await self._open({name: messages.Adopt(name, state)}, 1)
+        return await self._open([(name, messages.Adopt(name, state))])
 
     async def take_over(self, request: Request, seed: int, output: Sequence[int]) -> OutputStream:
         """Go on with a request behind the tokens of its ``output``, as an engine that is gone would have."""
-        return await self._open({request.id: messages.TakeOver(request, seed, list(output))}, 1)
+        return await self._open([(request.id, messages.TakeOver(request, seed, list(output)))])
 
-    async def _open(self, entries: Mapping[str, messages.ToEngine], count: int) -> OutputStream:
+    async def _open(self, entries: Sequence[tuple[str, messages.ToEngine]]) -> OutputStream:
         if self.failure is not None:
             raise self.gone()
-        if len(self._streams) + count > self._max_in_flight:
-            raise Overloaded(f"{len(self._streams)} sequences are in flight; try again later")
-        for name in entries:
-            if name in self._streams or len(entries) < count:
-                raise InvalidRequest(f"request id {name!r} is in use", param="request_id")
-        stream = OutputStream(self, list(entries))
+        names = [name for name, _ in entries]
+        check_entry(names, self._streams, len(self._streams), self._max_in_flight)
+        stream = OutputStream(self, names)
         try:
-            for name, message in entries.items():
+            for name, message in entries:
                 self._streams[name] = stream.inbox
                 await self._send(message)
             await stream.accepted()
@@ -239,7 +236,7 @@ class AsyncEngine:
 
     def pool_addresses(self) -> list[str]:
         """The nodes of its KV pool."""
-        return [] if self._pool is None else [address.strip() for address in self._pool.split(",")]
+        return self._pool
 
     def gone(self) -> StatepoolError:
         """The error for whoever needs the engine after its end."""

@@ -48,54 +48,54 @@ def live_costs(kv_token_bytes: int, kv_tokens: int) -> NodeCosts:
 
 
 class Estimator:
-    """Keeps the last measurements and fits ``costs`` to them again every few."""
+    """Keeps the last measurements. ``costs`` are fitted to them when somebody asks and enough have come since."""
 
     def __init__(self, costs: NodeCosts) -> None:
-        self.costs = costs
-        self.prefill_error = float("nan")
-        """Largest relative error of the prefill fit over its measurements."""
+        self._costs = costs
         self._prefills: deque[tuple[int, int, float]] = deque(maxlen=_WINDOW)
         self._steps: deque[tuple[int, int, float]] = deque(maxlen=_WINDOW)
-        self._seen = 0
+        self._fresh = 0
+
+    @property
+    def costs(self) -> NodeCosts:
+        """The costs as far as they are known; the same object until there are new ones."""
+        if self._fresh >= _EVERY:
+            self._fresh = 0
+            if len(self._prefills) >= _FEWEST:
+                self._fit_prefill()
+            if len(self._steps) >= _FEWEST:
+                self._fit_step()
+        return self._costs
 
     def prefilled(self, tokens: int, cached: int, seconds: float) -> None:
         """A prompt of ``tokens`` tokens, of which ``cached`` were there, took ``seconds``."""
         if seconds > 0 and cached < tokens:
             self._prefills.append((tokens, cached, seconds))
-            self._refit()
+            self._fresh += 1
 
     def stepped(self, batch: int, held: int, seconds: float) -> None:
         """A decode step of ``batch`` sequences that hold ``held`` tokens took ``seconds``."""
         if seconds > 0:
             self._steps.append((batch, held, seconds))
-            self._refit()
-
-    def _refit(self) -> None:
-        self._seen += 1
-        if self._seen % _EVERY:
-            return
-        if len(self._prefills) >= _FEWEST:
-            self._fit_prefill()
-        if len(self._steps) >= _FEWEST:
-            self._fit_step()
+            self._fresh += 1
 
     def _fit_prefill(self) -> None:
         tokens, cached, seconds = zip(*self._prefills, strict=True)
         try:
-            found, error = fit_prefill(tokens, cached, seconds)
+            found, _ = fit_prefill(tokens, cached, seconds)
         except InvalidConfig:
             return  # all of one size: they tell no slope yet
         if min(found) < 0:  # noise; a straight line through the origin cannot mislead
             rate = sum(seconds) / max(sum(tokens) - sum(cached), 1)
             found = (0.0, rate, 0.0)
-        self.costs, self.prefill_error = replace(self.costs, prefill=found), error
+        self._costs = replace(self._costs, prefill=found)
 
     def _fit_step(self) -> None:
         base, each, held = _line(self._steps)
-        self.costs = replace(
-            self.costs,
+        self._costs = replace(
+            self._costs,
             linear_us=tuple((base + each * size) * 1e6 for size in _SIZES),
-            hbm_bytes_s=self.costs.kv_bytes / held if held > 0 else float("inf"),
+            hbm_bytes_s=self._costs.kv_bytes / held if held > 0 else float("inf"),
         )
 
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from statepool.core.errors import StatepoolError
+from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError
 from statepool.engine.config import EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 
-__all__ = ["EngineLoad", "Outputs", "Serving"]
+__all__ = ["EngineLoad", "Outputs", "Serving", "check_entry"]
+
+
+def check_entry(names: Sequence[str], in_flight: Container[str], count: int, most: int) -> None:
+    """Whether requests of these ids may come in beside ``count`` that are ``in_flight``.
+
+    Raises:
+        Overloaded: there would be more than ``most``.
+        InvalidRequest: an id is in use, or twice among ``names``.
+    """
+    if count + len(names) > most:
+        raise Overloaded(f"{count} sequences are in flight; try again later")
+    for i, name in enumerate(names):
+        if name in in_flight or name in names[:i]:
+            raise InvalidRequest(f"request id {name!r} is in use", param="request_id")
 
 
 @dataclass(frozen=True, slots=True)
