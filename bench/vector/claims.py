@@ -22,9 +22,18 @@ K, WIDTH = 10, 110
 AGAIN = "import sys; from bench.vector.claims import again; print(again(sys.argv[1]))"
 
 
+Measure = Callable[[bool], Iterator[Row]]
+
+
 def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
     """The wanted rows; ``quick`` takes fewer runs and rows."""
-    for name, measure in (("V10", _bytes), ("V11", _writers), ("V12", _acked), ("V17", _precision), ("V20", _same)):
+    rows = {"V10": _bytes, "V11": _writers, "V12": _acked, "V17": _precision, "V20": _same}
+    yield from measured(rows, wanted, quick)
+
+
+def measured(measures: dict[str, Measure], wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
+    """The wanted rows of ``measures``, each with its load and command; none where data is missing."""
+    for name, measure in measures.items():
         if not wanted(name):
             continue
         watch = LoadWatch()

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import LoadWatch
 from bench.row import Row
 from bench.vector import data
+from bench.vector.claims import measured
 
 K, WIDTH = 10, 80
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0)
@@ -39,19 +39,8 @@ with vector.open(sys.argv[1], "rw", durability="process") as index:
 
 def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
     """The wanted rows; ``quick`` takes fewer runs and rows."""
-    for name, measure in (("V13", _turnover), ("V14", _damage), ("V15", _kills), ("V16", _filters)):
-        if not wanted(name):
-            continue
-        watch = LoadWatch()
-        try:
-            rows = list(measure(quick))
-        except data.Missing as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
-        load = watch.stop()
-        for row in rows:
-            row.load, row.command = load, f"python -m bench vector --only {name}"
-            yield row
+    rows = {"V13": _turnover, "V14": _damage, "V15": _kills, "V16": _filters}
+    yield from measured(rows, wanted, quick)
 
 
 def _recall(index: Any, queries: np.ndarray, width: int) -> float:

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.serve.remote import get_json
 
-__all__ = ["fetch", "picture", "watch"]
-
-_TIMEOUT_SECONDS = 5
-
-
-def fetch(url: str, api_key: str | None = None) -> dict[str, Any]:
-    """What ``/cluster`` of the server at ``url`` says.
-
-    Raises:
-        InvalidConfig: not an address. Unavailable: nobody answers there, or not with that.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise InvalidConfig(f"url must start with http:// or https://, got {url!r}", param="url")
-    request = urllib.request.Request(url.rstrip("/") + "/cluster")  # noqa: S310
-    if api_key is not None:
-        request.add_header("Authorization", f"Bearer {api_key}")
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
-            found: dict[str, Any] = json.load(answer)
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        raise Unavailable(f"no server answers at {url}/cluster: {error}") from None
-    return found
+__all__ = ["picture", "watch"]
 
 
 def picture(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> RenderableType:
@@ -90,9 +66,9 @@ def picture(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) 
 
 def watch(url: str, api_key: str | None, seconds: float, once: bool) -> None:
     """Show the picture, again every ``seconds`` until Ctrl-C; ``once`` shows it once."""
-    now = fetch(url, api_key)
+    now = get_json(url, "/cluster", api_key)
     with Live(picture(now, None, seconds), auto_refresh=False, screen=not once) as live:
         while not once:
             time.sleep(seconds)
-            before, now = now, fetch(url, api_key)
+            before, now = now, get_json(url, "/cluster", api_key)
             live.update(picture(now, before, seconds), refresh=True)

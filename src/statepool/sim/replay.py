@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.serve.remote import get_json, headers
 from statepool.sim.traces import Call
 
 __all__ = ["Answer", "Played", "play", "summary", "tokens_of", "write_answers"]
@@ -116,10 +117,7 @@ def play(
     """
     if not scale > 0:
         raise InvalidConfig(f"scale must be above 0, got {scale}", param="scale")
-    if not url.startswith(("http://", "https://")):
-        raise InvalidConfig(f"url must start with http:// or https://, got {url!r}", param="url")
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    model, room = _model(url, headers)
+    model, room = _model(url, api_key)
     longest = max(round(call.prompt * scale) + max(1, round(call.output * scale)) for call in calls)
     if longest > room:
         raise InvalidConfig(
@@ -131,7 +129,7 @@ def play(
     lock, started = threading.Lock(), time.perf_counter()
 
     def ask(number: int) -> None:
-        answer = _ask(number, calls[number], bodies[number], url, headers, started)
+        answer = _ask(number, calls[number], bodies[number], url, api_key, started)
         with lock:
             found[number] = answer
             passed(len(found))
@@ -181,15 +179,13 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
         file.writelines(json.dumps(asdict(answer) | {"tbt": answer.tbt}) + "\n" for answer in answers)
 
 
-def _model(url: str, headers: dict[str, str]) -> tuple[str, int]:
+def _model(url: str, api_key: str | None) -> tuple[str, int]:
     """Name and context of the served model."""
+    found = get_json(url, "/v1/models", api_key)
     try:
-        request = urllib.request.Request(f"{url}/v1/models", headers=headers)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            model = json.load(answer)["data"][0]
-    except (OSError, ValueError, LookupError) as error:
+        return found["data"][0]["id"], int(found["data"][0]["max_model_len"])
+    except (LookupError, TypeError, ValueError) as error:
         raise Unavailable(f"no server answers at {url}/v1/models: {error}") from None
-    return model["id"], int(model["max_model_len"])
 
 
 def _body(call: Call, model: str, block: int, scale: float) -> bytes:
@@ -205,13 +201,13 @@ def _body(call: Call, model: str, block: int, scale: float) -> bytes:
     return json.dumps(body).encode()
 
 
-def _ask(number: int, call: Call, body: bytes, url: str, headers: dict[str, str], started: float) -> Answer:
+def _ask(number: int, call: Call, body: bytes, url: str, api_key: str | None, started: float) -> Answer:
     sent = time.perf_counter()
     status, error, ttft = 0, "", None
     gaps: list[float] = []
     last = 0.0
     try:
-        request = urllib.request.Request(f"{url}/v1/completions", body, headers)  # noqa: S310
+        request = urllib.request.Request(f"{url}/v1/completions", body, headers(api_key))  # noqa: S310
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as stream:  # noqa: S310
             status = stream.status
             for line in stream:

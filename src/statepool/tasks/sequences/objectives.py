@@ -153,10 +153,6 @@ class Merit(Energy):
         exact = None if energy.exact is None else Fraction(n * n) / (2 * energy.exact)
         return Score(n * n / (2 * energy.value), exact, {**energy.facts, "energy": energy.value})
 
-    def costs(self, signs: np.ndarray) -> np.ndarray:
-        """E: the same order."""
-        return super().costs(signs)
-
 
 @register
 @dataclass(frozen=True)
