@@ -141,6 +141,12 @@ def test_a_session_stays_on_its_engine(server, client, engine):
     assert server.http.get("/v1/sessions").json()["data"]
     longer = [*prompt, *engine.tokenizer.encode(first.choices[0].text)]
     client.completions.create(model="random", prompt=longer, max_tokens=4, temperature=0, extra_body=body)
+    for i in range(8):  # names that lie on either engine
+        assert server.http.post("/v1/sessions/talk/fork", json={"name": f"fork{i}"}).status_code in (200, 201)
+        body["session"] = f"fork{i}"
+        again = client.completions.create(model="random", prompt=longer, max_tokens=1, temperature=0, extra_body=body)
+        assert again.usage.prompt_tokens_details.cached_tokens >= len(prompt), "a fork was not found"
+        assert server.http.delete(f"/v1/sessions/fork{i}").status_code == 200
     assert server.http.delete("/v1/sessions/talk").status_code == 200
     assert server.http.delete("/v1/sessions/talk").status_code == 404
 

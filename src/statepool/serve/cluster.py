@@ -62,6 +62,7 @@ class Cluster:
         self._workers: Workers | None = None
         self._dispatcher: Dispatcher | None = None
         self._journeys: dict[str, _Journey] = {}
+        self._homes: dict[tuple[str, str], int] = {}  # (salt, session) -> number of its engine
         self._left = asyncio.Event()
         self.failure: str | None = None
         """Why no request can be served, ever; engines that end are replaced, so nothing but ``close`` sets it."""
@@ -151,8 +152,14 @@ class Cluster:
             Unavailable: the engine of the session, or every engine, is gone.
         """
         if method in ("drop_session", "fork_session", "park_session"):
-            home = self.home(arguments.get("salt", ""), arguments["name"])
-            return await home.engine.call(method, **arguments)
+            salt, name = arguments.get("salt", ""), arguments["name"]
+            home = self.home(salt, name)
+            answer = await home.engine.call(method, **arguments)
+            if method == "fork_session":  # it shares blocks with the first, so it lives where that does
+                self._homes[salt, arguments["new"]] = home.number
+            elif method == "drop_session":
+                self._homes.pop((salt, name), None)
+            return answer
         if method in ("export_state", "import_state"):
             raise InvalidRequest(f"{method} belongs to one engine; a cluster moves requests by itself")
         usable = [worker for worker in self.workers.all if worker.usable]
@@ -244,14 +251,17 @@ class Cluster:
     # -- where a request goes ----------------------------------------------------------------------
 
     def home(self, salt: str, session: str) -> Worker:
-        """The engine that keeps a session: always the same for one name.
+        """The engine that keeps a session: always the same for one name, whatever roles change.
 
         Raises:
             Unavailable: it is just being replaced.
         """
-        seats = [worker for worker in self.workers.all if worker.role != "prefill"]
-        digest = blake2b(f"{len(salt)}:{salt}{session}".encode(), digest_size=8).digest()
-        seat = seats[int.from_bytes(digest, "little") % len(seats)]
+        number = self._homes.get((salt, session))
+        if number is None:
+            seats = [worker.number for worker in self.workers.all if worker.role != "prefill"]
+            digest = blake2b(f"{len(salt)}:{salt}{session}".encode(), digest_size=8).digest()
+            number = seats[int.from_bytes(digest, "little") % len(seats)]
+        seat = self.workers.all[number]
         if not seat.usable:
             raise Unavailable(f"the engine of session {session!r} is being replaced; retry later")
         return seat
@@ -263,7 +273,9 @@ class Cluster:
             Overloaded: it is not admitted. Unavailable: no engine is there.
         """
         if request.session is not None:
-            return self.home(request.salt, request.session), None
+            home = self.home(request.salt, request.session)
+            self._homes[request.salt, request.session] = home.number
+            return home, None
         starts = await self._usable("prefill", "mixed")
         goes_on = await self._usable("decode", "mixed")
         ticket = self.dispatcher.decide(request, [w.number for w in starts], [w.number for w in goes_on])
