@@ -147,6 +147,7 @@ def test_a_session_stays_on_its_engine(server, client, engine):
         again = client.completions.create(model="random", prompt=longer, max_tokens=1, temperature=0, extra_body=body)
         assert again.usage.prompt_tokens_details.cached_tokens >= len(prompt), "a fork was not found"
         assert server.http.delete(f"/v1/sessions/fork{i}").status_code == 200
+        assert f"fork{i}" not in server.http.get("/v1/sessions").text, "it was on two engines"
     assert server.http.delete("/v1/sessions/talk").status_code == 200
     assert server.http.delete("/v1/sessions/talk").status_code == 404
 
