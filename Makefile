@@ -9,7 +9,7 @@ BIN := .venv/bin
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow setup native check format bench bench-setup e2e clean
+.PHONY: help serve test test-slow setup native check format bench bench-setup e2e test-ray clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -19,7 +19,7 @@ serve:  ## Serve the bundled model (MODEL=path, HOST, PORT, ARGS="--quant int4")
 	@$(BIN)/statepool serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: setup  ## Run the test suite (ARGS="-k name")
-	@$(QUIET) $(BIN)/python -m pytest tests -m "not slow" $(ARGS)
+	@$(QUIET) $(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadscope $(ARGS)
 
 test-slow: setup  ## The cases that take minutes: every schema, every crowd, emulated instruction sets
 	@$(QUIET) $(BIN)/python -m pytest tests -m slow $(ARGS)
@@ -53,6 +53,10 @@ e2e: setup  ## Whole journeys: real server, outside clients, a browser
 	@$(PYTHON) scripts/setup.py --extra e2e
 	@sh scripts/browser.sh
 	@$(QUIET) $(BIN)/python -m pytest tests/e2e $(ARGS)
+
+test-ray: setup  ## Processes placed by Ray, on a cluster of two nodes made here
+	@$(PYTHON) scripts/setup.py --extra ray
+	@$(QUIET) $(BIN)/python -m pytest tests/cluster tests/e2e/test_ray.py $(ARGS)
 
 clean:  ## Remove builds and caches, keep .venv
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -160,6 +160,7 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
     group.add_argument("--admission", help="whom to refuse with 429: none (default), late, both, early, predicted, …")
     group.add_argument("--slo-ttft", metavar="S", help="seconds to the first token that it keeps (default 30)")
     group.add_argument("--slo-tbt", metavar="S", help="seconds between two tokens that it keeps (default 0.1)")
+    group.add_argument("--ray", metavar="ADDRESS", help="let this Ray cluster place the processes; auto, local")
     group.add_argument("--stall-seconds", metavar="S", help="an engine silent for so long is replaced (default 1.5)")
 
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 # These depend on the machine; see scripts/setup.py and docs/architecture.md.
-UNPINNED = {"torch", "triton", "ray"}
+UNPINNED = {"torch", "triton"}
 
 
 @pytest.fixture(scope="module")

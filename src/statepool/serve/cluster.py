@@ -18,6 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from statepool.cluster import Launcher, launcher
 from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
@@ -58,6 +59,7 @@ class Cluster:
         self._config = config
         self._factory = factory
         self._folder: Path | None = None
+        self._launcher: Launcher | None = None
         self.nodes: PoolNodes | None = None
         self._workers: Workers | None = None
         self._dispatcher: Dispatcher | None = None
@@ -75,14 +77,17 @@ class Cluster:
             InvalidConfig: the pool cannot start.
         """
         cluster, engine = self._config.cluster, self._config.engine
+        self._launcher = launcher(cluster.ray)
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         if engine.pool is None:
-            self.nodes = PoolNodes(cluster, self._folder, _block_bytes(engine))
+            self.nodes = PoolNodes(cluster, self._folder, _block_bytes(engine), self._launcher)
             await self.nodes.start()
             engine = replace(engine, pool=",".join(self.nodes.addresses))
         counts: dict[Role, int] = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.workers}
         roles = [role for role, count in counts.items() for _ in range(count)]
-        self._workers = Workers(roles, engine, self._config.max_in_flight, cluster.stall_seconds, self._factory)
+        self._workers = Workers(
+            roles, engine, self._config.max_in_flight, cluster.stall_seconds, self._factory, self._launcher
+        )
         self._workers.on_queue_seconds = lambda seconds: self.on_queue_seconds and self.on_queue_seconds(seconds)
         await self._workers.start()
 
@@ -219,6 +224,8 @@ class Cluster:
             await self._workers.close()
         if self.nodes is not None:
             await self.nodes.close()
+        if self._launcher is not None:
+            await self._launcher.close()
         shutil.rmtree(folder, ignore_errors=True)
 
     def loads(self) -> list[EngineLoad]:

@@ -32,6 +32,8 @@ class ClusterConfig:
         slo_ttft: seconds to the first token that ``admission`` keeps.
         slo_tbt: seconds between two tokens that it keeps.
         pool_eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
+        ray: address of a Ray cluster that places engines and pool nodes (``auto`` for the one this machine belongs to,
+            ``local`` for one made here); None keeps them on this machine.
         stall_seconds: an engine that shows no sign of life for so long is replaced.
 
     Raises:
@@ -51,6 +53,7 @@ class ClusterConfig:
     slo_ttft: float = 30.0
     slo_tbt: float = 0.1
     stall_seconds: float = 1.5
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("prefill", 0), ("decode", 0), ("pool_bytes", 1), ("pool_nodes", 1)):

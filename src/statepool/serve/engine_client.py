@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
-import sys
+import signal
 import tempfile
 import time
 from collections import deque
@@ -19,10 +18,12 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from statepool.cluster import Launcher, LocalLauncher, Program
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.serve import messages
+from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys
 from statepool.serve.surface import EngineLoad, check_entry
 
 _Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | messages.Moved | Output | None]"
@@ -36,8 +37,13 @@ class AsyncEngine:
     Every waiting caller gets ``Unavailable`` when the process dies. Not safe to share between event loops.
     """
 
-    def __init__(self, max_in_flight: int = 1024) -> None:
-        """``max_in_flight`` sequences are accepted at once; more raise ``Overloaded``."""
+    def __init__(self, max_in_flight: int = 1024, launcher: Launcher | None = None) -> None:
+        """An engine that is not started yet.
+
+        Args:
+            max_in_flight: sequences accepted at once; more raise ``Overloaded``.
+            launcher: who starts the process; by default this machine does.
+        """
         self.stats: EngineStats = EngineStats()
         """Counters as of the last pulse: at most a fraction of a second old while the engine works."""
         self.failure: str | None = None
@@ -45,6 +51,7 @@ class AsyncEngine:
         self.on_queue_seconds: Callable[[float], None] | None = None
         """Called with each wait from submission to the first output."""
         self._max_in_flight = max_in_flight
+        self._launcher = LocalLauncher() if launcher is None else launcher
         self._streams: dict[str, _Inbox] = {}
         self._left = asyncio.Event()
         self._replies: dict[int, asyncio.Future[Any]] = {}
@@ -66,27 +73,27 @@ class AsyncEngine:
         self._pool = config.pool_addresses
         self._info = asyncio.get_running_loop().create_future()
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
-        endpoint = f"ipc://{self._folder / 'engine'}"
         self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
-            self._socket.setsockopt(option, 0)
-        self._socket.bind(endpoint)
-        self._beats, beating = os.pipe()
-        os.set_blocking(self._beats, False)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
+        self._socket, self._beats = self._context.socket(zmq.PAIR), self._context.socket(zmq.PULL)
+        keys = ChannelKeys.new() if self._launcher.remote else None
+        endpoints = []
+        for name, socket in (("engine", self._socket), ("beats", self._beats)):
+            for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+                socket.setsockopt(option, 0)
+            if keys is not None:
+                keys.guard(socket)
+            socket.bind(self._launcher.endpoint(self._folder / name))
+            endpoints.append(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        program = Program(
             "statepool.serve.engine_process",
-            endpoint,
-            str(beating),
-            env={**os.environ, **(environment or {})},
-            pass_fds=(beating,),
+            tuple(endpoints),
+            {**(environment or {}), **({} if keys is None else {KEYS_VARIABLE: keys.text()})},
+            cpus=config.threads or 1,
+            memory_bytes=config.kv_bytes,
         )
-        os.close(beating)
-        asyncio.get_running_loop().add_reader(self._beats, self._heard)
+        self._process = await self._launcher.spawn(program)
         self._ended = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(each) for each in (self._listen(), self._feel(), self._watch())]
         await self._send(messages.Start(config, factory))
 
     @property
@@ -192,8 +199,7 @@ class AsyncEngine:
 
     def kill(self) -> None:
         """End the process at once; everybody who waits for it is told."""
-        if self._process.returncode is None:
-            self._process.kill()
+        self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
         """Stop the process and free what it used. Safe to call twice."""
@@ -205,16 +211,15 @@ class AsyncEngine:
             try:
                 await asyncio.wait_for(self._process.wait(), 5)
             except TimeoutError:
-                self._process.kill()
+                self._process.send_signal(signal.SIGKILL)
                 await self._process.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail(Unavailable("the server is shutting down"))
         self._socket.close(0)
+        self._beats.close(0)
         self._context.term()
-        asyncio.get_running_loop().remove_reader(self._beats)
-        os.close(self._beats)
         shutil.rmtree(folder, ignore_errors=True)
 
     async def leave(self, name: str) -> None:
@@ -265,18 +270,16 @@ class AsyncEngine:
                 raise
             raise self.gone() from None  # the socket was closed under it
 
-    def _heard(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if not os.read(self._beats, 4096):
-                asyncio.get_running_loop().remove_reader(self._beats)
-                return
-        self._last_beat = time.monotonic()
-
     async def _listen(self) -> None:
         while True:
             self._take(messages.from_engine.decode(await self._socket.recv()))
             # A message that is there already is received without a pause: others must have their turn.
             await asyncio.sleep(0)
+
+    async def _feel(self) -> None:
+        while True:
+            await self._beats.recv()
+            self._last_beat = time.monotonic()
 
     def _take(self, message: messages.FromEngine) -> None:
         match message:

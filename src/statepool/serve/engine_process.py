@@ -1,13 +1,14 @@
 """The engine's own process: a step loop that listens for commands between steps.
 
-Started by ``engine_client`` as ``python -m statepool.serve.engine_process ENDPOINT PIPE``; to the pipe it writes a byte
-a few times a second, for as long as it is not stopped, whatever it computes. It leaves when told
-to stop, when its parent is gone, or when a step fails; it ignores the signals of a terminal,
-since the gateway drains first and then tells it to stop.
+Started by ``engine_client`` as ``python -m statepool.serve.engine_process ENDPOINT BEATS``; to ``BEATS`` it sends a
+byte a few times a second, for as long as it is not stopped, whatever it computes. It leaves when told to stop, when its
+parent is gone, or when a step fails; it ignores the signals of a terminal, since the gateway drains first and then
+tells it to stop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ import zmq
 
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.serve import messages
+from statepool.serve.channel import join
 from statepool.serve.commands import Commands
 
 log = logging.getLogger("statepool.engine")
@@ -152,31 +154,33 @@ def build(factory: str, config: Any) -> Any:
     return getattr(import_module(module), name)(config)
 
 
-def _beat(pipe: int) -> None:
-    """Show that this process runs."""
-    os.set_blocking(pipe, False)
+def _connect(context: zmq.Context[Any], kind: int, endpoint: str, most: int) -> zmq.Socket[Any]:
+    socket: zmq.Socket[Any] = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 1000)
+    for option in (zmq.SNDHWM, zmq.RCVHWM):
+        socket.setsockopt(option, most)
+    join(socket)
+    socket.connect(endpoint)
+    return socket
+
+
+def _beat(endpoint: str) -> None:
+    """Show that this process runs, for as long as it does."""
+    socket = _connect(zmq.Context(), zmq.PUSH, endpoint, 16)
     while True:
-        try:
-            os.write(pipe, b".")
-        except BlockingIOError:
-            pass  # nobody has read for long; there is enough to read
-        except OSError:
-            return
+        with contextlib.suppress(zmq.Again):  # nobody has read for long; there is enough to read
+            socket.send(b".", zmq.NOBLOCK)
         time.sleep(_BEAT_SECONDS)
 
 
-def main(endpoint: str, pipe: int) -> int:
+def main(endpoint: str, beats: str) -> int:
     """Connect to the gateway at ``endpoint``, build the engine it asks for, and serve it."""
-    threading.Thread(target=_beat, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_beat, args=(beats,), daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    socket.setsockopt(zmq.LINGER, 1000)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.connect(endpoint)
+    socket = _connect(context, zmq.PAIR, endpoint, 0)
 
     def receive(wait: int) -> messages.ToEngine | None:
         if not socket.poll(wait):
@@ -212,4 +216,4 @@ def main(endpoint: str, pipe: int) -> int:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], sys.argv[2]))

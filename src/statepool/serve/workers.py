@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from statepool.cluster import Launcher, LocalLauncher
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, ModelInfo
 from statepool.serve.engine_client import AsyncEngine
@@ -53,6 +54,7 @@ class Workers:
         max_in_flight: sequences each may have.
         stall_seconds: silence after which an engine is replaced.
         factory: what makes an engine.
+        launcher: who starts their processes; by default this machine does.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Workers:
         max_in_flight: int,
         stall_seconds: float,
         factory: str = ENGINE_FACTORY,
+        launcher: Launcher | None = None,
     ) -> None:
         self.config = config
         self.on_queue_seconds: Callable[[float], None] | None = None
@@ -70,14 +73,14 @@ class Workers:
         self._max_in_flight = max_in_flight
         self._stall_seconds = stall_seconds
         self._factory = factory
-        self.all = [Worker(i, role, AsyncEngine(max_in_flight)) for i, role in enumerate(roles)]
+        self._launcher = LocalLauncher() if launcher is None else launcher
+        self.all = [Worker(i, role, AsyncEngine(max_in_flight, self._launcher)) for i, role in enumerate(roles)]
         self._info: ModelInfo | None = None
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Spawn every engine; ``wait_ready`` waits for them."""
-        for worker in self.all:
-            await worker.engine.start(self.config, factory=self._factory)
+        await asyncio.gather(*(worker.engine.start(self.config, factory=self._factory) for worker in self.all))
 
     async def wait_ready(self) -> ModelInfo:
         """What is being served, once every engine has loaded it.
@@ -150,7 +153,7 @@ class Workers:
 
     async def _replacement(self, worker: Worker) -> AsyncEngine:
         while True:
-            engine = AsyncEngine(self._max_in_flight)
+            engine = AsyncEngine(self._max_in_flight, self._launcher)
             try:
                 await engine.start(self.config, factory=self._factory)
                 await engine.wait_ready()

@@ -16,9 +16,10 @@ from statepool.core.errors import Unavailable
 from statepool.kv.pool.client import NodeLink
 from statepool.kv.pool.node import Node, NodeConfig
 
-__all__ = ["main"]
+__all__ = ["address_of", "main"]
 
 _PARENT_POLL_SECONDS = 0.5
+_ANNOUNCEMENT = "pool node at "
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +27,9 @@ def main(arguments: list[str]) -> int:
     tree = argparse.ArgumentParser(prog="statepool pool", description="The shared pool of KV blocks.")
     command = adder(tree)
     serve = command("serve", "lend memory and disk of this machine to engines", _serve)
-    serve.add_argument("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
+    serve.add_argument(
+        "--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port (0: a free one)"
+    )
     serve.add_argument(
         "--block-bytes", required=True, metavar="SIZE", help="size of a block; statepool pool size MODEL"
     )
@@ -43,6 +46,11 @@ def main(arguments: list[str]) -> int:
     stats.add_argument("address", nargs="+", help="address of a node")
     stats.add_argument("--json", action="store_true", help="print one JSON object a node")
     return run("statepool pool", tree.parse_args(arguments))
+
+
+def address_of(announcement: str) -> str:
+    """The address in the line a node prints once it answers."""
+    return announcement.removeprefix(_ANNOUNCEMENT).partition(": ")[0]
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -62,7 +70,7 @@ def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     node.start()
-    print(f"pool node at {options.listen}: {node.stats().slots} blocks of {options.block_bytes} bytes", flush=True)
+    print(f"{_ANNOUNCEMENT}{node.address}: {node.stats().slots} blocks of {options.block_bytes} bytes", flush=True)
     while not stop.wait(_PARENT_POLL_SECONDS):
         if options.with_parent and os.getppid() != parent:
             break

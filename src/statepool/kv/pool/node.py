@@ -102,6 +102,14 @@ class Node:
         self._stopping = threading.Event()
         self._listener = protocol.listen(config.listen)
 
+    @property
+    def address(self) -> str:
+        """Where it listens, with the port it has been given."""
+        if self._listener.family == socket.AF_UNIX:
+            return self.config.listen
+        host, port = self._listener.getsockname()[:2]
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
     def start(self) -> None:
         """Serve in threads of its own."""
         for work in (self._accept, self._sweep, *([self._write_behind] if self._disk is not None else [])):

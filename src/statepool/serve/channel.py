@@ -1,0 +1,48 @@
+"""The keys of the channel between a gateway and an engine on another machine: nobody else can read it or join it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+__all__ = ["KEYS_VARIABLE", "ChannelKeys"]
+
+KEYS_VARIABLE = "STATEPOOL_CHANNEL_KEYS"
+"""Environment variable by which an engine is told its keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelKeys:
+    """Two pairs of Curve25519 keys, as text in Z85.
+
+    A peer needs the gateway's public key to connect at all, and it is told to nobody but the engine.
+    """
+
+    gateway_public: bytes
+    gateway_secret: bytes
+    engine_public: bytes
+    engine_secret: bytes
+
+    @classmethod
+    def new(cls) -> ChannelKeys:
+        """Keys that nobody has had before."""
+        return cls(*zmq.curve_keypair(), *zmq.curve_keypair())
+
+    def text(self) -> str:
+        """What the engine has to know."""
+        return " ".join(key.decode() for key in (self.gateway_public, self.engine_public, self.engine_secret))
+
+    def guard(self, socket: Any) -> None:
+        """Let the gateway's ``socket`` accept only peers with the keys."""
+        socket.curve_server = True
+        socket.curve_publickey, socket.curve_secretkey = self.gateway_public, self.gateway_secret
+
+
+def join(socket: Any) -> None:
+    """Give the engine's ``socket`` its keys, if it has been told any."""
+    text = os.environ.get(KEYS_VARIABLE)
+    if text is not None:
+        socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = text.encode().split()
