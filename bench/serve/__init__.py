@@ -1,4 +1,4 @@
-"""The serve room: the simulator (A2 to A8, A16, A18, H), block transfer (A9, A10) and the cluster's proofs."""
+"""The serve room: the simulator (A2 to A8, A16 to A18, H), block transfer (A9, A10) and the cluster's proofs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.row import Row
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """Measure the wanted rows (all when ``only`` is empty), yielding each as it is done."""
     from bench import proofs
-    from bench.serve import simulated, transfer
+    from bench.serve import fidelity, simulated, transfer
     from bench.serve.proofs import PROOFS
 
     def wanted(name: str) -> bool:
@@ -18,4 +18,5 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
 
     yield from simulated.run(wanted, quick)
     yield from transfer.run(wanted, quick)
+    yield from fidelity.run(wanted, quick)
     yield from proofs.run(PROOFS, only)

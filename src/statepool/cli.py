@@ -29,6 +29,7 @@ _ROOMS = {
     "seq": ("statepool.tasks.sequences.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
+    "calibrate": ("statepool.sim.commands", True),
     "plan": ("statepool.sim.commands", True),
 }
 """Commands that a room runs itself: its module, and whether it wants to see the command's name."""
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
     command("replay", "send a recorded load to a running server and measure it", add_help=False)
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
+    command("calibrate", "measure what a running server's engines cost, for simulate --node", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)

@@ -44,6 +44,8 @@ class NodeCosts:
     dram_tokens: int = 3_000_000
     nic_bytes_s: float = 100e9
     h2d_bytes_s: float = 128e9
+    handoff_base_s: float = 0.0
+    """Seconds of a hand-over from prefill to decode that do not depend on its size."""
     load_after: bool = False
     """Whether device memory is loaded only after all layers have arrived, as Mooncake describes, not layer by layer."""
 
@@ -92,7 +94,11 @@ class NodeCosts:
         """
         held = tokens * self.kv_bytes
         load = held / self.h2d_bytes_s
-        return held / self.nic_bytes_s / self.layers + (load if self.load_after else load / self.layers)
+        return (
+            self.handoff_base_s
+            + held / self.nic_bytes_s / self.layers
+            + (load if self.load_after else load / self.layers)
+        )
 
 
 NODES = {

@@ -7,7 +7,7 @@ its own arrival. A decode step is a constant, a share per sequence and a share p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from statepool.core.errors import InvalidConfig
 from statepool.serve.costs import NodeCosts, fit_prefill
 
-__all__ = ["Estimator", "live_costs"]
+__all__ = ["Estimator", "fit_step", "live_costs", "stepwise"]
 
 _WINDOW = 256
 _EVERY = 8
@@ -91,16 +91,25 @@ class Estimator:
         self._costs = replace(self._costs, prefill=found)
 
     def _fit_step(self) -> None:
-        base, each, held = _line(self._steps)
+        base, each, held = fit_step(self._steps)
         self._costs = replace(
             self._costs,
-            linear_us=tuple((base + each * size) * 1e6 for size in _SIZES),
+            linear_us=stepwise(base, each),
             hbm_bytes_s=self._costs.kv_bytes / held if held > 0 else float("inf"),
         )
 
 
-def _line(steps: Sequence[tuple[int, int, float]] | deque[tuple[int, int, float]]) -> tuple[float, float, float]:
-    """Seconds of a step: constant, per sequence, per token; never negative."""
+def stepwise(base: float, each: float) -> tuple[float, ...]:
+    """``NodeCosts.linear_us`` of a step that takes ``base`` seconds and ``each`` per sequence."""
+    return tuple((base + each * size) * 1e6 for size in _SIZES)
+
+
+def fit_step(steps: Iterable[tuple[int, int, float]]) -> tuple[float, float, float]:
+    """Seconds of a step: constant, per sequence, per token held; never negative.
+
+    Args:
+        steps: (sequences, tokens they hold, seconds) as measured.
+    """
     batch, held, seconds = (np.asarray(column, np.float64) for column in zip(*steps, strict=True))
     columns = np.stack([np.ones_like(batch), batch, held], axis=1)
     for kept in ((0, 1, 2), (0, 1), (0, 2), (0,)):

@@ -1,4 +1,4 @@
-"""``statepool simulate``, ``replay`` and ``plan``: a recorded load on a cluster that is not there, or on a real one."""
+"""``statepool simulate``, ``replay``, ``calibrate``, ``plan``: recorded loads on a cluster, be it there or not."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pathlib import Path
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidConfig
-from statepool.serve.costs import NODES, node_costs
+from statepool.serve.costs import NODES, NodeCosts, node_costs
 from statepool.serve.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.serve.snapshot import SLO
+from statepool.sim.calibrate import calibrate, read_costs, write_costs
 from statepool.sim.cluster import Cluster, Shape
 from statepool.sim.plan import Plan, best_split
 from statepool.sim.plot import draw
 from statepool.sim.replay import play, summary, write_answers
 from statepool.sim.report import Report, as_json, report, write_requests
-from statepool.sim.traces import BLOCK, Call, jittered, quantum, read_trace, sped_up
+from statepool.sim.traces import BLOCK, Call, jittered, quantum, read_trace, scaled, sped_up
 
 __all__ = ["main"]
 
@@ -36,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     command = adder(tree)
     _add_simulate(command("simulate", "replay a recorded load on a simulated cluster", _simulate))
     _add_replay(command("replay", "send a recorded load to a running server and measure what its clients see", _replay))
+    _add_calibrate(
+        command("calibrate", "measure what a running server's engines cost, for simulate --node", _calibrate)
+    )
     _add_plan(command("plan", "find which split of nodes bears most of a recorded load", _plan))
     return tree
 
@@ -52,6 +56,8 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--timestamps", default="both", choices=("raw", "jittered", "both"), help="as recorded, spread, or both in turn"
     )
     parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="replay X times as fast (default 1)")
+    parser.add_argument("--requests", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="shorten prompts and answers (default 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL with a line per request")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="SVG of latencies and load")
     parser.add_argument("--json", action="store_true", help="print one JSON object per run")
@@ -72,6 +78,14 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    """The options of ``statepool calibrate``."""
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default http://127.0.0.1:8000)")
+    parser.add_argument("--api-key", help="its key")
+    parser.add_argument("--longest", type=int, default=2048, metavar="N", help="tokens of a prompt (default 2048)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON for simulate --node")
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of ``statepool plan``."""
     parser.add_argument("trace", type=Path, help="Mooncake .jsonl or Azure .csv")
@@ -86,7 +100,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slo", default="ttft=30,tbt=0.1", metavar="ttft=S,tbt=S", help="default ttft=30,tbt=0.1")
-    parser.add_argument("--node", default="a800", help=f"{' or '.join(NODES)} (default a800)")
+    parser.add_argument("--node", default="a800", help=f"{', '.join(NODES)} or a FILE of calibrate (default a800)")
     parser.add_argument("--nic-gbps", type=float, metavar="N", help="network of a node (default 800)")
     parser.add_argument("--cache-tokens", type=int, default=3_000_000, metavar="N", help="per node (default 3000000)")
     parser.add_argument("--block", type=int, default=BLOCK, metavar="N", help=f"tokens per hash_id (default {BLOCK})")
@@ -119,11 +133,35 @@ def _replay(options: argparse.Namespace) -> int:
     return 1 if found.failed else 0
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    """Measure a server and keep what was found."""
+    shown: Callable[[int], None] | None = None
+
+    def passed(done: int, total: int) -> None:
+        nonlocal shown
+        shown = shown or _progress("measure", total) or (lambda _: None)
+        shown(done)
+
+    found = calibrate(options.url.rstrip("/"), longest=options.longest, api_key=options.api_key, passed=passed)
+    write_costs(options.out, found.costs)
+    costs = found.costs
+    c0, c1, c2 = costs.prefill
+    one, sixteen, read = costs.decode_s(1, 0) * 1e3, costs.decode_s(16, 0) * 1e3, costs.token_read_s * 1e9
+    print(
+        f"prefill of n tokens  {c0:.4f} s + {c1 * 1e6:.1f} us n + {c2 * 1e9:.2f} ns n^2, to {found.prefill_error:.0%}"
+    )
+    print(f"decode step          {one:.2f} ms for 1, {sixteen:.2f} ms for 16, {read:.0f} ns per token held", end=", ")
+    print(f"to {found.step_error:.0%}")
+    print(f"hand-over            {costs.handoff_s(0) * 1e3:.1f} ms, {costs.handoff_s(1000) * 1e3:.1f} for 1,000 tokens")
+    return 0
+
+
 def _simulate(options: argparse.Namespace) -> int:
     """Run the trace and print what came of it."""
     prefill, decode = _cluster(options.cluster)
-    costs, slo = node_costs(options.node, options.nic_gbps), _slo(options.slo)
-    shape = Shape(prefill, decode, options.cache_tokens, options.block, options.eviction)
+    costs, slo = _costs(options), _slo(options.slo)
+    block = max(1, round(options.block * options.scale))
+    shape = Shape(prefill, decode, options.cache_tokens, block, options.eviction)
     steer = conductor(options.policy, options.admission, costs, slo, options.seed)
     shadow = None
     if options.against is not None:
@@ -132,7 +170,7 @@ def _simulate(options: argparse.Namespace) -> int:
         cluster = Cluster(costs, shape, steer, slo, shadow)
         with_bar = _progress(name, len(calls))
         jobs = cluster.run(calls, with_bar)
-        figures = report(jobs, cluster.loads, slo, options.block)
+        figures = report(jobs, cluster.loads, slo, block)
         if options.json:
             print(json.dumps({"timestamps": name, **as_json(figures)}))
         else:
@@ -156,7 +194,7 @@ def _plan(options: argparse.Namespace) -> int:
         if not options.price > 0:
             raise InvalidConfig(f"price is {options.price}; it must be above 0", param="price")
         nodes = int(options.budget / options.price)
-    costs, slo = node_costs(options.node, options.nic_gbps), _slo(options.slo)
+    costs, slo = _costs(options), _slo(options.slo)
     calls = _spread(read_trace(options.trace, options.block), options.seed)
     steer = conductor(options.policy, "both", costs, slo, options.seed)
     found = best_split(calls, nodes, costs, slo, steer, options.share, options.cache_tokens, options.block)
@@ -178,6 +216,17 @@ def _cluster(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _costs(options: argparse.Namespace) -> NodeCosts:
+    """Those of a preset, or of a file."""
+    if options.node.endswith(".json"):
+        if options.nic_gbps is not None:
+            raise InvalidConfig(
+                "nic_gbps belongs to a preset; a file has the network it was measured with", param="nic_gbps"
+            )
+        return read_costs(Path(options.node))
+    return node_costs(options.node, options.nic_gbps)
+
+
 def _slo(text: str) -> SLO:
     match = re.fullmatch(r"ttft=([0-9.]+),tbt=([0-9.]+)", text)
     try:
@@ -195,7 +244,7 @@ def _spread(calls: list[Call], seed: int) -> list[Call]:
 
 def _timings(options: argparse.Namespace) -> list[tuple[str, list[Call]]]:
     """The trace as recorded and spread over its rounding; the same twice is shown once."""
-    raw = read_trace(options.trace, options.block)
+    raw = scaled(read_trace(options.trace, options.block), options.scale)[: options.requests]
     found = []
     if options.timestamps != "jittered":
         found.append(("raw", sped_up(raw, options.speed)))

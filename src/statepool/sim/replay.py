@@ -23,7 +23,18 @@ from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.serve.remote import get_json, headers
 from statepool.sim.traces import Call
 
-__all__ = ["Answer", "Played", "play", "summary", "tokens_of", "write_answers"]
+__all__ = [
+    "Answer",
+    "Played",
+    "ask",
+    "body_of",
+    "model_of",
+    "play",
+    "random_tokens",
+    "summary",
+    "tokens_of",
+    "write_answers",
+]
 
 _TIMEOUT_SECONDS = 120.0
 _WORST_SHARE = 0.1
@@ -88,9 +99,14 @@ def tokens_of(call: Call, block: int, scale: float) -> list[int]:
     names: Sequence[Any] = call.keys or [f"{call.at}/{call.prompt}/{i}" for i in range(-(-length // each))]
     tokens: list[int] = []
     for name in names:
-        draw = random.Random(f"block/{name}")
-        tokens += [draw.randrange(_FIRST_ID, _LAST_ID) for _ in range(each)]
+        tokens += random_tokens(f"block/{name}", each)
     return tokens[:length]
+
+
+def random_tokens(name: str, count: int) -> list[int]:
+    """Tokens of no meaning, the same for the same ``name``."""
+    draw = random.Random(name)
+    return [draw.randrange(_FIRST_ID, _LAST_ID) for _ in range(count)]
 
 
 def play(
@@ -117,19 +133,21 @@ def play(
     """
     if not scale > 0:
         raise InvalidConfig(f"scale must be above 0, got {scale}", param="scale")
-    model, room = _model(url, api_key)
+    model, room = model_of(url, api_key)
     longest = max(round(call.prompt * scale) + max(1, round(call.output * scale)) for call in calls)
     if longest > room:
         raise InvalidConfig(
             f"scale {scale} gives {longest} tokens, and {model} holds {room}; try {scale * room / longest:.4f}",
             param="scale",
         )
-    bodies = [_body(call, model, block, scale) for call in calls]
+    outputs = [max(1, round(call.output * scale)) for call in calls]
+    prompts = [tokens_of(call, block, scale) for call in calls]
+    bodies = [body_of(prompt, output, model) for prompt, output in zip(prompts, outputs, strict=True)]
     found: dict[int, Answer] = {}
     lock, started = threading.Lock(), time.perf_counter()
 
-    def ask(number: int) -> None:
-        answer = _ask(number, calls[number], bodies[number], url, api_key, started)
+    def one(number: int) -> None:
+        answer = ask(number, calls[number].prompt, calls[number].output, bodies[number], url, api_key, started)
         with lock:
             found[number] = answer
             passed(len(found))
@@ -137,7 +155,7 @@ def play(
     threads = []
     for number, call in enumerate(calls):
         time.sleep(max(0.0, started + call.at - time.perf_counter()))
-        threads.append(threading.Thread(target=ask, args=(number,), daemon=True))
+        threads.append(threading.Thread(target=one, args=(number,), daemon=True))
         threads[-1].start()
     for thread in threads:
         thread.join()
@@ -179,7 +197,7 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
         file.writelines(json.dumps(asdict(answer) | {"tbt": answer.tbt}) + "\n" for answer in answers)
 
 
-def _model(url: str, api_key: str | None) -> tuple[str, int]:
+def model_of(url: str, api_key: str | None) -> tuple[str, int]:
     """Name and context of the served model."""
     found = get_json(url, "/v1/models", api_key)
     try:
@@ -188,20 +206,25 @@ def _model(url: str, api_key: str | None) -> tuple[str, int]:
         raise Unavailable(f"no server answers at {url}/v1/models: {error}") from None
 
 
-def _body(call: Call, model: str, block: int, scale: float) -> bytes:
-    body = {
-        "model": model,
-        "prompt": tokens_of(call, block, scale),
-        "max_tokens": max(1, round(call.output * scale)),
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "logprobs": 0,
-    }
-    return json.dumps(body).encode()
+def body_of(prompt: list[int], output: int, model: str) -> bytes:
+    """The request for ``output`` greedy tokens behind ``prompt``, streamed, each with what tells it from the next."""
+    return json.dumps(
+        {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": output,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "logprobs": 0,
+        }
+    ).encode()
 
 
-def _ask(number: int, call: Call, body: bytes, url: str, api_key: str | None, started: float) -> Answer:
+def ask(
+    number: int, prompt: int, output: int, body: bytes, url: str, api_key: str | None, started: float = 0.0
+) -> Answer:
+    """Send one request and follow its stream to the end; ``started`` is when the clock of its times began."""
     sent = time.perf_counter()
     status, error, ttft = 0, "", None
     gaps: list[float] = []
@@ -228,7 +251,7 @@ def _ask(number: int, call: Call, body: bytes, url: str, api_key: str | None, st
         status, error = refused.code, refused.read(300).decode("utf-8", "replace")
     except (OSError, ValueError) as broken:
         error = f"{type(broken).__name__}: {broken}"
-    return Answer(number, sent - started, call.prompt, call.output, status, ttft, tuple(gaps), error)
+    return Answer(number, sent - started, prompt, output, status, ttft, tuple(gaps), error)
 
 
 def _tokens(event: dict[str, Any]) -> int:

@@ -15,7 +15,7 @@ import msgspec
 
 from statepool.core.errors import InvalidRequest
 
-__all__ = ["Call", "InvalidTrace", "jittered", "quantum", "read_trace", "sped_up"]
+__all__ = ["Call", "InvalidTrace", "jittered", "quantum", "read_trace", "scaled", "sped_up"]
 
 BLOCK = 512
 """Tokens of a block in the published traces."""
@@ -177,6 +177,20 @@ def jittered(calls: Sequence[Call], within: float, seed: int) -> list[Call]:
     """The calls, each later by a random share of ``within`` seconds, in their new order."""
     draw = random.Random(seed)
     return sorted((replace(call, at=call.at + draw.random() * within) for call in calls), key=lambda call: call.at)
+
+
+def scaled(calls: Iterable[Call], scale: float) -> list[Call]:
+    """The calls with prompts and answers ``scale`` times as long, as ``replay.play`` sends them.
+
+    Raises:
+        InvalidTrace: ``scale`` is not a number above 0.
+    """
+    if not (math.isfinite(scale) and scale > 0):
+        raise InvalidTrace(f"scale is {scale}; it must be a number above 0", param="scale")
+    return [
+        replace(call, prompt=max(1, round(call.prompt * scale)), output=max(1, round(call.output * scale)))
+        for call in calls
+    ]
 
 
 def sped_up(calls: Iterable[Call], speed: float) -> list[Call]:

@@ -1,0 +1,199 @@
+"""What a running server's engines cost, measured from outside: prompts one by one, then answers side by side.
+
+The server may be anything that speaks the completions API; what a client waits for beside the engines (HTTP, the
+hand-over between prefill and decode) is in the figures, since a simulation has to tell what clients will see.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.kv.layout import BLOCK_SIZE
+from statepool.serve.costs import NodeCosts, fit_prefill
+from statepool.serve.estimate import fit_step, stepwise
+from statepool.serve.remote import get_json
+from statepool.sim.replay import Answer, ask, body_of, model_of, random_tokens
+
+__all__ = ["Calibration", "calibrate", "read_costs", "write_costs"]
+
+_SHORTEST = 32
+_REPEATS = 5
+_ANSWER = 48
+"""Tokens of an answer whose steps are timed."""
+_BATCHES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Costs, and how far the measurements lie from them: the largest relative error of each fit."""
+
+    costs: NodeCosts
+    prefill_error: float
+    step_error: float
+
+
+def calibrate(
+    url: str, *, longest: int = 2048, api_key: str | None = None, passed: Callable[[int, int], None] = lambda *_: None
+) -> Calibration:
+    """Measure the server at ``url``, which should have nothing else to do.
+
+    Args:
+        url: of an OpenAI-compatible server.
+        longest: most tokens of a prompt; fewer if the model holds fewer.
+        api_key: of the server.
+        passed: told after every request how many there are, and how many there will be.
+
+    Raises:
+        Unavailable: nobody answers, or a request fails. InvalidConfig: the model holds too few tokens to measure.
+    """
+    model, room = model_of(url, api_key)
+    longest = min(longest, room - _ANSWER)
+    if longest < 4 * _SHORTEST:
+        raise InvalidConfig(f"{model} holds {room} tokens; a calibration needs {4 * _SHORTEST + _ANSWER}", param="url")
+    client = _Client(url, model, api_key)
+    lengths = _spread(_SHORTEST, longest)
+    batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < _held_tokens(url, api_key)]
+    total = 1 + _REPEATS * 2 * len(lengths) + 2 * sum(batches)
+    client.passed = lambda done: passed(done, total)
+    client.answer(random_tokens("warm", longest), 4)
+
+    prefills = client.prefills(lengths)
+    prefill, prefill_error = fit_prefill(*zip(*prefills, strict=True))
+    steps, handoffs = client.steps(batches, (_SHORTEST, longest // 2))
+    base, each, held = fit_step(steps)
+    predicted = np.array([base + each * batch + held * tokens for batch, tokens, _ in steps])
+    step_error = float(np.abs(predicted / [seconds for _, _, seconds in steps] - 1).max())
+    wait, per_token = _handoff(handoffs)
+    kv_bytes = 1  # of a token: only times are known from outside, so bytes are counted in tokens
+    costs = NodeCosts(
+        name=model,
+        prefill=prefill,
+        linear_us=stepwise(base, each),
+        hbm_bytes_s=kv_bytes / held if held > 0 else float("inf"),
+        layers=1,
+        hidden_bytes=0,
+        kv_bytes=kv_bytes,
+        vram_tokens=_held_tokens(url, api_key),
+        dram_tokens=_held_tokens(url, api_key),
+        nic_bytes_s=kv_bytes / per_token if per_token > 0 else float("inf"),
+        h2d_bytes_s=float("inf"),
+        handoff_base_s=wait,
+    )
+    return Calibration(costs, prefill_error, step_error)
+
+
+class _Client:
+    """Sends requests and takes their times."""
+
+    def __init__(self, url: str, model: str, api_key: str | None) -> None:
+        self._url, self._model, self._api_key = url, model, api_key
+        self._done = 0
+        self.passed: Callable[[int], None] = lambda _: None
+
+    def answer(self, prompt: list[int], tokens: int) -> Answer:
+        """Send one request and wait for its end. Raises Unavailable if it fails."""
+        body = body_of(prompt, tokens, self._model)
+        answer = ask(0, len(prompt), tokens, body, self._url, self._api_key)
+        if answer.ttft is None or answer.error:
+            raise Unavailable(f"a request of {len(prompt)} tokens failed: {answer.error or answer.status}")
+        self._done += 1
+        self.passed(self._done)
+        return answer
+
+    def prefills(self, lengths: Sequence[int]) -> list[tuple[int, int, float]]:
+        """(tokens, of which cached, seconds): new prompts of each length, and each again with a new second half."""
+        found = []
+        for length in lengths:
+            new, half = [], []
+            cached = length // 2 // BLOCK_SIZE * BLOCK_SIZE
+            for repeat in range(_REPEATS):
+                prompt = random_tokens(f"{length}/{repeat}", length)
+                new.append(self.answer(prompt, 1).ttft or 0.0)
+                other = prompt[:cached] + random_tokens(f"{length}/{repeat}/again", length - cached)
+                half.append(self.answer(other, 1).ttft or 0.0)
+            found += [(length, 0, median(new)), (length, cached, median(half))]
+        return found
+
+    def steps(
+        self, batches: Sequence[int], contexts: Sequence[int]
+    ) -> tuple[list[tuple[int, int, float]], list[tuple[int, float]]]:
+        """(answers, tokens they hold, seconds) of decode steps; (tokens, seconds) of hand-overs of a lone request."""
+        steps, handoffs = [], []
+        for context in contexts:
+            for batch in batches:
+                prompts = [random_tokens(f"{context}/{batch}/{i}", context) for i in range(batch)]
+                with ThreadPoolExecutor(batch) as crowd:
+                    answers = list(crowd.map(lambda prompt: self.answer(prompt, _ANSWER), prompts))
+                gaps = _together(answers)
+                steps.append((batch, batch * (context + _ANSWER // 2), median(gaps)))
+                if batch == 1:
+                    handoffs.append((context, max(answers[0].gaps[0] - median(gaps), 0.0)))
+        return steps, handoffs
+
+
+def _together(answers: Sequence[Answer]) -> list[float]:
+    """Gaps between tokens while all ``answers`` were being written; all gaps if they never were."""
+    times = [answer.arrival + (answer.ttft or 0.0) + np.cumsum(answer.gaps) for answer in answers]
+    begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
+    found = [
+        gap
+        for answer, each in zip(answers, times, strict=True)
+        for gap, at in zip(answer.gaps[1:], each[1:].tolist(), strict=True)
+        if begin < at - gap and at <= end
+    ]
+    return found or [gap for answer in answers for gap in answer.gaps[1:]]
+
+
+def _handoff(measured: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Seconds of a hand-over: constant, and per token; never negative."""
+    (short, first), (long, second) = measured
+    slope = max((second - first) / (long - short), 0.0)
+    return max(first - slope * short, 0.0), slope
+
+
+def _spread(least: int, most: int) -> list[int]:
+    """Lengths from ``least`` to ``most``, each twice the one before."""
+    lengths = [least]
+    while lengths[-1] * 2 <= most:
+        lengths.append(lengths[-1] * 2)
+    return lengths if lengths[-1] == most else [*lengths, most]
+
+
+def _held_tokens(url: str, api_key: str | None) -> int:
+    """Tokens whose keys and values one engine holds; a server that does not tell is taken for a large one."""
+    try:
+        engines = get_json(url, "/cluster", api_key)["engines"]
+        return int(min(engine["kv_blocks_total"] for engine in engines)) * BLOCK_SIZE
+    except (Unavailable, LookupError, TypeError, ValueError):
+        return 1 << 30
+
+
+def write_costs(path: Path, costs: NodeCosts) -> None:
+    """Keep ``costs`` for ``--node``."""
+    path.write_text(json.dumps(asdict(costs), indent=1) + "\n", encoding="utf-8")
+
+
+def read_costs(path: Path) -> NodeCosts:
+    """Costs that ``write_costs`` wrote.
+
+    Raises:
+        InvalidConfig: there are none in the file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        unknown = sorted(found.keys() - {item.name for item in fields(NodeCosts)})
+        costs = msgspec.convert(found, NodeCosts)
+    except (OSError, ValueError, AttributeError, msgspec.ValidationError) as error:
+        raise InvalidConfig(f"{path} holds no costs; statepool calibrate writes them: {error}", param="node") from None
+    if unknown:
+        raise InvalidConfig(f"{path}: {unknown[0]!r} is no cost", param="node")
+    return costs

@@ -1,0 +1,102 @@
+"""A calibration finds the costs that a server has: against one whose times are computed from known costs."""
+
+import json
+
+import pytest
+
+from statepool import cli
+from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.serve.costs import NodeCosts
+from statepool.serve.estimate import stepwise
+from statepool.sim import calibrate as room
+from statepool.sim.replay import Answer
+
+BASE, EACH, HELD = 0.004, 0.0005, 2e-7
+PREFILL = (0.01, 5e-5, 3e-9)
+WAIT, PER_TOKEN = 0.002, 1e-6
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """A server of known costs: a request takes exactly what they say. ``batch`` answers are written side by side."""
+    seen = {}
+
+    def ask(number, prompt, output, body, url, api_key, started=0.0):
+        tokens = tuple(json.loads(body)["prompt"])
+        cached = max((_common(tokens, other) for other in seen), default=0) // 16 * 16
+        seen[tokens] = True
+        fresh = len(tokens) - min(cached, len(tokens) - 1)
+        c0, c1, c2 = PREFILL
+        ttft = c0 + c1 * fresh + c2 * (len(tokens) ** 2 - (len(tokens) - fresh) ** 2)
+        held = served.batch * (prompt + 24)
+        step = BASE + EACH * served.batch + HELD * held
+        gaps = [step + WAIT + PER_TOKEN * prompt, *[step] * (output - 2)] if output > 1 else []
+        return Answer(number, 0.0, prompt, output, 200, ttft, tuple(gaps))
+
+    def crowd(size):
+        served.batch = size
+        return pool(size)
+
+    class served:
+        batch = 1
+
+    pool = room.ThreadPoolExecutor
+    monkeypatch.setattr(room, "ThreadPoolExecutor", crowd)
+    monkeypatch.setattr(room, "ask", ask)
+    monkeypatch.setattr(room, "model_of", lambda url, key: ("known", 4096))
+    monkeypatch.setattr(room, "get_json", lambda *_: {"engines": [{"kv_blocks_total": 4096}]})
+    return served
+
+
+def _common(one, other):
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def test_known_costs_are_found(served):
+    shown = []
+    found = room.calibrate("http://nowhere", longest=1024, passed=lambda *done: shown.append(done))
+    assert found.costs.prefill == pytest.approx(PREFILL, rel=1e-6)
+    assert found.costs.linear_us == pytest.approx(stepwise(BASE, EACH), rel=1e-6)
+    assert found.costs.token_read_s == pytest.approx(HELD, rel=1e-6)
+    assert found.costs.handoff_s(0) == pytest.approx(WAIT, rel=1e-6)
+    assert found.costs.handoff_s(500) == pytest.approx(WAIT + 500 * PER_TOKEN, rel=1e-6)
+    assert found.costs.vram_tokens == 65536
+    assert max(found.prefill_error, found.step_error) < 1e-6
+    assert shown == [(i + 1, shown[0][1]) for i in range(shown[0][1])]
+
+
+def test_a_failed_request_and_a_small_model_are_errors(served, monkeypatch):
+    monkeypatch.setattr(room, "model_of", lambda url, key: ("small", 128))
+    with pytest.raises(InvalidConfig, match="needs 176"):
+        room.calibrate("http://nowhere")
+    monkeypatch.setattr(room, "model_of", lambda url, key: ("known", 4096))
+    monkeypatch.setattr(room, "ask", lambda *_: Answer(0, 0.0, 1, 1, 503, None, (), "busy"))
+    with pytest.raises(Unavailable, match="busy"):
+        room.calibrate("http://nowhere")
+
+
+def test_costs_are_kept_and_simulated(served, tmp_path, trace_file, capsys):
+    file = tmp_path / "costs.json"
+    assert cli.main(["calibrate", "--url", "http://nowhere", "--longest", "512", "--out", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "4.57 ms for 1" in printed  # with the 70 us of a step's reduction, which no fit can tell from the rest
+    found = room.read_costs(file)
+    assert isinstance(found, NodeCosts)
+    rows = [
+        {"timestamp": 10_000 * i, "input_length": 1024, "output_length": 3, "hash_ids": [2 * i, 2 * i + 1]}
+        for i in range(4)
+    ]
+    options = ["--cluster", "1P+1D", "--policy", "global", "--admission", "none", "--timestamps", "raw", "--json"]
+    trace = str(trace_file(*rows))
+    assert cli.main(["simulate", trace, "--node", str(file), *options, "--scale", "0.5", "--requests", "3"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["requests"] == 3
+    assert figures["ttft_mean_s"] == pytest.approx(found.prefill_s(512))
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"name": 3}', '{"cost": 1}', "[]"])
+def test_a_file_that_holds_no_costs_is_one_line(text, tmp_path, trace_file, capsys):
+    (tmp_path / "bad.json").write_text(text)
+    trace = trace_file({"timestamp": 0, "input_length": 8, "output_length": 1, "hash_ids": [1]})
+    assert cli.main(["simulate", str(trace), "--node", str(tmp_path / "bad.json")]) == 2
+    assert "bad.json" in capsys.readouterr().err
