@@ -10,13 +10,14 @@ from bench.row import Row
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """Measure the wanted rows (all when ``only`` is empty), yielding each as it is done."""
     from bench import proofs
-    from bench.serve import fidelity, simulated, transfer
+    from bench.serve import fidelity, simulated, staged, transfer
     from bench.serve.proofs import PROOFS
 
     def wanted(name: str) -> bool:
         return not only or any(each == name or each.rstrip("abcd") == name for each in only)
 
     yield from simulated.run(wanted, quick)
+    yield from staged.run(wanted, quick)
     yield from transfer.run(wanted, quick)
     yield from fidelity.run(wanted, quick)
     yield from proofs.run(PROOFS, only)

@@ -135,6 +135,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--max-seqs", metavar="N", help="most sequences in one step (default 16)")
     group.add_argument("--max-model-len", metavar="N", help="longest prompt plus output (default: the model's)")
     group.add_argument("--threads", metavar="N", help="threads of the kernels (default: all cores)")
+    group.add_argument("--stages", metavar="N", help="processes that share the layers, for long prompts (default 1)")
     group.add_argument("--speculate", help="off (default), ngram or wave; never changes a result")
     group.add_argument("--attention", help="full (default), wave or moba; see docs/attention.md")
     group.add_argument(

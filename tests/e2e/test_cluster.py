@@ -118,6 +118,22 @@ def test_two_hundred_prompts(running, random_model, record_property):
     assert hits > 0, "no prefix ever came from the pool"
 
 
+def test_staged_engines_behind_one_server(running, random_model, engine):
+    """Two stages an engine; one of a prefill engine is lost while prompts flow through it."""
+    shape = {"prefill": 1, "decode": 1, "pool_bytes": 64 << 20}
+    asked = prompts(engine, 12, seed=5)
+    with (
+        running(random_model, engine={"stages": 2, "max_batched_tokens": 32}, cluster=shape) as server,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client,
+        ThreadPoolExecutor(6) as crowd,
+    ):
+        pending = [crowd.submit(ask, client, prompt, max_tokens=12, temperature=0) for prompt in asked]
+        stages = Path(f"/proc/{pids(server, 'prefill')[0]}/task/{pids(server, 'prefill')[0]}/children").read_text()
+        os.kill(int(stages.split()[0]), signal.SIGKILL)
+        answers = [each.result() for each in pending]
+    assert answers == [alone(engine, prompt, max_tokens=12, temperature=0) for prompt in asked]
+
+
 def test_a_decode_engine_computes_no_prompt(server, client, engine):
     prompt = (prompts(engine, 1, seed=77)[0] * 200)[:1000]
     before = {each["number"]: each for each in status(server)["engines"]}

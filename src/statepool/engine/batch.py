@@ -42,6 +42,7 @@ class Batch:
         query_start: int32 ``[R + 1]``, the rows of each sequence.
         context_len: int32 ``[R]``, tokens in the cache after this step.
         contexts: one per sequence; empty where every backend is exact.
+        read: whether the hidden states of any row are wanted; those of a prompt's middle are not.
     """
 
     tokens: I32
@@ -51,10 +52,14 @@ class Batch:
     query_start: I32
     context_len: I32
     contexts: Sequence[Context] = ()
+    read: bool = True
 
     @classmethod
     def build(
-        cls, parts: Sequence[tuple[Sequence[int], int, Sequence[int]]], contexts: Sequence[Context] = ()
+        cls,
+        parts: Sequence[tuple[Sequence[int], int, Sequence[int]]],
+        contexts: Sequence[Context] = (),
+        read: bool = True,
     ) -> Batch:
         """From (tokens to compute, position of the first, blocks) of each sequence, and their contexts."""
         counts = [len(tokens) for tokens, _, _ in parts]
@@ -72,4 +77,4 @@ class Batch:
             positions[rows] = position
             slots[rows] = tables[r, position // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + position % BLOCK_SIZE
         context = np.array([first + len(ids) for ids, first, _ in parts], np.int32)
-        return cls(tokens, positions, slots, tables, start, context, contexts)
+        return cls(tokens, positions, slots, tables, start, context, contexts, read)

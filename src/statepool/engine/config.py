@@ -27,6 +27,8 @@ class EngineConfig:
         speculate: ``"ngram"`` drafts from the sequence's own text; ``"wave"``, or ``"wave:NAME=VALUE,…"`` as in
             ``attention``, drafts with the model itself, reading a part of the context. Never changes a result.
         max_draft: most draft tokens per sequence and step.
+        stages: processes that share the model's layers, so that the chunks of a long prompt follow each other through
+            them, each with ``threads`` threads.
         max_waiting: requests in the queue before ``Overloaded``.
         backend: ``"native"`` (C++), ``"torch"`` (its reference twin), ``"cuda"`` (a GPU; see docs/gpu.md), or
             ``"auto"``: the GPU where there is one, else native, else the reference.
@@ -50,6 +52,7 @@ class EngineConfig:
     threads: int | None = None
     speculate: str = "off"
     max_draft: int = 8
+    stages: int = 1
     max_waiting: int = 1024
     backend: Literal["auto", "native", "torch", "cuda"] = "auto"
     served_name: str | None = None
@@ -66,7 +69,15 @@ class EngineConfig:
             raise InvalidConfig(f"quant must be one of {', '.join(QUANTS)}, got {self.quant!r}", param="quant")
         if self.speculate not in ("off", "ngram") and self.speculate.partition(":")[0] != "wave":
             raise InvalidConfig(f"speculate must be off, ngram or wave, got {self.speculate!r}", param="speculate")
-        for name in ("kv_bytes", "max_batched_tokens", "max_seqs", "max_draft", "max_waiting", "pool_replicas"):
+        for name in (
+            "kv_bytes",
+            "max_batched_tokens",
+            "max_seqs",
+            "max_draft",
+            "max_waiting",
+            "pool_replicas",
+            "stages",
+        ):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
         if self.max_batched_tokens < self.max_seqs:

@@ -67,6 +67,8 @@ class Engine:
         self._layout = layout
         self._attention = AttentionSpec.parse(config.attention)
         self.runner: Runner
+        if config.stages > 1 and (config.kv_budget is not None or config.speculate.startswith("wave")):
+            raise InvalidConfig("stages goes with neither kv_budget nor speculate 'wave'", param="stages")
         if config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
             self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         else:
@@ -399,16 +401,25 @@ def _runner(
         from statepool.engine.gpu import GpuRunner
 
         return GpuRunner(decoder, checkpoint, config.quant, layout, blocks, max_len), "cuda"
-    storage = layout.allocate(blocks)
+    ops: Any
     if config.backend == "torch" or (config.backend == "auto" and kernels is None):
         from statepool.engine import ops
 
-        return DecoderRunner(ops, decoder, checkpoint, config.quant, storage, max_len), "torch"
-    if kernels is None:
-        raise InvalidConfig(f"backend 'native' is not available: {reason}", param="backend")
-    if config.threads is not None:
-        kernels.set_threads(config.threads)
-    return DecoderRunner(kernels, decoder, checkpoint, config.quant, storage, max_len), "native"
+        backend = "torch"
+    else:
+        if kernels is None:
+            raise InvalidConfig(f"backend 'native' is not available: {reason}", param="backend")
+        ops, backend = kernels, "native"
+        if config.threads is not None:
+            kernels.set_threads(config.threads)
+    if config.stages > 1:
+        if config.attention != "full":
+            raise InvalidConfig("stages needs attention 'full'", param="stages")
+        from statepool.engine.stages import StagedRunner
+
+        shape = (config.quant, layout, blocks, max_len, config.stages, config.threads)
+        return StagedRunner(ops, decoder, checkpoint, *shape), backend
+    return DecoderRunner(ops, decoder, checkpoint, config.quant, layout.allocate(blocks), max_len), backend
 
 
 def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runner) -> SharedBlocks | None:

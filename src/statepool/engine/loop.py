@@ -253,32 +253,41 @@ class StepLoop:
             self.count["recomputed_tokens"] += max(min(end, sequence.furthest) - sequence.computed, 0)
             sequence.furthest = max(sequence.furthest, end)
         known = self._attention.sparse is not None
-        batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else ())
+        rows, at = [], 0
+        for sequence, count in work:
+            rows += self._rows(sequence, count, at)
+            at += count
+        read = bool(rows) or any(sequence.embedding is not None for sequence, _ in work)
+        batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else (), read)
         try:
             hidden = self.runner.forward(batch)
         except TierFailure as error:
             return self._give_up([sequence for sequence, _ in work], error)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
-        rows: list[tuple[int, Sequence, int]] = []
         for (sequence, count), start in zip(work, batch.query_start.tolist(), strict=False):
             if sequence.embedding is not None:
                 for row in self.runner.normed(hidden[start : start + count]):
                     sequence.embedding += row
-                continue
-            first, last = max(sequence.first_row(), sequence.computed), sequence.computed + count
-            if sequence.limit == sequence.prompt_len:  # max_tokens = 0: nothing follows the last token
-                last = min(last, sequence.prompt_len - 1)
-            rows += [(start + p - sequence.computed, sequence, p) for p in range(first, last)]
         for at in range(0, len(rows), HEAD_ROWS):
             group = rows[at : at + HEAD_ROWS]
             logits = self.runner.logits(hidden[[row for row, _, _ in group]])
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
         outputs = [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
-        if self.shared is not None:
+        if self.shared is not None and not self.runner.busy:
             self.shared.flush()
         return outputs
+
+    @staticmethod
+    def _rows(sequence: Sequence, count: int, start: int) -> list[tuple[int, Sequence, int]]:
+        """Those of a step's rows, from ``start`` on, whose logits are wanted: (row, sequence, position)."""
+        if sequence.embedding is not None:
+            return []
+        first, last = max(sequence.first_row(), sequence.computed), sequence.computed + count
+        if sequence.limit == sequence.prompt_len:  # max_tokens = 0: nothing follows the last token
+            last = min(last, sequence.prompt_len - 1)
+        return [(start + position - sequence.computed, sequence, position) for position in range(first, last)]
 
     def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
         """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""
@@ -352,6 +361,8 @@ class StepLoop:
         return sequence.context
 
     def _release(self, sequence: Sequence) -> None:
+        if self.shared is not None:
+            self.shared.flush()  # what was noted must still be what it was
         self.pool.release(sequence.table.blocks)
         sequence.context.kept.clear()
         sequence.sketch.kept.clear()

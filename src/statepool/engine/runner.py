@@ -29,8 +29,15 @@ class Runner(Protocol):
     arithmetic: str
     """Names the bits of its results; KV computed under one name never serves another."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether something still computes for an earlier ``forward``: reading blocks would wait for it."""
+
     def forward(self, batch: Batch) -> Any:
-        """Hidden states float32 ``[T][hidden]`` after the last layer, on the device; writes the batch's KV."""
+        """Hidden states float32 ``[T][hidden]`` after the last layer, on the device; writes the batch's KV.
+
+        May return less, and earlier, if nobody reads them (``batch.read``).
+        """
         ...
 
     def logits(self, hidden: Any) -> F32:
@@ -101,6 +108,7 @@ class DecoderRunner:
         quant: arithmetic of the linear layers.
         storage: the KV pool's array, see ``KVLayout.allocate``.
         max_len: positions to prepare rotary tables for.
+        span: layers to run here; all by default. Embedding and head are where the first layer is.
     """
 
     arithmetic = "exact"
@@ -113,6 +121,7 @@ class DecoderRunner:
         quant: Quant,
         storage: npt.NDArray[Any],
         max_len: int,
+        span: range | None = None,
     ) -> None:
         self._ops = ops
         self.decoder = decoder
@@ -121,6 +130,7 @@ class DecoderRunner:
         self.storage = storage
         self.blocks: Resident | TieredBlocks = Resident(storage)
         self._cos, self._sin = rope_tables(decoder.rope, decoder.head_dim, max_len)
+        self._span = range(decoder.layers) if span is None else span
         self._layers: list[Any] = [None] * decoder.layers
         self._embedding: npt.NDArray[Any]
         self._norm: F32
@@ -128,12 +138,18 @@ class DecoderRunner:
         self.backends: list[Backend] = [FullAttention(ops, storage, decoder.head_dim)] * decoder.layers
         self.load()
 
+    @property
+    def busy(self) -> bool:
+        """See ``Runner.busy``."""
+        return False
+
     def load(self, changed: set[str] | None = None) -> None:
         """See ``Runner.load``."""
-        for i in range(self.decoder.layers):
+        for i in self._span:
             if changed is None or any(name.startswith(f"model.layers.{i}.") for name in changed):
                 self._layers[i] = self._layer(f"model.layers.{i}")
-        if changed is not None and all(name.startswith("model.layers.") for name in changed):
+        ends = changed is None or not all(name.startswith("model.layers.") for name in changed)
+        if self._span.start > 0 or not ends:
             return
         self._norm = self._vector("model.norm.weight")
         self._embedding = self._checkpoint.tensor("model.embed_tokens.weight")
@@ -174,16 +190,21 @@ class DecoderRunner:
 
     def forward(self, batch: Batch) -> F32:
         """See ``Runner.forward``"""
-        d, rows = self.decoder, batch.tokens.size
-        x = np.empty((rows, d.hidden_size), np.float32)
-        query = np.empty((rows, d.heads * d.head_dim), np.float32)
-        mixed = np.empty_like(query)
+        x = np.empty((batch.tokens.size, self.decoder.hidden_size), np.float32)
         self._ops.embed(self._embedding, batch.tokens, x)
-        for i, (layer, backend) in enumerate(zip(self._layers, self.backends, strict=True)):
-            layer.before_attention(x, self._cos, self._sin, batch.positions, batch.slots, self.storage, i, query)
-            backend.attend(i, query, batch, mixed)
-            layer.after_attention(x, mixed)
+        self.layers(x, batch)
         return x
+
+    def layers(self, x: F32, batch: Batch) -> None:
+        """Take the hidden states ``x`` ``[T][hidden]`` through the layers that are here, in place."""
+        d = self.decoder
+        query = np.empty((len(x), d.heads * d.head_dim), np.float32)
+        mixed = np.empty_like(query)
+        for i in self._span:
+            layer = self._layers[i]
+            layer.before_attention(x, self._cos, self._sin, batch.positions, batch.slots, self.storage, i, query)
+            self.backends[i].attend(i, query, batch, mixed)
+            layer.after_attention(x, mixed)
 
     def logits(self, hidden: F32) -> F32:
         """See ``Runner.logits``."""

@@ -62,6 +62,13 @@ class KVLayout:
         area = mmap.mmap(-1, size, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             area.madvise(mmap.MADV_HUGEPAGE)
+        return self._shaped(area, blocks)
+
+    def map(self, descriptor: int, blocks: int) -> npt.NDArray[Any]:
+        """The array of ``blocks`` blocks in a file in memory, which other processes map as well."""
+        return self._shaped(mmap.mmap(descriptor, max(blocks * self.block_bytes, mmap.PAGESIZE)), blocks)
+
+    def _shaped(self, area: mmap.mmap, blocks: int) -> npt.NDArray[Any]:
         flat = np.frombuffer(area, dtype=self.numpy_dtype, count=blocks * self.block_bytes // self.numpy_dtype.itemsize)
         return flat.reshape(blocks, *self.block_shape)
 
