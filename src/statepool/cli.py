@@ -27,6 +27,7 @@ _ROOMS = {
     "store": ("statepool.store.commands", False),
     "vector": ("statepool.vector.commands", False),
     "seq": ("statepool.tasks.sequences.commands", False),
+    "slice": ("statepool.engine.slicing.commands", True),
     "attention": ("statepool.engine.attention.remote.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
@@ -112,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     command("bench", "compare with other engines (in a checkout)", add_help=False)
     command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
     command("attention", "a worker that holds KV and attends (statepool attention --help)", add_help=False)
+    command("slice", "cut a model so that its attentions can run elsewhere", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
     command("replay", "send a recorded load to a running server and measure it", add_help=False)
