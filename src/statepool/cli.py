@@ -27,6 +27,8 @@ _ROOMS = {
     "store": ("statepool.store.commands", False),
     "vector": ("statepool.vector.commands", False),
     "seq": ("statepool.tasks.sequences.commands", False),
+    "slice": ("statepool.engine.slicing.commands", True),
+    "attention": ("statepool.engine.attention.remote.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
     "calibrate": ("statepool.sim.commands", True),
@@ -111,6 +113,8 @@ def parser() -> argparse.ArgumentParser:
 
     command("bench", "compare with other engines (in a checkout)", add_help=False)
     command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
+    command("attention", "a worker that holds KV and attends (statepool attention --help)", add_help=False)
+    command("slice", "cut a model so that its attentions can run elsewhere", add_help=False)
     command("store", "durable shared structures (statepool store --help)", add_help=False)
     command("vector", "search by meaning (statepool vector --help)", add_help=False)
     command("replay", "send a recorded load to a running server and measure it", add_help=False)
@@ -144,6 +148,11 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--kv-folder", metavar="DIR", help="where that file lies (default: the temporary folder)")
     group.add_argument("--trace-selection", metavar="FILE", help="write which clusters each token read, as JSON lines")
     group.add_argument("--wave-bytes", metavar="SIZE", help="memory for wave segments (default: as --kv-bytes)")
+    group.add_argument(
+        "--attention-workers", metavar="N", help="processes that hold the KV and attend over it, or their addresses"
+    )
+    group.add_argument("--attention-split", help="what each of them has: auto (default), heads, request or sequence")
+    group.add_argument("--attention-batches", metavar="N", help="parts of a batch under way at once (default 2)")
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 
 

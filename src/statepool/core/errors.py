@@ -97,6 +97,13 @@ class Corruption(StatepoolError):
     code = "corruption"
 
 
+class KVLost(StatepoolError):
+    """An attention worker is gone, and with it the keys and values it held; they can be computed again."""
+
+    status = 503
+    code = "kv_lost"
+
+
 class StoreError(StatepoolError):
     """Base of what can go wrong with a durable store."""
 

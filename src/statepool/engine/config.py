@@ -39,6 +39,10 @@ class EngineConfig:
         kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a
             file, so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
         kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
+        attention_workers: a number of attention workers to start, or addresses of such that run already, separated by
+            commas: KV blocks and attention are theirs; see docs/lamina.md. ``None`` keeps both here.
+        attention_split: what each of them has: ``"heads"``, ``"request"``, ``"sequence"``, or ``"auto"``.
+        attention_batches: parts of a batch under way at once, so that the model computes while they attend.
         trace_selection: a file that gets a line of JSON for every token and layer: which clusters wave attention read.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
     """
@@ -63,6 +67,9 @@ class EngineConfig:
     kv_budget: int | None = None
     kv_folder: str | None = None
     trace_selection: str | None = None
+    attention_workers: str | None = None
+    attention_split: str = "auto"
+    attention_batches: int = 2
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
@@ -77,6 +84,7 @@ class EngineConfig:
             "max_waiting",
             "pool_replicas",
             "stages",
+            "attention_batches",
         ):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
@@ -144,5 +152,7 @@ class EngineStats:
     pool_saved_blocks: int = 0
     pool_corrupt_blocks: int = 0
     pool_failures: int = 0
+    attention_workers_lost: int = 0
+    """How often KV was computed again because an attention worker was gone."""
     paused: bool = False
     weight_version: str = "0"

@@ -67,9 +67,17 @@ class Engine:
         self._layout = layout
         self._attention = AttentionSpec.parse(config.attention)
         self.runner: Runner
+        self.pool = BlockPool(blocks)
         if config.stages > 1 and (config.kv_budget is not None or config.speculate.startswith("wave")):
             raise InvalidConfig("stages goes with neither kv_budget nor speculate 'wave'", param="stages")
-        if config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
+        if config.attention_workers is not None:
+            from statepool.engine.attention.remote.offload import remote_runner
+
+            if config.stages > 1:
+                raise InvalidConfig("stages does not go with attention_workers", param="stages")
+            self.runner, self.pool = remote_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+            backend = "native"
+        elif config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
             self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         else:
             self.runner, backend = _runner(config, decoder, self._checkpoint, layout, blocks, max_len)
@@ -77,7 +85,6 @@ class Engine:
             if chosen := self._attention.backends(self.runner, backend, spare, trace=config.trace_selection):
                 assert isinstance(self.runner, DecoderRunner)
                 self.runner.backends = chosen
-        self.pool = BlockPool(blocks)
         sketcher = SparseDrafter.of(config, self.runner, backend, self.pool)
         self.sessions = SessionStore(self.pool, self.runner)
         self.info = ModelInfo(

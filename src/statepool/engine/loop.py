@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
+from statepool.core.errors import KVLost
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
 from statepool.engine.draft import SparseDrafter
 from statepool.engine.request import Output
-from statepool.engine.runner import HEAD_ROWS, Runner
+from statepool.engine.runner import HEAD_ROWS, Repairable, Runner
 from statepool.engine.sampler import token_logprob
 from statepool.engine.scheduler import Plan, SequenceView, Snapshot, schedule
 from statepool.engine.sequence import Sequence
@@ -23,6 +25,7 @@ from statepool.kv import BlockPool, BlockTable, TierFailure, block_keys
 from statepool.kv.layout import BLOCK_SIZE
 
 F32 = npt.NDArray[np.float32]
+_log = logging.getLogger(__name__)
 
 COUNTERS = (
     "steps",
@@ -37,6 +40,7 @@ COUNTERS = (
     "accepted_tokens",
     "aborted",
     "pool_hit_tokens",
+    "attention_workers_lost",
 )
 
 
@@ -102,7 +106,14 @@ class StepLoop:
         sequence.table.blocks, sequence.computed = head + tail, state.computed
 
     def step(self) -> list[Output]:
-        """Run one batch; returns what each of its sequences gained."""
+        """Run one batch; returns what each of its sequences gained. Nothing where KV was lost: it is computed again."""
+        try:
+            return self._step()
+        except KVLost as error:
+            self._begin_again(error)
+            return []
+
+    def _step(self) -> list[Output]:
         plan = self._plan()
         for request_id in plan.preempt:
             self._preempt(self.running[request_id])
@@ -288,6 +299,21 @@ class StepLoop:
         if sequence.limit == sequence.prompt_len:  # max_tokens = 0: nothing follows the last token
             last = min(last, sequence.prompt_len - 1)
         return [(start + position - sequence.computed, sequence, position) for position in range(first, last)]
+
+    def _begin_again(self, error: KVLost) -> None:
+        """All KV is gone: every sequence starts over behind the tokens it has, with the same bits."""
+        _log.warning("%s; %d requests compute their KV again", error.message, len(self.running))
+        self.count["attention_workers_lost"] += 1
+        if self.shared is not None:
+            self.shared.forget()
+        for sequence in list(self.running.values()):
+            self._preempt(sequence)
+        for sequence in self.waiting.values():
+            self._release(sequence)
+        self.sessions.clear()
+        self.pool.reset()
+        assert isinstance(self.runner, Repairable)
+        self.runner.repair()
 
     def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
         """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""

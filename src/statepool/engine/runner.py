@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,15 @@ class Runner(Protocol):
 
     def fill(self, blocks: list[int], rows: list[npt.NDArray[Any]]) -> None:
         """Make what was put into the ``space`` of ``blocks`` their bytes."""
+        ...
+
+
+@runtime_checkable
+class Repairable(Protocol):
+    """A runner whose KV can be lost without the process."""
+
+    def repair(self) -> None:
+        """Make it usable again, with no KV."""
         ...
 
 

@@ -47,6 +47,10 @@ class SharedBlocks:
         """A block has become full and shareable. It must stay what it is until ``flush``."""
         self._fresh[key] = (block, chain)
 
+    def forget(self) -> None:
+        """What was noted is lost."""
+        self._fresh.clear()
+
     def flush(self) -> None:
         """Give the pool what was noted, chain by chain."""
         chains: dict[bytes, list[tuple[bytes, int]]] = {}

@@ -131,6 +131,27 @@ class BlockPool:
         self._index[key] = block
         self._entries[block] = _Entry(key, tuple(tokens))
 
+    def key_of(self, block: int) -> bytes | None:
+        """The key a block is indexed under."""
+        entry = self._entries[block]
+        return None if entry is None else entry.key
+
+    def recover(self, entries: Iterable[tuple[int, bytes, Sequence[int]]]) -> None:
+        """Index blocks (id, key, tokens) whose bytes outlived an earlier pool; only ids that are empty here."""
+        empty = set(self._empty)
+        for block, key, tokens in entries:
+            if block in empty and key not in self._index:
+                empty.discard(block)
+                self.publish(block, key, tokens)
+                self._cached[block] = None
+        self._empty = [block for block in self._empty if block in empty]
+
+    def reset(self) -> None:
+        """Forget every key and every holder: the bytes are gone."""
+        self.clear()
+        self._refs = [0] * self.total
+        self._empty = list(range(self.total - 1, -1, -1))
+
     def clear(self) -> None:
         """Forget every key. Held blocks stay with their holders, cached ones become empty."""
         for block in range(self.total):

@@ -25,6 +25,7 @@ constexpr int64_t kItemsPerThread = 4;
 struct Tile {
   int64_t row, rows;      // of the whole call
   int64_t position;       // of the first row
+  int64_t old_pages;      // pages that hold no row of this call
   int64_t segments;       // from `first_segment` on, that its last row sees
   const int32_t* blocks;  // the request's table
 };
@@ -97,7 +98,7 @@ Call prepare(const Array<const float, 3>& q, const PoolArray& pool_array, int64_
       const int64_t rows = std::min(tile_rows, end - row), position = context - (end - row);
       int64_t seen = (position + rows + kSegment - 1) / kSegment - first_segment;
       if (segments >= 0) seen = std::min(seen, segments);
-      call.tiles.push_back({row, rows, position, std::max<int64_t>(seen, 0), blocks});
+      call.tiles.push_back({row, rows, position, (context - (end - begin)) / kPage, std::max<int64_t>(seen, 0), blocks});
       call.max_segments = std::max(call.max_segments, seen);
     }
   }
@@ -112,7 +113,7 @@ void pack_queries(const Call& call, const Tile& tile, int64_t head, float* out) 
 }
 
 void run_segment(const Call& call, const Tile& tile, int64_t head, int64_t segment, Scratch& scratch, float* m, float* l,
-                 float* acc) {
+                 float* acc, int64_t first_page = 0, int64_t last_page = kSegmentPages) {
   const int64_t start = (call.first_segment + segment) * kSegment;
   const int64_t pages = (tile.position + tile.rows - start + kPage - 1) / kPage;
   SegmentJob job;
@@ -121,7 +122,8 @@ void run_segment(const Call& call, const Tile& tile, int64_t head, int64_t segme
   job.group = static_cast<int>(call.group());
   job.head_dim = static_cast<int>(call.head_dim);
   job.first_position = tile.position - start;
-  job.pages = static_cast<int>(std::clamp<int64_t>(pages, 0, kSegmentPages));
+  job.pages = static_cast<int>(std::clamp<int64_t>(pages, 0, last_page));
+  job.first_page = static_cast<int>(first_page);
   job.blocks = tile.blocks + start / kPage;
   job.keys = call.pool.base(call.layer, 0, head);
   job.values = call.pool.base(call.layer, 1, head);
@@ -221,6 +223,94 @@ void attention(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<con
   }
 }
 
+// What attention_begin leaves for attention_end, per vector: the folded whole segments, and the one under way.
+struct Halfway {
+  float *m, *l, *acc;  // [T][heads][2], [T][heads][2], [T][heads][2][head_dim]
+};
+
+void carry(const Call& call, const Tile& tile, int64_t head, int which, bool save, const Halfway& state, float* m, float* l,
+           float* acc) {
+  const int64_t group = call.group(), hd = call.head_dim;
+  for (int64_t v = 0; v < tile.rows * group; ++v) {
+    const int64_t at = ((tile.row + v / group) * call.heads + head * group + v % group) * 2 + which;
+    if (save) {
+      state.m[at] = m[v], state.l[at] = l[v];
+      std::copy_n(acc + v * hd, hd, state.acc + at * hd);
+    } else {
+      m[v] = state.m[at], l[v] = state.l[at];
+      std::copy_n(state.acc + at * hd, hd, acc + v * hd);
+    }
+  }
+}
+
+// Calls work(tile, head, scratch, vectors) for every tile and KV head, in parallel, with the queries packed.
+template <class Work>
+void for_items(const Call& call, Work&& work) {
+  parallel_for(static_cast<int64_t>(call.tiles.size()) * call.kv_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
+      const int64_t head = item % call.kv_heads, vectors = tile.rows * call.group();
+      Scratch& s = scratch_of_thread();
+      s.reserve(vectors, call.head_dim);
+      pack_queries(call, tile, head, s.q);
+      work(tile, head, s, static_cast<int>(vectors));
+    }
+  });
+}
+
+Halfway halfway(const Call& call, const Array<float, 3>& m, const Array<float, 3>& l, const Array<float, 4>& acc) {
+  const auto fits = [&](const auto& a) {
+    return extent(a, 0) == call.rows && extent(a, 1) == call.heads && extent(a, 2) == 2;
+  };
+  require(fits(m) && fits(l), "m, l: must be [T, heads, 2]");
+  require(fits(acc) && extent(acc, 3) == call.head_dim, "acc: must be [T, heads, 2, head_dim]");
+  return {m.data(), l.data(), acc.data()};
+}
+
+void attention_begin(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<const int32_t, 2> block_tables,
+                     Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, float scale,
+                     Array<float, 3> m, Array<float, 3> l, Array<float, 4> acc) {
+  const Call call = prepare(q, pool, layer, block_tables, query_start, context_len, scale, 0, -1);
+  const Halfway state = halfway(call, m, l, acc);
+  for_items(call, [&](const Tile& tile, int64_t head, Scratch& s, int vectors) {
+    const int64_t whole = tile.old_pages / kSegmentPages, rest = tile.old_pages % kSegmentPages;
+    for (int64_t segment = 0; segment < whole; ++segment) {
+      if (segment == 0) {
+        run_segment(call, tile, head, 0, s, s.m, s.l, s.acc);
+        continue;
+      }
+      run_segment(call, tile, head, segment, s, s.m2, s.l2, s.acc2);
+      attention_kernels().fold(s.m, s.l, s.acc, s.m2, s.l2, s.acc2, vectors, static_cast<int>(call.head_dim));
+    }
+    if (whole) carry(call, tile, head, 0, true, state, s.m, s.l, s.acc);
+    if (rest) {
+      run_segment(call, tile, head, whole, s, s.m2, s.l2, s.acc2, 0, rest);
+      carry(call, tile, head, 1, true, state, s.m2, s.l2, s.acc2);
+    }
+  });
+}
+
+void attention_end(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<const int32_t, 2> block_tables,
+                   Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, float scale,
+                   Array<float, 3> m, Array<float, 3> l, Array<float, 4> acc, Array<float, 2> out) {
+  const Call call = prepare(q, pool, layer, block_tables, query_start, context_len, scale, 0, -1);
+  const Halfway state = halfway(call, m, l, acc);
+  require(extent(out, 0) == call.rows && extent(out, 1) == call.heads * call.head_dim, "out: must be [T, heads * head_dim]");
+  for_items(call, [&](const Tile& tile, int64_t head, Scratch& s, int vectors) {
+    const int64_t whole = tile.old_pages / kSegmentPages, rest = tile.old_pages % kSegmentPages;
+    if (whole) carry(call, tile, head, 0, false, state, s.m, s.l, s.acc);
+    for (int64_t segment = whole; segment < tile.segments; ++segment) {
+      const bool first = segment == 0;
+      float *to_m = first ? s.m : s.m2, *to_l = first ? s.l : s.l2, *to_acc = first ? s.acc : s.acc2;
+      const bool under_way = segment == whole && rest;
+      if (under_way) carry(call, tile, head, 1, false, state, to_m, to_l, to_acc);
+      run_segment(call, tile, head, segment, s, to_m, to_l, to_acc, under_way ? rest : 0);
+      if (!first) attention_kernels().fold(s.m, s.l, s.acc, s.m2, s.l2, s.acc2, vectors, static_cast<int>(call.head_dim));
+    }
+    write(call, tile, head, s.m, s.l, s.acc, out.data(), nullptr);
+  });
+}
+
 void attention_segments(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<const int32_t, 2> block_tables,
                         Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, float scale,
                         int64_t first, Array<float, 3> m, Array<float, 3> l, Array<float, 4> acc) {
@@ -310,6 +400,14 @@ void bind_attention(nb::module_& m) {
         "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a, "out"_a.noconvert(),
         "lse"_a.noconvert() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
         "Causal attention of q [T, heads, hd] over the paged pool into out [T, heads * hd]; lse [T, heads].");
+  m.def("attention_begin", &attention_begin, "q"_a.noconvert(), "pool"_a.noconvert(), "layer"_a,
+        "block_tables"_a.noconvert(), "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a,
+        "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
+        "The part of attention that needs no key of this call's rows: whole pages before them. For attention_end to go on.");
+  m.def("attention_end", &attention_end, "q"_a.noconvert(), "pool"_a.noconvert(), "layer"_a, "block_tables"_a.noconvert(),
+        "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a, "m"_a.noconvert(), "l"_a.noconvert(),
+        "acc"_a.noconvert(), "out"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
+        "The rest, to the bits of one attention call: out [T, heads * hd].");
   m.def("attention_segments", &attention_segments, "q"_a.noconvert(), "pool"_a.noconvert(), "layer"_a,
         "block_tables"_a.noconvert(), "query_start"_a.noconvert(), "context_len"_a.noconvert(), "scale"_a, "first"_a,
         "m"_a.noconvert(), "l"_a.noconvert(), "acc"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),

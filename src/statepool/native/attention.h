@@ -27,6 +27,7 @@ struct SegmentJob {
   const void* values;      // V page of block 0: [16][head_dim]
   int64_t block_stride;    // elements from a block to the next
   float scale;
+  int first_page = 0;  // pages before it were visited already: m, l and acc go on from them
   float* scores;   // scratch [vectors][16]
   float* widened;  // scratch [2][16 * head_dim], for bf16 pages that many vectors share
   float* m;        // out [vectors]: largest score, -inf if nothing was seen

@@ -153,14 +153,15 @@ STATEPOOL_INLINE void widen_page(const uint16_t* page, int n, float* out) {
 template <class T>
 void segment(const SegmentJob& job) {
   const int hd = job.head_dim, rows = job.vectors / job.group;
-  for (int v = 0; v < job.vectors; ++v) {
+  for (int v = 0; v < job.vectors && job.first_page == 0; ++v) {
     job.m[v] = -kInfinity;
     job.l[v] = 0.0f;
   }
-  std::memset(job.acc, 0, sizeof(float) * static_cast<size_t>(job.vectors) * static_cast<size_t>(hd));
+  if (job.first_page == 0)
+    std::memset(job.acc, 0, sizeof(float) * static_cast<size_t>(job.vectors) * static_cast<size_t>(hd));
   const T* keys = static_cast<const T*>(job.keys);
   const T* values = static_cast<const T*>(job.values);
-  for (int page = 0; page < job.pages; ++page) {
+  for (int page = job.first_page; page < job.pages; ++page) {
     const int64_t skipped = page * kPage - job.first_position;  // rows before this one see nothing of the page
     const int64_t row = skipped > 0 ? skipped : 0;
     if (row >= rows) break;

@@ -165,14 +165,21 @@ const GemmKernel& int8_kernel() {
   return gemm_int8();
 }
 
-void run_parallel(const GemmKernel& kernel, const GemmJob& job, int64_t strips) {
-  parallel_for(strips, strips_per_chunk(job, strips),
-               [&](int64_t begin, int64_t end) { kernel.run(job, begin, end); });
+void run_parallel(const GemmKernel& kernel, const GemmJob& job, int64_t first, int64_t last) {
+  parallel_for(last - first, strips_per_chunk(job, last - first),
+               [&](int64_t begin, int64_t end) { kernel.run(job, first + begin, first + end); });
 }
 
 }  // namespace
 
-void Linear::run(const QuantRows& x, Output out) const {
+int64_t Linear::last_strip(int64_t first, int64_t count) const {
+  if (count < 0 && first == 0) return strips_;
+  if (first < 0 || first % 16 || count < 0 || count % 16 || first + count > n_)
+    throw std::invalid_argument("columns: must be whole sixteens within the outputs");
+  return (first + count) / 16;
+}
+
+void Linear::run(const QuantRows& x, Output out, int64_t first, int64_t count) const {
   if (!quantized()) throw std::logic_error("linear: this weight mode takes float rows");
   if (x.k != padded_k_) throw std::invalid_argument("x: quantised for another number of columns");
   if (x.rows == 0) return;
@@ -193,15 +200,15 @@ void Linear::run(const QuantRows& x, Output out) const {
   job.stride = out.stride;
   job.residual = out.residual;
   job.scratch = &thread_scratch;
-  run_parallel(mode_ == WeightMode::int8 ? int8_kernel() : gemm_int4(), job, strips_);
+  run_parallel(mode_ == WeightMode::int8 ? int8_kernel() : gemm_int4(), job, first / 16, last_strip(first, count));
 }
 
-void Linear::run(const float* x, int64_t rows, Output out) const {
+void Linear::run(const float* x, int64_t rows, Output out, int64_t first, int64_t count) const {
   if (rows == 0) return;
   if (quantized()) {
     thread_local QuantRows quantized_rows;
     quantize_rows(x, rows, k_, quantized_rows);
-    run(quantized_rows, out);
+    run(quantized_rows, out, first, count);
     return;
   }
   GemmJob job{};
@@ -216,7 +223,7 @@ void Linear::run(const float* x, int64_t rows, Output out) const {
   job.stride = out.stride;
   job.residual = out.residual;
   job.scratch = &thread_scratch;
-  run_parallel(mode_ == WeightMode::bf16 ? gemm_bf16() : gemm_fp32(), job, strips_);
+  run_parallel(mode_ == WeightMode::bf16 ? gemm_bf16() : gemm_fp32(), job, first / 16, last_strip(first, count));
 }
 
 void Linear::dequantize(float* out) const {

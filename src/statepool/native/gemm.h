@@ -58,13 +58,15 @@ class Linear {
   int64_t nbytes() const;
 
   // int8 and int4 only; raises std::logic_error otherwise, std::invalid_argument if the rows have another k.
-  void run(const QuantRows& x, Output out) const;
+  // Of the outputs only columns first .. first + count (multiples of 16; -1: all), each at its place in a row of `out`.
+  void run(const QuantRows& x, Output out, int64_t first = 0, int64_t count = -1) const;
   // Any mode, x [rows][k] contiguous: quantises first where needed.
-  void run(const float* x, int64_t rows, Output out) const;
+  void run(const float* x, int64_t rows, Output out, int64_t first = 0, int64_t count = -1) const;
   // The weights as the kernels see them, [n][k].
   void dequantize(float* out) const;
 
  private:
+  int64_t last_strip(int64_t first, int64_t count) const;
   template <class T>
   void pack(const T* weight, const float* bias);
 

@@ -30,7 +30,7 @@ int64_t grain(int64_t columns) { return columns >= 8192 ? 1 : 8192 / columns; }
 
 // out = linear(rows made by make(row, float* to)): quantised one by one as they are made, where the matrix wants that.
 template <class Make>
-void make_and_multiply(const Linear& linear, int64_t rows, Make&& make, Output out) {
+void make_and_multiply(const Linear& linear, int64_t rows, Make&& make, Output out, int64_t first = 0, int64_t count = -1) {
   Workspace& space = workspace();
   const int64_t columns = linear.k();
   if (linear.quantized()) {
@@ -42,14 +42,14 @@ void make_and_multiply(const Linear& linear, int64_t rows, Make&& make, Output o
         quantize_row(scratch, columns, space.quantized, row);
       }
     });
-    linear.run(space.quantized, out);
+    linear.run(space.quantized, out, first, count);
   } else {
     space.rows.reserve(static_cast<size_t>(rows * columns));
     float* data = space.rows.data();
     parallel_for(rows, grain(columns), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) make(row, data + row * columns);
     });
-    linear.run(data, rows, out);
+    linear.run(data, rows, out, first, count);
   }
 }
 
@@ -82,19 +82,67 @@ DecoderLayer::DecoderLayer(const LayerMatrices& matrices, const LayerShape& shap
   copy(k_norm, shape.head_dim, k_norm_);
 }
 
+float* DecoderLayer::project(const float* x, int64_t rows, int64_t first, int64_t count) const {
+  const int64_t hidden = shape_.hidden, width = matrices_.qkv.n();
+  Buffer<float>& buffer = workspace().qkv;
+  buffer.reserve(static_cast<size_t>(rows * width));
+  make_and_multiply(
+      matrices_.qkv, rows,
+      [&](int64_t row, float* to) {
+        norm_rope_kernels().rms_norm(x + row * hidden, input_norm_.data(), hidden, shape_.eps, to);
+      },
+      Output{buffer.data(), width}, first, count);
+  return buffer.data();
+}
+
+void DecoderLayer::queries(const float* x, int64_t rows, const float* cos, const float* sin, const int32_t* positions,
+                           float* q) const {
+  const auto& ops = norm_rope_kernels();
+  const int64_t hd = shape_.head_dim, heads = shape_.heads, width = matrices_.qkv.n();
+  float* qkv = project(x, rows, 0, heads * hd);
+  parallel_for(rows, grain(heads * hd), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t at = positions[row] * (hd / 2);
+      for (int64_t h = 0; h < heads; ++h) {
+        float* one = qkv + row * width + h * hd;
+        if (q_norm_.data()) ops.rms_norm(one, q_norm_.data(), hd, shape_.eps, one);
+        ops.rope(one, cos + at, sin + at, hd, q + (row * heads + h) * hd);
+      }
+    }
+  });
+}
+
+void DecoderLayer::keys_values(const float* x, int64_t rows, const float* cos, const float* sin, const int32_t* positions,
+                               bool bf16, void* kv) const {
+  const auto& ops = norm_rope_kernels();
+  const int64_t hd = shape_.head_dim, kv_heads = shape_.kv_heads, width = matrices_.qkv.n();
+  const int64_t first = shape_.heads * hd, row_bytes = 2 * kv_heads * hd * (bf16 ? 2 : 4);
+  float* qkv = project(x, rows, first, 2 * kv_heads * hd);
+  parallel_for(rows, grain(2 * kv_heads * hd), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t at = positions[row] * (hd / 2);
+      float* keys = qkv + row * width + first;
+      const float* values = keys + kv_heads * hd;
+      char* to = static_cast<char*>(kv) + row * row_bytes;
+      for (int64_t h = 0; h < kv_heads; ++h) {
+        float* one = keys + h * hd;
+        if (k_norm_.data()) ops.rms_norm(one, k_norm_.data(), hd, shape_.eps, one);
+        ops.rope(one, cos + at, sin + at, hd, one);
+        // A row of values is a token's share of a page, and rounding is the same for keys.
+        ops.put_value(one, hd, h, to, bf16);
+        ops.put_value(values + h * hd, hd, kv_heads + h, to, bf16);
+      }
+    }
+  });
+}
+
 void DecoderLayer::before_attention(const float* x, int64_t rows, const float* cos, const float* sin,
                                     const int32_t* positions, const int64_t* slots, const KvPool& pool, int64_t layer,
                                     float* q) const {
   const auto& ops = norm_rope_kernels();
-  const int64_t hidden = shape_.hidden, hd = shape_.head_dim, heads = shape_.heads, kv_heads = shape_.kv_heads;
+  const int64_t hd = shape_.head_dim, heads = shape_.heads, kv_heads = shape_.kv_heads;
   const int64_t width = (heads + 2 * kv_heads) * hd;
-  Buffer<float>& buffer = workspace().qkv;
-  buffer.reserve(static_cast<size_t>(rows * width));
-  float* qkv = buffer.data();
-  make_and_multiply(
-      matrices_.qkv, rows,
-      [&](int64_t row, float* to) { ops.rms_norm(x + row * hidden, input_norm_.data(), hidden, shape_.eps, to); },
-      Output{qkv, width});
+  float* qkv = project(x, rows, 0, width);
   parallel_for(rows, grain(width), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* queries = qkv + row * width;

@@ -28,12 +28,20 @@ class DecoderLayer {
   // x [rows][hidden] to q [rows][heads * head_dim]; keys and values go to their slots of the pool.
   void before_attention(const float* x, int64_t rows, const float* cos, const float* sin, const int32_t* positions,
                         const int64_t* slots, const KvPool& pool, int64_t layer, float* q) const;
+  // The same in two halves, for attention that runs elsewhere: the queries can be on their way while keys and values are
+  // computed. kv [rows][2][kv_heads][head_dim], bf16 bits or float, as they would lie in the pool.
+  void queries(const float* x, int64_t rows, const float* cos, const float* sin, const int32_t* positions, float* q) const;
+  void keys_values(const float* x, int64_t rows, const float* cos, const float* sin, const int32_t* positions, bool bf16,
+                   void* kv) const;
   // x += o(attn), then x += down(silu(gate) * up) of the normed x.
   void after_attention(float* x, const float* attn, int64_t rows) const;
 
   const LayerShape& shape() const { return shape_; }
 
  private:
+  // Columns first .. first + count of the normed rows' product with qkv, at their places in rows of all columns.
+  float* project(const float* x, int64_t rows, int64_t first, int64_t count) const;
+
   LayerMatrices matrices_;
   LayerShape shape_;
   Buffer<float> input_norm_, post_norm_, q_norm_, k_norm_;

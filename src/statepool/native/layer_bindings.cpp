@@ -62,6 +62,41 @@ void before_attention(const DecoderLayer& self, Matrix x, Matrix cos, Matrix sin
   self.before_attention(x.data(), rows, cos.data(), sin.data(), positions.data(), slots.data(), pool, layer, q.data());
 }
 
+void check_rows(const LayerShape& shape, const Matrix& x, const Matrix& cos, const Matrix& sin,
+                const Array<const int32_t, 1>& positions) {
+  const int64_t rows = static_cast<int64_t>(x.shape(0)), table = static_cast<int64_t>(cos.shape(0));
+  require(is(x, rows, shape.hidden), "x: must be [T, hidden]");
+  require(is(cos, table, shape.head_dim / 2) && is(sin, table, shape.head_dim / 2),
+          "cos, sin: must be [positions, head_dim / 2]");
+  require(static_cast<int64_t>(positions.shape(0)) == rows, "positions: must have one item per row of x");
+  for (int64_t row = 0; row < rows; ++row)
+    require(positions.data()[row] >= 0 && positions.data()[row] < table, "positions: outside the rotary table");
+}
+
+void queries(const DecoderLayer& self, Matrix x, Matrix cos, Matrix sin, Array<const int32_t, 1> positions, MatrixOut q) {
+  const LayerShape& shape = self.shape();
+  const int64_t rows = static_cast<int64_t>(x.shape(0));
+  check_rows(shape, x, cos, sin, positions);
+  require(is(q, rows, shape.heads * shape.head_dim), "q: must be [T, heads * head_dim]");
+  self.queries(x.data(), rows, cos.data(), sin.data(), positions.data(), q.data());
+}
+
+void keys_values(const DecoderLayer& self, Matrix x, Matrix cos, Matrix sin, Array<const int32_t, 1> positions,
+                 std::variant<Array<uint16_t, 4>, Array<float, 4>> kv) {
+  const LayerShape& shape = self.shape();
+  const int64_t rows = static_cast<int64_t>(x.shape(0));
+  check_rows(shape, x, cos, sin, positions);
+  std::visit(
+      [&](auto& out) {
+        require(static_cast<int64_t>(out.shape(0)) == rows && out.shape(1) == 2 &&
+                    static_cast<int64_t>(out.shape(2)) == shape.kv_heads &&
+                    static_cast<int64_t>(out.shape(3)) == shape.head_dim,
+                "kv: must be [T, 2, kv_heads, head_dim]");
+        self.keys_values(x.data(), rows, cos.data(), sin.data(), positions.data(), sizeof(*out.data()) == 2, out.data());
+      },
+      kv);
+}
+
 void after_attention(const DecoderLayer& self, MatrixOut x, Matrix attn) {
   const LayerShape& shape = self.shape();
   const int64_t rows = static_cast<int64_t>(x.shape(0));
@@ -124,6 +159,11 @@ void bind_layer(nb::module_& m) {
       .def("before_attention", &before_attention, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(),
            "positions"_a.noconvert(), "slots"_a.noconvert(), "pool"_a.noconvert(), "layer"_a, "q"_a.noconvert(),
            Release(), "x [T, hidden] to q [T, heads * head_dim]; K and V go to slots (block * 16 + offset) of the pool.")
+      .def("queries", &queries, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "positions"_a.noconvert(),
+           "q"_a.noconvert(), Release(), "The first half of before_attention: x [T, hidden] to q [T, heads * head_dim].")
+      .def("keys_values", &keys_values, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(),
+           "positions"_a.noconvert(), "kv"_a.noconvert(), Release(),
+           "The other half: keys and values as rows [T, 2, kv_heads, head_dim], bf16 bits (uint16) or float32.")
       .def("after_attention", &after_attention, "x"_a.noconvert(), "attn"_a.noconvert(), Release(),
            "Output projection and MLP, each added to x [T, hidden] in place.");
   m.def("head", &run_head, "x"_a.noconvert(), "norm"_a.noconvert(), "eps"_a, "linear"_a, "logits"_a.noconvert(),

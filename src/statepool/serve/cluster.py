@@ -23,6 +23,7 @@ from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unav
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.kv.layout import BLOCK_SIZE
+from statepool.serve.attention_workers import AttentionWorkers, attended
 from statepool.serve.config import ServeConfig
 from statepool.serve.dispatcher import Dispatcher, Ticket
 from statepool.serve.engine_client import OutputStream
@@ -61,6 +62,7 @@ class Cluster:
         self._folder: Path | None = None
         self._launcher: Launcher | None = None
         self.nodes: PoolNodes | None = None
+        self.attention: AttentionWorkers | None = None
         self._workers: Workers | None = None
         self._dispatcher: Dispatcher | None = None
         self._journeys: dict[str, _Journey] = {}
@@ -79,14 +81,17 @@ class Cluster:
         cluster, engine = self._config.cluster, self._config.engine
         self._launcher = launcher(cluster.ray)
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
-        if engine.pool is None:
+        counts: dict[Role, int] = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.workers}
+        roles = [role for role, count in counts.items() for _ in range(count)]
+        if engine.pool is None and len(roles) > 1:
             self.nodes = PoolNodes(cluster, self._folder, _block_bytes(engine), self._launcher)
             await self.nodes.start()
             engine = replace(engine, pool=",".join(self.nodes.addresses))
-        counts: dict[Role, int] = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.workers}
-        roles = [role for role, count in counts.items() for _ in range(count)]
+        self.attention, configs = attended(engine, len(roles), self._folder)
+        if self.attention is not None:
+            await self.attention.start()
         self._workers = Workers(
-            roles, engine, self._config.max_in_flight, cluster.stall_seconds, self._factory, self._launcher
+            roles, configs, self._config.max_in_flight, cluster.stall_seconds, self._factory, self._launcher
         )
         self._workers.on_queue_seconds = lambda seconds: self.on_queue_seconds and self.on_queue_seconds(seconds)
         await self._workers.start()
@@ -224,6 +229,8 @@ class Cluster:
             await self._workers.close()
         if self.nodes is not None:
             await self.nodes.close()
+        if self.attention is not None:
+            await self.attention.close()
         if self._launcher is not None:
             await self._launcher.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -249,7 +256,7 @@ class Cluster:
 
     def pool_addresses(self) -> list[str]:
         """The nodes of the KV pool."""
-        return self.workers.config.pool_addresses
+        return self.workers.configs[0].pool_addresses
 
     def gone(self) -> StatepoolError:
         """The error for whoever comes after the end."""

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -95,6 +96,9 @@ async def _serve(config: ServeConfig, factory: str) -> int:
 
 async def _start(config: ServeConfig, factory: str) -> Serving:
     """The one engine, or all of them, on their way to being ready."""
+    if config.engine.attention_workers is not None and not config.cluster.engines:
+        # Alone, but replaced when it ends: the KV is not its own.
+        config = replace(config, cluster=replace(config.cluster, workers=1))
     if config.cluster.engines:
         from statepool.serve.cluster import Cluster
 

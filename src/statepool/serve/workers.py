@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,7 +50,7 @@ class Workers:
 
     Args:
         roles: one per engine.
-        config: of every engine.
+        configs: one per engine.
         max_in_flight: sequences each may have.
         stall_seconds: silence after which an engine is replaced.
         factory: what makes an engine.
@@ -60,13 +60,13 @@ class Workers:
     def __init__(
         self,
         roles: list[Role],
-        config: EngineConfig,
+        configs: Sequence[EngineConfig],
         max_in_flight: int,
         stall_seconds: float,
         factory: str = ENGINE_FACTORY,
         launcher: Launcher | None = None,
     ) -> None:
-        self.config = config
+        self.configs = configs
         self.on_queue_seconds: Callable[[float], None] | None = None
         self.on_loss: Callable[[int], None] | None = None
         """Called with the number of an engine that has ended."""
@@ -80,7 +80,8 @@ class Workers:
 
     async def start(self) -> None:
         """Spawn every engine; ``wait_ready`` waits for them."""
-        await asyncio.gather(*(worker.engine.start(self.config, factory=self._factory) for worker in self.all))
+        starts = (worker.engine.start(self.configs[worker.number], factory=self._factory) for worker in self.all)
+        await asyncio.gather(*starts)
 
     async def wait_ready(self) -> ModelInfo:
         """What is being served, once every engine has loaded it.
@@ -155,7 +156,7 @@ class Workers:
         while True:
             engine = AsyncEngine(self._max_in_flight, self._launcher)
             try:
-                await engine.start(self.config, factory=self._factory)
+                await engine.start(self.configs[worker.number], factory=self._factory)
                 await engine.wait_ready()
             except StatepoolError as error:
                 log.error("%s engine %d does not start: %s", worker.role, worker.number, error.message)

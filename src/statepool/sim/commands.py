@@ -17,6 +17,7 @@ from statepool.serve.policies import ADMISSIONS, PLACEMENTS, conductor
 from statepool.serve.snapshot import SLO
 from statepool.sim.calibrate import calibrate, read_costs, write_costs
 from statepool.sim.cluster import Cluster, Shape
+from statepool.sim.offload.commands import add_options, plan
 from statepool.sim.plan import Plan, best_split
 from statepool.sim.plot import draw
 from statepool.sim.replay import play, summary, write_answers
@@ -88,13 +89,14 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of ``statepool plan``."""
-    parser.add_argument("trace", type=Path, help="Mooncake .jsonl or Azure .csv")
+    parser.add_argument("trace", type=Path, help="Mooncake .jsonl or Azure .csv; with --attention also a name, or all")
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes to split into prefill and decode")
     parser.add_argument("--budget", type=float, metavar="DOLLARS", help="per hour, instead of --nodes")
     parser.add_argument("--price", type=float, default=20.0, metavar="DOLLARS", help="a node's per hour (default 20)")
     parser.add_argument("--share", type=float, default=0.9, help="share of requests and tokens to serve (default 0.9)")
     parser.add_argument("--policy", default="size-aware", help=f"{', '.join(PLACEMENTS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser)
     _add_shared(parser)
 
 
@@ -186,7 +188,9 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    """Print the split of the nodes that serves the trace fastest."""
+    """Print the split of the nodes that serves the trace fastest, or the devices to take for a model and its KV."""
+    if options.attention is not None:
+        return plan(options)
     nodes = options.nodes
     if (nodes is None) == (options.budget is None):
         raise InvalidConfig("give either --nodes or --budget", param="nodes")

@@ -11,10 +11,10 @@ from statepool.serve.snapshot import SLO
 from statepool.sim.cluster import Load
 from statepool.sim.nodes import Job
 
-__all__ = ["draw"]
+__all__ = ["HEIGHT", "LEFT", "STYLE", "TOP", "axes", "draw", "path", "pitch"]
 
-_WIDTH, _HEIGHT, _LEFT, _TOP = 300, 170, 52, 34
-_STYLE = (
+WIDTH, HEIGHT, LEFT, TOP = 300, 170, 52, 34
+STYLE = (
     "text{font:11px sans-serif;fill:#333}.t{font-weight:bold}.g{stroke:#ddd}.s{stroke:#c33;stroke-dasharray:4 3}"
     ".a{fill:none;stroke:#1667b7;stroke-width:1.5}.b{fill:none;stroke:#d07a1c;stroke-width:1.5}"
 )
@@ -25,9 +25,9 @@ def draw(jobs: Sequence[Job], loads: Sequence[Load], slo: SLO, title: str) -> st
     ttft = np.array([job.first_token - job.ask.at for job in jobs])
     tbt = np.array([job.tbt_s for job in jobs]) * 1000
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_pitch(3)}" height="{_TOP + _HEIGHT + 40}">',
-        f"<style>{_STYLE}</style>",
-        f'<text class="t" x="{_LEFT}" y="16">{escape(title)}</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{pitch(3)}" height="{TOP + HEIGHT + 40}">',
+        f"<style>{STYLE}</style>",
+        f'<text class="t" x="{LEFT}" y="16">{escape(title)}</text>',
         *_distribution(0, "time to first token (s)", ttft[np.isfinite(ttft)], slo.ttft_s),
         *_distribution(1, "worst tenth of gaps (ms)", tbt[np.isfinite(tbt)], slo.tbt_s * 1000),
         *_loads(2, loads),
@@ -36,8 +36,9 @@ def draw(jobs: Sequence[Job], loads: Sequence[Load], slo: SLO, title: str) -> st
     return "\n".join(parts) + "\n"
 
 
-def _pitch(panel: int) -> int:
-    return panel * (_WIDTH + _LEFT + 16)
+def pitch(panel: int) -> int:
+    """Where a panel begins."""
+    return panel * (WIDTH + LEFT + 16)
 
 
 def _distribution(panel: int, title: str, values: np.ndarray, promised: float) -> list[str]:
@@ -46,11 +47,11 @@ def _distribution(panel: int, title: str, values: np.ndarray, promised: float) -
     shares = np.arange(1, len(ordered) + 1) / max(1, len(ordered))
     some = np.unique(np.linspace(0, max(0, len(ordered) - 1), min(len(ordered), 300)).astype(int)).tolist()
     line = [(float(ordered[i]), float(shares[i])) for i in some if ordered[i] <= top]
-    mark = _LEFT + _pitch(panel) + promised / top * _WIDTH
+    mark = LEFT + pitch(panel) + promised / top * WIDTH
     return [
-        *_axes(panel, title, top, "share", 1.0),
-        _path(panel, "a", line, top, 1.0),
-        f'<line class="s" x1="{mark:.1f}" x2="{mark:.1f}" y1="{_TOP}" y2="{_TOP + _HEIGHT}"/>',
+        *axes(panel, title, top, "share", 1.0),
+        path(panel, "a", line, top, 1.0),
+        f'<line class="s" x1="{mark:.1f}" x2="{mark:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}"/>',
     ]
 
 
@@ -63,31 +64,33 @@ def _loads(panel: int, loads: Sequence[Load]) -> list[str]:
     prefill = [float(np.mean([load.prefill for load in group])) for group in groups.values()]
     decode = [float(np.mean([load.decode for load in group])) for group in groups.values()]
     top = max(1.0, *prefill, *decode) if loads else 1.0
-    x = _LEFT + _pitch(panel) + 8
+    x = LEFT + pitch(panel) + 8
     return [
-        *_axes(panel, "time (s)", last, "load", top),
-        _path(panel, "a", list(zip(times, prefill, strict=True)), last, top),
-        _path(panel, "b", list(zip(times, decode, strict=True)), last, top),
-        f'<text x="{x}" y="{_TOP + 12}" style="fill:#1667b7">prefill</text>',
-        f'<text x="{x + 44}" y="{_TOP + 12}" style="fill:#d07a1c">decode</text>',
+        *axes(panel, "time (s)", last, "load", top),
+        path(panel, "a", list(zip(times, prefill, strict=True)), last, top),
+        path(panel, "b", list(zip(times, decode, strict=True)), last, top),
+        f'<text x="{x}" y="{TOP + 12}" style="fill:#1667b7">prefill</text>',
+        f'<text x="{x + 44}" y="{TOP + 12}" style="fill:#d07a1c">decode</text>',
     ]
 
 
-def _axes(panel: int, title: str, right: float, side: str, top: float) -> list[str]:
-    x, bottom = _LEFT + _pitch(panel), _TOP + _HEIGHT
+def axes(panel: int, title: str, right: float, side: str, top: float) -> list[str]:
+    """The frame of a panel whose axes go from 0 to ``right`` and ``top``."""
+    x, bottom = LEFT + pitch(panel), TOP + HEIGHT
     parts = [
         f'<text x="{x}" y="{bottom + 32}">{escape(title)}</text>',
-        f'<text x="{x - 48}" y="{_TOP - 6}">{side}</text>',
+        f'<text x="{x - 48}" y="{TOP - 6}">{side}</text>',
     ]
     for part in range(5):
-        y, at = bottom - part / 4 * _HEIGHT, x + part / 4 * _WIDTH
-        parts.append(f'<line class="g" x1="{x}" x2="{x + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        y, at = bottom - part / 4 * HEIGHT, x + part / 4 * WIDTH
+        parts.append(f'<line class="g" x1="{x}" x2="{x + WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{x - 34}" y="{y + 4:.1f}">{part / 4 * top:.3g}</text>')
         parts.append(f'<text x="{at - 6:.1f}" y="{bottom + 16}">{part / 4 * right:.3g}</text>')
     return parts
 
 
-def _path(panel: int, style: str, points: Sequence[tuple[float, float]], right: float, top: float) -> str:
-    x, bottom = _LEFT + _pitch(panel), _TOP + _HEIGHT
-    steps = " ".join(f"{x + px / right * _WIDTH:.1f},{bottom - py / top * _HEIGHT:.1f}" for px, py in points)
+def path(panel: int, style: str, points: Sequence[tuple[float, float]], right: float, top: float) -> str:
+    """A line through points."""
+    x, bottom = LEFT + pitch(panel), TOP + HEIGHT
+    steps = " ".join(f"{x + px / right * WIDTH:.1f},{bottom - py / top * HEIGHT:.1f}" for px, py in points)
     return f'<polyline class="{style}" points="{steps}"/>'

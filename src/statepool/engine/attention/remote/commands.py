@@ -1,0 +1,53 @@
+"""``statepool attention``: a worker that holds KV blocks and runs the attention over them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+
+from statepool.core.command import adder, run
+from statepool.core.errors import InvalidConfig
+from statepool.engine.attention.remote.node import AttentionNode
+from statepool.native import kernels
+
+__all__ = ["main"]
+
+_PARENT_POLL_SECONDS = 0.5
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; returns the exit status."""
+    tree = argparse.ArgumentParser(prog="statepool attention", description="Attention workers.")
+    command = adder(tree)
+    serve = command("serve", "lend memory and its bandwidth to a model that runs elsewhere", _serve)
+    serve.add_argument("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
+    serve.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
+    serve.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
+    return run("statepool attention", tree.parse_args(arguments))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    parent = os.getppid()
+    node = AttentionNode(options.listen)
+    if options.threads is not None and kernels is not None:
+        try:
+            kernels.set_threads(options.threads)
+        except ValueError as error:
+            raise InvalidConfig(str(error), param="threads") from None
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    node.start()
+    print(f"attention worker at {options.listen}", flush=True)
+    while not stop.wait(_PARENT_POLL_SECONDS):
+        if options.with_parent and os.getppid() != parent:
+            break
+    node.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

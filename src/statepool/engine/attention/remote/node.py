@@ -1,0 +1,171 @@
+"""An attention worker: it owns KV blocks and runs the attention over them for whoever has the rest of the model.
+
+It outlives the model worker: a new one with the same model finds the full blocks of its predecessor. Only one model
+worker is served at a time, the newest; ``start`` it, then ``close`` it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from statepool.core.errors import Corruption, InvalidConfig
+from statepool.engine.attention.remote.protocol import (
+    Entry,
+    Held,
+    Hello,
+    Kind,
+    Message,
+    Plan,
+    Publish,
+    Read,
+    Refused,
+    Reply,
+    Rows,
+    Write,
+    Written,
+    read,
+    reply_codec,
+    request_codec,
+    send,
+)
+from statepool.engine.attention.remote.share import Share
+from statepool.kv.layout import KVLayout
+from statepool.kv.pool.protocol import listen, tune
+from statepool.native import kernels, reason
+
+__all__ = ["AttentionNode"]
+
+log = logging.getLogger("statepool.attention")
+
+
+class AttentionNode:
+    """The blocks of one attention worker and the thread that serves its model worker.
+
+    Args:
+        address: to listen at.
+
+    Raises:
+        InvalidConfig: there are no native kernels, or the address cannot be listened on.
+    """
+
+    def __init__(self, address: str) -> None:
+        if kernels is None:
+            raise InvalidConfig(f"attention workers need the native kernels: {reason}", param="attention_workers")
+        self.address = address
+        self._hello: Hello | None = None
+        self._share: Share | None = None
+        self._entries: dict[int, Entry] = {}
+        self._lock = threading.Lock()
+        self._serving: socket.socket | None = None
+        self._stopping = False
+        self._listener = listen(address)
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    @property
+    def reachable(self) -> str:
+        """The address with the port that was given to it, where the one asked for was 0."""
+        if self.address.startswith("unix:"):
+            return self.address
+        host, port = self._listener.getsockname()[:2]
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+    def start(self) -> None:
+        """Serve in a thread of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving; the blocks are gone."""
+        self._stopping = True
+        for connection in (self._listener, self._serving):
+            if connection is not None:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            self._share = None
+        self._thread.join(5)
+        if self.address.startswith("unix:"):
+            Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while not self._stopping:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            tune(connection)
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        previous, self._serving = self._serving, connection
+        if previous is not None:
+            with suppress(OSError):
+                previous.shutdown(socket.SHUT_RDWR)  # one that was replaced must not write any more
+        with self._lock:
+            try:
+                while self._serving is connection and (message := read(connection)) is not None:
+                    self._take(connection, message)
+            except (OSError, Corruption, ValueError) as error:
+                if not self._stopping:
+                    log.info("a model worker left: %s", error)
+                with suppress(OSError):
+                    words = reply_codec.encode(Refused(str(error)))
+                    send(connection, Kind.WORDS, words)
+            finally:
+                connection.close()
+
+    def _take(self, connection: socket.socket, message: Message) -> None:
+        if message.kind == Kind.WORDS:
+            reply = self._obey(request_codec.decode(memoryview(message.body)))
+            if reply is not None:
+                send(connection, Kind.WORDS, reply_codec.encode(reply))
+            return
+        share, lane, layer = self._ready(), message.lane, message.layer
+        if message.kind == Kind.QUERY:
+            width = share.layout.head_dim
+            heads = len(message.body) // max(message.rows * width * 4, 1)
+            if share.begin(lane, layer, message.array("<f4", heads, width)):
+                return
+        else:
+            for block in share.append(lane, layer, message.array(share.layout.numpy_dtype, *share.row_shape)):
+                self._entries.pop(int(block), None)
+        send(connection, Kind.OUT, share.end(lane), lane, layer, message.rows)
+
+    def _obey(self, request: Hello | Plan | Publish | Read | Write) -> Reply | None:
+        match request:
+            case Hello():
+                return self._meet(request)
+            case Plan():
+                self._ready().plan(request)
+                return None
+            case Publish(entries=entries):
+                self._entries |= {entry.block: entry for entry in entries}
+                return None
+            case Read(blocks=blocks):
+                return Rows(self._ready().storage[blocks])
+            case Write(blocks=blocks, data=data):
+                for block in blocks:
+                    self._entries.pop(block, None)
+                self._ready().storage[blocks] = data
+                return Written()
+
+    def _meet(self, hello: Hello) -> Reply:
+        known = msgspec.structs.replace(hello, fresh=False)
+        if hello.fresh:
+            self._entries.clear()
+        if known != self._hello:
+            layout = KVLayout(hello.layers, hello.kv_heads, hello.head_dim, hello.dtype)
+            self._entries.clear()
+            self._share, self._hello = Share(kernels, layout, hello.blocks), known
+        return Held(list(self._entries.values()))
+
+    def _ready(self) -> Share:
+        if self._share is None:
+            raise Corruption("a model worker must say hello first")
+        return self._share

@@ -1,0 +1,249 @@
+"""The words between a model worker and its attention workers, and how they travel.
+
+A message is a header of 16 bytes and a body. In the middle of a step bodies are bare arrays: rows of queries, of keys
+and values, of results; everything else is msgpack. Addresses are those of the pool, ``unix:/path`` or ``tcp://host:port``.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from statepool.core.errors import Corruption
+from statepool.core.wire import Codec
+
+__all__ = [
+    "HEADER",
+    "Entry",
+    "Held",
+    "Hello",
+    "Kind",
+    "Message",
+    "Plan",
+    "Publish",
+    "Read",
+    "Refused",
+    "Rows",
+    "Write",
+    "Written",
+    "read",
+    "ready",
+    "reply_codec",
+    "request_codec",
+    "send",
+    "wait",
+]
+
+HEADER = struct.Struct("<BBHIQ")
+"""Kind, lane, layer, rows, bytes of the body."""
+_LONGEST = 1 << 33
+
+
+class Kind(IntEnum):
+    """What a body is."""
+
+    WORDS = 0
+    QUERY = 1
+    KEYS = 2
+    OUT = 3
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A full block that a later request may find: its number, its key, its tokens."""
+
+    block: int
+    key: bytes
+    tokens: list[int]
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """First words of a model worker. A worker that holds blocks of another ``identity`` or shape forgets them, and with
+    ``fresh`` all of them.
+
+    Answered by Held.
+    """
+
+    identity: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: Literal["bf16", "fp32"]
+    blocks: int
+    fresh: bool = False
+
+
+class Plan(msgspec.Struct, frozen=True, tag=True):
+    """The arrays of one step for one lane, before its rows come; see ``engine.batch.Batch``. Not answered.
+
+    ``slots`` are where the rows of keys and values go. ``parts`` int32 ``[n][2]`` names what to compute apart:
+    (request, segment of 1024 tokens); empty means all of every request.
+    """
+
+    lane: int
+    tables: Any
+    query_start: Any
+    context_len: Any
+    slots: Any
+    parts: Any
+
+
+class Publish(msgspec.Struct, frozen=True, tag=True):
+    """Blocks that have become full, as the next model worker may want to know them. Not answered."""
+
+    entries: list[Entry]
+
+
+class Read(msgspec.Struct, frozen=True, tag=True):
+    """Send whole blocks. Answered by Rows."""
+
+    blocks: list[int]
+
+
+class Write(msgspec.Struct, frozen=True, tag=True):
+    """Overwrite whole blocks. Answered by Written."""
+
+    blocks: list[int]
+    data: Any
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    """What is still here, of an earlier model worker with the same identity."""
+
+    entries: list[Entry]
+
+
+class Rows(msgspec.Struct, frozen=True, tag=True):
+    """Blocks ``[n, *block_shape]``."""
+
+    data: Any
+
+
+class Written(msgspec.Struct, frozen=True, tag=True):
+    """It is done."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """It is not done, and why."""
+
+    message: str
+
+
+Request = Hello | Plan | Publish | Read | Write
+Reply = Held | Rows | Written | Refused
+
+request_codec: Codec[Request] = Codec(Request)
+reply_codec: Codec[Reply] = Codec(Reply)
+
+
+class Message(NamedTuple):
+    """What arrived."""
+
+    kind: Kind
+    lane: int
+    layer: int
+    rows: int
+    body: bytearray
+
+    def array(self, dtype: Any, *shape: int) -> npt.NDArray[Any]:
+        """The body as an array ``[rows, *shape]``.
+
+        Raises:
+            Corruption: it has another size.
+        """
+        flat = np.frombuffer(self.body, dtype)
+        if flat.size != self.rows * int(np.prod(shape)):
+            raise Corruption(f"{len(self.body)} bytes came for {self.rows} rows of {shape} {np.dtype(dtype).name}")
+        return flat.reshape(self.rows, *shape)
+
+
+def send(
+    connection: socket.socket, kind: Kind, body: Any, lane: int = 0, layer: int = 0, rows: int = 0, stall: Any = None
+) -> int:
+    """Send one message; how many bytes it was.
+
+    ``stall`` is called when a non-blocking connection takes no more for the moment, and returns when it may.
+
+    Raises:
+        OSError: the connection broke.
+    """
+    data = memoryview(body.reshape(-1).view(np.uint8).data if isinstance(body, np.ndarray) else body).cast("B")
+    head = HEADER.pack(kind, lane, layer, rows, data.nbytes)
+    parts = [memoryview(head), data]
+    total = len(head) + data.nbytes
+    while parts:
+        try:
+            sent = connection.sendmsg(parts)
+        except BlockingIOError:
+            stall()
+            continue
+        while parts and sent >= parts[0].nbytes:
+            sent -= parts.pop(0).nbytes
+        if sent:
+            parts[0] = parts[0][sent:]
+    return total
+
+
+def read(connection: socket.socket, patience: float | None = None) -> Message | None:
+    """The next message; None if the other side has closed.
+
+    Raises:
+        Corruption: no message of ours. TimeoutError: nothing came for ``patience`` seconds. OSError: it broke.
+    """
+    head = bytearray(HEADER.size)
+    if not _fill(connection, memoryview(head), patience, at_start=True):
+        return None
+    kind, lane, layer, rows, size = HEADER.unpack(head)
+    if size > _LONGEST or kind not in Kind.__members__.values():
+        raise Corruption(f"a message of kind {kind} with {size} bytes is none of an attention worker's")
+    body = bytearray(size)
+    _fill(connection, memoryview(body), patience, at_start=False)
+    return Message(Kind(kind), lane, layer, rows, body)
+
+
+def _fill(connection: socket.socket, out: memoryview, patience: float | None, *, at_start: bool) -> bool:
+    got = 0
+    while got < out.nbytes:
+        try:
+            count = connection.recv_into(out[got:])
+        except BlockingIOError:
+            wait(connection, patience)
+            continue
+        if count == 0:
+            if at_start and got == 0:
+                return False
+            raise ConnectionResetError("the other side closed in the middle of a message")
+        got += count
+    return True
+
+
+def ready(connection: socket.socket) -> bool:
+    """Whether something can be read now."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def wait(connection: socket.socket, patience: float | None, *, write: bool = False) -> bool:
+    """Wait until something can be read (or, with ``write``, written as well); whether something can be read.
+
+    Raises:
+        TimeoutError: neither was possible for ``patience`` seconds.
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLIN | (select.POLLOUT if write else 0))
+    deadline = None if patience is None else time.monotonic() + patience
+    while True:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+        found = poll.poll(left)
+        if found:
+            return bool(found[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR))
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError(f"nothing moved for {patience:g} s")
