@@ -24,7 +24,7 @@ from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.draft import SparseDrafter
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
-from statepool.engine.loop import StepLoop
+from statepool.engine.loop import BatchDrafter, StepLoop
 from statepool.engine.models import parse_config
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.request import Output, Request, SamplingParams
@@ -179,6 +179,10 @@ class Engine:
         request = Request(f"embed-{secrets.token_hex(8)}", tuple(tokens), SamplingParams(max_tokens=0), embed=True)
         (output,) = self.generate([request])[request.id]
         return np.array(output.embedding, np.float32)
+
+    def draft_with(self, drafter: BatchDrafter | None) -> None:
+        """Let ``drafter`` guess tokens before every step; None ends that. Never changes a result."""
+        self._loop.drafter = drafter
 
     # -- state that moves --------------------------------------------------------------------------
 

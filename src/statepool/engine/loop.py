@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,6 @@ import numpy.typing as npt
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
-from statepool.engine.draft import SparseDrafter
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Runner
 from statepool.engine.sampler import token_logprob
@@ -40,13 +40,21 @@ COUNTERS = (
 )
 
 
+class BatchDrafter(Protocol):
+    """Guesses tokens for several sequences before a step."""
+
+    def draft(self, sequences: list[Sequence], keys: Callable[[Sequence], list[bytes]]) -> None:
+        """Set ``drafts`` of any of ``sequences``, which all wait for their next token; ``keys`` gives block keys."""
+        ...
+
+
 class StepLoop:
     """Waiting and running sequences over one pool and one runner.
 
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
         attention: what the runner's layers run.
-        sketcher: drafts with the model itself.
+        drafter: drafts for several sequences at once, such as with the model itself.
         shared: the way to the shared pool; None keeps all blocks here.
     """
 
@@ -58,7 +66,7 @@ class StepLoop:
         sessions: SessionStore,
         root: Callable[[str], bytes],
         attention: AttentionSpec,
-        sketcher: SparseDrafter | None = None,
+        drafter: BatchDrafter | None = None,
         shared: SharedBlocks | None = None,
     ) -> None:
         self.config = config
@@ -68,7 +76,7 @@ class StepLoop:
         self._root = root
         self._attention = attention
         self.shared = shared
-        self._sketcher = sketcher
+        self.drafter = drafter
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
@@ -135,8 +143,8 @@ class StepLoop:
         pending: set[bytes] = set()
         for sequence in self.running.values():
             self._draft(sequence)
-        if self._sketcher is not None:
-            self._sketcher.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
+        if self.drafter is not None:
+            self.drafter.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
         for sequence in self.running.values():
             if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
                 pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])
