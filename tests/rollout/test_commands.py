@@ -37,7 +37,7 @@ def test_run_writes_responses_a_trace_a_picture_and_events(config, tmp_path, cap
     lines = [json.loads(line) for line in files["out"].read_text().splitlines()]
     assert figures["responses"] == len(lines) == 6
     assert figures["tokens"] == sum(len(line["tokens"]) for line in lines)
-    assert figures["preemptions"] == figures["recomputed"] == 0
+    assert figures["preemptions"] == figures["refilled"] == 0
     assert {line["score"] for line in lines} <= {0.0, 1.0}
     traces = [json.loads(line) for line in files["trace"].read_text().splitlines()]
     assert [trace["out_len"] for trace in traces] == [len(line["tokens"]) for line in lines]

@@ -79,17 +79,21 @@ class StepLoop:
         self.drafter = drafter
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
+        self.parked: dict[str, Sequence] = {}
+        """Sequences that keep their blocks and do not run."""
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
 
     def find(self, request_id: str) -> Sequence | None:
-        """The sequence of a request, running or waiting."""
-        return self.running.get(request_id) or self.waiting.get(request_id)
+        """The sequence of a request, running, waiting or parked."""
+        return self.running.get(request_id) or self.waiting.get(request_id) or self.parked.get(request_id)
 
     def remove(self, request_id: str) -> bool:
         """Take a sequence out and free its blocks; False if it is not here."""
-        sequence = self.running.pop(request_id, None) or self.waiting.pop(request_id, None)
+        sequence = self.find(request_id)
         if sequence is None:
             return False
+        for place in (self.running, self.waiting, self.parked):
+            place.pop(request_id, None)
         self._release(sequence)
         return True
 
@@ -121,7 +125,7 @@ class StepLoop:
 
     def reweigh(self) -> None:
         """The weights changed: running sequences become private, waiting ones start under the new keys."""
-        for sequence in self.running.values():
+        for sequence in (*self.running.values(), *self.parked.values()):
             sequence.stale = True
         for sequence in self.waiting.values():
             self._release(sequence)

@@ -20,6 +20,7 @@ from statepool.core.errors import InvalidConfig, InvalidRequest, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout import messages
+from statepool.rollout.draft_server import DraftServer
 from statepool.rollout.hosts import Joined, Lost, Notice, Seat
 from statepool.rollout.instance import Task
 
@@ -87,6 +88,7 @@ class Fleet:
         self._start = start_seconds
         self._version = "0"
         self._weights: tuple[dict[str, Any], str] | None = None
+        self._iteration = ""
         shared = Path("/dev/shm")  # noqa: S108 - memory that processes share
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-", dir=shared if shared.is_dir() else None))
         self._states = self._folder / "states"
@@ -102,6 +104,8 @@ class Fleet:
         }
         self._pin = pin
         self._seats: list[_Seat] = []
+        self._moving: dict[str, tuple[int, int, Task]] = {}  # from, to
+        self._server = DraftServer(self._folder) if drafts == "group" and count > 1 else None
         try:
             self._seats = [self._spawn(number) for number in range(count)]
             self._wait_ready()
@@ -119,15 +123,30 @@ class Fleet:
         """See ``Hosts.version``."""
         return self._version
 
-    def start(self, number: int, task: Task) -> None:
+    def begin(self, iteration: str) -> None:
+        """See ``Hosts.begin``."""
+        self._iteration = iteration
+        self._moving.clear()
+        for each in self._seats:
+            each.jobs = 0
+            self._send(each.number, messages.Begin(iteration))
+        for path in self._states.iterdir():
+            path.unlink(missing_ok=True)
+
+    def start(self, number: int, task: Task, source: int | None) -> None:
         """See ``Hosts.start``."""
         self._seats[number].jobs += 1
-        self._send(number, messages.Run(task))
+        if source is None or source == number:
+            self._send(number, messages.Run(task))
+        else:
+            self._moving[task.request.id] = (source, number, task)
+            self._send(source, messages.Release(task.request.id))
 
     def abort(self, number: int, name: str) -> None:
         """See ``Hosts.abort``."""
         self._seats[number].jobs -= 1
-        self._send(number, messages.Drop(name))
+        if self._moving.pop(name, None) is None:
+            self._send(number, messages.Drop(name))
 
     def draft(self, number: int, probe: int, rest: int, paths: int) -> None:
         """See ``Hosts.draft``."""
@@ -148,17 +167,25 @@ class Fleet:
                     if isinstance(message, messages.Gains):
                         each.jobs -= sum(gain.left for gain in message.gains)
                         found += [(each.number, gain) for gain in message.gains]
+                    elif isinstance(message, messages.Released):
+                        self._arrive(message.id)
                     elif isinstance(message, messages.Ready):
                         found.append((each.number, Joined(each.seat)))
         for each in list(self._seats):
             if self._gone(each):
                 found.append((each.number, Lost()))
                 self._replace(each)
+        if self._server is not None:
+            self._server.keep()
         return found
 
     def stats(self) -> list[EngineStats]:
         """See ``Hosts.stats``."""
         return [found.stats for found in self.counters()]
+
+    def refilled(self) -> int:
+        """See ``Hosts.refilled``."""
+        return sum(found.refilled for found in self.counters())
 
     def update_weights(self, tensors: Iterable[tuple[str, npt.NDArray[Any]]], version: str) -> None:
         """See ``Hosts.update_weights``.
@@ -186,6 +213,11 @@ class Fleet:
         """Process ids of the engines."""
         return [each.process.pid for each in self._seats]
 
+    @property
+    def draft_server(self) -> DraftServer | None:
+        """The server that shares texts between engines, if one does."""
+        return self._server
+
     def close(self) -> None:
         """End all processes. Safe to call twice."""
         for each in self._seats:
@@ -199,6 +231,8 @@ class Fleet:
                 each.process.wait()
             each.socket.close(0)
         self._seats = []
+        if self._server is not None:
+            self._server.close()
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -207,6 +241,12 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _arrive(self, name: str) -> None:
+        """The KV of a job that moves is in the state pool, or lost: its chunk begins where it is to run."""
+        moving = self._moving.pop(name, None)
+        if moving is not None:
+            self._send(moving[1], messages.Run(moving[2]))
 
     # -- processes -----------------------------------------------------------------------------------------
 
@@ -222,8 +262,10 @@ class Fleet:
         cores = sorted(os.sched_getaffinity(0)) if self._pin else []
         core = cores[number % len(cores)] if cores else None
         self._poller.register(socket, zmq.POLLIN)
-        build = messages.Build(**self._build, name=f"{number}-{deaths}", core=core)
+        server = None if self._server is None else self._server.address
+        build = messages.Build(**self._build, server=server, core=core)
         socket.send(messages.to_worker.encode(build))
+        socket.send(messages.to_worker.encode(messages.Begin(self._iteration)))
         if self._weights is not None:
             socket.send(messages.to_worker.encode(messages.Weights(*self._weights)))
         return _Seat(number, process, socket, deaths=deaths)
@@ -257,6 +299,11 @@ class Fleet:
         each.socket.close(0)
         if each.deaths + 1 >= _LIVES:
             raise Unavailable(f"engine {each.number} has ended {_LIVES} times")
+        for name, (source, target, _) in list(self._moving.items()):
+            if target == each.number:
+                del self._moving[name]
+            elif source == each.number:
+                self._arrive(name)
         self._seats[each.number] = self._spawn(each.number, each.deaths + 1)
 
     def _send(self, number: int, message: messages.ToWorker) -> None:

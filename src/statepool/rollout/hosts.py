@@ -50,8 +50,12 @@ class Hosts(Protocol):
         """Of the weights; one for all."""
         ...
 
-    def start(self, number: int, task: Task) -> None:
-        """Begin a chunk."""
+    def begin(self, iteration: str) -> None:
+        """A new iteration: forget jobs and texts of the one before."""
+        ...
+
+    def start(self, number: int, task: Task, source: int | None) -> None:
+        """Begin a chunk; the job's KV is at ``source``, if it has any."""
         ...
 
     def abort(self, number: int, name: str) -> None:
@@ -68,6 +72,10 @@ class Hosts(Protocol):
 
     def stats(self) -> list[EngineStats]:
         """Counters of each engine."""
+        ...
+
+    def refilled(self) -> int:
+        """Output tokens whose KV was lost and had to be computed again, so far."""
         ...
 
     def update_weights(self, tensors: Iterable[tuple[str, npt.NDArray[Any]]], version: str) -> None:
@@ -121,8 +129,15 @@ class LocalHosts:
         """See ``Hosts.version``."""
         return str(self.engines[0].version)
 
-    def start(self, number: int, task: Task) -> None:
+    def begin(self, iteration: str) -> None:
+        """See ``Hosts.begin``."""
+        for instance in self.instances:
+            instance.begin(iteration)
+
+    def start(self, number: int, task: Task, source: int | None) -> None:
         """See ``Hosts.start``."""
+        if source is not None and source != number:
+            self.instances[source].release(task.request.id)
         refused = self.instances[number].start(task)
         if refused is not None:
             self._refused.append((number, refused))
@@ -147,6 +162,10 @@ class LocalHosts:
     def stats(self) -> list[EngineStats]:
         """See ``Hosts.stats``."""
         return [engine.stats() for engine in self.engines]
+
+    def refilled(self) -> int:
+        """See ``Hosts.refilled``."""
+        return sum(instance.refilled for instance in self.instances)
 
     def update_weights(self, tensors: Iterable[tuple[str, npt.NDArray[Any]]], version: str) -> None:
         """See ``Hosts.update_weights``.

@@ -1,8 +1,8 @@
 """One engine of a rollout: runs chunks, lets jobs go with their KV when a chunk ends, tells what each has gained.
 
-The KV of a job between two chunks is bytes in a ``StatePool`` that outlives the engine, so the next chunk starts on any
-engine without computing anything again. Where the engine has a shared block pool (``EngineConfig.pool``) the bytes are
-the last, unfinished block alone.
+Between two chunks a job is parked: its KV stays where it is until its room is needed or another engine is to go on with
+it. Then it goes, as bytes, into a ``StatePool`` that outlives the engine, and nothing is computed again. Where the engine
+has a shared block pool (``EngineConfig.pool``) the bytes are the last, unfinished block alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from statepool.core.errors import Corruption, InvalidRequest
 from statepool.engine.request import Request
+from statepool.kv.layout import BLOCK_SIZE
 
 __all__ = ["FolderStates", "Gain", "Instance", "MemoryStates", "StatePool", "Task"]
 
@@ -144,6 +145,12 @@ class _Held:
     task: Task
     length: int
     told: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of KV that its chunk may come to need."""
+        return -(-(len(self.task.request.prompt) + self.task.stop) // BLOCK_SIZE)
+
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -165,11 +172,19 @@ class Instance:
         self._every = report_every
         self._drafts = drafts
         self._held: dict[str, _Held] = {}
+        self._parked: dict[str, int] = {}  # blocks of each, longest parked first
         self._steps = 0
         self.refilled = 0
         """Output tokens whose KV was lost and had to be computed again."""
         if drafts is not None:
             engine.draft_with(drafts)
+
+    def begin(self, iteration: str) -> None:
+        """Forget what an iteration before has left, and its texts: their names may come again."""
+        for name in [*self._held, *self._parked]:
+            self.abort(name)
+        if self._drafts is not None:
+            self._drafts.begin(iteration)
 
     @property
     def busy(self) -> bool:
@@ -185,19 +200,17 @@ class Instance:
         name = task.request.id
         if task.stop <= len(task.output):
             raise InvalidRequest(f"the chunk of {name} ends where it begins", param="stop")
-        state = self._states.get(name) if task.output else None
-        try:
-            if state is None or not self._adopt(state):
-                self.refilled += len(task.output)
-                if task.output:
-                    seed = task.request.params.seed
-                    assert seed is not None
-                    self.engine.take_over(task.request, seed, task.output)
-                else:
-                    self.engine.submit(task.request)
-        except InvalidRequest as error:
-            return Gain(name, len(task.output), [], [], left=True, finish="error", error=error.message)
-        self._held[name] = _Held(task, len(task.output), len(task.output))
+        held = _Held(task, len(task.output), len(task.output))
+        if self._parked.pop(name, None) is not None:
+            self.engine.unpark(name)
+        else:
+            try:
+                self._bring(task)
+            except InvalidRequest as error:
+                return Gain(name, len(task.output), [], [], left=True, finish="error", error=error.message)
+        self._held[name] = held
+        if self._parked:
+            self._make_room()
         if self._drafts is not None:
             self._drafts.enter(task)
         return None
@@ -219,8 +232,9 @@ class Instance:
                 self._states.drop(output.id)
                 gains.append(self._leave(output.id, output))
             elif held.length >= held.task.stop:
-                sequence_state = self.engine.export_state(output.id, pooled=True)
-                self._states.put(output.id, sequence_state)
+                self.engine.park(output.id)
+                length = len(held.task.request.prompt) + held.length
+                self._parked[output.id] = -(-length // BLOCK_SIZE)
                 gains.append(self._leave(output.id, None))
         self._steps += 1
         if self._steps % self._every == 0:
@@ -232,13 +246,37 @@ class Instance:
         if self._drafts is not None:
             self._drafts.lengths(probe, rest, paths)
 
+    def release(self, name: str) -> None:
+        """Give the KV of a parked job to the state pool, for another engine."""
+        if self._parked.pop(name, None) is not None:
+            self._states.put(name, self.engine.export_state(name, pooled=True))
+
     def abort(self, name: str) -> None:
         """Drop a job."""
-        if self._held.pop(name, None) is not None:
-            self.engine.abort(name)
-            if self._drafts is not None:
-                self._drafts.leave(name)
+        if self._held.pop(name, None) is not None and self._drafts is not None:
+            self._drafts.leave(name)
+        self._parked.pop(name, None)
+        self.engine.abort(name)
         self._states.drop(name)
+
+    def _bring(self, task: Task) -> None:
+        """Take a job into the engine that is not here: from the state pool, or computed again from its tokens."""
+        state = self._states.get(task.request.id) if task.output else None
+        if state is not None and self._adopt(state):
+            return
+        self.refilled += len(task.output)
+        if task.output:
+            seed = task.request.params.seed
+            assert seed is not None
+            self.engine.take_over(task.request, seed, task.output)
+        else:
+            self.engine.submit(task.request)
+
+    def _make_room(self) -> None:
+        """Let parked jobs go until all that may be needed fits beside those that stay."""
+        wanted = sum(held.blocks for held in self._held.values())
+        while self._parked and wanted + sum(self._parked.values()) > self.engine.pool.total:
+            self.release(next(iter(self._parked)))
 
     def _adopt(self, state: bytes) -> bool:
         try:
@@ -270,6 +308,10 @@ class Instance:
 
 class Drafts(Protocol):
     """Drafts for the jobs of an instance; the engine calls ``draft`` before a step."""
+
+    def begin(self, iteration: str) -> None:
+        """An iteration begins; ``iteration`` names it among all."""
+        ...
 
     def enter(self, task: Task) -> None:
         """A chunk begins."""

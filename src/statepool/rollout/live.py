@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,15 +43,18 @@ class Rollout:
     Attributes:
         responses: by group and index, in the order they were asked for.
         seconds: from the first dispatch to the last token.
-        engines: counters of each engine that belong to this iteration's end.
+        engines: counters of each engine at the end, over all of its life.
         decisions: chunks placed.
-        refilled: output tokens whose KV was lost and computed again.
+        preemptions: running responses that an engine pushed out for want of KV.
+        refilled: output tokens whose KV was not there when a chunk began, and was computed again.
     """
 
     responses: tuple[Response, ...]
     seconds: float
     engines: tuple[EngineStats, ...]
     decisions: int
+    preemptions: int
+    refilled: int
 
     @property
     def tokens(self) -> int:
@@ -163,6 +167,8 @@ class Controller:
         return done
 
     def _run(self) -> Rollout:
+        self._hosts.begin(secrets.token_hex(8))
+        before = self._counts()
         self._begun = self._clock()
         events: list[Event] = [
             InstanceJoined(number, seat.capacity, seat.seats) for number, seat in enumerate(self._hosts.seats())
@@ -188,7 +194,12 @@ class Controller:
             )
         seconds = self._clock() - self._begun
         responses = tuple(self._response(job) for job in self._jobs)
-        return Rollout(responses, seconds, tuple(self._hosts.stats()), self._core.decisions)
+        preempted, refilled = (max(now - then, 0) for now, then in zip(self._counts(), before, strict=True))
+        engines = tuple(self._hosts.stats())
+        return Rollout(responses, seconds, engines, self._core.decisions, preempted, refilled)
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(stats.preemptions for stats in self._hosts.stats()), self._hosts.refilled()
 
     # -- what the engines say ---------------------------------------------------------------------------
 
@@ -250,13 +261,14 @@ class Controller:
             self._record(events, decisions)
         for decision in decisions:
             match decision:
-                case Dispatch(number, instance, tokens, _):
+                case Dispatch(number, instance, tokens, source):
                     job = self._jobs[number]
                     have = len(job.kept.tokens)
                     job.began, job.start = self._clock() - self._begun, have
                     request = job.group.request(job.index, self._seed)
                     probe = self._core.state.jobs[number].probe
-                    self._hosts.start(instance, Task(request, tuple(job.kept.tokens), have + tokens, probe))
+                    task = Task(request, tuple(job.kept.tokens), have + tokens, probe)
+                    self._hosts.start(instance, task, source)
                 case Draft(instance, probes, rest, paths):
                     self._hosts.draft(instance, probes, rest, paths)
                 case Abort(number):

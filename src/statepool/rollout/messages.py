@@ -26,15 +26,29 @@ class Build(msgspec.Struct, frozen=True, tag=True):
     """``off``, ``self`` or ``group``."""
     server: str | None = None
     """Address of the draft server."""
-    name: str = ""
+    fetch_every: int = 8
+    cost: tuple[float, float, float] = (3e-4, 2.5e-5, 2.5e-5)
+    """Of a step: see ``budget.StepCost``."""
     core: int | None = None
     """The one processor core to run on."""
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """A new iteration."""
+
+    iteration: str
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
     """Begin a chunk."""
 
     task: Task
+
+
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """Give the KV of a parked job to the state pool; answered by Released."""
+
+    id: str
 
 
 class Drop(msgspec.Struct, frozen=True, tag=True):
@@ -79,6 +93,12 @@ class Gains(msgspec.Struct, frozen=True, tag=True):
     gains: list[Gain]
 
 
+class Released(msgspec.Struct, frozen=True, tag=True):
+    """The KV of a job is where another engine finds it."""
+
+    id: str
+
+
 class Counters(msgspec.Struct, frozen=True, tag=True):
     """Counters of the engine now."""
 
@@ -94,8 +114,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     problem: Problem
 
 
-ToWorker = Build | Run | Drop | Lengths | Weights | Count | Stop
-FromWorker = Ready | Gains | Counters | Failed
+ToWorker = Build | Begin | Run | Release | Drop | Lengths | Weights | Count | Stop
+FromWorker = Ready | Gains | Released | Counters | Failed
 
 to_worker: Codec[ToWorker] = Codec(ToWorker)
 from_worker: Codec[FromWorker] = Codec(FromWorker)

@@ -35,7 +35,7 @@ class Summary:
     tail_s: float
     chunks: int
     preemptions: int
-    recomputed: int
+    refilled: int
     drafted: int
     accepted: int
     accuracy: float | None
@@ -58,7 +58,7 @@ class Summary:
         return (
             f"{self.responses} responses, {self.tokens} tokens in {self.seconds:.2f} s: "
             f"{self.tokens_per_s:.0f} tokens/s, the last tenth took {self.tail_s:.2f} s{accuracy}\n"
-            f"{self.chunks} chunks, {self.preemptions} preemptions, {self.recomputed} tokens computed again; {share}; "
+            f"{self.chunks} chunks, {self.preemptions} preemptions, {self.refilled} tokens computed again; {share}; "
             f"{correlation}, {self.at_limit} at the limit, distinct 4-grams {self.distinct:.2f}"
         )
 
@@ -79,8 +79,8 @@ def summary(done: Rollout, problems: Mapping[str, Problem], tasks: Mapping[str, 
         tokens_per_s=done.tokens / done.seconds if done.seconds else 0.0,
         tail_s=tail,
         chunks=done.decisions,
-        preemptions=sum(stats.preemptions for stats in done.engines),
-        recomputed=sum(stats.recomputed_tokens for stats in done.engines),
+        preemptions=done.preemptions,
+        refilled=done.refilled,
         drafted=sum(response.drafted for response in done.responses),
         accepted=sum(response.accepted for response in done.responses),
         accuracy=sum(scores.values()) / len(scores) if scores else None,

@@ -18,6 +18,9 @@ import zmq
 
 from statepool.core.errors import StatepoolError
 from statepool.rollout import messages
+from statepool.rollout.budget import StepCost
+from statepool.rollout.draft_server import DraftClient
+from statepool.rollout.drafts import GroupDrafts
 from statepool.rollout.instance import FolderStates, Instance
 from statepool.serve.messages import Problem
 
@@ -35,7 +38,11 @@ class Worker:
         self._socket = socket
         engine = Engine(build.config)
         states = FolderStates(Path(build.states), build.states_bytes)
-        self._instance = Instance(engine, states, build.report_every)
+        self._client = DraftClient(build.server, build.fetch_every) if build.server is not None else None
+        drafts = None
+        if build.drafts != "off":
+            drafts = GroupDrafts(build.drafts, self._client, cost=StepCost(*build.cost))  # type: ignore[arg-type]
+        self._instance = Instance(engine, states, build.report_every, drafts)
         self._seconds = 0.0
         self.send(messages.Ready(engine.info, engine.pool.total))
 
@@ -62,6 +69,11 @@ class Worker:
             if gains:
                 self.send(messages.Gains(gains))
 
+    def close(self) -> None:
+        """Leave the draft server."""
+        if self._client is not None:
+            self._client.close()
+
     def send(self, message: messages.FromWorker) -> None:
         """Tell the fleet."""
         self._socket.send(messages.from_worker.encode(message))
@@ -69,10 +81,15 @@ class Worker:
     def _obey(self, message: messages.ToWorker) -> None:
         instance = self._instance
         match message:
+            case messages.Begin(iteration):
+                instance.begin(iteration)
             case messages.Run(task):
                 refused = instance.start(task)
                 if refused is not None:
                     self.send(messages.Gains([refused]))
+            case messages.Release(name):
+                instance.release(name)
+                self.send(messages.Released(name))
             case messages.Drop(name):
                 instance.abort(name)
             case messages.Lengths(probe, rest, paths):
@@ -106,7 +123,11 @@ def main(endpoint: str) -> int:
         if build.core is not None:
             os.sched_setaffinity(0, {build.core})
         try:
-            Worker(socket, build).run(lambda: os.getppid() == parent)
+            worker = Worker(socket, build)
+            try:
+                worker.run(lambda: os.getppid() == parent)
+            finally:
+                worker.close()
         except StatepoolError as error:
             socket.send(messages.from_worker.encode(messages.Failed(Problem.of(error))))
             return 2

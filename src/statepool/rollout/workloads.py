@@ -16,7 +16,8 @@ def lognormal_lengths(
 ) -> np.ndarray:
     """Lengths int64 ``[groups, size]``: log L = mu + sigma (sqrt(rho) z_group + sqrt(1 - rho) z_member).
 
-    They are cut at ``most``. ``mu`` is chosen so that the mean of this draw is ``mean``; ``correlation`` is rho, the share of the variance of
+    They are cut at ``most``. ``mu`` is chosen so that the mean of this draw is ``mean``; ``correlation`` is rho, the share
+    of the variance of
     log L that lies between groups.
 
     Raises:
