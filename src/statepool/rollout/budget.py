@@ -1,8 +1,8 @@
 """How many draft tokens to verify: Seer's printed rule, the optimum over two classes, and the optimum token by token.
 
-The printed rule (algorithm 1 of arXiv 2511.14617v3) moves budget by the *fall* of acceptance from one position to the
-next; it is here as ``paper``, for comparison. Acceptance is cumulative throughout: the chance that a draft token and all
-before it hold.
+The printed rule (algorithm 1 of arXiv 2511.14617v3) moves budget by the *fall* of acceptance from one position to
+the next; it is here as ``paper``, for comparison. Acceptance is cumulative throughout: the chance that a draft token
+and all before it hold.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ class StepCost:
     Its defaults fit the bundled model on one core; ``statepool rollout calibrate`` measures an engine.
     """
 
-    base: float = 3e-4
-    sequence: float = 2.5e-5
-    row: float = 2.5e-5
+    base: float = 1e-4
+    sequence: float = 3e-5
+    row: float = 1e-5
 
 
 def worthwhile(chances: Sequence[Sequence[float]], batch: int, cost: StepCost) -> list[int]:
@@ -121,7 +121,7 @@ def worthwhile(chances: Sequence[Sequence[float]], batch: int, cost: StepCost) -
 
 
 class Calibration:
-    """From what a tree says of a token's chance to how often such tokens held: by the chance of the step, a mean of late.
+    """From what a tree says of a token's chance to how often such tokens held of late.
 
     A tree with one place says 1; how far that is true is learnt here.
     """

@@ -46,7 +46,7 @@ class RolloutConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
-    policy: str = "divided_rr"
+    policy: str = "auto"
     chunk: int | None = None
     drafts: str = "group"
     journal: str | None = None

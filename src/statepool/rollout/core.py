@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from statepool.core.errors import InvalidRequest
 from statepool.rollout.events import (
+    Abort,
     ChunkDone,
     Decision,
     Dispatch,
@@ -65,6 +66,7 @@ class Core:
         out: list[Decision] = []
         for event in events:
             self._take(event, out)
+        self._drop_surplus(out)
         self._place(out)
         if self._planner is not None:
             self._plan_drafts(out)
@@ -162,6 +164,15 @@ class Core:
         return job
 
     # -- decisions -------------------------------------------------------------------------------------
+
+    def _drop_surplus(self, out: list[Decision]) -> None:
+        """Abort what the policy does not want any more; it counts as done and has no length."""
+        for job in self.policy.surplus():
+            if job.at is not None:
+                out.append(Abort(job.number, job.at))
+                self._leave(job.number, job.generated)
+            job.phase = "done"
+            self.state.left -= 1
 
     def _place(self, out: list[Decision]) -> None:
         policy, instances = self.policy, self.state.instances

@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 
 from statepool.rollout.core import Core
 from statepool.rollout.costs import StepTimes
-from statepool.rollout.events import ChunkDone, Decision, Dispatch, Event, Finished, InstanceJoined, Submit
+from statepool.rollout.events import Abort, ChunkDone, Decision, Dispatch, Event, Finished, InstanceJoined, Submit
 from statepool.rollout.groups import ChunkRecord
 from statepool.rollout.policies.base import Policy
 from statepool.rollout.sd import Speculation
@@ -129,6 +129,15 @@ class _Instance:
             self._drop(run, run.goal)
         return done
 
+    def abort(self, job: int) -> None:
+        """Drop a job from the batch or the queue."""
+        run = self.batch.get(job)
+        self.queue = deque(each for each in self.queue if each.job != job)
+        if run is not None:
+            self._drop(run, min(int(run.reached(self.step) + 1e-9), run.goal))
+            self._ending = [entry for entry in self._ending if entry[1] != job]
+            heapify(self._ending)
+
     def settle(self) -> None:
         """Between two steps: preempt what does not fit, admit what does, choose draft lengths."""
         world = self.world
@@ -222,6 +231,7 @@ class Simulation:
         times: of a step.
         instances, capacity, seats: engines, tokens of KV each, sequences each.
         speculation: how drafts fare; None: none are made.
+        begun: tokens each response has at the start, its KV in the pool.
         record: called with each batch of events and the decisions on it.
     """
 
@@ -235,6 +245,7 @@ class Simulation:
         capacity: int,
         seats: int = 256,
         speculation: Speculation | None = None,
+        begun: Sequence[int] | None = None,
         record: Callable[[Sequence[Event], Sequence[Decision]], None] | None = None,
     ) -> None:
         self.wanted, self.times, self.capacity, self.seats = wanted, times, capacity, seats
@@ -242,8 +253,8 @@ class Simulation:
         self.speculation = speculation
         self.core = Core(policy)
         self.outcome = Outcome(chunks=[[] for _ in wanted])
-        self.published = [0] * len(wanted)
-        self.cold = [True] * len(wanted)
+        self.published = list(begun or [0] * len(wanted))
+        self.cold = [not have for have in self.published]
         """Whether the next admission must compute the job's prefix."""
         self.orders = 0
         self._record = record
@@ -254,7 +265,8 @@ class Simulation:
         """Let all responses end."""
         joined: list[Event] = [InstanceJoined(i.number, self.capacity, self.seats) for i in self._instances]
         submitted: list[Event] = [
-            Submit(job, want.group, want.index, want.prompt, want.limit) for job, want in enumerate(self.wanted)
+            Submit(job, want.group, want.index, want.prompt, want.limit, self.published[job])
+            for job, want in enumerate(self.wanted)
         ]
         for number in sorted(self._decide([*joined, *submitted])):
             self._plan(self._instances[number], 0.0)
@@ -288,6 +300,9 @@ class Simulation:
             self._record(events, decisions)
         touched = set()
         for decision in decisions:
+            if isinstance(decision, Abort):
+                self._instances[decision.instance].abort(decision.job)
+                touched.add(decision.instance)
             if not isinstance(decision, Dispatch):
                 continue
             job = self.core.state.jobs[decision.job]

@@ -84,7 +84,7 @@ class GroupDrafts:
         cost: StepCost | None = None,
         paths: int = 1,
     ) -> None:
-        self._source = source
+        self.source = source
         self._client = client if source == "group" else None
         self._most = (most, most)
         self._paths = paths
@@ -104,7 +104,7 @@ class GroupDrafts:
     def enter(self, task: Task) -> None:
         """See ``Drafts.enter``."""
         group, _, index = task.request.id.rpartition("/")
-        name = f"{self._iteration}/{task.request.id if self._source == 'self' else group}"
+        name = f"{self._iteration}/{task.request.id if self.source == 'self' else group}"
         texts = self._texts.get(name)
         if texts is None:
             prompt = np.array(task.request.prompt, np.int32)

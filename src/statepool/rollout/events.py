@@ -132,9 +132,10 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Stop ``job`` where it runs; its response is not wanted in this iteration."""
+    """Stop ``job``, which runs on ``instance``; its response is not wanted in this iteration."""
 
     job: int
+    instance: int
 
 
 Decision: TypeAlias = Dispatch | Draft | Free | Abort

@@ -103,6 +103,7 @@ class Fleet:
             "drafts": drafts,
         }
         self._pin = pin
+        self.drafts = None if drafts == "off" else drafts
         self._seats: list[_Seat] = []
         self._moving: dict[str, tuple[int, int, Task]] = {}  # from, to
         self._server = DraftServer(self._folder) if drafts == "group" and count > 1 else None

@@ -42,6 +42,9 @@ Notice: TypeAlias = "Gain | Lost | Joined"
 class Hosts(Protocol):
     """Engines by number."""
 
+    drafts: str | None
+    """Where drafts come from, ``group`` or ``self``; None: none are made."""
+
     def seats(self) -> list[Seat]:
         """What each engine can hold."""
         ...
@@ -115,6 +118,7 @@ class LocalHosts:
             for number, engine in enumerate(engines)
         ]
         self._capacity = capacity
+        self.drafts = getattr(self.instances[0].drafting, "source", None)
         self._refused: list[tuple[int, Gain]] = []
 
     def seats(self) -> list[Seat]:

@@ -1,8 +1,8 @@
 """One engine of a rollout: runs chunks, lets jobs go with their KV when a chunk ends, tells what each has gained.
 
-Between two chunks a job is parked: its KV stays where it is until its room is needed or another engine is to go on with
-it. Then it goes, as bytes, into a ``StatePool`` that outlives the engine, and nothing is computed again. Where the engine
-has a shared block pool (``EngineConfig.pool``) the bytes are the last, unfinished block alone.
+Between two chunks a job is parked: its KV stays where it is until its room is needed or another engine is to go on
+with it. Then it goes, as bytes, into a ``StatePool`` that outlives the engine, and nothing is computed again. Where the
+engine has a shared block pool (``EngineConfig.pool``) the bytes are the last, unfinished block alone.
 """
 
 from __future__ import annotations
@@ -185,6 +185,11 @@ class Instance:
             self.abort(name)
         if self._drafts is not None:
             self._drafts.begin(iteration)
+
+    @property
+    def drafting(self) -> Drafts | None:
+        """What drafts here, if anything does."""
+        return self._drafts
 
     @property
     def busy(self) -> bool:

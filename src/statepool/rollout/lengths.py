@@ -1,4 +1,4 @@
-"""What can be known of a response's length: a posterior over its group's mean log length, learnt as members grow and end.
+"""What can be known of a response's length: a posterior over its group's mean, learnt as members grow and end.
 
 Log lengths are normal around their group's mean, and these around the mean of all. A finished member is an observation;
 one that has come to ``x`` tokens without an end says that its length is above ``x``: it counts by the information that
@@ -42,7 +42,7 @@ class LengthPrior:
 
     @classmethod
     def vague(cls, limit: int) -> LengthPrior:
-        """Before anything is known: a fifth of the limit, give or take a factor of three, half of it common to a group."""
+        """Before anything is known: a fifth of the limit, give or take a factor of three, half of it the group's."""
         return cls(math.log(max(limit / 5, 2.0)), 0.8, 0.8)
 
 

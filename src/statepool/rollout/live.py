@@ -30,6 +30,7 @@ from statepool.rollout.groups import ChunkRecord, Group, Response, request_id
 from statepool.rollout.hosts import Hosts, Joined, LocalHosts, Lost
 from statepool.rollout.instance import Gain, Task
 from statepool.rollout.journal import Journal, Kept
+from statepool.rollout.lengths import LengthPrior
 from statepool.rollout.policies import make
 from statepool.rollout.policies.base import DraftPlanner, Policy
 
@@ -193,7 +194,8 @@ class Controller:
                 f"weights went from {self._version} to {self._hosts.version()} within an iteration", param="version"
             )
         seconds = self._clock() - self._begun
-        responses = tuple(self._response(job) for job in self._jobs)
+        # A policy that over-samples leaves some unfinished; every other one none.
+        responses = tuple(self._response(job) for job in self._jobs if job.kept.finish is not None)
         preempted, refilled = (max(now - then, 0) for now, then in zip(self._counts(), before, strict=True))
         engines = tuple(self._hosts.stats())
         return Rollout(responses, seconds, engines, self._core.decisions, preempted, refilled)
@@ -271,10 +273,8 @@ class Controller:
                     self._hosts.start(instance, task, source)
                 case Draft(instance, probes, rest, paths):
                     self._hosts.draft(instance, probes, rest, paths)
-                case Abort(number):
-                    at = self._core.state.jobs[number].at
-                    if at is not None:
-                        self._hosts.abort(at, request_id(self._jobs[number].group.id, self._jobs[number].index))
+                case Abort(number, instance):
+                    self._hosts.abort(instance, request_id(self._jobs[number].group.id, self._jobs[number].index))
 
     def _response(self, job: _Live) -> Response:
         kept = job.kept
@@ -311,13 +311,19 @@ class Controller:
             )
 
 
+def default_chunk(groups: Sequence[Group]) -> int:
+    """Tokens of a chunk that suit ``groups``: an eighth of the longest response, at least 16."""
+    return max(max(group.params.max_tokens for group in groups) // 8, 16)
+
+
 def rollout(
     engines: Any,
     groups: Sequence[Group],
     *,
-    policy: str | Policy = "divided_rr",
+    policy: str | Policy = "auto",
     chunk: int | None = None,
     seed: int = 0,
+    prior: LengthPrior | None = None,
     **settings: Any,
 ) -> Rollout:
     """Answer every group; the tokens are the same for any policy, chunk, number of engines or speculation.
@@ -328,7 +334,8 @@ def rollout(
         policy: its name (``policies.NAMES``), or a policy.
         chunk: tokens after which a response may move; None: an eighth of the longest ``max_tokens``, at least 16.
         seed: of the iteration; with (group, index, position) the key of all noise.
-        settings: of ``Controller``: journal, on_response, on_progress, record.
+        prior: of lengths, fitted to an iteration before (``LengthPrior.fit``).
+        settings: of ``Controller``: journal, on_response, on_progress, record, planner.
 
     Raises:
         InvalidRequest, InvalidConfig: what was asked for is impossible; the message names the field.
@@ -338,6 +345,5 @@ def rollout(
         raise InvalidRequest("a rollout needs at least one group", param="groups")
     hosts = engines if hasattr(engines, "poll") else LocalHosts(engines if isinstance(engines, Sequence) else [engines])
     if isinstance(policy, str):
-        most = max(group.params.max_tokens for group in groups)
-        policy = make(policy, chunk or max(most // 8, 16), seed=seed)
+        policy = make(policy, chunk or default_chunk(groups), seed=seed, prior=prior, drafts=hosts.drafts)
     return Controller(hosts, groups, policy, seed=seed, **settings).run()

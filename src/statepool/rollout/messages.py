@@ -27,7 +27,7 @@ class Build(msgspec.Struct, frozen=True, tag=True):
     server: str | None = None
     """Address of the draft server."""
     fetch_every: int = 8
-    cost: tuple[float, float, float] = (3e-4, 2.5e-5, 2.5e-5)
+    cost: tuple[float, float, float] = (1e-4, 3e-5, 1e-5)
     """Of a step: see ``budget.StepCost``."""
     core: int | None = None
     """The one processor core to run on."""

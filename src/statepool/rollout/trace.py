@@ -5,7 +5,7 @@ The list of events is enough to make the scheduler decide again: ``replay`` does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -17,6 +17,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.rollout import events as words
 from statepool.rollout.core import Core
 from statepool.rollout.groups import ChunkRecord, Response
+from statepool.rollout.policies import make
 
 __all__ = ["EventLog", "draw", "read_lengths", "replay", "trace_line", "write_trace"]
 
@@ -77,25 +78,33 @@ def read_lengths(path: Path) -> list[_Line]:
 
 
 class EventLog:
-    """Writes events and decisions as they come: ``record`` of a controller or a simulation."""
+    """Writes events and decisions as they come: ``record`` of a controller or a simulation.
 
-    def __init__(self, file: TextIO) -> None:
+    Args:
+        header: what the policy was made of (``policies.make``), the first line of the file.
+    """
+
+    def __init__(self, file: TextIO, header: Mapping[str, Any]) -> None:
         self._file = file
+        file.write(msgspec.json.encode(header).decode() + "\n")
 
     def __call__(self, events: Sequence[words.Event], decisions: Sequence[words.Decision]) -> None:
         """Write one moment."""
         self._file.write(_moment(events, decisions) + "\n")
 
 
-def replay(lines: Iterator[str], core: Core) -> int:
-    """Let ``core`` decide on recorded events; how many decisions it made, all of them as recorded.
+def replay(lines: Iterator[str]) -> int:
+    """Decide on recorded events again; how many decisions there were, all of them as recorded, byte for byte.
 
     Raises:
-        InvalidRequest: a decision differs; the message names the line.
+        InvalidRequest: a decision differs, or a line cannot be read; the message names the line.
     """
-    count = 0
-    for number, line in enumerate(lines, 1):
-        recorded = msgspec.json.decode(line)
+    core, count = _core(next(lines, "")), 0
+    for number, line in enumerate(lines, 2):
+        try:
+            recorded = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"line {number} is no JSON: {error}", param="events") from None
         events = [_read(entry) for entry in recorded["events"]]
         decisions = core.on_event(*events)
         count += len(decisions)
@@ -103,6 +112,16 @@ def replay(lines: Iterator[str], core: Core) -> int:
         if again != line.rstrip("\n"):
             raise InvalidRequest(f"line {number}: the decisions differ from those recorded", param="events")
     return count
+
+
+def _core(header: str) -> Core:
+    """A scheduler as it was at the start of a recording."""
+    try:
+        made = msgspec.json.decode(header)
+        policy = make(made["policy"], made["chunk"], seed=made["seed"], drafts=made["drafts"])
+        return Core(policy, block=made["block"])
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise InvalidRequest(f"line 1 does not name the policy that decided: {error}", param="events") from None
 
 
 def _moment(events: Sequence[words.Event], decisions: Sequence[words.Decision]) -> str:

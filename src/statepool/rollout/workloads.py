@@ -16,9 +16,8 @@ def lognormal_lengths(
 ) -> np.ndarray:
     """Lengths int64 ``[groups, size]``: log L = mu + sigma (sqrt(rho) z_group + sqrt(1 - rho) z_member).
 
-    They are cut at ``most``. ``mu`` is chosen so that the mean of this draw is ``mean``; ``correlation`` is rho, the share
-    of the variance of
-    log L that lies between groups.
+    They are cut at ``most``. ``mu`` is chosen so that the mean of this draw is ``mean``; ``correlation`` is rho, the
+    share of the variance of log L that lies between groups.
 
     Raises:
         InvalidConfig: a correlation outside 0 to 1, or a mean that the cut does not allow.

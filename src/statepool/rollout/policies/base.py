@@ -53,6 +53,10 @@ class Policy:
     def finished(self, job: Job) -> None:
         """``job`` is complete."""
 
+    def surplus(self) -> list[Job]:
+        """Jobs whose responses are not wanted any more."""
+        return []
+
     def chunk_of(self, job: Job) -> int:
         """Tokens of its next chunk."""
         return min(self.chunk, job.limit - job.generated) if self.divided else job.limit - job.generated

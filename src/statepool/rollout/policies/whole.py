@@ -11,7 +11,7 @@ from random import Random
 from statepool.rollout.policies.base import Policy, least_loaded
 from statepool.rollout.state import Job
 
-__all__ = ["VerlGroup", "VerlRequest"]
+__all__ = ["Partial", "VerlGroup", "VerlRequest"]
 
 
 class VerlGroup(Policy):
@@ -62,3 +62,20 @@ class VerlRequest(VerlGroup):
         fewest = len(self.state.instances[first].running)
         ties = [instance.number for instance in self.state.up() if len(instance.running) == fewest]
         return self._random.choice(ties)
+
+
+class Partial(VerlRequest):
+    """Over-sampling: the iteration ends when half of the groups are complete, and the rest is aborted (APRIL).
+
+    Ask for twice the groups you need. Not strict: short groups are preferred, and what is aborted is not in the answer.
+    """
+
+    name = "partial"
+
+    def surplus(self) -> list[Job]:
+        """Jobs to abort, once enough groups are complete."""
+        groups = self.state.groups.values()
+        complete = sum(all(job.phase == "done" for job in group.jobs) for group in groups)
+        if 2 * complete < len(groups):
+            return []
+        return [job for group in groups for job in group.jobs if job.phase != "done"]
