@@ -29,6 +29,7 @@ _ROOMS = {
     "seq": ("statepool.tasks.sequences.commands", False),
     "slice": ("statepool.engine.slicing.commands", True),
     "attention": ("statepool.engine.attention.remote.commands", False),
+    "rollout": ("statepool.rollout.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
     "calibrate": ("statepool.sim.commands", True),
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     command("calibrate", "measure what a running server's engines cost, for simulate --node", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
+    command("rollout", "answer groups of prompts for training (statepool rollout --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     return tree
 

@@ -24,7 +24,7 @@ from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.draft import SparseDrafter
 from statepool.engine.hub import resolve
 from statepool.engine.loader import Checkpoint
-from statepool.engine.loop import StepLoop
+from statepool.engine.loop import BatchDrafter, StepLoop
 from statepool.engine.models import parse_config
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.request import Output, Request, SamplingParams
@@ -188,6 +188,33 @@ class Engine:
         request = Request(f"embed-{secrets.token_hex(8)}", tuple(tokens), SamplingParams(max_tokens=0), embed=True)
         (output,) = self.generate([request])[request.id]
         return np.array(output.embedding, np.float32)
+
+    def park(self, request_id: str) -> None:
+        """Let a running request rest: it keeps its KV and gains nothing until ``unpark``.
+
+        Raises:
+            NotFound: it does not run here.
+        """
+        sequence = self._loop.running.pop(request_id, None)
+        if sequence is None:
+            raise NotFound(f"request {request_id!r} does not run in the engine", param="request_id")
+        sequence.drafts = []
+        self._loop.parked[request_id] = sequence
+
+    def unpark(self, request_id: str) -> None:
+        """Let a parked request go on.
+
+        Raises:
+            NotFound: it is not parked here.
+        """
+        sequence = self._loop.parked.pop(request_id, None)
+        if sequence is None:
+            raise NotFound(f"request {request_id!r} is not parked in the engine", param="request_id")
+        self._loop.waiting[request_id] = sequence
+
+    def draft_with(self, drafter: BatchDrafter | None) -> None:
+        """Let ``drafter`` guess tokens before every step; None ends that. Never changes a result."""
+        self._loop.drafter = drafter
 
     # -- state that moves --------------------------------------------------------------------------
 

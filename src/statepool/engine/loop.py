@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,6 @@ from statepool.core.errors import KVLost
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
-from statepool.engine.draft import SparseDrafter
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Repairable, Runner
 from statepool.engine.sampler import token_logprob
@@ -44,13 +44,21 @@ COUNTERS = (
 )
 
 
+class BatchDrafter(Protocol):
+    """Guesses tokens for several sequences before a step."""
+
+    def draft(self, sequences: list[Sequence], keys: Callable[[Sequence], list[bytes]]) -> None:
+        """Set ``drafts`` of any of ``sequences``, which all wait for their next token; ``keys`` gives block keys."""
+        ...
+
+
 class StepLoop:
     """Waiting and running sequences over one pool and one runner.
 
     Args:
         root: gives the root of a sequence's block keys from its salt, under the weights of now.
         attention: what the runner's layers run.
-        sketcher: drafts with the model itself.
+        drafter: drafts for several sequences at once, such as with the model itself.
         shared: the way to the shared pool; None keeps all blocks here.
     """
 
@@ -62,7 +70,7 @@ class StepLoop:
         sessions: SessionStore,
         root: Callable[[str], bytes],
         attention: AttentionSpec,
-        sketcher: SparseDrafter | None = None,
+        drafter: BatchDrafter | None = None,
         shared: SharedBlocks | None = None,
     ) -> None:
         self.config = config
@@ -72,20 +80,24 @@ class StepLoop:
         self._root = root
         self._attention = attention
         self.shared = shared
-        self._sketcher = sketcher
+        self.drafter = drafter
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
+        self.parked: dict[str, Sequence] = {}
+        """Sequences that keep their blocks and do not run."""
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
 
     def find(self, request_id: str) -> Sequence | None:
-        """The sequence of a request, running or waiting."""
-        return self.running.get(request_id) or self.waiting.get(request_id)
+        """The sequence of a request, running, waiting or parked."""
+        return self.running.get(request_id) or self.waiting.get(request_id) or self.parked.get(request_id)
 
     def remove(self, request_id: str) -> bool:
         """Take a sequence out and free its blocks; False if it is not here."""
-        sequence = self.running.pop(request_id, None) or self.waiting.pop(request_id, None)
+        sequence = self.find(request_id)
         if sequence is None:
             return False
+        for place in (self.running, self.waiting, self.parked):
+            place.pop(request_id, None)
         self._release(sequence)
         return True
 
@@ -124,7 +136,7 @@ class StepLoop:
 
     def reweigh(self) -> None:
         """The weights changed: running sequences become private, waiting ones start under the new keys."""
-        for sequence in self.running.values():
+        for sequence in (*self.running.values(), *self.parked.values()):
             sequence.stale = True
         for sequence in self.waiting.values():
             self._release(sequence)
@@ -146,8 +158,8 @@ class StepLoop:
         pending: set[bytes] = set()
         for sequence in self.running.values():
             self._draft(sequence)
-        if self._sketcher is not None:
-            self._sketcher.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
+        if self.drafter is not None:
+            self.drafter.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
         for sequence in self.running.values():
             if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
                 pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])

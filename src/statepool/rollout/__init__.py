@@ -1,0 +1,16 @@
+"""Synchronous rollouts of groups on shared KV: chunks that move, scheduling by learnt lengths, drafts from siblings.
+
+>>> from statepool.engine.engine import Engine                                     # doctest: +SKIP
+>>> done = rollout(Engine(EngineConfig()), [Group("sum", tokens, size=8)])          # doctest: +SKIP
+>>> done.by_group()["sum"][0].text                                                 # doctest: +SKIP
+
+After Seer (arXiv 2511.14617). The tokens of a response are a function of (weights, seed, group, index) alone.
+"""
+
+from __future__ import annotations
+
+from statepool.rollout.groups import ChunkRecord, Group, Response
+from statepool.rollout.hosts import LocalHosts
+from statepool.rollout.live import Progressed, Rollout, rollout
+
+__all__ = ["ChunkRecord", "Group", "LocalHosts", "Progressed", "Response", "Rollout", "rollout"]

@@ -1,0 +1,102 @@
+"""What can be known of a response's length: a posterior over its group's mean, learnt as members grow and end.
+
+Log lengths are normal around their group's mean, and these around the mean of all. A finished member is an observation;
+one that has come to ``x`` tokens without an end says that its length is above ``x``: it counts by the information that
+holds (a Newton step on the censored likelihood), so a group none of whose members ends early is soon known to be long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from statepool.rollout.state import Group, Job
+
+__all__ = ["LengthPrior", "Posterior"]
+
+_STANDARD = NormalDist()
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPrior:
+    """Mean of log length, its standard deviation between groups and within one. One iteration's fit serves the next."""
+
+    mean: float
+    between: float
+    within: float
+
+    @classmethod
+    def fit(cls, groups: Sequence[Sequence[int]]) -> LengthPrior:
+        """From the lengths of a finished iteration: moments of a one-way analysis of variance."""
+        logs = [np.log(np.maximum(np.array(group, float), 1.0)) for group in groups if len(group)]
+        total = sum(len(group) for group in logs)
+        mean = float(np.concatenate(logs).mean())
+        within = sum(float(((group - group.mean()) ** 2).sum()) for group in logs) / max(total - len(logs), 1)
+        between = float(np.mean([(group.mean() - mean) ** 2 - within / len(group) for group in logs]))
+        return cls(mean, math.sqrt(max(between, 1e-4)), math.sqrt(max(within, 1e-4)))
+
+    @classmethod
+    def vague(cls, limit: int) -> LengthPrior:
+        """Before anything is known: a fifth of the limit, give or take a factor of three, half of it the group's."""
+        return cls(math.log(max(limit / 5, 2.0)), 0.8, 0.8)
+
+
+class Posterior:
+    """Means of all groups, kept up to date one job at a time."""
+
+    def __init__(self, prior: LengthPrior) -> None:
+        self.prior = prior
+        self._weights: dict[int, float] = {}
+        self._sums: dict[int, float] = {}
+        self._shares: dict[int, tuple[float, float]] = {}
+
+    def group(self, group: Group) -> tuple[float, float]:
+        """Mean and variance of a group's mean log length."""
+        prior = self.prior
+        precision = 1.0 / prior.between**2
+        inner = 1.0 / prior.within**2
+        weight = self._weights.get(group.number, 0.0) * inner
+        total = precision + weight
+        return (precision * prior.mean + self._sums.get(group.number, 0.0) * inner) / total, 1.0 / total
+
+    def see(self, job: Job, *, finished: bool) -> None:
+        """``job`` has ``generated`` tokens, and has ended or not."""
+        number = job.group.number
+        weight, value = self._shares.pop(job.number, (0.0, 0.0))
+        weights = self._weights.get(number, 0.0) - weight
+        sums = self._sums.get(number, 0.0) - weight * value
+        self._weights[number], self._sums[number] = weights, sums
+        log = math.log(max(job.generated, 1))
+        if finished and job.generated < job.limit:
+            weight, value = 1.0, log
+        else:
+            mean, _ = self.group(job.group)
+            scale = self.prior.within
+            at = (log - mean) / scale
+            hazard = _hazard(at)
+            weight = min(max(hazard * (hazard - at), _TINY), 1.0)
+            value = mean + scale * hazard / weight
+        self._shares[job.number] = (weight, value)
+        self._weights[number], self._sums[number] = weights + weight, sums + weight * value
+
+    def remaining(self, job: Job, quantile: float) -> float:
+        """Tokens that ``job`` will not exceed with chance ``quantile``, given that it has not ended yet."""
+        mean, variance = self.group(job.group)
+        scale = math.sqrt(variance + self.prior.within**2)
+        at = (math.log(max(job.generated, 1)) - mean) / scale
+        beyond = (1.0 - quantile) * 0.5 * math.erfc(at / math.sqrt(2.0))
+        z = -_STANDARD.inv_cdf(beyond) if beyond > 1e-300 else at
+        length = math.exp(min(mean + scale * z, 60.0))
+        return min(max(length, job.generated + 1.0), float(job.limit)) - job.generated
+
+
+def _hazard(at: float) -> float:
+    """Density over survival of the standard normal."""
+    if at > 25:
+        return at + 1 / at
+    return math.exp(-at * at / 2) / math.sqrt(2 * math.pi) / (0.5 * math.erfc(at / math.sqrt(2)))

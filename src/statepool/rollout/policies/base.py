@@ -1,0 +1,96 @@
+"""What a policy is, and where a chunk goes: the cache-aware rule of Seer's OSDI'26 version (section 3.3)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from statepool.rollout.state import Instance, Job, State
+
+__all__ = ["DraftPlanner", "Policy", "least_loaded", "select_instance"]
+
+_BALANCED = 32
+"""Jobs in flight by which instances may differ before load goes before the place of the KV."""
+
+
+class DraftPlanner(Protocol):
+    """How many draft tokens an instance verifies per sequence and step."""
+
+    def plan(self, instance: Instance, probes: int, rest: int) -> tuple[int, int, int]:
+        """Draft tokens of probes, of all others, and paths per draft."""
+        ...
+
+
+class Policy:
+    """Which waiting job goes next, and to which instance. Subclasses say how.
+
+    ``divided`` policies hand out chunks under reservations; the others hand out whole responses at once and leave
+    memory to the engines, which preempt when it runs short.
+    """
+
+    name = ""
+    divided = True
+
+    def __init__(self, chunk: int = 2048) -> None:
+        self.chunk = chunk
+        self.state = State()
+
+    def begin(self, state: State) -> None:
+        """The state to decide on, before anything is in it."""
+        self.state = state
+
+    def enter(self, job: Job) -> None:
+        """``job`` waits from now on."""
+        raise NotImplementedError
+
+    def next(self) -> Job | None:
+        """The job to place now, if one waits; it keeps waiting until ``take``."""
+        raise NotImplementedError
+
+    def take(self, job: Job) -> None:
+        """``job``, which ``next`` named, has been placed."""
+        raise NotImplementedError
+
+    def finished(self, job: Job) -> None:
+        """``job`` is complete."""
+
+    def surplus(self) -> list[Job]:
+        """Jobs whose responses are not wanted any more."""
+        return []
+
+    def chunk_of(self, job: Job) -> int:
+        """Tokens of its next chunk."""
+        return min(self.chunk, job.limit - job.generated) if self.divided else job.limit - job.generated
+
+    def place(self, job: Job, need: int) -> int | None:
+        """The instance for a chunk that needs ``need`` tokens of KV; None: none has room now."""
+        return select_instance(self.state.instances, job, need)
+
+
+def select_instance(instances: list[Instance], job: Job, need: int) -> int | None:
+    """Where the KV lies while loads are even, else where the fewest jobs run; only where everything fits."""
+    best = None
+    fewest, least, most = 1 << 60, 1 << 60, -1
+    home = job.home
+    stays = False
+    for instance in instances:
+        if not instance.alive:
+            continue
+        count = len(instance.running)
+        if count < least:
+            least = count
+        if count > most:
+            most = count
+        if count < instance.seats and instance.reserved + need <= instance.capacity:
+            if instance.number == home:
+                stays = True
+            if count < fewest:
+                fewest, best = count, instance.number
+    if stays and most - least <= _BALANCED:
+        return home
+    return best
+
+
+def least_loaded(instances: list[Instance]) -> int | None:
+    """The instance with the fewest jobs; the first of equals; None if all are gone."""
+    up = [instance for instance in instances if instance.alive]
+    return min(up, key=lambda instance: (len(instance.running), instance.number)).number if up else None

@@ -1,0 +1,101 @@
+"""What a step of an engine costs: measured for batches of several sizes, with and without draft tokens."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from statepool.engine.config import EngineConfig
+from statepool.engine.engine import Engine
+from statepool.engine.request import Request, SamplingParams
+from statepool.rollout.budget import StepCost
+
+__all__ = ["Profile", "measure"]
+
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_DRAFTS = (0, 1, 3, 7)
+_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Median seconds of a step for (sequences, draft tokens of each), and a plane through them."""
+
+    points: tuple[tuple[int, int, float], ...]
+    cost: StepCost
+
+    def as_json(self) -> dict[str, Any]:
+        """``base``, ``row`` and the table are the step times of a simulation, where every sequence is a row."""
+        return {
+            "base": self.cost.base,
+            "row": self.cost.row + self.cost.sequence,
+            "table": [[batch, seconds] for batch, drafts, seconds in self.points if drafts == 0],
+            "sequence": self.cost.sequence,
+            "draft": self.cost.row,
+            "points": [list(point) for point in self.points],
+        }
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{batch:4} sequences, {drafts} drafts each: {s * 1e3:8.3f} ms" for batch, drafts, s in self.points]
+        cost = self.cost
+        fit = f"{cost.base * 1e3:.3f} ms + {cost.sequence * 1e6:.1f} us a sequence + {cost.row * 1e6:.1f} us a row"
+        return "\n".join([*lines, fit])
+
+
+class _Fixed:
+    """Drafts of a fixed length that never hold, so that every step verifies them all."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def draft(self, sequences: list[Any], keys: Any) -> None:
+        """See ``engine.loop.BatchDrafter``."""
+        for sequence in sequences:
+            sequence.drafts = [(sequence.tokens[-1] + 1 + i) % 7 + 3 for i in range(self._length)]
+
+
+def measure(config: EngineConfig) -> Profile:
+    """Measure an engine of ``config``: takes some seconds."""
+    engine = Engine(config)
+    points = []
+    for batch in _BATCHES:
+        if batch > config.max_seqs or batch * (_STEPS + 24) > engine.pool.total * 16:
+            break
+        for drafts in _DRAFTS:
+            if batch * (1 + drafts) > config.max_batched_tokens:
+                break
+            points.append((batch, drafts, _step(engine, batch, drafts)))
+    return Profile(tuple(points), _fit(points))
+
+
+def _step(engine: Engine, batch: int, drafts: int) -> float:
+    params = SamplingParams(max_tokens=(_STEPS + 4) * (drafts + 1), seed=1, ignore_eos=True, logprobs=0)
+    names = [f"step-{i}" for i in range(batch)]
+    engine.draft_with(None)
+    for i, name in enumerate(names):
+        engine.submit(Request(name, tuple(3 + (i + j) % 97 for j in range(4)), params, index=i))
+    while engine.stats().waiting:
+        engine.step()
+    engine.draft_with(_Fixed(drafts))
+    times = []
+    for _ in range(_STEPS):
+        began = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - began)
+    for name in names:
+        engine.abort(name)
+    engine.draft_with(None)
+    return statistics.median(times)
+
+
+def _fit(points: list[tuple[int, int, float]]) -> StepCost:
+    """Least squares with weights that make the error relative; no part is negative."""
+    left = np.array([[1.0, batch, batch * (1 + drafts)] for batch, drafts, _ in points])
+    right = np.array([seconds for *_, seconds in points])
+    base, sequence, row = np.linalg.lstsq(left / right[:, None], np.ones(len(right)), rcond=None)[0]
+    return StepCost(max(float(base), 1e-6), max(float(sequence), 0.0), max(float(row), 1e-7))

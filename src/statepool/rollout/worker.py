@@ -1,0 +1,142 @@
+"""An engine process of a rollout: ``python -m statepool.rollout.worker ENDPOINT``.
+
+It steps as long as it has jobs and listens between two steps. It leaves when told to, when its parent is gone, or when
+a step fails; it ignores the signals of a terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from statepool.core.errors import StatepoolError
+from statepool.rollout import messages
+from statepool.rollout.budget import StepCost
+from statepool.rollout.draft_server import DraftClient
+from statepool.rollout.drafts import GroupDrafts
+from statepool.rollout.instance import FolderStates, Instance
+from statepool.serve.messages import Problem
+
+log = logging.getLogger("statepool.rollout")
+
+_IDLE_MS = 200
+
+
+class Worker:
+    """An engine, its jobs and its socket. ``run`` returns when the process should exit."""
+
+    def __init__(self, socket: Any, build: messages.Build) -> None:
+        from statepool.engine.engine import Engine
+
+        self._socket = socket
+        engine = Engine(build.config)
+        states = FolderStates(Path(build.states), build.states_bytes)
+        self._client = DraftClient(build.server, build.fetch_every) if build.server is not None else None
+        drafts = None
+        if build.drafts != "off":
+            drafts = GroupDrafts(build.drafts, self._client, cost=StepCost(*build.cost))  # type: ignore[arg-type]
+        self._instance = Instance(engine, states, build.report_every, drafts)
+        self._seconds = 0.0
+        self.send(messages.Ready(engine.info, engine.pool.total))
+
+    def run(self, alive: Any) -> None:
+        """Serve until told to stop or ``alive()`` is false."""
+        while True:
+            wait = 0 if self._instance.busy else _IDLE_MS
+            while self._socket.poll(wait):
+                message = messages.to_worker.decode(self._socket.recv())
+                if isinstance(message, messages.Stop):
+                    return
+                try:
+                    self._obey(message)
+                except StatepoolError as error:
+                    self.send(messages.Failed(Problem.of(error)))
+                wait = 0
+            if not self._instance.busy:
+                if not alive():
+                    return
+                continue
+            began = time.perf_counter()
+            gains = self._instance.step()
+            self._seconds += time.perf_counter() - began
+            if gains:
+                self.send(messages.Gains(gains))
+
+    def close(self) -> None:
+        """Leave the draft server."""
+        if self._client is not None:
+            self._client.close()
+
+    def send(self, message: messages.FromWorker) -> None:
+        """Tell the fleet."""
+        self._socket.send(messages.from_worker.encode(message))
+
+    def _obey(self, message: messages.ToWorker) -> None:
+        instance = self._instance
+        match message:
+            case messages.Begin(iteration):
+                instance.begin(iteration)
+            case messages.Run(task):
+                refused = instance.start(task)
+                if refused is not None:
+                    self.send(messages.Gains([refused]))
+            case messages.Release(name):
+                instance.release(name)
+                self.send(messages.Released(name))
+            case messages.Drop(name):
+                instance.abort(name)
+            case messages.Lengths(probe, rest, paths):
+                instance.draft(probe, rest, paths)
+            case messages.Weights(tensors, version):
+                instance.engine.update_weights(tensors.items(), version)
+                self._count()
+            case messages.Count():
+                self._count()
+
+    def _count(self) -> None:
+        instance = self._instance
+        self.send(messages.Counters(instance.engine.stats(), instance.refilled, 0.0, self._seconds))
+
+
+def main(endpoint: str) -> int:
+    """Connect to the fleet at ``endpoint``, build the engine it asks for, and serve it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    for option, value in ((zmq.LINGER, 1000), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
+        socket.setsockopt(option, value)
+    socket.connect(endpoint)
+    try:
+        if not socket.poll(30_000):
+            return 1
+        build = messages.to_worker.decode(socket.recv())
+        assert isinstance(build, messages.Build), "a fleet says first what to build"
+        if build.core is not None:
+            os.sched_setaffinity(0, {build.core})
+        try:
+            worker = Worker(socket, build)
+            try:
+                worker.run(lambda: os.getppid() == parent)
+            finally:
+                worker.close()
+        except StatepoolError as error:
+            socket.send(messages.from_worker.encode(messages.Failed(Problem.of(error))))
+            return 2
+        return 0
+    finally:
+        socket.close()
+        context.term()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    sys.exit(main(sys.argv[1]))
