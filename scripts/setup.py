@@ -30,7 +30,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "statepool-setup.json"
 CONSTRAINTS = VENV / "constraints.txt"
 NATIVE = ROOT / "src" / "statepool" / "native"
-MODULES = ("_kernels", "_store", "_graph", "_sequences")
+MODULES = ("_kernels", "_store", "_graph", "_sequences", *(["_sandbox"] if sys.platform == "linux" else []))
 TORCH_RANGE = "torch>=2.11,<3"
 OLDEST = (3, 11)
 

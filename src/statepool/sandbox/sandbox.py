@@ -1,0 +1,513 @@
+"""The sandbox: cells, commands, files, snapshots and forks of one tenant."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from statepool.core.config import parse_size
+from statepool.core.errors import InvalidRequest
+from statepool.sandbox.cgroup import Usage
+from statepool.sandbox.channel import Channel, Closed, pair
+from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone
+from statepool.sandbox.execution import ErrorInfo, Execution, Logs, Output, Result
+from statepool.sandbox.files import Files
+from statepool.sandbox.lease import Lease
+from statepool.sandbox.process import Commands
+from statepool.sandbox.template import HOME
+
+if TYPE_CHECKING:
+    from statepool.sandbox.pool import Pool
+
+__all__ = ["Context", "Sandbox", "Snapshot"]
+
+_GRACE_SECONDS = 1.0
+"""Between SIGINT and SIGKILL."""
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+Show = Callable[[str], None]
+
+
+class Context:
+    """One kernel of a sandbox: a namespace of its own, the sandbox's files and processes."""
+
+    def __init__(self, sandbox: Sandbox, cwd: str, seed: int | None) -> None:
+        self.id = secrets.token_hex(8)
+        self.cwd, self.seed = cwd, seed
+        self.count = 0
+        self._sandbox = sandbox
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._pipes = (-1, -1)
+        self._pid: Any = None
+
+    def ends(self) -> tuple[Channel, list[int]]:
+        """New pipes and a new socket; answers the other ends, for the kernel."""
+        self.drop()
+        ours, theirs = pair()
+        out, out_in = os.pipe2(os.O_CLOEXEC)
+        err, err_in = os.pipe2(os.O_CLOEXEC)
+        self._channel, self._pipes = ours, (out, err)
+        return theirs, [theirs.fileno(), out_in, err_in]
+
+    def attach(self, pid: Any) -> None:
+        """The kernel's process id, or a future answer of the slot that has it."""
+        self._pid = pid
+
+    @property
+    def pid(self) -> int:
+        """Of the kernel, inside."""
+        if not isinstance(self._pid, int):
+            answer, _ = self._pid.result(30)
+            if "error" in answer:
+                raise SandboxError(f"the kernel did not start: {answer['error']}")
+            self._pid = int(answer["pid"])
+        found: int = self._pid
+        return found
+
+    def run(
+        self, code: str, timeout: float | None, env: dict[str, str] | None, on_stdout: Show | None, on_stderr: Show | None
+    ) -> Execution:
+        """Run one cell."""
+        with self._lock:
+            if self._channel is None:
+                self._sandbox._start_kernel(self)
+            assert self._channel is not None
+
+            def show(name: str, text: str) -> None:
+                to = on_stdout if name == "stdout" else on_stderr
+                if to is not None:
+                    to(text)
+
+            output = Output(*self._pipes, self._sandbox.limits.output_bytes, show if on_stdout or on_stderr else None)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            try:
+                self._channel.send({"op": "run", "code": code, "env": env})
+                interrupted = not output.wait(self._channel, deadline)
+                if interrupted:
+                    self.interrupt()
+                    if not output.wait(self._channel, time.monotonic() + _GRACE_SECONDS):
+                        self._sandbox.lease.signal(self.pid, signal.SIGKILL)
+                        raise Closed("killed")
+                answer = self.receive(_left(deadline))
+            except Closed:
+                output.drain()
+                return self._died(output, timeout if deadline and time.monotonic() >= deadline else None)
+            output.drain()
+            return self._execution(answer, output, timeout if interrupted else None)
+
+    def interrupt(self) -> bool:
+        """Raise KeyboardInterrupt in the running cell."""
+        return self._sandbox.lease.signal(self.pid, signal.SIGINT)
+
+    def ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+        """A question to the kernel between cells."""
+        if self._channel is None:
+            self._sandbox._start_kernel(self)
+        assert self._channel is not None
+        try:
+            self._channel.send(message, fds)
+            return self.receive(30.0)
+        except Closed:
+            self.drop()
+            raise SandboxGone("the kernel has ended") from None
+
+    def receive(self, timeout: float | None) -> dict[str, Any]:
+        """The kernel's next message. It may send half of one and stop: then this ends with ``Closed``."""
+        assert self._channel is not None
+        self._channel.socket.settimeout(None if timeout is None else timeout + 5.0)
+        try:
+            return self._channel.receive()[0]
+        finally:
+            if self._channel is not None:
+                self._channel.socket.settimeout(None)
+
+    def drop(self) -> None:
+        """Close the connection; the kernel ends with it."""
+        if self._channel is not None:
+            self._channel.close()
+            for fd in self._pipes:
+                os.close(fd)
+        self._channel, self._pipes = None, (-1, -1)
+
+    def kill(self) -> None:
+        """End the kernel; the next cell starts a new one."""
+        if self._channel is not None:
+            self._sandbox.lease.signal(self.pid, signal.SIGKILL)
+            self.drop()
+
+    def _died(self, output: Output, timeout: float | None) -> Execution:
+        """The kernel is gone: out of memory, a crash, os._exit, or the deadline. State is lost, and the result says so."""
+        out, err = output.text()
+        self.drop()
+        if timeout is not None:
+            error = ErrorInfo("TimeoutError", f"the cell ran longer than {timeout:g} s and took no interrupt; its state is lost", "")
+        else:
+            kills = self._sandbox.metrics().oom_kills
+            why = "out of memory" if kills > self._sandbox._kills else "it crashed or ended itself"
+            self._sandbox._kills = kills
+            error = ErrorInfo("KernelDied", f"the kernel has ended ({why}); its state is lost and the next cell starts a new one", "")
+        return Execution(logs=Logs(out, err), error=error, execution_count=self.count)
+
+    def _execution(self, answer: dict[str, Any], output: Output, timeout: float | None) -> Execution:
+        if answer.get("op") != "done":
+            raise SandboxError(f"the kernel failed: {answer.get('error', answer)}")
+        try:
+            error = ErrorInfo(*(str(answer["error"][key]) for key in ("name", "value", "traceback"))) if answer["error"] else None
+            results = [Result({k: v for k, v in form.items() if k != "main"}, bool(form.get("main"))) for form in answer["results"]]
+            self.count, seconds = int(answer["count"]), float(answer["seconds"])
+        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+            raise SandboxError(f"the kernel sent no result: {wrong!r}") from None
+        if timeout is not None and error is not None and error.name == "KeyboardInterrupt":
+            error = ErrorInfo("TimeoutError", f"the cell ran longer than {timeout:g} s", error.traceback)
+        return Execution(results, Logs(*output.text()), error, self.count, seconds)
+
+
+class Snapshot:
+    """A moment of a sandbox: its kernel's memory in a frozen process, its files as a sealed layer. Nothing is copied."""
+
+    def __init__(self, sandbox: Sandbox, channel: Channel, root: int, pid: int) -> None:
+        self.id = secrets.token_hex(8)
+        self.source, self.template = sandbox.id, sandbox.template
+        self.root, self.pid = root, pid
+        self._lease, self._channel = sandbox.lease, channel
+        self._settings = (sandbox.env, sandbox.seed, sandbox.timeout)
+        self._lock = threading.Lock()
+        self._open = True
+        self._lease.hold()
+
+    def fork(self, count: int = 1) -> list[Sandbox]:
+        """``count`` new sandboxes that begin here, with random numbers of their own. They share the slot and its limits."""
+        if count < 1:
+            raise InvalidRequest(f"count: must be positive, got {count}", param="count")
+        return [self._fork_one() for _ in range(count)]
+
+    def close(self) -> None:
+        """Give the moment up; what began from it lives on."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        self._channel.close()
+        self._lease.let_go()
+
+    def grow(self, context: Context, *, reseed: bool, seed: int | None, env: dict[str, str]) -> int:
+        """A kernel for ``context`` that begins here; answers the number of its root directory."""
+        with self._lock:
+            if not self._open:
+                raise SandboxGone("the snapshot was closed", param="snapshot")
+            number, root, _ = self._lease.root(self.root, seal=False)
+            theirs, fds = context.ends()
+            try:
+                self._channel.send({"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*fds, root])
+                answer, _ = self._channel.receive()
+            except Closed:
+                raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
+            finally:
+                os.close(root)
+                theirs.close()
+                for fd in fds[1:]:
+                    os.close(fd)
+        context.attach(int(answer["pid"]))
+        ready = context.receive(30.0)
+        if ready.get("error"):
+            raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
+        return number
+
+    def _fork_one(self) -> Sandbox:
+        env, seed, timeout = self._settings
+        self._lease.hold()
+        made = Sandbox._shell(self._lease, self.template, env, seed, timeout)
+        try:
+            made._root = self.grow(made.context, reseed=True, seed=seed, env={"STATEPOOL_SANDBOX": made.id})
+        except BaseException:
+            self._lease.let_go()
+            raise
+        return made
+
+
+class Sandbox:
+    """One tenant's place to run code.
+
+    Args:
+        template: kind of sandbox.
+        pool: where slots come from; the pool of this process by default.
+        timeout: seconds until it is ended by itself; None: never.
+        memory: most memory, such as "512MiB"; the template's by default.
+        cpus: most cores; the template's by default.
+        env: variables for cells and commands.
+        domain: whom it belongs to; a slot crosses domains only with a new network.
+        seed: of ``random`` and ``numpy.random``; None draws one.
+        network: hosts it may reach through a proxy (``"pypi.org"``, ``"*.example.com"``); none by default.
+
+    Raises:
+        InvalidRequest: an argument is out of range.
+        IsolationUnavailable: this host cannot isolate it.
+        Overloaded: all slots are busy.
+    """
+
+    lease: Lease
+
+    def __init__(
+        self,
+        template: str = "py",
+        *,
+        pool: Pool | None = None,
+        timeout: float | None = None,
+        memory: str | int | None = None,
+        cpus: float | None = None,
+        env: dict[str, str] | None = None,
+        domain: str | None = None,
+        seed: int | None = None,
+        network: tuple[str, ...] | list[str] = (),
+    ) -> None:
+        if pool is None:
+            from statepool.sandbox.pool import default_pool
+
+            pool = default_pool()
+        slot = pool.acquire(template, domain)
+        uid = pool.take_uid()
+        kind = slot.zygote.template
+        try:
+            limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
+            slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+        except Exception:
+            pool.release(slot, uid, domain, slot.generation)
+            raise
+        self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
+        resize = (limits.files_bytes, limits.inodes) != (kind.limits.files_bytes, kind.limits.inodes)
+        theirs, fds = self.context.ends()
+        message = {
+            "op": "start",
+            "uid": uid,
+            "limits": {name: getattr(limits, name) for name in limits.__dataclass_fields__},
+            "memory_rlimit": not pool.limits_memory_by_cgroup,
+            "env": _environment(kind.env) | self.env | {"STATEPOOL_SANDBOX": self.id},
+            "resize": resize,
+            "hostname": "sandbox",
+        }
+        try:
+            self.context.attach(slot.post(message | self._kernel_message(self.context), fds))
+        except SandboxGone:
+            pool.discard(slot, "it had ended")
+            raise
+        finally:
+            theirs.close()
+            for fd in fds[1:]:
+                os.close(fd)
+        if network:
+            from statepool.sandbox.net import grant
+
+            self._proxy = grant(self, network)
+
+    create = classmethod(lambda cls, *args, **kwargs: cls(*args, **kwargs))
+
+    @classmethod
+    def _shell(cls, lease: Lease, template: str, env: dict[str, str], seed: int | None, timeout: float | None) -> Sandbox:
+        """A sandbox in a slot that is held already."""
+        made = cls.__new__(cls)
+        made._begin(lease, template, dict(env), seed, timeout)
+        return made
+
+    def _begin(self, lease: Lease, template: str, env: dict[str, str], seed: int | None, timeout: float | None) -> None:
+        self.id = secrets.token_hex(10)
+        self.template, self.env, self.seed = template, env, seed
+        self.lease, self.limits = lease, lease.limits
+        self.started = time.time()
+        self._root = 0
+        self._kills = 0
+        self._proxy: Any = None
+        self._open, self.paused = True, False
+        self._files: tuple[int, Files, int] | None = None
+        self.context = Context(self, HOME, seed)
+        self.contexts = {self.context.id: self.context}
+        self.commands = Commands(lease, lambda: self._root, lease.limits.output_bytes)
+        self.timeout: float | None = None
+        self.set_timeout(timeout)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} of {self.template}>"
+
+    @property
+    def files(self) -> Files:
+        """The sandbox's files."""
+        self._usable()
+        if self._files is None or self._files[0] != self._root:
+            self._forget_files()
+            _, fds = self.lease.ask({"op": "root", "root": self._root})
+            owns = self.lease.pool.driver == "ns"
+            self._files = (self._root, Files(fds[0], self.lease.uid, owns), fds[0])
+        return self._files[1]
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        context: Context | None = None,
+        timeout: float | None = 300.0,
+        env: dict[str, str] | None = None,
+        on_stdout: Show | None = None,
+        on_stderr: Show | None = None,
+    ) -> Execution:
+        """Run a cell of Python; names stay for the next one. After ``timeout`` seconds it is interrupted, then killed."""
+        self._usable()
+        return (context or self.context).run(code, timeout, env, on_stdout, on_stderr)
+
+    def create_context(self, cwd: str = HOME) -> Context:
+        """A further kernel with names of its own."""
+        self._usable()
+        made = Context(self, cwd, self.seed)
+        self.contexts[made.id] = made
+        return made
+
+    def snapshot(self) -> Snapshot:
+        """Keep this moment: memory of the kernel and files. Some milliseconds; nothing is copied.
+
+        Raises:
+            NotQuiescent: a process, thread or socket would be lost; the message names it.
+        """
+        self._usable()
+        others = [context for context in self.contexts.values() if context is not self.context and context._channel is not None]
+        if others:
+            raise NotQuiescent(f"snapshot: the further kernel {others[0].id} would be lost; close it first")
+        obstacles = self.context.ask({"op": "check"})["obstacles"]
+        if obstacles:
+            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
+        below = self._root
+        number, root, busy = self.lease.root(below, seal=True, allowed=[self.context.pid])
+        if busy:
+            raise NotQuiescent(f"snapshot: the process {busy[0][0]} ({busy[0][1][:60]}) still runs and would be lost")
+        ours, theirs = pair()
+        try:
+            answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
+        finally:
+            theirs.close()
+            os.close(root)
+        if answer.get("error"):
+            self.context.kill()
+            raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
+        self._root = number
+        return Snapshot(self, ours, below, int(answer["pid"]))
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a moment of this sandbox or of one it was forked from; what came after is forgotten."""
+        self._usable()
+        if snapshot._lease is not self.lease:
+            raise InvalidRequest("snapshot: it belongs to another sandbox", param="snapshot")
+        self._forget_files()
+        for context in self.contexts.values():
+            context.kill()
+        self.contexts = {self.context.id: self.context}
+        old = self._root
+        self._root = snapshot.grow(self.context, reseed=False, seed=None, env={})
+        self.lease.drop(old)
+
+    def fork(self, count: int = 1) -> list[Sandbox]:
+        """``count`` sandboxes that go on from here, each with memory and files of its own. This one goes on too."""
+        moment = self.snapshot()
+        try:
+            return moment.fork(count)
+        finally:
+            moment.close()
+
+    def pause(self) -> None:
+        """Stop all its processes; they keep their memory and use no CPU."""
+        self._usable()
+        self.paused = True
+        if not self.lease.pause(True):
+            raise SandboxError("pause: the processes did not stop in time, or this driver has no freezer")
+
+    def resume(self) -> None:
+        """Let a paused sandbox go on."""
+        if self.paused:
+            self.lease.pause(False)
+            self.paused = False
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """End it by itself after so many seconds from now; None: never."""
+        if seconds is not None and seconds < 0:
+            raise InvalidRequest(f"timeout: must not be negative, got {seconds}", param="timeout")
+        self.timeout = seconds
+        self.ends = None if seconds is None else time.time() + seconds
+        self.lease.pool.at(id(self), None if seconds is None else time.monotonic() + seconds, self.close)
+
+    def metrics(self) -> Usage:
+        """What its slot has used."""
+        return self.lease.slot.cgroup.usage()
+
+    def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
+        """A connection to a port on the sandbox's loopback."""
+        self._usable()
+        try:
+            _, fds = self.lease.ask({"op": "connect", "port": port, "timeout": timeout})
+        except OSError as error:
+            raise SandboxGone(f"port: nothing answers on {port}: {error.strerror}", param="port") from None
+        return socket.socket(fileno=fds[0])
+
+    def close(self) -> None:
+        """End it. The slot is cleaned and used again."""
+        if not self._open:
+            return
+        self._open = False
+        self.lease.pool.at(id(self), None, self.close)
+        if self._proxy is not None:
+            self._proxy.close()
+        if self.paused:
+            self.lease.pause(False)
+        self._forget_files()
+        for context in self.contexts.values():
+            context.drop()
+        if self.lease.holders > 1:
+            self.lease.drop(self._root)
+        self.lease.let_go()
+
+    kill = close
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be used."""
+        return self._open and self.lease.slot.alive
+
+    def _start_kernel(self, context: Context) -> None:
+        theirs, fds = context.ends()
+        try:
+            context.attach(self.lease.slot.post({"op": "kernel", **self._kernel_message(context)}, fds))
+        finally:
+            theirs.close()
+            for fd in fds[1:]:
+                os.close(fd)
+
+    def _kernel_message(self, context: Context) -> dict[str, Any]:
+        return {"root": self._root, "kernel_env": self.env, "cwd": context.cwd, "seed": context.seed}
+
+    def _forget_files(self) -> None:
+        if self._files is not None:
+            os.close(self._files[2])
+            self._files = None
+
+    def _usable(self) -> None:
+        if not self._open or not self.lease.slot.alive:
+            raise SandboxGone(f"the sandbox {self.id} has ended")
+        if self.paused:
+            raise SandboxError(f"the sandbox {self.id} is paused; resume it first")
+
+
+def _environment(extra: dict[str, str]) -> dict[str, str]:
+    """Variables every process begins with."""
+    base = {"HOME": HOME, "USER": "user", "LOGNAME": "user", "PATH": _PATH, "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
+    return base | {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "OPENBLAS_NUM_THREADS": "1"} | extra
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
