@@ -75,8 +75,7 @@ class Lease:
 
     def signal(self, pid: int, number: int, group: bool = False) -> bool:
         """Send a signal to a process inside; answers whether it was there."""
-        answer, _ = self.ask({"op": "signal", "pid": pid, "number": number, "group": group})
-        return bool(answer["sent"])
+        return self.slot.signal(pid, number, group)
 
     def ending(self, pid: int) -> Ending:
         """What tells when this process has ended."""

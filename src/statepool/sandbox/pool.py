@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from statepool.sandbox import caps, ledger, policy
 from statepool.sandbox.cgroup import Cgroup, roots
 from statepool.sandbox.errors import SandboxError, SlotFailed
 from statepool.sandbox.slots import Reactor, Slot, Zygote
-from statepool.sandbox.template import Template
+from statepool.sandbox.template import Limits, Template
 
 __all__ = ["Pool", "default_pool"]
 
@@ -155,15 +156,25 @@ class Pool:
         if choice.kind == "reuse" and taken is not None:
             if len(shelf.parked) < self.low:
                 self._work.put(lambda: self._refill(template))
-            if choice.fresh_network and (problem := taken.reset(network=True)) is not None:
-                self.discard(taken, problem)
-                return self.acquire(template, domain)
+            if choice.fresh_network:
+                return self._cross(taken, template, domain)
             return taken
         if taken is not None:
             self._destroy(taken)
         slot = self._make(shelf)
         with self._lock:
             self._busy.add(slot)
+        return slot
+
+    def _cross(self, slot: Slot, template: str, domain: str | None) -> Slot:
+        """Make a slot of another trust domain fit for this one."""
+        assert slot.tenant is not None
+        self.give_uid(slot.tenant[0])
+        problem = slot.reset(network=True)
+        if problem is not None:
+            self.discard(slot, problem)
+            return self.acquire(template, domain)
+        self._park(slot)
         return slot
 
     def release(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
@@ -203,9 +214,17 @@ class Pool:
                 self._due[key] = (when, act)
 
     @property
-    def limits_memory_by_cgroup(self) -> bool:
+    def limits_by_cgroup(self) -> bool:
         """False for a user without cgroups: the data segment of each process is limited instead."""
         return bool(self._cgroups)
+
+    def restart(self, slot: Slot, limits: Limits) -> None:
+        """Begin a waiting slot anew, with other limits than its template's."""
+        assert slot.tenant is not None
+        uid, _, link = slot.tenant
+        slot.signal(link.process(), signal.SIGKILL)
+        link.close()
+        slot.park(uid, limits, memory_rlimit=not self._cgroups)
 
     def waiting(self) -> dict[str, int]:
         """Slots that wait, by template."""
@@ -258,13 +277,21 @@ class Pool:
         slot = Slot(name, shelf.zygote, group, self._reactor)
         try:
             slot.start(lambda pid: self._ledger.write(pid=pid, started=ledger.started(pid)))
+            self._park(slot)
         except (SlotFailed, OSError):
             slot.destroy()
             raise
         shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
         return slot
 
+    def _park(self, slot: Slot) -> None:
+        limits = slot.zygote.template.limits
+        slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+        slot.park(self.take_uid(), limits, memory_rlimit=not self._cgroups)
+
     def _destroy(self, slot: Slot) -> None:
+        if slot.tenant is not None:
+            self.give_uid(slot.tenant[0])
         self.counters["destroyed"] += 1
         if not slot.destroy():
             _log.warning("a cgroup of slot %s could not be removed: something in it does not die", slot.name)
@@ -275,6 +302,11 @@ class Pool:
         shelf = self._shelves.get(slot.zygote.template.name)
         if problem is None and (shelf is None or shelf.zygote is not slot.zygote or len(shelf.parked) >= self.high):
             problem = "enough slots wait"
+        if problem is None and not self._closed:
+            try:
+                self._park(slot)
+            except SandboxError as error:
+                problem = error.message
         if problem is not None or self._closed:
             self.discard(slot, problem or "the pool is closed")
             return

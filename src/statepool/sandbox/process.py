@@ -136,8 +136,8 @@ class Terminal:
 class Commands:
     """Starts commands in one sandbox."""
 
-    def __init__(self, lease: Lease, root: Callable[[], int], most: int) -> None:
-        self._lease, self._root, self._most = lease, root, most
+    def __init__(self, lease: Lease, root: Callable[[], int], env: dict[str, str], most: int) -> None:
+        self._lease, self._root, self._env, self._most = lease, root, env, most
         self._running: dict[int, Command] = {}
 
     def run(
@@ -211,7 +211,7 @@ class Commands:
     def _spawn(
         self, argv: list[str], cwd: str, env: dict[str, str] | None, fds: tuple[int, ...], terminal: dict[str, int] | None = None
     ) -> tuple[int, list[int]]:
-        message = {"op": "spawn", "root": self._root(), "argv": argv, "env": env or {}, "cwd": cwd, "uid": self._lease.uid}
+        message = {"op": "spawn", "root": self._root(), "argv": argv, "env": self._env | (env or {}), "cwd": cwd, "uid": self._lease.uid}
         try:
             answer, got = self._lease.ask(message | (terminal or {"terminal": False}), fds)
         except OSError as error:

@@ -9,16 +9,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.config import parse_size
-from statepool.core.errors import InvalidRequest
 from statepool.sandbox.cgroup import Usage
+from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone
 from statepool.sandbox.execution import ErrorInfo, Execution, Logs, Output, Result
 from statepool.sandbox.files import Files
 from statepool.sandbox.lease import Lease
+from statepool.sandbox.link import Link
 from statepool.sandbox.process import Commands
 from statepool.sandbox.template import HOME
 
@@ -29,7 +31,6 @@ __all__ = ["Context", "Sandbox", "Snapshot"]
 
 _GRACE_SECONDS = 1.0
 """Between SIGINT and SIGKILL."""
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Show = Callable[[str], None]
 
 
@@ -42,56 +43,46 @@ class Context:
         self.count = 0
         self._sandbox = sandbox
         self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._pipes = (-1, -1)
-        self._pid: Any = None
+        self._link: Link | None = None
 
-    def ends(self) -> tuple[Channel, list[int]]:
-        """New pipes and a new socket; answers the other ends, for the kernel."""
+    def attach(self, link: Link, begin: bool = True) -> Link:
+        """Take this kernel; unless it has state already, tell it whose it is."""
         self.drop()
-        ours, theirs = pair()
-        out, out_in = os.pipe2(os.O_CLOEXEC)
-        err, err_in = os.pipe2(os.O_CLOEXEC)
-        self._channel, self._pipes = ours, (out, err)
-        return theirs, [theirs.fileno(), out_in, err_in]
+        self._link = link
+        if begin:
+            link.channel.send({"op": "begin", "env": self._sandbox.variables, "cwd": self.cwd, "seed": self.seed})
+        return link
 
-    def attach(self, pid: Any) -> None:
-        """The kernel's process id, or a future answer of the slot that has it."""
-        self._pid = pid
+    @property
+    def alive(self) -> bool:
+        """Whether it has a kernel now."""
+        return self._link is not None
 
     @property
     def pid(self) -> int:
         """Of the kernel, inside."""
-        if not isinstance(self._pid, int):
-            answer, _ = self._pid.result(30)
-            if "error" in answer:
-                raise SandboxError(f"the kernel did not start: {answer['error']}")
-            self._pid = int(answer["pid"])
-        found: int = self._pid
-        return found
+        return self._need().process()
 
     def run(
         self, code: str, timeout: float | None, env: dict[str, str] | None, on_stdout: Show | None, on_stderr: Show | None
     ) -> Execution:
         """Run one cell."""
         with self._lock:
-            if self._channel is None:
-                self._sandbox._start_kernel(self)
-            assert self._channel is not None
 
             def show(name: str, text: str) -> None:
                 to = on_stdout if name == "stdout" else on_stderr
                 if to is not None:
                     to(text)
 
-            output = Output(*self._pipes, self._sandbox.limits.output_bytes, show if on_stdout or on_stderr else None)
             deadline = None if timeout is None else time.monotonic() + timeout
+            link = self._need()
+            output = Output(*link.pipes, self._sandbox.limits.output_bytes, show if on_stdout or on_stderr else None)
             try:
-                self._channel.send({"op": "run", "code": code, "env": env})
-                interrupted = not output.wait(self._channel, deadline)
+                link.channel.send({"op": "run", "code": code, "env": env})
+                interrupted = not output.wait(link.channel, deadline)
                 if interrupted:
                     self.interrupt()
-                    if not output.wait(self._channel, time.monotonic() + _GRACE_SECONDS):
+                    if not output.wait(link.channel, time.monotonic() + _GRACE_SECONDS):
                         self._sandbox.lease.signal(self.pid, signal.SIGKILL)
                         raise Closed("killed")
                 answer = self.receive(_left(deadline))
@@ -107,11 +98,8 @@ class Context:
 
     def ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         """A question to the kernel between cells."""
-        if self._channel is None:
-            self._sandbox._start_kernel(self)
-        assert self._channel is not None
         try:
-            self._channel.send(message, fds)
+            self._need().channel.send(message, fds)
             return self.receive(30.0)
         except Closed:
             self.drop()
@@ -119,27 +107,27 @@ class Context:
 
     def receive(self, timeout: float | None) -> dict[str, Any]:
         """The kernel's next message. It may send half of one and stop: then this ends with ``Closed``."""
-        assert self._channel is not None
-        self._channel.socket.settimeout(None if timeout is None else timeout + 5.0)
-        try:
-            return self._channel.receive()[0]
-        finally:
-            if self._channel is not None:
-                self._channel.socket.settimeout(None)
+        channel = self._need().channel
+        channel.socket.settimeout(None if timeout is None else timeout + 5.0)
+        message, _ = channel.receive()
+        channel.socket.settimeout(None)
+        return message
 
     def drop(self) -> None:
         """Close the connection; the kernel ends with it."""
-        if self._channel is not None:
-            self._channel.close()
-            for fd in self._pipes:
-                os.close(fd)
-        self._channel, self._pipes = None, (-1, -1)
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     def kill(self) -> None:
         """End the kernel; the next cell starts a new one."""
-        if self._channel is not None:
+        if self._link is not None:
             self._sandbox.lease.signal(self.pid, signal.SIGKILL)
             self.drop()
+
+    def _need(self) -> Link:
+        """The kernel, started anew where the last one has ended."""
+        return self._link or self.attach(self._sandbox._start_kernel())
 
     def _died(self, output: Output, timeout: float | None) -> Execution:
         """The kernel is gone: out of memory, a crash, os._exit, or the deadline. State is lost, and the result says so."""
@@ -202,18 +190,18 @@ class Snapshot:
             if not self._open:
                 raise SandboxGone("the snapshot was closed", param="snapshot")
             number, root, _ = self._lease.root(self.root, seal=False)
-            theirs, fds = context.ends()
+            link, ends = Link.make()
             try:
-                self._channel.send({"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*fds, root])
+                with ends:
+                    self._channel.send({"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root])
                 answer, _ = self._channel.receive()
             except Closed:
+                link.close()
                 raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
             finally:
                 os.close(root)
-                theirs.close()
-                for fd in fds[1:]:
-                    os.close(fd)
-        context.attach(int(answer["pid"]))
+        link.pid = int(answer["pid"])
+        context.attach(link, begin=False)
         ready = context.receive(30.0)
         if ready.get("error"):
             raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
@@ -271,35 +259,21 @@ class Sandbox:
 
             pool = default_pool()
         slot = pool.acquire(template, domain)
-        uid = pool.take_uid()
         kind = slot.zygote.template
+        assert slot.tenant is not None
+        uid = slot.tenant[0]
         try:
             limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
-            slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
-        except Exception:
-            pool.release(slot, uid, domain, slot.generation)
-            raise
-        self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
-        resize = (limits.files_bytes, limits.inodes) != (kind.limits.files_bytes, kind.limits.inodes)
-        theirs, fds = self.context.ends()
-        message = {
-            "op": "start",
-            "uid": uid,
-            "limits": {name: getattr(limits, name) for name in limits.__dataclass_fields__},
-            "memory_rlimit": not pool.limits_memory_by_cgroup,
-            "env": _environment(kind.env) | self.env | {"STATEPOOL_SANDBOX": self.id},
-            "resize": resize,
-            "hostname": "sandbox",
-        }
-        try:
-            self.context.attach(slot.post(message | self._kernel_message(self.context), fds))
-        except SandboxGone:
-            pool.discard(slot, "it had ended")
-            raise
-        finally:
-            theirs.close()
-            for fd in fds[1:]:
-                os.close(fd)
+            if limits != kind.limits:
+                slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+                if not pool.limits_by_cgroup or replace(limits, memory_bytes=kind.limits.memory_bytes, cpus=kind.limits.cpus) != kind.limits:
+                    pool.restart(slot, limits)
+            link, slot.tenant = slot.tenant[2], None
+            self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
+            self.context.attach(link)
+        except (StatepoolError, Closed) as error:
+            pool.release(slot, uid, domain, slot.generation + 1)
+            raise error if isinstance(error, StatepoolError) else SandboxGone("the waiting slot had ended; try again") from None
         if network:
             from statepool.sandbox.net import grant
 
@@ -326,7 +300,8 @@ class Sandbox:
         self._files: tuple[int, Files, int] | None = None
         self.context = Context(self, HOME, seed)
         self.contexts = {self.context.id: self.context}
-        self.commands = Commands(lease, lambda: self._root, lease.limits.output_bytes)
+        begin = lease.slot.zygote.template.variables() | self.variables
+        self.commands = Commands(lease, lambda: self._root, begin, lease.limits.output_bytes)
         self.timeout: float | None = None
         self.set_timeout(timeout)
 
@@ -338,6 +313,11 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} of {self.template}>"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What it adds to its template's variables."""
+        return self.env | {"STATEPOOL_SANDBOX": self.id}
 
     @property
     def files(self) -> Files:
@@ -378,7 +358,7 @@ class Sandbox:
             NotQuiescent: a process, thread or socket would be lost; the message names it.
         """
         self._usable()
-        others = [context for context in self.contexts.values() if context is not self.context and context._channel is not None]
+        others = [context for context in self.contexts.values() if context is not self.context and context.alive]
         if others:
             raise NotQuiescent(f"snapshot: the further kernel {others[0].id} would be lost; close it first")
         obstacles = self.context.ask({"op": "check"})["obstacles"]
@@ -479,17 +459,11 @@ class Sandbox:
         """Whether it can still be used."""
         return self._open and self.lease.slot.alive
 
-    def _start_kernel(self, context: Context) -> None:
-        theirs, fds = context.ends()
-        try:
-            context.attach(self.lease.slot.post({"op": "kernel", **self._kernel_message(context)}, fds))
-        finally:
-            theirs.close()
-            for fd in fds[1:]:
-                os.close(fd)
-
-    def _kernel_message(self, context: Context) -> dict[str, Any]:
-        return {"root": self._root, "kernel_env": self.env, "cwd": context.cwd, "seed": context.seed}
+    def _start_kernel(self) -> Link:
+        link, ends = Link.make()
+        with ends:
+            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root}, ends.fds)
+        return link
 
     def _forget_files(self) -> None:
         if self._files is not None:
@@ -501,12 +475,6 @@ class Sandbox:
             raise SandboxGone(f"the sandbox {self.id} has ended")
         if self.paused:
             raise SandboxError(f"the sandbox {self.id} is paused; resume it first")
-
-
-def _environment(extra: dict[str, str]) -> dict[str, str]:
-    """Variables every process begins with."""
-    base = {"HOME": HOME, "USER": "user", "LOGNAME": "user", "PATH": _PATH, "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
-    return base | {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "OPENBLAS_NUM_THREADS": "1"} | extra
 
 
 def _left(deadline: float | None) -> float | None:

@@ -19,7 +19,8 @@ from typing import Any
 from statepool.sandbox.cgroup import Cgroup
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.errors import SandboxGone, SlotFailed
-from statepool.sandbox.template import Template, skeleton
+from statepool.sandbox.link import Link
+from statepool.sandbox.template import Limits, Template, skeleton
 
 __all__ = ["Reactor", "Slot", "Zygote"]
 
@@ -151,9 +152,10 @@ class Zygote:
             self._channel.close()
         ours, theirs = pair()
         self._process = subprocess.Popen(
+            # Nothing of the manager's variables goes along; the fixed hash seed gives sets one order everywhere.
             [sys.executable, "-m", "statepool.sandbox.inside.zygote", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=_environment(),
+            env=self.template.variables() | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "0"},
             cwd="/",
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -174,23 +176,6 @@ class Zygote:
             raise SlotFailed(f"template {self.template.name}: {hello['error']}")
 
 
-def _environment() -> dict[str, str]:
-    """Nothing of the manager's environment reaches a tenant. The hash seed is fixed, so that sets have one order everywhere."""
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
-    package = str(Path(__file__).parents[2])
-    return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": "/home/user",
-        "PYTHONPATH": package,
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "MPLBACKEND": "agg",
-        "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108  # inside the sandbox
-        **threads,
-    }
-
-
 class Slot:
     """One slot: namespaces, cgroups, and the PID 1 in them."""
 
@@ -207,6 +192,8 @@ class Slot:
         self._waiting: dict[int, Future[Reply]] = {}
         self._next = 0
         self.alive = False
+        self.tenant: tuple[int, Limits, Link] | None = None
+        """User id, limits and kernel that wait for the next tenant."""
         self.channel, self._theirs = pair()
 
     def start(self, born: Callable[[int], None]) -> None:
@@ -244,6 +231,14 @@ class Slot:
         self.alive = True
         self._reactor.add(self)
 
+    def park(self, uid: int, limits: Limits, memory_rlimit: bool) -> None:
+        """Make a kernel wait for a tenant of this user id: confined already, with nothing of the tenant's yet."""
+        link, ends = Link.make()
+        values = {name: getattr(limits, name) for name in limits.__dataclass_fields__}
+        with ends:
+            link.pid = self.post({"op": "start", "uid": uid, "limits": values, "memory_rlimit": memory_rlimit}, ends.fds)
+        self.tenant = (uid, limits, link)
+
     def post(self, message: dict[str, Any], fds: Iterable[int] = ()) -> Future[Reply]:
         """Send a request; the future has the answer and its descriptors, which the caller closes."""
         future: Future[Reply] = Future()
@@ -275,6 +270,11 @@ class Slot:
             raise OSError(answer.get("errno", 0), answer["error"])
         return answer, got
 
+    def signal(self, pid: int, number: int, group: bool = False) -> bool:
+        """Send a signal to a process inside; answers whether it was there."""
+        answer, _ = self.ask({"op": "signal", "pid": pid, "number": number, "group": group})
+        return bool(answer["sent"])
+
     def hear(self, message: dict[str, Any], fds: list[int]) -> None:
         """From the reactor: one message of the slot."""
         if "re" in message:
@@ -303,6 +303,7 @@ class Slot:
 
     def reset(self, network: bool) -> str | None:
         """Make it clean for the next tenant; answers what is wrong, if anything is. A new network where ``network``."""
+        self._forget_tenant()
         try:
             answer, _ = self.ask({"op": "reset", "network": network})
         except (OSError, SandboxGone, SlotFailed) as error:
@@ -318,6 +319,7 @@ class Slot:
     def destroy(self) -> bool:
         """End everything in it; answers whether its cgroups are gone too."""
         self.alive = False
+        self._forget_tenant()
         with contextlib.suppress(OSError):
             self.channel.socket.shutdown(socket.SHUT_RDWR)
         self._reactor.remove(self)
@@ -328,3 +330,8 @@ class Slot:
             self._pidfd = -1
         self.cgroup.kill()
         return self.cgroup.remove()
+
+    def _forget_tenant(self) -> None:
+        if self.tenant is not None:
+            self.tenant[2].close()
+            self.tenant = None

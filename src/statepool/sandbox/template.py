@@ -23,6 +23,7 @@ HOME = "/home/user"
 """Where a tenant's files are."""
 _ETC = ("ld.so.cache", "ld.so.conf", "nsswitch.conf", "localtime", "services", "protocols", "mime.types", "os-release", "bash.bashrc")
 _ETC_TREES = ("ssl", "alternatives", "fonts", "ca-certificates")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = ("dev/pts", "dev/shm", "etc", "home/user", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "var/tmp", "var/log")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _OPEN = ("dev/shm", "tmp", "var/tmp")
@@ -124,9 +125,15 @@ class Template:
         real = sorted({os.path.normpath(path) for path in wanted})
         return [path for path in real if not any(path != other and path.startswith(other + "/") for other in real)]
 
+    def variables(self) -> dict[str, str]:
+        """Variables every process of its sandboxes begins with."""
+        base = {"HOME": HOME, "USER": "user", "LOGNAME": "user", "PATH": _PATH, "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
+        one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
+        return base | one | {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "MPLCONFIGDIR": "/tmp/matplotlib"} | self.env  # noqa: S108
+
     def spec(self) -> dict[str, Any]:
         """What the zygote needs to know, as plain values."""
-        return asdict(self)
+        return asdict(self) | {"variables": self.variables()}
 
 
 def skeleton(template: Template, folder: Path) -> None:

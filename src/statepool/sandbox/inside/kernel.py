@@ -10,10 +10,10 @@ import ast
 import asyncio
 import builtins
 import contextlib
-import gc
 import inspect
 import linecache
 import os
+import random
 import signal
 import socket
 import sys
@@ -25,17 +25,19 @@ from typing import Any
 from statepool.sandbox.channel import Channel, Closed
 from statepool.sandbox.inside import branch, display
 
-__all__ = ["Kernel", "serve", "warm"]
+__all__ = ["Kernel", "prepare", "reseed", "serve", "warm"]
 
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _HERE = __file__
+_kernel: Kernel | None = None
 
 
 class Kernel:
     """One namespace and the loop that runs cells in it."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    channel: Channel
+
+    def __init__(self) -> None:
         self.count = 0
         self.module = types.ModuleType("__main__")
         self.module.__dict__["__builtins__"] = builtins
@@ -50,10 +52,19 @@ class Kernel:
             except Closed:
                 return
             operation = message.pop("op")
-            if operation == "run":
+            if operation == "begin":
+                self._begin(message)
+            elif operation == "run":
                 self.channel.send(self.run(message["code"], message.get("env") or {}))
             else:
                 branch.OPERATIONS[operation](self, message, fds)
+
+    def _begin(self, message: dict[str, Any]) -> None:
+        """A tenant has come: its variables, its folder, its seed."""
+        os.environ.update(message["env"])
+        os.chdir(message["cwd"])
+        if message["seed"] is not None:
+            reseed(message["seed"])
 
     def run(self, code: str, env: dict[str, str]) -> dict[str, Any]:
         """Run one cell; answers its results, its error, and the count."""
@@ -124,45 +135,43 @@ class Kernel:
         return {"name": type(error).__name__, "value": value, "traceback": "".join(lines)}
 
 
-def serve(fd: int, env: dict[str, str], cwd: str, seed: int | None) -> None:
-    """Become the kernel on this socket; returns when the manager closes it."""
-    gc.enable()
+def prepare(env: dict[str, str]) -> None:
+    """In the zygote, once: the kernel, its streams and its surroundings, so that a fork has nothing left to make."""
+    global _kernel
     os.environ.clear()
     os.environ.update(env)
-    os.chdir(cwd)
-    reseed(seed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
     sys.argv = [""]
-    sys.path = [path for path in sys.path if path and os.path.isdir(path)]
-    sys.path.insert(0, "")
-    kernel = Kernel(Channel(socket.socket(fileno=fd)))
-    sys.modules["__main__"] = kernel.module
-    kernel.loop()
+    sys.path = ["", *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix, "/usr")))]
+    _kernel = Kernel()
+    sys.modules["__main__"] = _kernel.module
+
+
+def serve(fd: int) -> None:
+    """Become the kernel on this socket; returns when the manager closes it."""
+    assert _kernel is not None
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()  # ``random`` does this by itself in every fork, and so does OpenSSL
+    _kernel.channel = Channel(socket.socket(fileno=fd))
+    _kernel.loop()
 
 
 def reseed(seed: int | None) -> None:
     """No two sandboxes draw the same numbers, unless a seed is asked for."""
-    import random
-
     random.seed(seed)
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
         numpy_random.seed(seed if seed is None else seed % 2**32)
-    if (ssl := sys.modules.get("ssl")) is not None:
-        ssl.RAND_add(os.urandom(32), 32.0)
 
 
 def warm() -> None:
     """Run a cell that shows something and one that fails, so that what they import lazily is shared by all."""
-    one, other = socket.socketpair()
-    kernel = Kernel(Channel(one))
+    kernel = Kernel()
     kernel.run("1 + 1", {})
     kernel.run("raise ValueError('warm')", {})
     kernel.run("import asyncio\nawait asyncio.sleep(0)", {})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     linecache.clearcache()
-    one.close()
-    other.close()

@@ -91,13 +91,12 @@ class Base:
             self._detach(os.path.dirname(layer))
         self._layers &= needed
 
-    def own(self, root: Root, uid: int, hostname: str) -> None:
+    def own(self, root: Root, uid: int) -> None:
         """Give a fresh root to its tenant."""
         if not self._userns:
             os.chown(f"{root.path}/home/user", uid, uid)
             self._write(root, "etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nuser:x:{uid}:{uid}:user:/home/user:/bin/bash\n")
             self._write(root, "etc/group", f"root:x:0:\nuser:x:{uid}:\n")
-        self._write(root, "etc/hostname", hostname + "\n")
 
     def _write(self, root: Root, name: str, text: str) -> None:
         fd = os.open(f"{root.path}/{name}", os.O_WRONLY | os.O_TRUNC | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

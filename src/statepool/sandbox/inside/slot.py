@@ -70,7 +70,6 @@ class _Slot:
         self._userns: bool = message["userns"]
         self._limits: dict[str, int] = spec["limits"]
         self._program = seccomp.program(spec["debug"])
-        self._env: dict[str, str] = {}
         self._roots: dict[int, Root] = {}
         self._kernels: set[int] = set()
         self._tracked: set[int] = set()
@@ -121,24 +120,22 @@ class _Slot:
                 os.close(fd)
 
     def _op_start(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """A new tenant: identity, limits, files; and its first kernel, if descriptors for it came along."""
-        self._limits = message["limits"]
+        """A new tenant: identity, limits, files; and its first kernel, which waits for it on the descriptors that came along."""
         uid = message["uid"]
-        self._env = message["env"]
-        limits = _rlimits(self._limits, message["memory_rlimit"])
+        limits = message["limits"]
+        rlimits = _rlimits(limits, message["memory_rlimit"])
         groups = not self._userns
         make = _sandbox.Confinement
-        self._kernel_confinement = make(uid, uid, self._program, limits, _CHROOT, groups)
-        self._command_confinement = make(uid, uid, self._program, limits, 0, groups)
-        if message["resize"]:
+        self._kernel_confinement = make(uid, uid, self._program, rlimits, _CHROOT, groups)
+        self._command_confinement = make(uid, uid, self._program, rlimits, 0, groups)
+        if (limits["files_bytes"], limits["inodes"]) != (self._limits["files_bytes"], self._limits["inodes"]):
             small = self._spare
-            self._spare = self._base.fresh(self._limits["files_bytes"], self._limits["inodes"])
+            self._spare = self._base.fresh(limits["files_bytes"], limits["inodes"])
             self._base.drop(small, [self._spare])
-        if message["hostname"] != "sandbox":
-            socket.sethostname(message["hostname"])
-        self._base.own(self._spare, uid, message["hostname"])
+        self._limits = limits
+        self._base.own(self._spare, uid)
         self._roots = {0: self._spare}
-        return self._op_kernel(message, fds) if fds else {}
+        return self._op_kernel(message | {"root": 0}, fds)
 
     def _op_kernel(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         root = self._roots[message["root"]]
@@ -155,7 +152,8 @@ class _Slot:
             _sandbox.enter(self._kernel_confinement, root.fd)
             os.closerange(4, 1 << 20)
             _sandbox.prctl(_DUMPABLE, 1)  # after setresuid the files of /proc/self would be root's
-            kernel.serve(3, self._env | message["kernel_env"], message["cwd"], message["seed"])
+            os.chdir("/home/user")
+            kernel.serve(3)
         except BaseException as error:  # noqa: BLE001  # a fork must not return into the loop of PID 1
             with contextlib.suppress(OSError):
                 Channel(socket.socket(fileno=3)).send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
@@ -172,7 +170,7 @@ class _Slot:
                 os.fchown(slave, message["uid"], message["uid"])
             fds += [slave, slave, slave]
             send = [master]
-        env = [f"{name}={value}" for name, value in (self._env | message["env"]).items()]
+        env = [f"{name}={value}" for name, value in message["env"].items()]
         try:
             pid = _sandbox.spawn(
                 self._command_confinement, root.fd, message["argv"], env, message["cwd"], fds[-3:], message["terminal"]
@@ -244,7 +242,6 @@ class _Slot:
         self._kernels.clear()
         self._tracked.clear()
         self._kernel_confinement = self._command_confinement = None
-        self._env = {}
         flags = _NEW_IPC | _NEW_UTS
         if message["network"] or _sockets_left():
             flags |= _NEW_NET

@@ -62,6 +62,7 @@ def _load(spec: dict[str, Any]) -> None:
     kernel.warm()
     if spec["warm"]:
         exec(compile(spec["warm"], "<template>", "exec"), {"__name__": "__main__"})  # noqa: S102  # the operator's code
+    kernel.prepare(spec["variables"])
     gc.collect()
     gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
