@@ -26,7 +26,9 @@ def test_a_command_in_the_background(sandbox):
     running = sandbox.commands.start("read line; echo got $line; sleep 60")
     running.send_stdin("hello\n")
     seen = []
-    assert any("sleep 60" in line for _, line in sandbox.commands.list())
+    deadline = time.monotonic() + 20
+    while not any("sleep 60" in line for _, line in sandbox.commands.list()):
+        assert time.monotonic() < deadline
     assert running.kill()
     assert running.wait(10, on_stdout=seen.append).exit_code == -9
     assert seen in ([], ["got hello\n"])

@@ -157,7 +157,10 @@ class Context:
 
 
 class Snapshot:
-    """A moment of a sandbox: its kernel's memory in a frozen process, its files as a sealed layer. Nothing is copied."""
+    """A moment of a sandbox: its kernel's memory in a frozen process, its files as a sealed layer. Nothing is copied.
+
+    It outlives its sandbox, and holds the slot until it is closed.
+    """
 
     def __init__(self, sandbox: Sandbox, channel: Channel, root: int, pid: int) -> None:
         self.id = secrets.token_hex(8)
@@ -183,6 +186,15 @@ class Snapshot:
             self._open = False
         self._channel.close()
         self._lease.let_go()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     def grow(self, context: Context, *, reseed: bool, seed: int | None, env: dict[str, str]) -> int:
         """A kernel for ``context`` that begins here; answers the number of its root directory."""

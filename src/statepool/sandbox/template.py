@@ -24,9 +24,8 @@ HOME = "/home/user"
 _ETC = ("ld.so.cache", "ld.so.conf", "nsswitch.conf", "localtime", "services", "protocols", "mime.types", "os-release", "bash.bashrc")
 _ETC_TREES = ("ssl", "alternatives", "fonts", "ca-certificates")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PLAIN = ("dev/pts", "dev/shm", "etc", "home/user", "mnt", "opt", "proc", "root", "run", "srv", "sys", "tmp", "var/tmp", "var/log")
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_OPEN = ("dev/shm", "tmp", "var/tmp")
+_PLAIN = ("dev", "etc", "home/user", "mnt", "opt", "proc", "root", "run/shm", "srv", "sys", "tmp", "var/tmp", "var/log")
+_OPEN = ("run/shm", "tmp", "var/tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +141,6 @@ def skeleton(template: Template, folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in _OPEN:
         (folder / name).chmod(0o1777)
-    for name in _DEVICES:
-        (folder / "dev" / name).touch()
-    for name, target in {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1"}.items():
-        (folder / "dev" / name).symlink_to(target)
-    (folder / "dev" / "stderr").symlink_to("/proc/self/fd/2")
-    (folder / "dev" / "ptmx").symlink_to("pts/ptmx")
     for name in ("bin", "lib", "lib64", "sbin", "lib32", "libx32"):
         if Path("/", name).is_symlink():
             (folder / name).symlink_to(os.readlink(Path("/", name)))

@@ -57,11 +57,11 @@ def _descriptors() -> list[tuple[int, str]]:
     return found
 
 
-def _open_files() -> list[tuple[int, str, int, int]]:
-    """Descriptor, path, flags and offset of each file that lies in the sandbox's own layers."""
+def _open_files(mine: list[int]) -> list[tuple[int, str, int, int]]:
+    """Descriptor, path, flags and offset of each file that lies in the sandbox's own layers; not of those in ``mine``."""
     found = []
     for fd, target in _descriptors():
-        if not target.startswith("/") or target.startswith(("/proc/", "/dev/", "/memfd:")):
+        if fd in mine or not target.startswith("/") or target.startswith(("/proc/", "/dev/", "/memfd:")):
             continue
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123
             info = dict(line.split(":", 1) for line in file if ":" in line)
@@ -92,7 +92,7 @@ def check(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
 def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     """Fork a holder on ``fds[0]``; move on into the layer ``fds[1]``."""
     line, root = fds
-    cwd, files, numbers = os.getcwd(), _open_files(), random.getstate()
+    cwd, files, numbers = os.getcwd(), _open_files(fds), random.getstate()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     pid = os.fork()

@@ -20,7 +20,18 @@ __all__ = ["Base", "Root"]
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _DETACH = 2
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_MASKED = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "sysrq-trigger", "kallsyms", "config.gz", "kpagecount", "kpageflags")
+_LINKS = {
+    "fd": "/proc/self/fd",
+    "ptmx": "pts/ptmx",
+    "shm": "/run/shm",
+    "stderr": "/proc/self/fd/2",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+}
+_MASKED = (
+    *("acpi", "config.gz", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount"),
+    *("kpageflags", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo"),
+)
 _READ_ONLY = ("sys", "irq", "bus", "fs")
 _HIGH = 300
 MOST_LAYERS = 60
@@ -50,15 +61,14 @@ class Base:
         _sandbox.mount("none", "/", "", _REC | _PRIVATE)
         folder: str = message["folder"]
         _sandbox.mount("base", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0700")
-        for name in ("old", "src", "dev", "proc", "u", "g"):
+        for name in ("old", "src", "dev", "proc", "shown", "u", "g"):
             os.mkdir(f"{folder}/{name}", 0o700)
         for number, source in enumerate([message["skeleton"], *message["layers"], *self._targets]):
             self._bind_source(source, f"{folder}/src/{number}")
-        for name in _DEVICES:
-            os.close(os.open(f"{folder}/dev/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
-            _sandbox.mount(f"/dev/{name}", f"{folder}/dev/{name}", "", _BIND)
+        _devices(f"{folder}/dev")
         # Before the old one goes: in a user namespace a new proc may show no more than one that is there.
         _sandbox.mount("proc", f"{folder}/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+        _mount_proc(f"{folder}/shown")
         first = 1 + len(message["layers"])
         self._lowers = tuple(f"/src/{number}" for number in range(first - 1, -1, -1))
         self._binds = [(f"/src/{first + number}", target) for number, target in enumerate(self._targets)]
@@ -117,25 +127,14 @@ class Base:
         _sandbox.mount("root", path, "overlay", _NOSUID | _NODEV, options)
         for source, target in self._binds:
             _sandbox.mount(source, path + target, "", _BIND | _REC)
-        for name in _DEVICES:
-            _sandbox.mount(f"/dev/{name}", f"{path}/dev/{name}", "", _BIND)
+        for tree, target in (("/dev", "dev"), ("/shown", "proc")):
+            _sandbox.mount(tree, f"{path}/{target}", "", _BIND | _REC)
         _sandbox.mount("devpts", f"{path}/dev/pts", "devpts", _NOSUID | _NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
-        self._mount_proc(f"{path}/proc")
         low = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _HIGH)  # above what a child puts its own descriptors over
         os.close(low)
         self._layers.add(upper)
         return Root(path, upper, lowers, fd, os.stat(path).st_dev)
-
-    def _mount_proc(self, proc: str) -> None:
-        _sandbox.mount("proc", proc, "proc", _NOSUID | _NODEV | _NOEXEC, "hidepid=invisible")
-        for name in _MASKED:
-            with contextlib.suppress(FileNotFoundError):
-                _sandbox.mount("/dev/null", f"{proc}/{name}", "", _BIND)
-        for name in _READ_ONLY:
-            with contextlib.suppress(FileNotFoundError):
-                _sandbox.mount(f"{proc}/{name}", f"{proc}/{name}", "", _BIND)
-                _sandbox.mount("", f"{proc}/{name}", "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV | _NOEXEC)
 
     def _bind_source(self, source: str, target: str) -> None:
         os.mkdir(target, 0o755)
@@ -151,6 +150,38 @@ class Base:
         _sandbox.umount(path, _DETACH)
         os.rmdir(path)
         _sandbox.close_later(fd)
+
+
+def _devices(folder: str) -> None:
+    """The tree of /dev that every root shows; its terminals and shared memory are the root's own."""
+    _sandbox.mount("dev", folder, "tmpfs", _NOSUID | _NOEXEC, "size=64k,mode=0755")
+    for name in _DEVICES:
+        os.close(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
+        _sandbox.mount(f"/dev/{name}", f"{folder}/{name}", "", _BIND)
+    for name, target in _LINKS.items():
+        os.symlink(target, f"{folder}/{name}")
+    os.mkdir(f"{folder}/pts", 0o755)
+    _sandbox.mount("", folder, "", _REMOUNT | _BIND | _RDONLY | _NOSUID | _NOEXEC)
+
+
+def _mount_proc(proc: str) -> None:
+    """The proc that every root shows: other users' processes and the machine's own secrets are not in it."""
+    _sandbox.mount("proc", proc, "proc", _NOSUID | _NODEV | _NOEXEC, "hidepid=invisible")
+    for name in _MASKED:
+        with contextlib.suppress(FileNotFoundError):
+            _mask(f"{proc}/{name}")
+    for name in _READ_ONLY:
+        with contextlib.suppress(FileNotFoundError):
+            _sandbox.mount(f"{proc}/{name}", f"{proc}/{name}", "", _BIND)
+            _sandbox.mount("", f"{proc}/{name}", "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV | _NOEXEC)
+
+
+def _mask(path: str) -> None:
+    """Nothing to read there."""
+    if os.path.isdir(path):
+        _sandbox.mount("empty", path, "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "size=0,mode=0555")
+    else:
+        _sandbox.mount("/dev/null", path, "", _BIND)
 
 
 def _locked(path: str) -> int:
