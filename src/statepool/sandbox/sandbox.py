@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import signal
 import socket
 import threading
@@ -31,6 +32,8 @@ __all__ = ["Context", "Sandbox", "Snapshot"]
 
 _GRACE_SECONDS = 1.0
 """Between SIGINT and SIGKILL."""
+_MESSAGE_SECONDS = 2.0
+"""A message that has begun to arrive may pause so long."""
 Show = Callable[[str], None]
 
 
@@ -85,7 +88,7 @@ class Context:
                     if not output.wait(link.channel, time.monotonic() + _GRACE_SECONDS):
                         self._sandbox.lease.signal(self.pid, signal.SIGKILL)
                         raise Closed("killed")
-                answer = self.receive(_left(deadline))
+                answer = self.receive(_MESSAGE_SECONDS)
             except Closed:
                 output.drain()
                 return self._died(output, timeout if deadline and time.monotonic() >= deadline else None)
@@ -105,10 +108,12 @@ class Context:
             self.drop()
             raise SandboxGone("the kernel has ended") from None
 
-    def receive(self, timeout: float | None) -> dict[str, Any]:
-        """The kernel's next message. It may send half of one and stop: then this ends with ``Closed``."""
+    def receive(self, timeout: float) -> dict[str, Any]:
+        """The kernel's next message. A tenant may send half of one and stop: then this ends with ``Closed``."""
         channel = self._need().channel
-        channel.socket.settimeout(None if timeout is None else timeout + 5.0)
+        if not select.select([channel], [], [], timeout)[0]:
+            raise Closed("the kernel says nothing")
+        channel.socket.settimeout(_MESSAGE_SECONDS)
         message, _ = channel.receive()
         channel.socket.settimeout(None)
         return message
@@ -488,6 +493,3 @@ class Sandbox:
         if self.paused:
             raise SandboxError(f"the sandbox {self.id} is paused; resume it first")
 
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -34,6 +34,7 @@ _MASKED = (
 )
 _READ_ONLY = ("sys", "irq", "bus", "fs")
 _HIGH = 300
+_MOST_ROOTS = 1200
 MOST_LAYERS = 60
 """Of one root: their paths have to fit in one page."""
 
@@ -55,14 +56,17 @@ class Base:
     def __init__(self, message: dict[str, Any]) -> None:
         """Leave the host's root: ``folder`` becomes a small tmpfs that holds the sources, and the new root."""
         self._userns: bool = message["userns"]
-        self._count = 0
+        self._free = [*range(_MOST_ROOTS)]
         self._layers: set[str] = set()
         self._targets: list[str] = message["sources"]
         _sandbox.mount("none", "/", "", _REC | _PRIVATE)
         folder: str = message["folder"]
-        _sandbox.mount("base", folder, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0700")
+        _sandbox.mount("base", folder, "tmpfs", _NOSUID | _NODEV, "size=4m,mode=0700")
         for name in ("old", "src", "dev", "proc", "shown", "u", "g"):
             os.mkdir(f"{folder}/{name}", 0o700)
+        for number in self._free:
+            os.mkdir(f"{folder}/u/{number}", 0o700)
+            os.mkdir(f"{folder}/g/{number}", 0o700)
         for number, source in enumerate([message["skeleton"], *message["layers"], *self._targets]):
             self._bind_source(source, f"{folder}/src/{number}")
         _devices(f"{folder}/dev")
@@ -76,6 +80,9 @@ class Base:
         os.chdir("/")
         _sandbox.umount("/old", _DETACH)
         os.rmdir("/old")
+        # Whoever breaks out of a root lands here, and may own this folder in a user namespace: nothing to see or to change.
+        os.chmod("/", 0)
+        _sandbox.mount("", "/", "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV)
 
     def fresh(self, files_bytes: int, inodes: int) -> Root:
         """A root as the template has it."""
@@ -99,6 +106,7 @@ class Base:
         needed = {layer for other in left for layer in (other.upper, *other.lowers)}
         for layer in self._layers - needed:
             self._detach(os.path.dirname(layer))
+            self._free.append(int(layer.split("/")[2]))
         self._layers &= needed
 
     def own(self, root: Root, uid: int) -> None:
@@ -114,10 +122,10 @@ class Base:
         os.close(fd)
 
     def _make(self, lowers: tuple[str, ...], files_bytes: int, inodes: int) -> Root:
-        self._count += 1
-        layer, path = f"/u/{self._count}", f"/g/{self._count}"
-        os.mkdir(layer, 0o700)
-        os.mkdir(path, 0o755)
+        if not self._free:
+            raise OSError(f"a slot holds at most {_MOST_ROOTS} roots: close forks or snapshots")
+        number = self._free.pop()
+        layer, path = f"/u/{number}", f"/g/{number}"
         _sandbox.mount("layer", layer, "tmpfs", _NOSUID | _NODEV, f"size={files_bytes},nr_inodes={inodes},mode=0755")
         upper = f"{layer}/up"
         os.mkdir(upper, 0o755)
@@ -148,7 +156,6 @@ class Base:
     def _detach(self, path: str) -> None:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         _sandbox.umount(path, _DETACH)
-        os.rmdir(path)
         _sandbox.close_later(fd)
 
 

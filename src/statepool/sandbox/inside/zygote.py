@@ -57,7 +57,7 @@ def main(fd: int) -> None:
 
 def _load(spec: dict[str, Any]) -> None:
     """Import what sandboxes share, and move it out of the collector's sight, so that it writes to none of it."""
-    for name in ("encodings.idna", "encodings.utf_8", "traceback", "linecache", "tokenize", "asyncio", *spec["preload"]):
+    for name in ("encodings.idna", "encodings.ascii", "encodings.latin_1", "traceback", "linecache", "tokenize", "asyncio", *spec["preload"]):
         importlib.import_module(name)
     kernel.warm()
     if spec["warm"]:
