@@ -253,7 +253,7 @@ def main() -> int:
     """Entry point of `make setup`, `make native` and the targets that need them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", choices=("required", "optional"), default="required")
-    parser.add_argument("--extra", action="append", default=["serve", "dev"], help="install this extra too")
+    parser.add_argument("--extra", action="append", default=["serve", "sandbox", "dev"], help="install this extra too")
     parser.add_argument("--native-only", action="store_true", help="compile the kernels and nothing else")
     options = parser.parse_args()
     started = time.monotonic()

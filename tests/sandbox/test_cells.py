@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # cells are written as one line
 """Cells against plain Python in a process of its own: same output, same exceptions, same values."""
 
 import base64
@@ -37,7 +38,9 @@ def test_a_cell_does_what_plain_python_does(sandbox, name):
 
 
 def test_state_stays_and_nothing_is_run_twice(sandbox):
-    sandbox.run_code("import time, itertools\ncount = itertools.count()\nborn = time.time()\nthing = object()\nmark = id(thing)")
+    sandbox.run_code(
+        "import time, itertools\ncount = itertools.count()\nborn = time.time()\nthing = object()\nmark = id(thing)"
+    )
     first = sandbox.run_code("next(count), born, id(thing) == mark").text
     second = sandbox.run_code("next(count), born, id(thing) == mark").text
     assert first.startswith("(0, ") and second.startswith("(1, ")
@@ -77,14 +80,21 @@ def test_a_timeout_interrupts_and_keeps_the_state(sandbox):
 
 def test_a_cell_that_takes_no_interrupt_is_killed_and_says_that_state_is_lost(sandbox):
     sandbox.run_code("kept = 7")
-    done = sandbox.run_code("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", timeout=0.3)
+    done = sandbox.run_code(
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", timeout=0.3
+    )
     assert done.error.name == "TimeoutError" and "state is lost" in done.error.value
     assert sandbox.run_code("'kept' in globals()").text == "False"
 
 
 @pytest.mark.parametrize(
     "code",
-    ["import os; os._exit(3)", "import ctypes; ctypes.string_at(0)", "import os; os.close(3)", "import os, signal; os.kill(os.getpid(), 9)"],
+    [
+        "import os; os._exit(3)",
+        "import ctypes; ctypes.string_at(0)",
+        "import os; os.close(3)",
+        "import os, signal; os.kill(os.getpid(), 9)",
+    ],
 )
 def test_a_kernel_that_ends_itself_is_reported_and_replaced(sandbox, code):
     assert sandbox.run_code(code).error.name == "KernelDied"
@@ -94,7 +104,9 @@ def test_a_kernel_that_ends_itself_is_reported_and_replaced(sandbox, code):
 def test_a_tenant_that_breaks_its_own_kernel_breaks_nothing_else(pool, sandbox):
     from statepool.sandbox import Sandbox
 
-    sandbox.run_code("import sys, json, builtins\nsys.stdout = None\njson.dumps = lambda *a, **k: '[]'\nbuiltins.print = None")
+    sandbox.run_code(
+        "import sys, json, builtins\nsys.stdout = None\njson.dumps = lambda *a, **k: '[]'\nbuiltins.print = None"
+    )
     with Sandbox(pool=pool) as other:
         assert other.run_code("print('fine')").logs.stdout == "fine\n"
 
@@ -114,7 +126,10 @@ def test_output_is_capped(pool):
 
 def test_output_arrives_while_the_cell_runs(sandbox):
     seen = []
-    sandbox.run_code("import time\nprint('one')\ntime.sleep(0.2)\nprint('two ☃')", on_stdout=lambda text: seen.append((time.monotonic(), text)))
+    sandbox.run_code(
+        "import time\nprint('one')\ntime.sleep(0.2)\nprint('two ☃')",
+        on_stdout=lambda text: seen.append((time.monotonic(), text)),
+    )
     assert "".join(text for _, text in seen) == "one\ntwo ☃\n"
     assert seen[-1][0] - seen[0][0] > 0.1
 
@@ -142,7 +157,10 @@ def test_seed_and_hash_order_are_the_same_everywhere(pool):
 
 def test_figures_become_pictures_and_numbers(sandbox):
     pytest.importorskip("matplotlib")
-    done = sandbox.run_code("import matplotlib.pyplot as plt\nplt.plot([1, 2, 3], [2, 4, 8], label='l')\nplt.title('T')\nplt.show()", timeout=100)
+    done = sandbox.run_code(
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3], [2, 4, 8], label='l')\nplt.title('T')\nplt.show()",
+        timeout=100,
+    )
     assert done.error is None, done.error
     picture = next(result for result in done.results if "png" in result.forms)
     assert base64.b64decode(picture.forms["png"]).startswith(b"\x89PNG")

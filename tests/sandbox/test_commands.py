@@ -27,7 +27,7 @@ def test_a_command_in_the_background(sandbox):
     running.send_stdin("hello\n")
     seen = []
     deadline = time.monotonic() + 20
-    while not any("sleep 60" in line for _, line in sandbox.commands.list()):
+    while not any("sleep 60" in line for _, line in sandbox.commands.running()):
         assert time.monotonic() < deadline
     assert running.kill()
     assert running.wait(10, on_stdout=seen.append).exit_code == -9
@@ -38,7 +38,7 @@ def test_a_command_that_runs_too_long_is_ended_with_its_children(sandbox):
     began = time.monotonic()
     done = sandbox.commands.run("sleep 61 & sleep 62", timeout=0.3)
     assert done.timed_out and time.monotonic() - began < 20
-    assert not [line for _, line in sandbox.commands.list() if "sleep" in line]
+    assert not [line for _, line in sandbox.commands.running() if "sleep" in line]
 
 
 def test_what_cannot_be_started_is_named(sandbox):
@@ -80,7 +80,9 @@ def test_files_round_trip_and_belong_to_the_user(sandbox):
     assert not sandbox.files.exists("a") and sandbox.files.exists("moved")
 
 
-@pytest.mark.parametrize("path", ["../../../../etc/shadow", "/proc/self/root/../etc/shadow", "link/etc/shadow", "up/../../etc/shadow"])
+@pytest.mark.parametrize(
+    "path", ["../../../../etc/shadow", "/proc/self/root/../etc/shadow", "link/etc/shadow", "up/../../etc/shadow"]
+)
 def test_no_path_leads_out(sandbox, path):
     sandbox.commands.run("ln -s / link; ln -s ../../../../../../.. up")
     with pytest.raises((NotFound, InvalidRequest)):

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # cells are written as one line
 """What a tenant must not be able to do: leave, exhaust the machine, leave something behind."""
 
 import json
@@ -9,13 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.sandbox import escapes
 
 from statepool.sandbox import Pool, Sandbox, Template, caps
 from statepool.sandbox.template import Limits
-from tests.sandbox import escapes
 
 ROOT = Path(__file__).parents[2]
-SMALL = Limits(memory_bytes=64 << 20, files_bytes=16 << 20, inodes=500, processes=32, open_files=64, output_bytes=1 << 20)
+SMALL = Limits(
+    memory_bytes=64 << 20, files_bytes=16 << 20, inodes=500, processes=32, open_files=64, output_bytes=1 << 20
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,15 @@ def test_no_way_out(sandbox, name):
 
 
 def test_no_way_out_for_commands(sandbox):
-    sandbox.files.write("try.py", "import sys\nsys.path.insert(0, '.')\n" + escapes.HEAD + "worked = {}\nfor name, code in "
-        + repr(escapes.ESCAPES) + ".items():\n    lines = code.split('\\n')\n    exec('\\n'.join(lines[:-1]))\n    answer = eval(lines[-1])\n"
-        "    if answer: worked[name] = answer\nprint(repr(worked) + '|' + open('/proc/self/status').read().split('CapEff:')[1].split()[0])")
+    sandbox.files.write(
+        "try.py",
+        "import sys\nsys.path.insert(0, '.')\n"
+        + escapes.HEAD
+        + "worked = {}\nfor name, code in "
+        + repr(escapes.ESCAPES)
+        + ".items():\n    lines = code.split('\\n')\n    exec('\\n'.join(lines[:-1]))\n    answer = eval(lines[-1])\n"
+        "    if answer: worked[name] = answer\nprint(repr(worked) + '|' + open('/proc/self/status').read().split('CapEff:')[1].split()[0])",
+    )
     done = sandbox.commands.run(f"{sys.executable} try.py")
     assert done.exit_code == 0, done.stderr
     found, capabilities = done.stdout.strip().rsplit("|", 1)
@@ -46,12 +55,18 @@ def test_two_tenants_see_nothing_of_each_other(pool):
         code = "import os\nsorted((n, os.readlink(f'/proc/self/ns/{n}')) for n in ('pid', 'mnt', 'net', 'ipc', 'uts')), os.getuid()"
         seen = [eval(sandbox.run_code(code).text) for sandbox in (one, other)]
         assert not {link for _, link in seen[0][0]} & {link for _, link in seen[1][0]}
-        assert not {link for _, link in seen[0][0]} & {(name, os.readlink(f"/proc/self/ns/{name}")) for name, _ in seen[0][0]}
+        assert not {link for _, link in seen[0][0]} & {
+            (name, str(Path(f"/proc/self/ns/{name}").readlink())) for name, _ in seen[0][0]
+        }
         if pool.driver == "ns":
             assert seen[0][1] != seen[1][1]
-        one.run_code("import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0name')\ns.listen()\nt = socket.create_server(('127.0.0.1', 4444))")
-        done = other.run_code("import socket\nr = []\nfor f, a in ((socket.AF_UNIX, '\\0name'), (socket.AF_INET, ('127.0.0.1', 4444))):\n"
-                              "    try: socket.socket(f).connect(a); r.append(a)\n    except OSError: pass\nr")
+        one.run_code(
+            "import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0name')\ns.listen()\nt = socket.create_server(('127.0.0.1', 4444))"
+        )
+        done = other.run_code(
+            "import socket\nr = []\nfor f, a in ((socket.AF_UNIX, '\\0name'), (socket.AF_INET, ('127.0.0.1', 4444))):\n"
+            "    try: socket.socket(f).connect(a); r.append(a)\n    except OSError: pass\nr"
+        )
         assert done.text == "[]"
 
 
@@ -86,12 +101,19 @@ def test_the_machine_and_the_next_tenant_do_not_notice(small, name):
                 assert other.run_code("6 * 7").text == "42"
     small.settle()
     with Sandbox("small", pool=small) as after:
-        assert after.run_code("import os\nlen(os.listdir('/tmp')), len([p for p in os.listdir('/proc') if p.isdigit()])").text == "(0, 1)"
+        assert (
+            after.run_code(
+                "import os\nlen(os.listdir('/tmp')), len([p for p in os.listdir('/proc') if p.isdigit()])"
+            ).text
+            == "(0, 1)"
+        )
 
 
 def test_a_fork_bomb_that_runs_while_it_is_killed(small):
     with Sandbox("small", pool=small) as sandbox:
-        sandbox.commands.start(["/bin/bash", "-c", "b() { (setsid bash -c 'while :; do (setsid sleep 100 &) ; done' &) ; b; }; b"])
+        sandbox.commands.start(
+            ["/bin/bash", "-c", "b() { (setsid bash -c 'while :; do (setsid sleep 100 &) ; done' &) ; b; }; b"]
+        )
         time.sleep(0.3)
         slot = sandbox.lease.slot
     small.settle()
@@ -193,7 +215,12 @@ def test_an_ordinary_user_is_isolated_as_well(tmp_path):
     python = shutil.which("python3", path="/usr/bin")
     if os.geteuid() != 0 or not any(item.name == "userns" and item.works for item in caps.probe()):
         pytest.skip("needs root to become nobody, and user namespaces")
-    version = python and subprocess.run([python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True).stdout.strip()
+    version = (
+        python
+        and subprocess.run(
+            [python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
+        ).stdout.strip()
+    )
     if version != str(sys.version_info[:2]):
         pytest.skip(f"the native module is for Python {sys.version_info[:2]}; /usr/bin/python3 is {version}")
     script = tmp_path / "script.py"

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # cells are written as one line
 """Checkpoints, rollbacks and forks: memory and files together, checked by replaying the same steps from scratch."""
 
 import random
@@ -15,9 +16,13 @@ repr((state, os.getcwd(), random.getstate()[1][-1], hashlib.sha256(repr(files).e
 
 
 def test_rollback_brings_back_memory_files_and_offsets(sandbox):
-    sandbox.run_code("state = [1]\nimport os\nos.makedirs('d')\nos.chdir('d')\nf = open('log', 'w+')\nf.write('one')\nf.flush()")
+    sandbox.run_code(
+        "state = [1]\nimport os\nos.makedirs('d')\nos.chdir('d')\nf = open('log', 'w+')\nf.write('one')\nf.flush()"
+    )
     moment = sandbox.snapshot()
-    done = sandbox.run_code("state.append(2)\nf.write('two')\nf.flush()\nos.remove('../x') if os.path.exists('../x') else None\nopen('new', 'w').write('n')\nos.chdir('/tmp')")
+    done = sandbox.run_code(
+        "state.append(2)\nf.write('two')\nf.flush()\nos.remove('../x') if os.path.exists('../x') else None\nopen('new', 'w').write('n')\nos.chdir('/tmp')"
+    )
     assert done.error is None
     assert sandbox.files.read("d/log") == b"onetwo"
     sandbox.rollback(moment)
@@ -68,7 +73,12 @@ def test_a_tree_of_moments_equals_a_replay_from_scratch(pool):
 def test_forks_have_memory_files_and_random_numbers_of_their_own(sandbox):
     sandbox.run_code("import random, uuid, os\nx = 1\nopen('f', 'w').write('base')")
     kids = sandbox.fork(4)
-    drawn = {kid.run_code("x += 1\nopen('f', 'a').write(os.environ['STATEPOOL_SANDBOX'])\nrandom.random(), uuid.uuid4()").text for kid in kids}
+    drawn = {
+        kid.run_code(
+            "x += 1\nopen('f', 'a').write(os.environ['STATEPOOL_SANDBOX'])\nrandom.random(), uuid.uuid4()"
+        ).text
+        for kid in kids
+    }
     drawn.add(sandbox.run_code("random.random(), uuid.uuid4()").text)
     assert len(drawn) == 5
     assert sandbox.run_code("x, open('f').read()").text == "(1, 'base')"
@@ -88,11 +98,17 @@ def test_forks_have_memory_files_and_random_numbers_of_their_own(sandbox):
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=(100,), name='sleeper').start()", "the thread sleeper"),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(100,), name='sleeper').start()",
+            "the thread sleeper",
+        ),
         ("import socket\ns = socket.socket()", "socket"),
         ("import subprocess\np = subprocess.Popen(['sleep', '100'])", "sleep 100"),
         ("import os\nf = open('gone', 'w')\nos.remove('gone')", "deleted file"),
-        ("import mmap\nf = open('m', 'w+b')\nf.write(b'x' * 4096)\nf.flush()\nm = mmap.mmap(f.fileno(), 4096)", "mapping"),
+        (
+            "import mmap\nf = open('m', 'w+b')\nf.write(b'x' * 4096)\nf.flush()\nm = mmap.mmap(f.fileno(), 4096)",
+            "mapping",
+        ),
     ],
 )
 def test_what_would_be_lost_is_refused_by_name(pool, code, why):

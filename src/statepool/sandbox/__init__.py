@@ -1,6 +1,6 @@
-"""Execution environments for agents: a sandbox of any template from a used slot in milliseconds (TrEnv, arXiv 2509.09525).
+"""Execution environments for agents: a sandbox of any template from a used slot in milliseconds (arXiv 2509.09525).
 
-``Sandbox`` is what most programs need; ``Pool`` holds the slots and templates behind it. Nothing here imports the web stack.
+``Sandbox`` is what most programs need; ``Pool`` holds the slots and templates behind it.
 """
 
 from __future__ import annotations

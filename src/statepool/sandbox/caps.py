@@ -61,7 +61,11 @@ def probe() -> tuple[Capability, ...]:
     return (
         _driver("ns", "namespaces, overlayfs and a user per sandbox, as root"),
         _driver("userns", "the same in a user namespace, for any user"),
-        Capability("cgroups", bool(groups), f"limits on {', '.join(groups)}" if groups else "none can be made: limits per process only"),
+        Capability(
+            "cgroups",
+            bool(groups),
+            f"limits on {', '.join(groups)}" if groups else "none can be made: limits per process only",
+        ),
         _userfaultfd(),
         _program("runsc", "gVisor", ["runsc", "--version"]),
         _program("criu", "checkpoints of whole process trees", ["criu", "check"]),
@@ -80,9 +84,13 @@ def pick(driver: str) -> str:
     if driver not in (*DRIVERS, "auto"):
         raise InvalidRequest(f"driver: {driver!r} is unknown; take one of auto, {', '.join(DRIVERS)}", param="driver")
     if driver in ("runsc", "vm"):
-        raise IsolationUnavailable(f"driver: {driver} runs whole programs, see statepool.sandbox.drivers; it has no pool", param="driver")
+        raise IsolationUnavailable(
+            f"driver: {driver} runs whole programs, see statepool.sandbox.drivers; it has no pool", param="driver"
+        )
     if driver == "userns" and os.geteuid() == 0:
-        raise IsolationUnavailable("driver: userns is what ordinary users have; root takes ns, which isolates more", param="driver")
+        raise IsolationUnavailable(
+            "driver: userns is what ordinary users have; root takes ns, which isolates more", param="driver"
+        )
     wanted = [driver] if driver != "auto" else ["ns", "userns"]
     tried = {name: _driver(name, "") for name in wanted}
     for name, found in tried.items():
@@ -104,7 +112,11 @@ def _driver(name: str, text: str) -> Capability:
         return Capability(name, False, "needs root")
     package = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", _TRY, name], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": package}, check=False
+        [sys.executable, "-c", _TRY, name],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": package},
+        check=False,
     )
     reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return Capability(name, done.returncode == 0, text if done.returncode == 0 else reason)
@@ -113,7 +125,9 @@ def _driver(name: str, text: str) -> Capability:
 def _userfaultfd() -> Capability:
     path = Path("/dev/userfaultfd")
     works = os.access(path, os.R_OK | os.W_OK)
-    return Capability("userfaultfd", works, "memory that is fetched when touched" if works else f"{path} cannot be opened")
+    return Capability(
+        "userfaultfd", works, "memory that is fetched when touched" if works else f"{path} cannot be opened"
+    )
 
 
 def _program(name: str, text: str, command: list[str]) -> Capability:
@@ -140,4 +154,6 @@ def _virtual_machine() -> Capability:
         return Capability("vm", False, "neither cloud-hypervisor nor firecracker is installed")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Capability("vm", False, f"{monitors[0]} is there, /dev/kvm cannot be opened")
-    return Capability("vm", False, f"{monitors[0]} is there; no guest was booted yet, and opening /dev/kvm proves nothing")
+    return Capability(
+        "vm", False, f"{monitors[0]} is there; no guest was booted yet, and opening /dev/kvm proves nothing"
+    )

@@ -33,7 +33,9 @@ class ErrorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One shown value: its forms by name (``text``, ``html``, ``png`` as base64, …); ``main`` is the cell's last expression."""
+    """One shown value: its forms by name (``text``, ``html``, ``png`` as base64, …); ``main`` is the cell's last
+    expression.
+    """
 
     forms: dict[str, Any]
     main: bool = False
@@ -71,7 +73,9 @@ class CommandResult:
 
 
 class Output:
-    """Reads two pipes while something runs: keeps at most ``most`` bytes, drops and counts the rest, so that nobody blocks."""
+    """Reads two pipes while something runs: keeps at most ``most`` bytes, drops and counts the rest, so that nobody
+    blocks.
+    """
 
     def __init__(self, out: int, err: int, most: int, show: Callable[[str, str], None] | None = None) -> None:
         """``show`` is called with ``"stdout"`` or ``"stderr"`` and a piece of text as soon as it is there."""
@@ -84,7 +88,9 @@ class Output:
         self._show = show
 
     def wait(self, other: Any, deadline: float | None) -> bool:
-        """Read until ``other`` has something (True) or the time is over (False). Without ``other``: until both pipes end."""
+        """Read until ``other`` has something (True) or the time is over (False). Without ``other``: until both
+        pipes end.
+        """
         poll = select.poll()
         open_pipes = set(self._names)
         for fd in open_pipes:

@@ -1,4 +1,6 @@
-"""Files of a sandbox, from outside: every path is resolved inside its root by the kernel (openat2), never by comparing strings."""
+"""Files of a sandbox, from outside: the kernel resolves every path inside its root (openat2); no strings are
+compared.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ class Files:
                 raise InvalidRequest(f"path: {path!r} is no regular file", param="path")
             if about.st_size > most:
                 raise PayloadTooLarge(f"path: {path!r} has {about.st_size} bytes; at most {most}", param="path")
-            with open(fd, "rb", closefd=False) as file:  # noqa: PTH123
+            with open(fd, "rb", closefd=False) as file:
                 return file.read(most)
         finally:
             os.close(fd)
@@ -70,7 +72,7 @@ class Files:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise InvalidRequest(f"path: {path!r} is no regular file", param="path")
             os.ftruncate(fd, 0)
-            with open(fd, "wb", buffering=0, closefd=False) as file:  # noqa: PTH123
+            with open(fd, "wb", buffering=0, closefd=False) as file:
                 done = 0
                 while done < len(body):
                     done += file.write(memoryview(body)[done:])
@@ -159,12 +161,20 @@ class Files:
             about = os.fstat(fd)
             mode = about.st_mode
             kind: Literal["file", "dir", "link", "other"] = (
-                "dir" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "link" if stat.S_ISLNK(mode) else "other"
+                "dir"
+                if stat.S_ISDIR(mode)
+                else "file"
+                if stat.S_ISREG(mode)
+                else "link"
+                if stat.S_ISLNK(mode)
+                else "other"
             )
             target = os.readlink("", dir_fd=fd) if kind == "link" else None
         finally:
             os.close(fd)
-        return Entry(os.path.basename(path) or "/", path, kind, about.st_size, stat.S_IMODE(mode), about.st_mtime, target)
+        return Entry(
+            os.path.basename(path) or "/", path, kind, about.st_size, stat.S_IMODE(mode), about.st_mtime, target
+        )
 
     def _absolute(self, path: str) -> str:
         if not path or "\0" in path:
@@ -176,7 +186,9 @@ class Files:
     def _open(self, path: str, flags: int, mode: int = 0) -> int:
         path = self._absolute(path)
         try:
-            fd: int = _sandbox.open_inside(self._root, path, flags, mode if flags & os.O_CREAT else 0, _IN_ROOT | _NO_MAGIC)
+            fd: int = _sandbox.open_inside(
+                self._root, path, flags, mode if flags & os.O_CREAT else 0, _IN_ROOT | _NO_MAGIC
+            )
         except OSError as error:
             raise self._named(error, path) from None
         except UnicodeEncodeError:

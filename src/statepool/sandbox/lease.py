@@ -1,4 +1,4 @@
-"""A slot lent to one tenant: shared by a sandbox, its forks and its snapshots, given back when the last of them has gone."""
+"""A slot lent to one tenant: shared by a sandbox, its forks and snapshots, given back when the last has gone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A crash-safe journal of what the manager has made in the kernel: zygotes, slots, cgroups. What a killed manager leaves, the next one clears.
+"""A journal of what the manager has made in the kernel: what a killed manager leaves, the next one clears.
 
-Slots end by themselves when their manager's socket closes; what stays are empty cgroups and folders, and slots that hang.
+Slots end by themselves when their manager's socket closes; what stays are empty cgroups and folders, and slots that
+hang.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ def entries(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number >= len(lines) - 1:
                 break
-            raise Corruption(f"{path}: line {number + 1} is damaged ({error}); remove the cgroups named {PREFIX}* by hand") from None
+            raise Corruption(
+                f"{path}: line {number + 1} is damaged ({error}); remove the cgroups named {PREFIX}* by hand"
+            ) from None
     return found
 
 
@@ -120,6 +123,9 @@ def clear(folder: Path) -> int:
                 group.kill()
                 if not group.remove():
                     _log.warning("the cgroup %s could not be removed: something in it does not die", group.name)
+    for child in folder.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child, ignore_errors=True)
     (folder / "ledger").unlink(missing_ok=True)
     return found
 

@@ -1,4 +1,4 @@
-"""Which slot a request gets, and how many wait ready: pure functions of a snapshot (TrEnv's start kinds, section 1.1 of its code)."""
+"""Which slot a request gets, and how many wait ready: pure functions of a snapshot (TrEnv's start kinds)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ Kind = Literal["reuse", "switch", "cold"]
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A clean slot that waits: whose template's memory it has, whose tenant it last served, since when, how often used."""
+    """A clean slot that waits: whose template's memory it has, whose tenant it last served, since when, how often
+    used.
+    """
 
     template: str
     domain: str | None

@@ -1,4 +1,4 @@
-"""The pool: slots that wait clean, zygotes that hold templates, and the thread that refills, cleans and ends what is due."""
+"""The pool: slots that wait clean, zygotes that hold templates, and the thread that tends both."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ _FIRST_UID = 0x30000
 _UIDS = 0x10000
 _TICK = 0.25
 _SMOOTH = 0.3
+_PATIENCE = 5.0
 _MOST_USES = 1000
 """Slots are made anew after so many tenants, so that nothing can pile up in one."""
 
@@ -81,6 +82,7 @@ class Pool:
         self._count = itertools.count()
         self._uids: set[int] = set()
         self._busy: set[Slot] = set()
+        self._making = 0
         self._due: dict[Any, tuple[float, Callable[[], None]]] = {}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
@@ -110,7 +112,7 @@ class Pool:
                 return
             folder = self._ledger.folder / str(next(self._count))
             folder.mkdir(mode=0o755)
-            zygote = Zygote(template, folder, userns=self._userns)
+            zygote = Zygote(template, folder, userns=self._userns, born=self._journal)
             self._shelves[template.name] = _Shelf(zygote)
         if old is not None:
             for slot, _ in old.parked:
@@ -118,14 +120,23 @@ class Pool:
             old.zygote.close()
 
     def fill(self, template: str, count: int) -> None:
-        """Make slots until ``count`` of them wait.
+        """Make slots until ``count`` of them wait, or no more may be.
 
         Raises:
             SlotFailed: one could not be made.
         """
         shelf = self._shelf(template)
-        while len(shelf.parked) < count:
-            slot = self._make(shelf)
+        while True:
+            with self._lock:
+                waiting = sum(len(other.parked) for other in self._shelves.values())
+                if len(shelf.parked) >= count or waiting + len(self._busy) + self._making >= self.most:
+                    return
+                self._making += 1
+            try:
+                slot = self._make(shelf)
+            finally:
+                with self._lock:
+                    self._making -= 1
             with self._lock:
                 shelf.parked.append((slot, policy.Parked(template, None, time.monotonic(), 0)))
 
@@ -140,11 +151,35 @@ class Pool:
         shelf = self._shelf(template)
         with self._lock:
             shelf.since_tick += 1
+        deadline = time.monotonic() + _PATIENCE
+        while (found := self._choose(template, domain)) is None:
+            if not self._making or time.monotonic() > deadline:
+                raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
+            time.sleep(0.002)  # one is being made at this moment
+        choice, taken = found
+        if choice.kind == "reuse" and taken is not None:
+            if len(shelf.parked) < self.low:
+                self._work.put(lambda: self._refill(template))
+            return self._cross(taken, template, domain) if choice.fresh_network else taken
+        if taken is not None:
+            self._destroy(taken)
+        try:
+            slot = self._make(shelf)
+        finally:
+            with self._lock:
+                self._making -= 1
+        with self._lock:
+            self._busy.add(slot)
+        return slot
+
+    def _choose(self, template: str, domain: str | None) -> tuple[policy.Choice, Slot | None] | None:
+        """Decide, and take what was decided on out of the others' reach."""
+        with self._lock:
             waiting = [(other, slot, about) for other in self._shelves.values() for slot, about in other.parked]
-            everything = len(waiting) + len(self._busy)
+            everything = len(waiting) + len(self._busy) + self._making
             choice = policy.choose([about for *_, about in waiting], template, domain, everything, self.most)
             if choice is None:
-                raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
+                return None
             self.counters["created"] += 1
             self.counters[choice.kind] += 1
             taken = None
@@ -153,18 +188,9 @@ class Pool:
                 other.parked.remove((taken, about))
             if choice.kind == "reuse" and taken is not None:
                 self._busy.add(taken)
-        if choice.kind == "reuse" and taken is not None:
-            if len(shelf.parked) < self.low:
-                self._work.put(lambda: self._refill(template))
-            if choice.fresh_network:
-                return self._cross(taken, template, domain)
-            return taken
-        if taken is not None:
-            self._destroy(taken)
-        slot = self._make(shelf)
-        with self._lock:
-            self._busy.add(slot)
-        return slot
+            else:
+                self._making += 1
+            return choice, taken
 
     def _cross(self, slot: Slot, template: str, domain: str | None) -> Slot:
         """Make a slot of another trust domain fit for this one."""
@@ -262,7 +288,9 @@ class Pool:
     def _shelf(self, template: str) -> _Shelf:
         shelf = self._shelves.get(template)
         if shelf is None:
-            raise InvalidRequest(f"template: there is no {template!r}; known are {', '.join(self._shelves)}", param="template")
+            raise InvalidRequest(
+                f"template: there is no {template!r}; known are {', '.join(self._shelves)}", param="template"
+            )
         if self._closed:
             raise SandboxError("the pool is closed")
         return shelf
@@ -276,13 +304,16 @@ class Pool:
         shelf.zygote.start()
         slot = Slot(name, shelf.zygote, group, self._reactor)
         try:
-            slot.start(lambda pid: self._ledger.write(pid=pid, started=ledger.started(pid)))
+            slot.start(self._journal)
             self._park(slot)
         except (SlotFailed, OSError):
             slot.destroy()
             raise
         shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
         return slot
+
+    def _journal(self, pid: int) -> None:
+        self._ledger.write(pid=pid, started=ledger.started(pid))
 
     def _park(self, slot: Slot) -> None:
         limits = slot.zygote.template.limits
@@ -319,12 +350,12 @@ class Pool:
     def _refill(self, template: str) -> None:
         shelf = self._shelves[template]
         want = policy.wanted(self.low, self.high, shelf.arrivals, shelf.start_seconds)
-        while len(shelf.parked) < want and len(self._busy) + len(shelf.parked) < self.most and not self._closed:
-            try:
-                self.fill(template, len(shelf.parked) + 1)
-            except (SandboxError, OSError) as error:
-                _log.warning("template %s: %s", template, error)
-                return
+        try:
+            if not self._closed:
+                self.fill(template, want)
+        except (SandboxError, OSError) as error:
+            _log.warning("template %s: %s", template, error)
+            shelf.arrivals = 0.0  # not again before somebody asks
 
     def _keep(self) -> None:
         tick = time.monotonic() + _TICK
@@ -369,7 +400,7 @@ def default_pool() -> Pool:
     Raises:
         IsolationUnavailable: this host gives no isolation at all.
     """
-    global _default
+    global _default  # noqa: PLW0603  # one per process
     with _default_lock:
         if _default is None or _default._closed:
             _default = Pool()

@@ -38,7 +38,9 @@ class Command:
         self._lock = threading.Lock()
         self._result: CommandResult | None = None
 
-    def wait(self, timeout: float | None = None, on_stdout: Show | None = None, on_stderr: Show | None = None) -> CommandResult:
+    def wait(
+        self, timeout: float | None = None, on_stdout: Show | None = None, on_stderr: Show | None = None
+    ) -> CommandResult:
         """Wait for the end; after ``timeout`` seconds its whole group is killed and the result says so."""
         with self._lock:
             if self._result is None:
@@ -137,7 +139,7 @@ class Commands:
     """Starts commands in one sandbox."""
 
     def __init__(self, lease: Lease, root: Callable[[], int], env: dict[str, str], most: int) -> None:
-        self._lease, self._root, self._env, self._most = lease, root, env, most
+        self._lease, self._root, self.env, self._most = lease, root, env, most
         self._running: dict[int, Command] = {}
 
     def run(
@@ -185,14 +187,20 @@ class Commands:
         return made
 
     def terminal(
-        self, argv: list[str] | None = None, *, rows: int = 24, cols: int = 80, cwd: str = HOME, env: dict[str, str] | None = None
+        self,
+        argv: list[str] | None = None,
+        *,
+        rows: int = 24,
+        cols: int = 80,
+        cwd: str = HOME,
+        env: dict[str, str] | None = None,
     ) -> Terminal:
         """Start a program, bash by default, on a terminal."""
         shown = {"TERM": "xterm-256color"} | (env or {})
         pid, fds = self._spawn(argv or [_SHELL, "-i"], cwd, shown, (), {"terminal": True, "rows": rows, "cols": cols})
         return Terminal(self._lease, pid, fds[0])
 
-    def list(self) -> list[tuple[int, str]]:
+    def running(self) -> list[tuple[int, str]]:
         """Process ids and command lines of everything that runs in the sandbox, kernels included."""
         answer, _ = self._lease.ask({"op": "processes"})
         return [(pid, line) for pid, line in answer["processes"]]
@@ -209,11 +217,25 @@ class Commands:
         return found
 
     def _spawn(
-        self, argv: list[str], cwd: str, env: dict[str, str] | None, fds: tuple[int, ...], terminal: dict[str, int] | None = None
+        self,
+        argv: list[str],
+        cwd: str,
+        env: dict[str, str] | None,
+        fds: tuple[int, ...],
+        terminal: dict[str, int] | None = None,
     ) -> tuple[int, list[int]]:
-        message = {"op": "spawn", "root": self._root(), "argv": argv, "env": self._env | (env or {}), "cwd": cwd, "uid": self._lease.uid}
+        message = {
+            "op": "spawn",
+            "root": self._root(),
+            "argv": argv,
+            "env": self.env | (env or {}),
+            "cwd": cwd,
+            "uid": self._lease.uid,
+        }
         try:
             answer, got = self._lease.ask(message | (terminal or {"terminal": False}), fds)
         except OSError as error:
-            raise InvalidRequest(f"command: {error.strerror}", param="cwd" if "cwd" in str(error) else "command") from None
+            raise InvalidRequest(
+                f"command: {error.strerror}", param="cwd" if "cwd" in str(error) else "command"
+            ) from None
         return answer["pid"], got

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from statepool.core.config import parse_size
-from statepool.sandbox.cgroup import Usage
 from statepool.core.errors import InvalidRequest, StatepoolError
+from statepool.sandbox.cgroup import Usage
 from statepool.sandbox.channel import Channel, Closed, pair
+from statepool.sandbox.context import Context, Show
 from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone
-from statepool.sandbox.execution import ErrorInfo, Execution, Logs, Output, Result
+from statepool.sandbox.execution import Execution
 from statepool.sandbox.files import Files
 from statepool.sandbox.lease import Lease
 from statepool.sandbox.link import Link
@@ -26,139 +24,10 @@ from statepool.sandbox.process import Commands
 from statepool.sandbox.template import HOME
 
 if TYPE_CHECKING:
+    from statepool.sandbox.net import Proxy
     from statepool.sandbox.pool import Pool
 
 __all__ = ["Context", "Sandbox", "Snapshot"]
-
-_GRACE_SECONDS = 1.0
-"""Between SIGINT and SIGKILL."""
-_MESSAGE_SECONDS = 2.0
-"""A message that has begun to arrive may pause so long."""
-Show = Callable[[str], None]
-
-
-class Context:
-    """One kernel of a sandbox: a namespace of its own, the sandbox's files and processes."""
-
-    def __init__(self, sandbox: Sandbox, cwd: str, seed: int | None) -> None:
-        self.id = secrets.token_hex(8)
-        self.cwd, self.seed = cwd, seed
-        self.count = 0
-        self._sandbox = sandbox
-        self._lock = threading.Lock()
-        self._link: Link | None = None
-
-    def attach(self, link: Link, begin: bool = True) -> Link:
-        """Take this kernel; unless it has state already, tell it whose it is."""
-        self.drop()
-        self._link = link
-        if begin:
-            link.channel.send({"op": "begin", "env": self._sandbox.variables, "cwd": self.cwd, "seed": self.seed})
-        return link
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has a kernel now."""
-        return self._link is not None
-
-    @property
-    def pid(self) -> int:
-        """Of the kernel, inside."""
-        return self._need().process()
-
-    def run(
-        self, code: str, timeout: float | None, env: dict[str, str] | None, on_stdout: Show | None, on_stderr: Show | None
-    ) -> Execution:
-        """Run one cell."""
-        with self._lock:
-
-            def show(name: str, text: str) -> None:
-                to = on_stdout if name == "stdout" else on_stderr
-                if to is not None:
-                    to(text)
-
-            deadline = None if timeout is None else time.monotonic() + timeout
-            link = self._need()
-            output = Output(*link.pipes, self._sandbox.limits.output_bytes, show if on_stdout or on_stderr else None)
-            try:
-                link.channel.send({"op": "run", "code": code, "env": env})
-                interrupted = not output.wait(link.channel, deadline)
-                if interrupted:
-                    self.interrupt()
-                    if not output.wait(link.channel, time.monotonic() + _GRACE_SECONDS):
-                        self._sandbox.lease.signal(self.pid, signal.SIGKILL)
-                        raise Closed("killed")
-                answer = self.receive(_MESSAGE_SECONDS)
-            except Closed:
-                output.drain()
-                return self._died(output, timeout if deadline and time.monotonic() >= deadline else None)
-            output.drain()
-            return self._execution(answer, output, timeout if interrupted else None)
-
-    def interrupt(self) -> bool:
-        """Raise KeyboardInterrupt in the running cell."""
-        return self._sandbox.lease.signal(self.pid, signal.SIGINT)
-
-    def ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
-        """A question to the kernel between cells."""
-        try:
-            self._need().channel.send(message, fds)
-            return self.receive(30.0)
-        except Closed:
-            self.drop()
-            raise SandboxGone("the kernel has ended") from None
-
-    def receive(self, timeout: float) -> dict[str, Any]:
-        """The kernel's next message. A tenant may send half of one and stop: then this ends with ``Closed``."""
-        channel = self._need().channel
-        if not select.select([channel], [], [], timeout)[0]:
-            raise Closed("the kernel says nothing")
-        channel.socket.settimeout(_MESSAGE_SECONDS)
-        message, _ = channel.receive()
-        channel.socket.settimeout(None)
-        return message
-
-    def drop(self) -> None:
-        """Close the connection; the kernel ends with it."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-    def kill(self) -> None:
-        """End the kernel; the next cell starts a new one."""
-        if self._link is not None:
-            self._sandbox.lease.signal(self.pid, signal.SIGKILL)
-            self.drop()
-
-    def _need(self) -> Link:
-        """The kernel, started anew where the last one has ended."""
-        return self._link or self.attach(self._sandbox._start_kernel())
-
-    def _died(self, output: Output, timeout: float | None) -> Execution:
-        """The kernel is gone: out of memory, a crash, os._exit, or the deadline. State is lost, and the result says so."""
-        out, err = output.text()
-        self.drop()
-        if timeout is not None:
-            error = ErrorInfo("TimeoutError", f"the cell ran longer than {timeout:g} s and took no interrupt; its state is lost", "")
-        else:
-            kills = self._sandbox.metrics().oom_kills
-            why = "out of memory" if kills > self._sandbox._kills else "it crashed or ended itself"
-            self._sandbox._kills = kills
-            error = ErrorInfo("KernelDied", f"the kernel has ended ({why}); its state is lost and the next cell starts a new one", "")
-        return Execution(logs=Logs(out, err), error=error, execution_count=self.count)
-
-    def _execution(self, answer: dict[str, Any], output: Output, timeout: float | None) -> Execution:
-        if answer.get("op") != "done":
-            raise SandboxError(f"the kernel failed: {answer.get('error', answer)}")
-        try:
-            error = ErrorInfo(*(str(answer["error"][key]) for key in ("name", "value", "traceback"))) if answer["error"] else None
-            results = [Result({k: v for k, v in form.items() if k != "main"}, bool(form.get("main"))) for form in answer["results"]]
-            self.count, seconds = int(answer["count"]), float(answer["seconds"])
-        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
-            raise SandboxError(f"the kernel sent no result: {wrong!r}") from None
-        if timeout is not None and error is not None and error.name == "KeyboardInterrupt":
-            error = ErrorInfo("TimeoutError", f"the cell ran longer than {timeout:g} s", error.traceback)
-        return Execution(results, Logs(*output.text()), error, self.count, seconds)
 
 
 class Snapshot:
@@ -178,7 +47,9 @@ class Snapshot:
         self._lease.hold()
 
     def fork(self, count: int = 1) -> list[Sandbox]:
-        """``count`` new sandboxes that begin here, with random numbers of their own. They share the slot and its limits."""
+        """``count`` new sandboxes that begin here, with random numbers of their own. They share the slot and its
+        limits.
+        """
         if count < 1:
             raise InvalidRequest(f"count: must be positive, got {count}", param="count")
         return [self._fork_one() for _ in range(count)]
@@ -257,6 +128,10 @@ class Sandbox:
     """
 
     lease: Lease
+    context: Context
+    _proxy: Proxy | None
+    kills: int
+    """Processes that the kernel has ended for want of memory, as far as was told."""
 
     def __init__(
         self,
@@ -283,14 +158,19 @@ class Sandbox:
             limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
             if limits != kind.limits:
                 slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
-                if not pool.limits_by_cgroup or replace(limits, memory_bytes=kind.limits.memory_bytes, cpus=kind.limits.cpus) != kind.limits:
+                if (
+                    not pool.limits_by_cgroup
+                    or replace(limits, memory_bytes=kind.limits.memory_bytes, cpus=kind.limits.cpus) != kind.limits
+                ):
                     pool.restart(slot, limits)
             link, slot.tenant = slot.tenant[2], None
             self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
             self.context.attach(link)
         except (StatepoolError, Closed) as error:
             pool.release(slot, uid, domain, slot.generation + 1)
-            raise error if isinstance(error, StatepoolError) else SandboxGone("the waiting slot had ended; try again") from None
+            raise (
+                error if isinstance(error, StatepoolError) else SandboxGone("the waiting slot had ended; try again")
+            ) from None
         if network:
             from statepool.sandbox.net import grant
 
@@ -299,7 +179,9 @@ class Sandbox:
     create = classmethod(lambda cls, *args, **kwargs: cls(*args, **kwargs))
 
     @classmethod
-    def _shell(cls, lease: Lease, template: str, env: dict[str, str], seed: int | None, timeout: float | None) -> Sandbox:
+    def _shell(
+        cls, lease: Lease, template: str, env: dict[str, str], seed: int | None, timeout: float | None
+    ) -> Sandbox:
         """A sandbox in a slot that is held already."""
         made = cls.__new__(cls)
         made._begin(lease, template, dict(env), seed, timeout)
@@ -311,8 +193,8 @@ class Sandbox:
         self.lease, self.limits = lease, lease.limits
         self.started = time.time()
         self._root = 0
-        self._kills = 0
-        self._proxy: Any = None
+        self.kills = 0
+        self._proxy = None
         self._open, self.paused = True, False
         self._files: tuple[int, Files, int] | None = None
         self.context = Context(self, HOME, seed)
@@ -336,6 +218,13 @@ class Sandbox:
         """What it adds to its template's variables."""
         return self.env | {"STATEPOOL_SANDBOX": self.id}
 
+    def add_variables(self, variables: dict[str, str]) -> None:
+        """More variables for later cells and commands."""
+        self.env |= variables
+        self.commands.env |= variables
+        for context in self.contexts.values():
+            context.tell(variables)
+
     @property
     def files(self) -> Files:
         """The sandbox's files."""
@@ -357,7 +246,9 @@ class Sandbox:
         on_stdout: Show | None = None,
         on_stderr: Show | None = None,
     ) -> Execution:
-        """Run a cell of Python; names stay for the next one. After ``timeout`` seconds it is interrupted, then killed."""
+        """Run a cell of Python; names stay for the next one. After ``timeout`` seconds it is interrupted, then
+        killed.
+        """
         self._usable()
         return (context or self.context).run(code, timeout, env, on_stdout, on_stderr)
 
@@ -476,7 +367,8 @@ class Sandbox:
         """Whether it can still be used."""
         return self._open and self.lease.slot.alive
 
-    def _start_kernel(self) -> Link:
+    def start_kernel(self) -> Link:
+        """A kernel without a tenant's state, in this sandbox's files."""
         link, ends = Link.make()
         with ends:
             link.pid = self.lease.slot.post({"op": "kernel", "root": self._root}, ends.fds)
@@ -492,4 +384,3 @@ class Sandbox:
             raise SandboxGone(f"the sandbox {self.id} has ended")
         if self.paused:
             raise SandboxError(f"the sandbox {self.id} is paused; resume it first")
-

@@ -1,8 +1,9 @@
 """The seccomp profile: which system calls a tenant may make, as a BPF program.
 
-Calls above the last number that was reviewed are answered with ENOSYS, so a new kernel opens nothing by itself; reviewed ones
-are allowed but for the list below. Where an argument decides, the program looks at it. Unknown architectures, and the x32 calls
-of x86-64, end the process.
+Calls above the last number that was reviewed are answered with ENOSYS, so a new kernel opens nothing by itself;
+reviewed ones
+are allowed but for the list below. Where an argument decides, the program looks at it. Unknown architectures, and the
+x32 calls of x86-64, end the process.
 """
 
 from __future__ import annotations
@@ -24,14 +25,74 @@ _NAMESPACES = 0x7E020080
 """All CLONE_NEW* flags."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 
-_DENIED = """
-acct add_key adjtimex bpf clock_adjtime clock_settime create_module delete_module fanotify_init fanotify_mark finit_module
-fsconfig fsmount fsopen fspick get_kernel_syms init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl
-kcmp kexec_file_load kexec_load keyctl lookup_dcookie migrate_pages mknod mknodat modify_ldt mount mount_setattr move_mount
-move_pages name_to_handle_at nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise
-process_vm_readv process_vm_writev ptrace query_module quotactl quotactl_fd reboot request_key setdomainname sethostname setns
-settimeofday swapoff swapon sysfs syslog umount2 unshare uselib userfaultfd ustat vhangup _sysctl
-""".split()
+_DENIED = [
+    "acct",
+    "add_key",
+    "adjtimex",
+    "bpf",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "fanotify_init",
+    "fanotify_mark",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "get_kernel_syms",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "migrate_pages",
+    "mknod",
+    "mknodat",
+    "modify_ldt",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "name_to_handle_at",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_madvise",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "sysfs",
+    "syslog",
+    "umount2",
+    "unshare",
+    "uselib",
+    "userfaultfd",
+    "ustat",
+    "vhangup",
+    "_sysctl",
+]
 _TRACING = frozenset({"ptrace", "process_vm_readv", "process_vm_writev"})
 _FIFO_MODES = (0o010000, 0o100000, 0o140000, 0)
 """What mknod may make: FIFO, file, socket."""

@@ -95,10 +95,12 @@ class Reactor:
 class Zygote:
     """The process that holds a template's memory. Started when first needed; started again if it dies."""
 
-    def __init__(self, template: Template, folder: Path, *, userns: bool) -> None:
+    def __init__(self, template: Template, folder: Path, *, userns: bool, born: Callable[[int], None]) -> None:
+        """``born`` hears the process id before the process does anything."""
         self.template = template
         self.folder = folder / f"template-{template.name}"
         self.userns = userns
+        self._born = born
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -161,6 +163,7 @@ class Zygote:
             start_new_session=True,
         )
         theirs.close()
+        self._born(self._process.pid)
         self._channel = ours
         ours.send(self.template.spec())
         ours.socket.settimeout(_START_SECONDS)
@@ -236,7 +239,9 @@ class Slot:
         link, ends = Link.make()
         values = {name: getattr(limits, name) for name in limits.__dataclass_fields__}
         with ends:
-            link.pid = self.post({"op": "start", "uid": uid, "limits": values, "memory_rlimit": memory_rlimit}, ends.fds)
+            link.pid = self.post(
+                {"op": "start", "uid": uid, "limits": values, "memory_rlimit": memory_rlimit}, ends.fds
+            )
         self.tenant = (uid, limits, link)
 
     def post(self, message: dict[str, Any], fds: Iterable[int] = ()) -> Future[Reply]:

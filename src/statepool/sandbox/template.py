@@ -1,7 +1,7 @@
-"""Templates: what a sandbox holds before its tenant's first instruction, and the folder its root file system begins with.
+"""Templates: what a sandbox holds before its tenant's first instruction, and the folder its root begins with.
 
-A template's memory is a zygote process that has imported ``preload``; its files are a small folder (``/etc``, empty mount points)
-under read-only binds of the host's ``/usr`` and of the interpreter.
+A template's memory is a zygote process that has imported ``preload``; its files are a small folder (``/etc``, empty
+mount points) under read-only binds of the host's ``/usr`` and of the interpreter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,17 @@ __all__ = ["HOME", "Limits", "Template", "skeleton"]
 
 HOME = "/home/user"
 """Where a tenant's files are."""
-_ETC = ("ld.so.cache", "ld.so.conf", "nsswitch.conf", "localtime", "services", "protocols", "mime.types", "os-release", "bash.bashrc")
+_ETC = (
+    "ld.so.cache",
+    "ld.so.conf",
+    "nsswitch.conf",
+    "localtime",
+    "services",
+    "protocols",
+    "mime.types",
+    "os-release",
+    "bash.bashrc",
+)
 _ETC_TREES = ("ssl", "alternatives", "fonts", "ca-certificates")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = ("dev", "etc", "home/user", "mnt", "opt", "proc", "root", "run/shm", "srv", "sys", "tmp", "var/tmp", "var/log")
@@ -53,7 +63,14 @@ class Limits:
     file_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
-        least = {"memory_bytes": 16 << 20, "files_bytes": 1 << 20, "inodes": 64, "processes": 4, "cpus": 0.01, "open_files": 16}
+        least = {
+            "memory_bytes": 16 << 20,
+            "files_bytes": 1 << 20,
+            "inodes": 64,
+            "processes": 4,
+            "cpus": 0.01,
+            "open_files": 16,
+        }
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InvalidRequest(f"limits.{name}: must be at least {value}, got {getattr(self, name)}", param=name)
@@ -87,12 +104,18 @@ class Template:
 
     def __post_init__(self) -> None:
         if not self.name or set("/\0\n") & set(self.name) or self.name.startswith("."):
-            raise InvalidRequest(f"template: {self.name!r} is no name; use letters, digits and dashes", param="template")
+            raise InvalidRequest(
+                f"template: {self.name!r} is no name; use letters, digits and dashes", param="template"
+            )
         for path in (*self.layers, *self.binds):
             if not Path(path).is_absolute() or not Path(path).is_dir():
-                raise InvalidRequest(f"template {self.name}: {path!r} is not the absolute path of a folder", param="layers")
+                raise InvalidRequest(
+                    f"template {self.name}: {path!r} is not the absolute path of a folder", param="layers"
+                )
             if set(path) & set(":,\\"):
-                raise InvalidRequest(f"template {self.name}: {path!r} holds a colon, comma or backslash", param="layers")
+                raise InvalidRequest(
+                    f"template {self.name}: {path!r} holds a colon, comma or backslash", param="layers"
+                )
 
     def limited(self, **changes: Any) -> Limits:
         """The limits with the changes that are not None."""
@@ -112,7 +135,9 @@ class Template:
         known = set(cls.__dataclass_fields__)
         limits = table.pop("limits", {})
         for name in set(table) - known | set(limits) - set(Limits.__dataclass_fields__):
-            raise InvalidRequest(f"template {path}: unknown key {name!r}; known are {', '.join(sorted(known))}", param=name)
+            raise InvalidRequest(
+                f"template {path}: unknown key {name!r}; known are {', '.join(sorted(known))}", param=name
+            )
         sized = {name: parse_size(value) if name.endswith("_bytes") else value for name, value in limits.items()}
         for name in ("preload", "layers", "binds"):
             table[name] = tuple(table.get(name, ()))
@@ -128,7 +153,12 @@ class Template:
         """Variables every process of its sandboxes begins with."""
         base = {"HOME": HOME, "USER": "user", "LOGNAME": "user", "PATH": _PATH, "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
         one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
-        return base | one | {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "MPLCONFIGDIR": "/tmp/matplotlib"} | self.env  # noqa: S108
+        return (
+            base
+            | one
+            | {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "MPLCONFIGDIR": f"{HOME}/.config/matplotlib"}
+            | self.env
+        )
 
     def spec(self) -> dict[str, Any]:
         """What the zygote needs to know, as plain values."""
@@ -136,14 +166,16 @@ class Template:
 
 
 def skeleton(template: Template, folder: Path) -> None:
-    """Write the lowest layer of ``template``'s root file system into ``folder``: no file of the host but a few of /etc."""
+    """Write the lowest layer of ``template``'s root file system into ``folder``: no file of the host but a few of
+    /etc.
+    """
     for name in _PLAIN:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in _OPEN:
         (folder / name).chmod(0o1777)
     for name in ("bin", "lib", "lib64", "sbin", "lib32", "libx32"):
         if Path("/", name).is_symlink():
-            (folder / name).symlink_to(os.readlink(Path("/", name)))
+            (folder / name).symlink_to(Path("/", name).readlink())
     for source in template.sources():
         (folder / source.lstrip("/")).mkdir(parents=True, exist_ok=True)
     etc = folder / "etc"
@@ -152,7 +184,9 @@ def skeleton(template: Template, folder: Path) -> None:
             shutil.copy(found, etc / name)
     for name in _ETC_TREES:
         if (found := Path("/etc", name)).is_dir():
-            shutil.copytree(found, etc / name, symlinks=True, ignore=shutil.ignore_patterns("private"), dirs_exist_ok=True)
+            shutil.copytree(
+                found, etc / name, symlinks=True, ignore=shutil.ignore_patterns("private"), dirs_exist_ok=True
+            )
     (etc / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
     (etc / "hostname").write_text("sandbox\n")
     (etc / "resolv.conf").write_text("")
@@ -173,7 +207,10 @@ def passwd(uid: int) -> str:
 
 def _programs() -> list[str]:
     """/usr, and the folders beside it that are not links into it."""
-    return ["/usr", *(path for name in ("bin", "lib", "lib64", "sbin") if (path := f"/{name}") and _real_folder(Path(path)))]
+    return [
+        "/usr",
+        *(path for name in ("bin", "lib", "lib64", "sbin") if (path := f"/{name}") and _real_folder(Path(path))),
+    ]
 
 
 def _real_folder(path: Path) -> bool:

@@ -1,1 +1,1 @@
-"""What runs behind the walls: the zygote of a template, PID 1 of a slot, the kernel that runs cells. Standard library only."""
+"""What runs behind the walls: a template's zygote, a slot's PID 1, the kernel of cells. Standard library only."""

@@ -1,6 +1,7 @@
 """A kernel's memory as a tree: hold the state of now as a frozen process, and let new kernels grow from it.
 
-A holder is a fork that waits on a socket; each child of it is a kernel with the state of that moment. Files go along: the manager
+A holder is a fork that waits on a socket; each child of it is a kernel with the state of that moment. Files go along:
+the manager
 puts a new layer on what the holder saw, and a kernel moves into it, its working directory and open files included.
 """
 
@@ -38,14 +39,20 @@ def _obstacles(kernel: Kernel) -> list[str]:
             found.append(f"the open {target.split(':')[0]} {fd}")
         elif target.endswith(" (deleted)") and not target.startswith(("/memfd:", "/dev/")):
             found.append(f"the deleted file {target.removesuffix(' (deleted)')}")
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:  # noqa: PTH123
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         shared = [line.split(maxsplit=5)[5].strip() for line in maps if _shared(line)]
     return found + [f"the writable mapping of {path}" for path in shared]
 
 
 def _shared(line: str) -> bool:
     parts = line.split(maxsplit=5)
-    return len(parts) == 6 and parts[1].startswith("rw") and parts[1].endswith("s") and parts[5].startswith("/") and "memfd" not in parts[5]
+    return (
+        len(parts) == 6
+        and parts[1].startswith("rw")
+        and parts[1].endswith("s")
+        and parts[5].startswith("/")
+        and "memfd" not in parts[5]
+    )
 
 
 def _descriptors() -> list[tuple[int, str]]:
@@ -58,12 +65,14 @@ def _descriptors() -> list[tuple[int, str]]:
 
 
 def _open_files(mine: list[int]) -> list[tuple[int, str, int, int]]:
-    """Descriptor, path, flags and offset of each file that lies in the sandbox's own layers; not of those in ``mine``."""
+    """Descriptor, path, flags and offset of each file that lies in the sandbox's own layers; not of those in
+    ``mine``.
+    """
     found = []
     for fd, target in _descriptors():
         if fd in mine or not target.startswith("/") or target.startswith(("/proc/", "/dev/", "/memfd:")):
             continue
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:  # noqa: PTH123
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
             info = dict(line.split(":", 1) for line in file if ":" in line)
         found.append((fd, target, int(info["flags"], 8), int(info["pos"])))
     return found

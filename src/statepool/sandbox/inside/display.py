@@ -1,4 +1,4 @@
-"""What a cell shows: values in every form they have, figures as pictures and as data, and lines that begin with ``!``."""
+"""What a cell shows: values in every form they have, figures as pictures and data, lines that begin with ``!``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ _SHELL = re.compile(r"^([ \t]*)(?:!|%pip )(.+)$", re.MULTILINE)
 def bundle(value: Any) -> dict[str, Any]:
     """The forms of a value by name; bytes as base64. A form whose method fails is left out."""
     forms: dict[str, Any] = {"text": _text(value)}
+    data: Any
     kind = type(value)
     if hasattr(kind, "_repr_mimebundle_"):
         found = _call(value, "_repr_mimebundle_")
@@ -52,8 +53,8 @@ def bundle(value: Any) -> dict[str, Any]:
             data = _call(value, method)
             if data is not None:
                 forms[form] = _plain(data[0] if isinstance(data, tuple) else data)
-    if form := _table(value):
-        forms["data"] = form
+    if columns := _table(value):
+        forms["data"] = columns
     return forms
 
 
@@ -69,7 +70,7 @@ def figures() -> list[dict[str, Any]]:
         figure = pyplot.figure(number)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", bbox_inches="tight")
-        form = {"text": repr(figure), "png": base64.b64encode(picture.getvalue()).decode()}
+        form: dict[str, Any] = {"text": repr(figure), "png": base64.b64encode(picture.getvalue()).decode()}
         if (chart := _chart(figure)) is not None:
             form["chart"] = chart
         found.append(form)
@@ -129,35 +130,56 @@ def _chart(figure: Any) -> dict[str, Any] | None:
     axes = figure.axes[0] if figure.axes else None
     if axes is None:
         return None
-    head = {"title": axes.get_title() or None, "x_label": axes.get_xlabel() or None, "y_label": axes.get_ylabel() or None}
+    head = {
+        "title": axes.get_title() or None,
+        "x_label": axes.get_xlabel() or None,
+        "y_label": axes.get_ylabel() or None,
+    }
     wedges = [patch for patch in axes.patches if type(patch).__name__ == "Wedge"]
     bars = [patch for patch in axes.patches if type(patch).__name__ == "Rectangle"]
     if wedges:
         labels = [text.get_text() for text in axes.texts]
         elements = [
-            {"label": labels[i] if i < len(labels) else "", "angle": w.theta2 - w.theta1, "radius": w.r} for i, w in enumerate(wedges)
+            {"label": labels[i] if i < len(labels) else "", "angle": w.theta2 - w.theta1, "radius": w.r}
+            for i, w in enumerate(wedges)
         ]
         return {"type": "pie", "title": head["title"], "elements": elements}
     if bars:
-        ticks = {round(tick, 6): text.get_text() for tick, text in zip(axes.get_xticks(), axes.get_xticklabels(), strict=False)}
+        ticks = {
+            round(tick, 6): text.get_text()
+            for tick, text in zip(axes.get_xticks(), axes.get_xticklabels(), strict=False)
+        }
         elements = [
-            {"label": ticks.get(round(b.get_x() + b.get_width() / 2, 6), ""), "value": float(b.get_height()), "group": ""} for b in bars
+            {
+                "label": ticks.get(round(b.get_x() + b.get_width() / 2, 6), ""),
+                "value": float(b.get_height()),
+                "group": "",
+            }
+            for b in bars
         ]
         return {"type": "bar", **head, "x_unit": None, "y_unit": None, "elements": elements}
-    series = [{"label": line.get_label(), "points": _points(line.get_xdata(), line.get_ydata())} for line in axes.lines]
+    series: list[Any] = [
+        {"label": line.get_label(), "points": _points(line.get_xdata(), line.get_ydata())} for line in axes.lines
+    ]
     kind = "line"
     if not series:
         kind = "scatter"
         series = [
-            {"label": part.get_label(), "points": [list(map(float, pair)) for pair in part.get_offsets()]} for part in axes.collections
+            {"label": part.get_label(), "points": [list(map(float, pair)) for pair in part.get_offsets()]}
+            for part in axes.collections
         ]
     if not series:
         return None
     scales = {f"{axis}_scale": getattr(axes, f"get_{axis}scale")() for axis in "xy"}
-    ticks = {f"{axis}_ticks": [float(t) for t in getattr(axes, f"get_{axis}ticks")()] for axis in "xy"}
-    labels = {f"{axis}_tick_labels": [t.get_text() for t in getattr(axes, f"get_{axis}ticklabels")()] for axis in "xy"}
-    return {"type": kind, **head, "x_unit": None, "y_unit": None, **scales, **ticks, **labels, "elements": series}
+    places: dict[str, Any] = {f"{axis}_ticks": [float(t) for t in getattr(axes, f"get_{axis}ticks")()] for axis in "xy"}
+    names: dict[str, Any] = {
+        f"{axis}_tick_labels": [t.get_text() for t in getattr(axes, f"get_{axis}ticklabels")()] for axis in "xy"
+    }
+    return {"type": kind, **head, "x_unit": None, "y_unit": None, **scales, **places, **names, "elements": series}
 
 
 def _points(xs: Any, ys: Any) -> list[list[Any]]:
-    return [[x.item() if hasattr(x, "item") else x, y.item() if hasattr(y, "item") else y] for x, y in zip(xs, ys, strict=False)]
+    return [
+        [x.item() if hasattr(x, "item") else x, y.item() if hasattr(y, "item") else y]
+        for x, y in zip(xs, ys, strict=False)
+    ]

@@ -1,6 +1,7 @@
 """The kernel: runs cells of Python in one namespace, keeps it between them, and forks itself for snapshots.
 
-It speaks to the manager over one socket. Standard output and error are pipes that the manager reads, so that what child processes
+It speaks to the manager over one socket. Standard output and error are pipes that the manager reads, so that what
+child processes
 print is caught as well. The manager believes nothing that comes from here: a tenant may have changed all of it.
 """
 
@@ -62,7 +63,8 @@ class Kernel:
     def _begin(self, message: dict[str, Any]) -> None:
         """A tenant has come: its variables, its folder, its seed."""
         os.environ.update(message["env"])
-        os.chdir(message["cwd"])
+        if message["cwd"] is not None:
+            os.chdir(message["cwd"])
         if message["seed"] is not None:
             reseed(message["seed"])
 
@@ -137,13 +139,13 @@ class Kernel:
 
 def prepare(env: dict[str, str]) -> None:
     """In the zygote, once: the kernel, its streams and its surroundings, so that a fork has nothing left to make."""
-    global _kernel
+    global _kernel  # noqa: PLW0603  # one per process
     os.environ.clear()
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = [""]
     sys.path = ["", *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix, "/usr")))]
     _kernel = Kernel()

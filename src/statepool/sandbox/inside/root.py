@@ -1,7 +1,7 @@
-"""The file systems of one slot: a base that holds only sources, and roots above them, each an overlay with a layer of its own.
+"""The file systems of one slot: a base of sources, and roots above it, each an overlay with a layer of its own.
 
-The host's root is left behind for good when the slot is made. A tenant changes nothing but its layer, which is a tmpfs; a slot is
-made clean by a new layer, never by deleting (a deleted file can stay visible in an overlay's caches).
+The host's root is left behind for good when the slot is made. A tenant changes nothing but its layer, which is a
+tmpfs; a slot is made clean by a new layer, never by deleting (a deleted file can stay visible in an overlay's caches).
 """
 
 from __future__ import annotations
@@ -29,7 +29,19 @@ _LINKS = {
     "stdout": "/proc/self/fd/1",
 }
 _MASKED = (
-    *("acpi", "config.gz", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount"),
+    *(
+        "acpi",
+        "config.gz",
+        "iomem",
+        "ioports",
+        "kallsyms",
+        "kcore",
+        "key-users",
+        "keys",
+        "kmsg",
+        "kpagecgroup",
+        "kpagecount",
+    ),
     *("kpageflags", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo"),
 )
 _READ_ONLY = ("sys", "irq", "bus", "fs")
@@ -80,7 +92,8 @@ class Base:
         os.chdir("/")
         _sandbox.umount("/old", _DETACH)
         os.rmdir("/old")
-        # Whoever breaks out of a root lands here, and may own this folder in a user namespace: nothing to see or to change.
+        # Whoever breaks out of a root lands here, and may own this folder in a user namespace: nothing to see or to
+        # change.
         os.chmod("/", 0)
         _sandbox.mount("", "/", "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV)
 
@@ -113,7 +126,9 @@ class Base:
         """Give a fresh root to its tenant."""
         if not self._userns:
             os.chown(f"{root.path}/home/user", uid, uid)
-            self._write(root, "etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nuser:x:{uid}:{uid}:user:/home/user:/bin/bash\n")
+            self._write(
+                root, "etc/passwd", f"root:x:0:0:root:/root:/bin/sh\nuser:x:{uid}:{uid}:user:/home/user:/bin/bash\n"
+            )
             self._write(root, "etc/group", f"root:x:0:\nuser:x:{uid}:\n")
 
     def _write(self, root: Root, name: str, text: str) -> None:

@@ -1,7 +1,7 @@
 """PID 1 of a slot: forks kernels, starts commands, makes layers of files, cleans up for the next tenant.
 
-It speaks to the manager only. A tenant shares its PID namespace and can do nothing to it: it runs as another user, is not
-dumpable, and PID 1 takes no signal from inside that it has no handler for.
+It speaks to the manager only. A tenant shares its PID namespace and can do nothing to it: it runs as another user, is
+not dumpable, and PID 1 takes no signal from inside that it has no handler for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ __all__ = ["main"]
 _DUMPABLE, _SET_NAME = 4, 15
 _NEW_UTS, _NEW_IPC, _NEW_NET = 0x04000000, 0x08000000, 0x40000000
 _CHROOT = 1 << 18
-"""CAP_SYS_CHROOT: a kernel moves itself to the next layer of its files with it. Nothing but its own roots can be reached."""
+"""CAP_SYS_CHROOT: a kernel moves itself to the next layer of its files with it. Nothing but its own roots can be
+reached.
+"""
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430  # termios has them from Python 3.13 on
 _RESET_SECONDS = 5.0
@@ -45,8 +47,8 @@ def main(control: Channel, message: dict[str, Any], spec: dict[str, Any]) -> Non
         signal.signal(number, signal.SIG_IGN)
     high = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
     null = fcntl.fcntl(os.open("/dev/null", os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, _HIGH)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
     control.socket.detach()
     os.closerange(3, _HIGH)
     control = Channel(socket.socket(fileno=high))
@@ -59,7 +61,9 @@ def main(control: Channel, message: dict[str, Any], spec: dict[str, Any]) -> Non
     except BaseException as error:  # noqa: BLE001  # whatever it is, the manager must hear of it
         where = traceback.extract_tb(error.__traceback__)[-1]
         with contextlib.suppress(Closed):
-            control.send({"op": "failed", "error": f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"})
+            control.send(
+                {"op": "failed", "error": f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"}
+            )
     os._exit(1)
 
 
@@ -108,7 +112,10 @@ class _Slot:
             send = found.pop("fds", [])
             reply |= found
         except OSError as error:
-            reply |= {"error": f"{error.filename or message['op']}: {error.strerror or error}", "errno": error.errno or 0}
+            reply |= {
+                "error": f"{error.filename or message['op']}: {error.strerror or error}",
+                "errno": error.errno or 0,
+            }
         except (LookupError, TypeError, ValueError) as error:  # an unknown root, a number out of range
             reply |= {"error": f"{message['op']}: {type(error).__name__}: {error}", "errno": errno.EINVAL}
         for fd in fds:
@@ -119,7 +126,9 @@ class _Slot:
                 os.close(fd)
 
     def _op_start(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        """A new tenant: identity, limits, files; and its first kernel, which waits for it on the descriptors that came along."""
+        """A new tenant: identity, limits, files; and its first kernel, which waits for it on the descriptors that
+        came along.
+        """
         uid = message["uid"]
         limits = message["limits"]
         rlimits = _rlimits(limits, message["memory_rlimit"])
@@ -315,15 +324,14 @@ def _sockets_left() -> bool:
     Counters, since the lists of TCP walk a table of the whole machine: 5 ms.
     """
     for name in ("sockstat", "sockstat6"):
-        with contextlib.suppress(FileNotFoundError):
-            with open(f"/proc/net/{name}", "rb") as file:  # noqa: PTH123  # pathlib went with the host's root
-                for line in file:
-                    fields = line.split()
-                    counts = dict(zip(fields[1::2], fields[2::2], strict=False))
-                    if line.startswith(b"sockets"):
-                        continue  # of the machine
-                    if any(int(counts.get(key, 0)) for key in (b"inuse", b"tw")):
-                        return True
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{name}", "rb") as file:
+            for line in file:
+                fields = line.split()
+                counts = dict(zip(fields[1::2], fields[2::2], strict=False))
+                if line.startswith(b"sockets"):
+                    continue  # of the machine
+                if any(int(counts.get(key, 0)) for key in (b"inuse", b"tw")):
+                    return True
     return False
 
 
@@ -352,7 +360,7 @@ def _device(pid: int) -> int | None:
 
 def _command(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read(4096).replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""

@@ -1,6 +1,7 @@
-"""The zygote: a template's memory as a process. It imports, freezes, and forks slots; pages are shared until somebody writes.
+"""The zygote: a template's memory as a process. It imports, freezes, and forks slots, which share its pages.
 
-One thread, no CUDA, no open files: everything it holds is inherited by every sandbox (TrEnv's memory template, by fork).
+One thread, no CUDA, no open files: everything it holds is inherited by every sandbox (TrEnv's memory template, by
+fork).
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ def main(fd: int) -> None:
         channel.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
         return
     while True:
-        ready, _, _ = select.select([channel, wake], [], [])
+        ready, _, _ = select.select([channel.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, 4096)
             _reap()
-        if channel in ready:
+        if channel.fileno() in ready:
             try:
                 message, fds = channel.receive(rights=True)
             except Closed:
@@ -57,7 +58,16 @@ def main(fd: int) -> None:
 
 def _load(spec: dict[str, Any]) -> None:
     """Import what sandboxes share, and move it out of the collector's sight, so that it writes to none of it."""
-    for name in ("encodings.idna", "encodings.ascii", "encodings.latin_1", "traceback", "linecache", "tokenize", "asyncio", *spec["preload"]):
+    for name in (
+        "encodings.idna",
+        "encodings.ascii",
+        "encodings.latin_1",
+        "traceback",
+        "linecache",
+        "tokenize",
+        "asyncio",
+        *spec["preload"],
+    ):
         importlib.import_module(name)
     kernel.warm()
     if spec["warm"]:
@@ -67,7 +77,9 @@ def _load(spec: dict[str, Any]) -> None:
     gc.freeze()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
-        raise RuntimeError(f"{threads} threads run after the preload; a fork would lose them. Leave out what starts them")
+        raise RuntimeError(
+            f"{threads} threads run after the preload; a fork would lose them. Leave out what starts them"
+        )
 
 
 def _fork_slot(channel: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]) -> None:
