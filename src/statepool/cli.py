@@ -26,6 +26,7 @@ _ROOMS = {
     "pool": ("statepool.kv.pool.commands", False),
     "store": ("statepool.store.commands", False),
     "vector": ("statepool.vector.commands", False),
+    "sandbox": ("statepool.sandbox.commands", False),
     "seq": ("statepool.tasks.sequences.commands", False),
     "slice": ("statepool.engine.slicing.commands", True),
     "attention": ("statepool.engine.attention.remote.commands", False),
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
     command("calibrate", "measure what a running server's engines cost, for simulate --node", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
+    command("sandbox", "run untrusted code in isolation (statepool sandbox --help)", add_help=False)
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("rollout", "answer groups of prompts for training (statepool rollout --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
