@@ -25,6 +25,7 @@ ROOMS = {
     ("sandbox", "sandbox/inside", "native/sandbox"): 7000,
     ("tasks/sequences", "native/sequences"): 3500,
     ("rollout", "native/suffix"): 5500,
+    ("train",): 4500,
 }
 COUNTED = {".py", ".cpp", ".h", ".inc", ".js", ".css", ".html"}
 

@@ -35,6 +35,8 @@ _ROOMS = {
     "replay": ("statepool.sim.commands", True),
     "calibrate": ("statepool.sim.commands", True),
     "plan": ("statepool.sim.commands", True),
+    "train": ("statepool.train.commands", True),
+    "eval": ("statepool.train.commands", True),
 }
 """Commands that a room runs itself: its module, and whether it wants to see the command's name."""
 
@@ -47,8 +49,6 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    if arguments[:1] == ["train"]:
-        return _train(arguments[1:])
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
     if arguments and arguments[0] in _ROOMS:
@@ -127,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("rollout", "answer groups of prompts for training (statepool rollout --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
+    command("train", "train a model on a task: statepool train CONFIG.yaml", add_help=False)
+    command("eval", "how well a model does on held-out problems of a task", add_help=False)
     return tree
 
 
@@ -346,16 +348,6 @@ def _top(options: argparse.Namespace) -> int:
     from statepool.serve.top import watch
 
     watch(options.url, options.api_key, options.seconds, options.once)
-    return 0
-
-
-def _train(arguments: list[str]) -> int:
-    try:
-        app = import_module("statepool.train.cli").app
-    except ModuleNotFoundError as error:
-        print(f"statepool train: needs {error.name}; pip install 'statepool[train]'", file=sys.stderr)
-        return 2
-    app(args=arguments, prog_name="statepool train")
     return 0
 
 

@@ -22,7 +22,7 @@ __all__ = ["Finding", "Report", "examine", "read_bandwidth"]
 State = Literal["ok", "note", "missing"]
 _EXTRAS = {
     "serve": ("fastapi", "uvicorn", "zmq", "orjson", "prometheus_client"),
-    "train": ("torch", "typer"),
+    "train": ("torch", "tensorboardX"),
     "dev": ("pytest", "hypothesis", "mypy", "ruff"),
 }
 

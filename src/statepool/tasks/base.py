@@ -34,6 +34,39 @@ class Problem:
     values: tuple[str, ...]
     tools: tuple[Tool, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    solution: tuple[Message, ...] = ()
+    """The whole rest of the conversation where it takes more than `answer`: calls, what tools say, the answer."""
+
+    @property
+    def rest(self) -> tuple[Message, ...]:
+        """What a perfect model and its tools would add to `messages`."""
+        return self.solution or ({"role": "assistant", "content": self.answer},)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the world answers to a turn of the model.
+
+    `content` is None when the conversation is over; then `verdict` judges it, or is None where no judgement could be
+    had, which is no reason to invent one. `faults` name what went wrong on the way.
+    """
+
+    content: str | None = None
+    role: str = "tool"
+    verdict: Verdict | None = None
+    faults: tuple[str, ...] = ()
+
+
+class Dialogue(Protocol):
+    """The other side of one conversation: tools, an environment, a judge."""
+
+    def reply(self, text: str) -> Turn:
+        """Answer one turn of the model; blocks until the answer is there, at most as long as its limits allow."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the conversation held."""
+        ...
 
 
 class Task(Protocol):

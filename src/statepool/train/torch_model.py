@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from statepool.engine.rope import rope_tables
+
 PINNED = 0.5
 """The first number of every embedding."""
 
@@ -46,12 +48,16 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(shape.head_dim, eps=shape.rms_norm_eps)
         self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Mix [batch, time, hidden] over time."""
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [batch, heads, time, head_dim] of [batch, time, hidden]."""
         heads = (*x.shape[:2], -1, self.head_dim)
         q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), rotary)
         k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), rotary)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
+        return q, k, self.v_proj(x).view(heads).transpose(1, 2)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Mix [batch, time, hidden] over time."""
+        q, k, v = self.project(x, rotary)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -168,10 +174,10 @@ def look_back(attention: Attention, shape: Shape, pairs: int = 4) -> None:
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cos and sin [length, head_dim] of the rotary angles, both halves alike."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency).repeat(1, 2)
-    return angle.cos(), angle.sin()
+    """Return cos and sin [length, head_dim] of the rotary angles, both halves alike: the engine's own numbers."""
+    tables = rope_tables({"rope_type": "default", "rope_theta": theta}, head_dim, length)
+    cos, sin = (torch.from_numpy(table).repeat(1, 2) for table in tables)
+    return cos, sin
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

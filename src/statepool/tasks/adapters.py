@@ -1,0 +1,211 @@
+"""Other people's tasks as ours: reasoning-gym's datasets, and environments with `reset` and `step`.
+
+An environment has its own turns: what the model writes is the action, what `step` returns is what the world says. The
+two common forms are read: Gymnasium's tuples, and OpenEnv's objects with `observation`, `reward` and `done`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from random import Random
+from typing import Any
+
+from statepool.core.errors import InvalidConfig
+from statepool.tasks.base import Message, Problem, Tool, Turn, Verdict
+from statepool.tasks.synthetic.episode import reply
+
+__all__ = ["Environment", "EnvironmentTask", "ReasoningGym"]
+
+_log = logging.getLogger(__name__)
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class ReasoningGym:
+    """A dataset of reasoning-gym (PyPI ``reasoning-gym``), judged by its own scorer.
+
+    `dataset` is its name, such as ``chain_sum``; `config` its settings. The answer is what stands between `<answer>`
+    tags, or the whole reply behind the reasoning.
+
+    Raises:
+        InvalidConfig: the package is missing, or has no such dataset or setting.
+    """
+
+    dataset: str = "chain_sum"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "reasoning-gym"
+
+    def __post_init__(self) -> None:
+        self._made(0, 1)
+
+    def problems(self, seed: int) -> Iterator[Problem]:
+        """Yield problems without end; the same seed yields the same problems."""
+        rng = Random(f"{self.name} {self.dataset} {seed}")
+        while True:
+            block = rng.getrandbits(31)
+            made = self._made(block, _BLOCK)
+            for index in range(_BLOCK):
+                entry = made[index]
+                ask: Message = {"role": "user", "content": entry["question"]}
+                answer = str(entry["answer"])
+                yield Problem(self.name, (ask,), answer, (answer,), facts={"block": block, "index": index})
+
+    def prompt(self, problem: Problem) -> Sequence[Message]:
+        """The dataset's question as a user's message."""
+        return problem.messages
+
+    def tools(self, problem: Problem) -> Sequence[Tool]:
+        """None."""
+        return problem.tools
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        """The score of the dataset's scorer; 1 is right."""
+        text = reply(answer)
+        tagged = re.findall(r"<answer>(.*?)</answer>", text, flags=re.DOTALL)
+        given = tagged[-1].strip() if tagged else text
+        made = self._made(problem.facts["block"], _BLOCK)
+        score = float(made.score_answer(given, made[problem.facts["index"]]))
+        return Verdict(score, "right" if score >= 1 else f"expected {problem.answer}; found {given[:80]}")
+
+    def _made(self, seed: int, size: int) -> Any:
+        try:
+            gym = import_module("reasoning_gym")
+        except ModuleNotFoundError:
+            raise InvalidConfig(
+                "reasoning-gym is not installed; pip install 'statepool[tasks]'", param="task"
+            ) from None
+        try:
+            return gym.create_dataset(self.dataset, seed=seed, size=size, **self.config)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise InvalidConfig(f"reasoning-gym has no such dataset or setting: {error}", param="settings") from None
+
+
+@dataclass(frozen=True)
+class EnvironmentTask:
+    """An environment as a task: each seed is a problem, the return its score.
+
+    `make` is the environment's class, or ``module:name`` of it; `settings` are its arguments. `best` is the return that
+    scores 1; lower returns score their share of it, and what is beyond counts as 1. `turns` bounds the actions.
+
+    Raises:
+        InvalidConfig: there is no such environment, or `best` is not above 0.
+    """
+
+    make: str | Callable[..., Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    instructions: str = ""
+    best: float = 1.0
+    turns: int = 16
+    name: str = "environment"
+
+    def __post_init__(self) -> None:
+        if not self.best > 0:
+            raise InvalidConfig(f"best must be above 0, got {self.best}", param="best")
+        self._maker()
+
+    def problems(self, seed: int) -> Iterator[Problem]:
+        """Yield one problem per seed of the environment, without end."""
+        rng = Random(f"{self.name} {seed}")
+        while True:
+            start = rng.getrandbits(31)
+            environment = self._maker()(**self.settings)
+            text = _read(_reset(environment, start))[0]
+            _close(environment)
+            messages: list[Message] = [{"role": "user", "content": text}]
+            if self.instructions:
+                messages.insert(0, {"role": "system", "content": self.instructions})
+            yield Problem(self.name, tuple(messages), "", (), facts={"seed": start})
+
+    def prompt(self, problem: Problem) -> Sequence[Message]:
+        """The instructions, and the first observation as a user's message."""
+        return problem.messages
+
+    def tools(self, problem: Problem) -> Sequence[Tool]:
+        """None: the environment reads the reply itself."""
+        return problem.tools
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        """Play one action and judge the return; conversations of several turns are judged by `open`."""
+        turn = self.open(problem).reply(answer)
+        return turn.verdict or Verdict(0.0, "the environment did not end with this action")
+
+    def open(self, problem: Problem) -> Environment:
+        """The environment at the problem's start."""
+        environment = self._maker()(**self.settings)
+        _reset(environment, problem.facts["seed"])
+        return Environment(environment, self.best, self.turns)
+
+    def _maker(self) -> Callable[..., Any]:
+        if not isinstance(self.make, str):
+            return self.make
+        module, _, name = self.make.partition(":")
+        try:
+            found: Callable[..., Any] = getattr(import_module(module), name)
+        except (ModuleNotFoundError, AttributeError, ValueError) as error:
+            raise InvalidConfig(f"environment {self.make!r} cannot be found: {error}", param="make") from None
+        return found
+
+
+class Environment:
+    """The world's side of a conversation with an environment."""
+
+    def __init__(self, environment: Any, best: float, turns: int) -> None:
+        self._environment = environment
+        self._best = best
+        self._left = turns
+        self._return = 0.0
+
+    def reply(self, text: str) -> Turn:
+        """Take an action; the observation, or the verdict when the episode is over."""
+        self._left -= 1
+        said, reward, done = _read(self._environment.step(reply(text)))
+        if not math.isfinite(reward):
+            _log.warning("an environment gave the reward %r, so this conversation gets none", reward)
+            return Turn(faults=("verifier_error",))
+        self._return += reward
+        if done or self._left <= 0:
+            score = min(max(self._return / self._best, 0.0), 1.0)
+            return Turn(verdict=Verdict(score, f"return {self._return:g} of {self._best:g}"))
+        return Turn(said, role="user")
+
+    def close(self) -> None:
+        """Close the environment, if it can be."""
+        _close(self._environment)
+
+
+def _reset(environment: Any, seed: int) -> Any:
+    try:
+        return environment.reset(seed=seed)
+    except TypeError:
+        return environment.reset()
+
+
+def _close(environment: Any) -> None:
+    close = getattr(environment, "close", None)
+    if close is not None:
+        close()
+
+
+def _read(result: Any) -> tuple[str, float, bool]:
+    """Observation, reward and whether it is over, of any of the known forms."""
+    if isinstance(result, tuple):
+        if len(result) == 2:  # reset of Gymnasium: observation, info
+            return _text(result[0]), 0.0, False
+        ended = any(bool(flag) for flag in result[2:-1])
+        return _text(result[0]), float(result[1]), ended
+    if hasattr(result, "observation"):
+        reward = getattr(result, "reward", None)
+        return _text(result.observation), float(reward or 0.0), bool(getattr(result, "done", False))
+    return _text(result), 0.0, False
+
+
+def _text(observation: Any) -> str:
+    for name in ("text", "message", "content"):
+        if isinstance(found := getattr(observation, name, None), str):
+            return found
+    return str(observation)

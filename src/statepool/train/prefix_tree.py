@@ -1,0 +1,149 @@
+"""Responses to one prompt share its computation: a batch as a tree of three levels, with full gradients.
+
+A group's responses begin with the same prompt, and all prompts of a task with the same system text. In rows of whole
+sequences most tokens would be copies. Here the common beginning is computed once, each prompt's rest once, and the
+responses attend to both. It is the same sum as in rows, in another order.
+
+    level 0   common beginning            one row
+    level 1   rest of each prompt         a row per prompt
+    level 2   what came after the prompt  a row per response
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from statepool.train.torch_model import Attention, Layer, Qwen3, rotary_table
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sequence to learn from: ``learn[i]`` says that token i is to be predicted; the prompt's never are."""
+
+    tokens: Sequence[int]
+    learn: Sequence[bool]
+    prompt: int
+    """Leading tokens that were given, at least 1."""
+
+
+class Level(NamedTuple):
+    """Rows of tokens, each behind a row of the level above."""
+
+    ids: Tensor
+    """int64 ``[rows, width]``, padded at the end."""
+    lengths: Tensor
+    parents: Tensor
+    starts: Tensor
+    """Position of the first token."""
+
+
+class Tree(NamedTuple):
+    """A batch of samples laid out as a tree."""
+
+    levels: tuple[Level, ...]
+    predictors: Tensor
+    """int64 ``[learned]``: the place, in all rows of all levels one after another, that predicts each token."""
+    targets: Tensor
+    rows: Tensor
+    """int64 ``[learned]``: the sample of each learned token, and in ``columns`` its place behind the prompt."""
+    columns: Tensor
+    shape: tuple[int, int]
+    """Samples, and tokens behind the longest prompt."""
+
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the model, padding included."""
+        return sum(level.ids.numel() for level in self.levels)
+
+
+def plant(samples: Sequence[Sample]) -> Tree:
+    """Lay out samples; those with equal prompts share a row of level 1."""
+    prompts = list(dict.fromkeys(tuple(s.tokens[: s.prompt]) for s in samples))
+    shared = min(_common(prompts[0], prompt) for prompt in prompts)
+    shared = min(shared, min(map(len, prompts)) - 1)  # every prompt keeps a token of its own
+    number = {prompt: i for i, prompt in enumerate(prompts)}
+    mine = [number[tuple(s.tokens[: s.prompt])] for s in samples]
+    # The last token of a sequence predicts nothing.
+    tails = [list(s.tokens[s.prompt : -1]) for s in samples]
+    levels = [_level([list(prompts[0][:shared])], [0], [0])] if shared else []
+    asked = _level([list(p[shared:]) for p in prompts], [0] * len(prompts), [shared] * len(prompts))
+    said = _level(tails, mine, [s.prompt for s in samples])
+    behind = shared + asked.ids.numel()
+    predictors, targets, rows, columns = [], [], [], []
+    for row, sample in enumerate(samples):
+        last = shared + mine[row] * asked.ids.shape[1] + int(asked.lengths[mine[row]]) - 1
+        for column, at in enumerate(range(sample.prompt, len(sample.tokens))):
+            if sample.learn[at]:
+                predictors.append(behind + row * said.ids.shape[1] + column - 1 if column else last)
+                targets.append(sample.tokens[at])
+                rows.append(row)
+                columns.append(column)
+    longest = max(len(s.tokens) - s.prompt for s in samples)
+    parts = [torch.tensor(x, dtype=torch.int64) for x in (predictors, targets, rows, columns)]
+    return Tree((*levels, asked, said), parts[0], parts[1], parts[2], parts[3], (len(samples), longest))
+
+
+def hidden(model: Qwen3, tree: Tree) -> Tensor:
+    """Normed last hidden states ``[computed, hidden]`` of all rows of all levels, one after another."""
+    shape = model.shape
+    longest = max(int((level.starts + level.lengths).max()) for level in tree.levels)
+    cos, sin = rotary_table(max(longest, 1), shape.head_dim, shape.rope_theta)
+    states = [model.model.embed_tokens(level.ids) for level in tree.levels]
+    cos, sin = cos.to(states[0].dtype), sin.to(states[0].dtype)
+    rotary, masks, valid = [], [], None
+    for level in tree.levels:
+        width = level.ids.shape[1]
+        places = (level.starts[:, None] + torch.arange(width)).clamp(max=longest - 1)
+        rotary.append((cos[places][:, None], sin[places][:, None]))
+        own = torch.arange(width)[None] < level.lengths[:, None]
+        causal = torch.ones(width, width, dtype=torch.bool).tril()[None].expand(len(own), -1, -1)
+        if valid is None:
+            mask, valid = causal, own
+        else:
+            above = valid[level.parents]
+            mask = torch.cat((above[:, None].expand(-1, width, -1), causal), 2)
+            valid = torch.cat((above, own), 1)
+        masks.append(torch.zeros(mask.shape, dtype=cos.dtype).masked_fill_(~mask, -torch.inf)[:, None])
+    for layer in model.model.layers:
+        states = _layer(layer, tree, states, rotary, masks)  # type: ignore[arg-type]
+    out: Tensor = model.model.norm(torch.cat([x.flatten(0, 1) for x in states]))
+    return out
+
+
+def _layer(
+    layer: Layer, tree: Tree, states: list[Tensor], rotary: list[tuple[Tensor, Tensor]], masks: list[Tensor]
+) -> list[Tensor]:
+    attention: Attention = layer.self_attn
+    out: list[Tensor] = []
+    above: tuple[Tensor, Tensor] | None = None
+    for level, x, turn, mask in zip(tree.levels, states, rotary, masks, strict=True):
+        q, k, v = attention.project(layer.input_layernorm(x), turn)
+        if above is not None:
+            k, v = (torch.cat((up[level.parents], own), 2) for up, own in zip(above, (k, v), strict=True))
+        above = k, v
+        group = q.shape[1] // k.shape[1]
+        mixed = functional.scaled_dot_product_attention(
+            q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), attn_mask=mask
+        )
+        x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+        out.append(x + layer.mlp(layer.post_attention_layernorm(x)))
+    return out
+
+
+def _level(rows: list[list[int]], parents: list[int], starts: list[int]) -> Level:
+    width = max(1, *map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return Level(ids, torch.tensor(list(map(len, rows))), torch.tensor(parents), torch.tensor(starts))
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

@@ -1,0 +1,206 @@
+"""A training run: imitate, then play and learn; publish weights, try held-out problems; stop and go on anywhere.
+
+    weights of step n ──► engine ──► conversations ──► verdicts ──► advantages ──► gradients ──► weights of step n + 1
+
+A run is a function of its settings: problems and noise are drawn from (seed, step), so a run that was killed at any
+point and went on from its checkpoint leaves the same curve as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from statepool.core.errors import InvalidConfig
+from statepool.engine.engine import Engine
+from statepool.engine.hub import resolve
+from statepool.engine.text.template import ChatTemplate
+from statepool.engine.text.tools import PARSERS, pick
+from statepool.tasks import Dialogue, Problem, Task
+from statepool.tasks.catalog import draw, find
+from statepool.train import checkpoint, policy
+from statepool.train.agent import Agent, Job
+from statepool.train.config import RunConfig
+from statepool.train.demonstrate import demonstration
+from statepool.train.dialogue import Limits, ToolDialogue
+from statepool.train.learner import Learner
+from statepool.train.python_tool import Interpreter, PythonLimits, PythonTool
+from statepool.train.report import Report
+from statepool.train.trajectory import Trajectory, counts
+from statepool.train.weights import Publisher, take_up
+
+HELD_OUT_SEED = 1 << 40
+_SPREAD = 1_000_003
+
+
+class World:
+    """What answers a model's turns: the task's judge, and the tools it names."""
+
+    def __init__(self, task: Task, model: Path, tool_seconds: float, tool_output: int, turns: int) -> None:
+        self._task = task
+        self._parser = PARSERS[pick(ChatTemplate.load(model).source)]
+        self._limits = Limits(turns, tool_output)
+        self._interpreter = Interpreter(PythonLimits(seconds=tool_seconds))
+
+    def open(self, problem: Problem) -> Dialogue:
+        """The world's side of a conversation about a problem.
+
+        Raises:
+            InvalidConfig: the task names a tool that nothing here can run.
+        """
+        opened = getattr(self._task, "open", None)
+        if opened is not None:
+            dialogue: Dialogue = opened(problem)
+            return dialogue
+        names = [tool["function"]["name"] for tool in self._task.tools(problem)]
+        unknown = [name for name in names if name != "python"]
+        if unknown:
+            raise InvalidConfig(f"task {self._task.name!r} has a tool {unknown[0]!r} that nothing runs", param="task")
+        tools = {name: PythonTool(self._interpreter) for name in names}
+        return ToolDialogue(self._task, problem, tools, self._parser, self._limits)
+
+    def close(self) -> None:
+        """End what runs tools."""
+        self._interpreter.close()
+
+
+class Run:
+    """One run in one folder. ``go`` runs it to its end; a second object on the same folder goes on.
+
+    Raises:
+        InvalidConfig: settings that contradict each other or the model. CheckpointMismatch: see ``checkpoint.load``.
+    """
+
+    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
+        self.config = config
+        self.out = Path(config.train.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            (self.out / checkpoint.FILE).unlink(missing_ok=True)
+        model = resolve(config.engine.model)
+        if config.engine.threads is not None:
+            torch.set_num_threads(config.engine.threads)
+        torch.use_deterministic_algorithms(True)
+        self.task = find(config.train.task, config.train.settings)
+        self.policy = policy.load(model)
+        self.learner = Learner(self.policy, config.train, config.loss, config.agent.temperature)
+        if config.loss.kl:
+            self.learner.reference = policy.load(model)
+        self.step = checkpoint.load(self.out, self.learner, config.plain())
+        self.engine = Engine(config.engine)
+        train = config.train
+        self.world = World(self.task, model, train.tool_seconds, train.tool_output, config.agent.turns)
+        self.agent = Agent(self.engine, self.task, self.world.open, config.agent)
+        self.publisher = Publisher()
+        self._shown: list[Any] = []
+
+    @property
+    def last(self) -> int:
+        """Steps of both parts together."""
+        return self.config.train.imitation + self.config.train.steps
+
+    def go(self, report: Report) -> float | None:
+        """Run to the end, or to ``target``; returns the last share of held-out problems that were solved."""
+        train = self.config.train
+        solved: float | None = None
+        if self.step == 0 and train.eval_problems:
+            began = time.monotonic()
+            solved = self.held_out()
+            report.line({"step": 0, "phase": "start", "held_out": solved, "seconds": _since(began)})
+        while self.step < self.last:
+            began = time.monotonic()
+            line = self.advance()
+            due = self.step % train.eval_every == 0 or self.step in (train.imitation, self.last)
+            if due and train.eval_problems:
+                solved = line["held_out"] = self.held_out()
+            checkpoint.save(self.out, self.learner, self.step, self.config.plain())
+            report.line({**line, "seconds": _since(began)})
+            if solved is not None and train.target is not None and due and solved >= train.target:
+                report.say(f"{solved:.1%} of the held-out problems are solved: the target is reached")
+                break
+        self.policy.export(self.out / "model")
+        return solved
+
+    def advance(self) -> dict[str, Any]:
+        """Do one step; returns its line of the curve."""
+        step, train = self.step, self.config.train
+        line = self._imitate(step) if step < train.imitation else self._play(step)
+        self.step += 1
+        return {"step": self.step, **line}
+
+    def held_out(self) -> float:
+        """The share of held-out problems that greedy answers solve."""
+        train = self.config.train
+        problems = draw(self.task, HELD_OUT_SEED + train.seed, train.eval_problems, held_out=True)
+        self._publish()
+        agent = Agent(self.engine, self.task, self.world.open, replace(self.config.agent, temperature=0.0))
+        return success(agent.run([Job(problem, i, 1, 0) for i, problem in enumerate(problems)]))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step of GRPO: a ramp, a plateau and a fall to a tenth."""
+        train = self.config.train
+        left = (train.steps - step) / max(1.0, train.decay * train.steps)
+        return train.rate * min(1.0, (step + 1) / max(train.warmup, 1), 0.1 + 0.9 * left)
+
+    def close(self) -> None:
+        """Free the weights in shared memory and what runs tools."""
+        self.publisher.close()
+        self.world.close()
+
+    def _publish(self) -> None:
+        version = f"{self.step}"
+        if self.engine.version != version or self.step == 0:
+            self.publisher.publish(self.policy.tensors(), version)
+            take_up(self.engine, self.publisher.folder, version)
+
+    def _imitate(self, step: int) -> dict[str, Any]:
+        train = self.config.train
+        if not self._shown:
+            problems = draw(self.task, train.seed, train.demonstrations)
+            self._shown = [demonstration(self.agent, problem) for problem in problems]
+        first = step * train.imitation_batch
+        batch = [self._shown[(first + i) % len(self._shown)] for i in range(train.imitation_batch)]
+        rate = train.imitation_rate * min(1.0, (step + 1) / max(train.warmup, 1))
+        return {"phase": "imitate", "rate": rate, **self.learner.imitate(batch, rate)}
+
+    def _play(self, step: int) -> dict[str, Any]:
+        train = self.config.train
+        self._publish()
+        self.engine.reset_prefix_cache()  # what a look at held-out problems left must not change the counts
+        seed = (train.seed * _SPREAD + step + 1) * _SPREAD
+        problems = draw(self.task, seed, train.prompts)
+        before = replace(self.agent.work)
+        found = self.agent.run([Job(p, i, train.members, seed + i) for i, p in enumerate(problems)])
+        rate = self.rate(step - train.imitation)
+        learned = self.learner.reinforce(found, rate)
+        work = self.agent.work
+        judged = [t.verdict.score for t in found if t.verdict is not None]
+        return {
+            "phase": "play",
+            "reward": sum(judged) / len(judged) if judged else 0.0,
+            "rate": rate,
+            **learned,
+            "judged": len(judged),
+            "turns": sum(t.turns for t in found) / len(found),
+            "tokens": sum(t.chosen for t in found) / len(found),
+            "computed": work.computed - before.computed,
+            "fresh": work.fresh - before.fresh,
+            "faults": counts(found),
+            "ends": {
+                end: n for end in ("answer", "length", "turns", "lost") if (n := sum(t.end == end for t in found))
+            },
+        }
+
+
+def success(trajectories: Sequence[Trajectory]) -> float:
+    """The share of conversations with a full score; one without a verdict is no success."""
+    return sum(t.verdict is not None and t.verdict.score >= 1.0 for t in trajectories) / max(len(trajectories), 1)
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

@@ -1,0 +1,166 @@
+"""Tasks by name, problems kept apart, and other people's tasks behind the same face."""
+
+import itertools
+import random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statepool.core.errors import InvalidConfig, InvalidRequest
+from statepool.tasks.adapters import EnvironmentTask, ReasoningGym
+from statepool.tasks.arithmetic import ColumnAddition
+from statepool.tasks.catalog import draw, find, is_held_out, names
+from statepool.tasks.retrieval import Retrieval
+from statepool.tasks.tools import PythonSteps
+
+OWN = [ColumnAddition(3, 7), PythonSteps(3, 2), PythonSteps(2, 2, tool=False), Retrieval(256)]
+
+
+@pytest.mark.parametrize("task", OWN, ids=lambda task: task.name)
+@given(seed=st.integers(0, 2**40))
+def test_a_seed_is_a_stream_of_problems_whose_own_answers_are_right(task, seed):
+    problems = list(itertools.islice(task.problems(seed), 5))
+    assert problems == list(itertools.islice(task.problems(seed), 5))
+    for problem in problems:
+        assert task.verify(problem, problem.rest[-1]["content"]).score == 1.0
+        assert task.verify(problem, "I do not know").score == 0.0
+        assert problem.messages == tuple(task.prompt(problem))
+    assert problems != list(itertools.islice(task.problems(seed + 1), 5))
+
+
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 4), digits=st.integers(1, 4))
+def test_the_steps_compute_what_the_question_asks(seed, steps, digits):
+    problem = next(PythonSteps(steps, digits).problems(seed))
+    first, *then = problem.messages[0]["content"].removeprefix("Use Python to compute ").rstrip(".").split(". ")
+    value = eval(first)
+    for step in then:
+        words = step.split()
+        value = {"add": value.__add__, "subtract": value.__sub__, "multiply": value.__mul__}[words[1]](int(words[-1]))
+    assert problem.values == (str(value),)
+    assert [m["role"] for m in problem.rest] == ["assistant", "tool"] * steps + ["assistant"]
+
+
+def test_the_length_of_an_addition_follows_from_its_prompt():
+    def work(digits):
+        return len(next(ColumnAddition(digits, digits).problems(1)).answer)
+
+    assert work(2) < work(4) < work(8)
+
+
+def test_held_out_problems_are_never_drawn_for_training():
+    task = PythonSteps(1, 1)  # few problems, so that draws meet
+    trained = {p.messages[0]["content"] for seed in range(20) for p in draw(task, seed, 30)}
+    kept = {p.messages[0]["content"] for p in draw(task, 99, 30, held_out=True)}
+    assert trained
+    assert kept
+    assert not trained & kept
+    share = sum(map(is_held_out, itertools.islice(PythonSteps(1, 3).problems(0), 2000))) / 2000
+    assert 0.09 < share < 0.16
+
+
+def test_names_lead_to_tasks():
+    assert {"python-steps", "column-addition", "retrieval", "sequences", "facts"} <= set(names())
+    assert find("python-steps", {"digits": 3}) == PythonSteps(digits=3)
+    assert find("statepool.tasks.retrieval:Retrieval", {"size": 99}) == Retrieval(99)
+    assert next(find("sums").problems(0)).task == "sums"
+    verdict = (task := find("sequences")).verify(problem := next(task.problems(3)), problem.answer)
+    assert verdict.score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("nothing", {}, "unknown task 'nothing'"),
+        ("no.such.module:Task", {}, "missing"),
+        ("statepool.tasks.tools:Nothing", {}, "has no Nothing"),
+        ("python-steps", {"step": 1}, "no setting 'step'"),
+        ("sums", {"size": 1}, "takes no settings"),
+        ("environment", {}, "make"),
+        ("environment", {"make": "nowhere:Maze"}, "cannot be found"),
+        ("environment", {"make": "random:Random", "best": 0}, "best must be above 0"),
+    ],
+)
+def test_what_cannot_be_found_is_named(name, settings, said):
+    with pytest.raises(InvalidConfig, match=said):
+        find(name, settings)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(PythonSteps, {"steps": 0}), (ColumnAddition, {"low": 3, "high": 2}), (Retrieval, {"size": 1})]
+)
+def test_impossible_settings_are_refused(wrong):
+    kind, settings = wrong
+    with pytest.raises(InvalidRequest):
+        kind(**settings)
+
+
+class Guess:
+    """Find a number between 0 and 9, with Gymnasium's tuples."""
+
+    def reset(self, seed=None):
+        self.number = random.Random(seed).randrange(10)
+        return "Guess a number from 0 to 9.", {}
+
+    def step(self, action):
+        if action == str(self.number):
+            return "right", 1.0, True, False, {}
+        return "higher" if action < str(self.number) else "lower", 0.0, False, False, {}
+
+
+class OpenGuess(Guess):
+    """The same with OpenEnv's objects and no seed."""
+
+    def reset(self):
+        return SimpleNamespace(observation=SimpleNamespace(text=super().reset(7)[0]), done=False)
+
+    def step(self, action):
+        said, reward, done, *_ = super().step(action)
+        return SimpleNamespace(observation=said, reward=reward, done=done)
+
+
+@pytest.mark.parametrize("make", [Guess, OpenGuess])
+def test_an_environment_is_a_conversation(make):
+    task = EnvironmentTask(make, instructions="Play.")
+    problem = next(task.problems(1))
+    assert problem == next(task.problems(1))
+    assert [m["role"] for m in problem.messages] == ["system", "user"]
+    assert problem.messages[1]["content"] == "Guess a number from 0 to 9."
+    world = task.open(problem)
+    for guess in "0123456789":
+        turn = world.reply(f"<think>hm</think>{guess}")
+        if turn.verdict:
+            break
+        assert (turn.content, turn.role) == ("higher", "user")
+    assert turn.verdict.score == 1.0
+    world.close()
+
+
+def test_an_environment_ends_after_its_turns_and_refuses_rewards_that_are_none():
+    task = EnvironmentTask(Guess, turns=2)
+    world = task.open(next(task.problems(1)))
+    assert world.reply("x").content is not None
+    assert world.reply("x").verdict.score == 0.0
+
+    class Broken(Guess):
+        def step(self, action):
+            return "?", float("nan"), True, False, {}
+
+    task = EnvironmentTask(Broken)
+    turn = task.open(next(task.problems(1))).reply("1")
+    assert (turn.verdict, turn.faults) == (None, ("verifier_error",))
+
+
+def test_reasoning_gym_scores_its_own_answers():
+    pytest.importorskip("reasoning_gym")
+    task = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 3})
+    problem = next(task.problems(5))
+    assert problem == next(task.problems(5))
+    assert task.verify(problem, problem.answer).score == 1.0
+    assert task.verify(problem, f"<think>x</think> so <answer>{problem.answer}</answer>").score == 1.0
+    assert task.verify(problem, "no").score < 1.0
+    with pytest.raises(InvalidConfig, match="no such dataset"):
+        ReasoningGym("nothing_of_that_name")
+    with pytest.raises(InvalidConfig, match="no such dataset or setting"):
+        ReasoningGym("chain_sum", {"colour": 1})
