@@ -27,6 +27,7 @@ _ROOMS = {
     "store": ("statepool.store.commands", False),
     "vector": ("statepool.vector.commands", False),
     "seq": ("statepool.tasks.sequences.commands", False),
+    "topo": ("statepool.tasks.topology.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
     "plan": ("statepool.sim.commands", True),
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
+    command("topo", "handle additions on 3-manifolds, certified (statepool topo --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     return tree
 
