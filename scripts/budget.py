@@ -26,6 +26,7 @@ ROOMS = {
     ("tasks/sequences", "native/sequences"): 3500,
     ("rollout", "native/suffix"): 5500,
     ("train",): 4500,
+    ("tasks/topology", "native/topology"): 4200,
 }
 COUNTED = {".py", ".cpp", ".h", ".inc", ".js", ".css", ".html"}
 

@@ -32,6 +32,7 @@ CONSTRAINTS = VENV / "constraints.txt"
 NATIVE = ROOT / "src" / "statepool" / "native"
 MODULES = ("_kernels", "_store", "_graph", "_sequences", "_suffix")
 MODULES = ("_kernels", "_store", "_graph", "_sequences", *(["_sandbox"] if sys.platform == "linux" else []))
+MODULES = ("_kernels", "_store", "_graph", "_sequences", "_topology")
 TORCH_RANGE = "torch>=2.11,<3"
 OLDEST = (3, 11)
 
@@ -255,6 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", choices=("required", "optional"), default="required")
     parser.add_argument("--extra", action="append", default=["serve", "sandbox", "dev"], help="install this extra too")
+    parser.add_argument("--extra", action="append", default=["serve", "topology", "dev"], help="install this extra too")
     parser.add_argument("--native-only", action="store_true", help="compile the kernels and nothing else")
     options = parser.parse_args()
     started = time.monotonic()

@@ -31,6 +31,7 @@ _ROOMS = {
     "slice": ("statepool.engine.slicing.commands", True),
     "attention": ("statepool.engine.attention.remote.commands", False),
     "rollout": ("statepool.rollout.commands", False),
+    "topo": ("statepool.tasks.topology.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
     "calibrate": ("statepool.sim.commands", True),
@@ -126,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     command("sandbox", "run untrusted code in isolation (statepool sandbox --help)", add_help=False)
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("rollout", "answer groups of prompts for training (statepool rollout --help)", add_help=False)
+    command("topo", "handle additions on 3-manifolds, certified (statepool topo --help)", add_help=False)
     command("train", "train models (statepool train --help)", add_help=False)
     command("train", "train a model on a task: statepool train CONFIG.yaml", add_help=False)
     command("eval", "how well a model does on held-out problems of a task", add_help=False)
