@@ -23,23 +23,27 @@ if TYPE_CHECKING:
 __all__ = ["main", "parser"]
 
 _ROOMS = {
-    "pool": ("statepool.kv.pool.commands", False),
-    "store": ("statepool.store.commands", False),
-    "vector": ("statepool.vector.commands", False),
-    "sandbox": ("statepool.sandbox.commands", False),
-    "seq": ("statepool.tasks.sequences.commands", False),
-    "slice": ("statepool.engine.slicing.commands", True),
-    "attention": ("statepool.engine.attention.remote.commands", False),
-    "rollout": ("statepool.rollout.commands", False),
-    "topo": ("statepool.tasks.topology.commands", False),
-    "simulate": ("statepool.sim.commands", True),
-    "replay": ("statepool.sim.commands", True),
-    "calibrate": ("statepool.sim.commands", True),
-    "plan": ("statepool.sim.commands", True),
-    "train": ("statepool.train.commands", True),
-    "eval": ("statepool.train.commands", True),
+    "pool": ("statepool.kv.pool.commands", False, "a node of the shared KV pool (statepool pool --help)"),
+    "attention": (
+        "statepool.engine.attention.remote.commands",
+        False,
+        "a worker that holds KV and attends (statepool attention --help)",
+    ),
+    "slice": ("statepool.engine.slicing.commands", True, "cut a model so that its attentions can run elsewhere"),
+    "store": ("statepool.store.commands", False, "durable shared structures (statepool store --help)"),
+    "vector": ("statepool.vector.commands", False, "search by meaning (statepool vector --help)"),
+    "replay": ("statepool.sim.commands", True, "send a recorded load to a running server and measure it"),
+    "simulate": ("statepool.sim.commands", True, "replay a recorded load on a simulated cluster"),
+    "calibrate": ("statepool.sim.commands", True, "measure what a running server's engines cost, for simulate --node"),
+    "plan": ("statepool.sim.commands", True, "which split of nodes bears most of a recorded load"),
+    "sandbox": ("statepool.sandbox.commands", False, "run untrusted code in isolation (statepool sandbox --help)"),
+    "seq": ("statepool.tasks.sequences.commands", False, "design sequences with exact verification"),
+    "topo": ("statepool.tasks.topology.commands", False, "handle additions on 3-manifolds, certified"),
+    "rollout": ("statepool.rollout.commands", False, "answer groups of prompts for training"),
+    "train": ("statepool.train.commands", True, "train a model on a task: statepool train CONFIG.yaml"),
+    "eval": ("statepool.train.commands", True, "how well a model does on held-out problems of a task"),
 }
-"""Commands that a room runs itself: its module, and whether it wants to see the command's name."""
+"""Commands that a room runs itself: its module, whether it wants to see the command's name, and what it does."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[:1] == ["bench"]:
         return _bench(arguments[1:])
     if arguments and arguments[0] in _ROOMS:
-        module, keeps_name = _ROOMS[arguments[0]]
+        module, keeps_name, _ = _ROOMS[arguments[0]]
         status: int = import_module(module).main(arguments if keeps_name else arguments[1:])
         return status
     options = parser().parse_args(arguments)
@@ -115,22 +119,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--once", action="store_true", help="look once and end")
 
     command("bench", "compare with other engines (in a checkout)", add_help=False)
-    command("pool", "a node of the shared KV pool (statepool pool --help)", add_help=False)
-    command("attention", "a worker that holds KV and attends (statepool attention --help)", add_help=False)
-    command("slice", "cut a model so that its attentions can run elsewhere", add_help=False)
-    command("store", "durable shared structures (statepool store --help)", add_help=False)
-    command("vector", "search by meaning (statepool vector --help)", add_help=False)
-    command("replay", "send a recorded load to a running server and measure it", add_help=False)
-    command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
-    command("calibrate", "measure what a running server's engines cost, for simulate --node", add_help=False)
-    command("plan", "which split of nodes bears most of a recorded load", add_help=False)
-    command("sandbox", "run untrusted code in isolation (statepool sandbox --help)", add_help=False)
-    command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
-    command("rollout", "answer groups of prompts for training (statepool rollout --help)", add_help=False)
-    command("topo", "handle additions on 3-manifolds, certified (statepool topo --help)", add_help=False)
-    command("train", "train models (statepool train --help)", add_help=False)
-    command("train", "train a model on a task: statepool train CONFIG.yaml", add_help=False)
-    command("eval", "how well a model does on held-out problems of a task", add_help=False)
+    for name, (_, _, what) in _ROOMS.items():
+        command(name, what, add_help=False)
     return tree
 
 

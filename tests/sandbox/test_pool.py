@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sandbox.conftest import USABLE
 
 from statepool.core.errors import Corruption, InvalidRequest, Overloaded
 from statepool.sandbox import Pool, Sandbox, Template, cgroup, ledger, policy
 from statepool.sandbox.errors import IsolationUnavailable, SandboxError, SandboxGone, SlotFailed
-from tests.sandbox.conftest import USABLE
 
 PARKED = st.builds(
     policy.Parked,
