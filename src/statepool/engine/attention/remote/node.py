@@ -61,6 +61,7 @@ class AttentionNode:
         self._hello: Hello | None = None
         self._share: Share | None = None
         self._entries: dict[int, Entry] = {}
+        self._stored: set[int] = set()
         self._lock = threading.Lock()
         self._serving: socket.socket | None = None
         self._stopping = False
@@ -93,6 +94,10 @@ class AttentionNode:
         if self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
+    def hold(self, layout: KVLayout, blocks: int) -> Share:
+        """The share of a model worker that is new here."""
+        return Share(kernels, layout, blocks)
+
     def _accept(self) -> None:
         while not self._stopping:
             try:
@@ -108,6 +113,7 @@ class AttentionNode:
             with suppress(OSError):
                 previous.shutdown(socket.SHUT_RDWR)  # one that was replaced must not write any more
         with self._lock:
+            self._stored.clear()
             try:
                 while self._serving is connection and (message := read(connection)) is not None:
                     self._take(connection, message)
@@ -130,11 +136,15 @@ class AttentionNode:
         if message.kind == Kind.QUERY:
             width = share.layout.head_dim
             heads = len(message.body) // max(message.rows * width * 4, 1)
-            if share.begin(lane, layer, message.array("<f4", heads, width)):
-                return
+            if share.begin(lane, layer, message.array("<f4", heads, width)) and lane not in self._stored:
+                return  # its keys and values are still to come
         else:
             for block in share.append(lane, layer, message.array(share.layout.numpy_dtype, *share.row_shape)):
                 self._entries.pop(int(block), None)
+            if not share.waits(lane):
+                self._stored.add(lane)
+                return  # its queries are still to come
+        self._stored.discard(lane)
         send(connection, Kind.OUT, share.end(lane), lane, layer, message.rows)
 
     def _obey(self, request: Hello | Plan | Publish | Read | Write) -> Reply | None:
@@ -162,7 +172,7 @@ class AttentionNode:
         if known != self._hello:
             layout = KVLayout(hello.layers, hello.kv_heads, hello.head_dim, hello.dtype)
             self._entries.clear()
-            self._share, self._hello = Share(kernels, layout, hello.blocks), known
+            self._share, self._hello = self.hold(layout, hello.blocks), known
         return Held(list(self._entries.values()))
 
     def _ready(self) -> Share:

@@ -38,7 +38,7 @@ class Offload:
         addresses: of the attention workers.
         split: ``heads``, ``request``, ``sequence`` or ``auto``; see ``placement``.
         batches: lanes under way at once; 1 waits for every attention.
-        early: send queries before keys and values are computed.
+        early: send queries before keys and values are computed; else behind them, so that nothing overlaps.
         patience: seconds without progress after which a worker counts as lost.
         restart: brings workers of this process back; called before each attempt to reach them again.
     """
@@ -122,15 +122,18 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         query = np.empty((rows, d.heads, d.head_dim), np.float32)
         kv = np.empty((rows, 2, d.kv_heads, d.head_dim), self._layout.numpy_dtype)
         self._layers[layer].queries(*at, query.reshape(rows, -1))
-        if not self._offload.early:
-            self._layers[layer].keys_values(*at, kv)
-        for errand in lane.errands:
-            self.links[errand.worker].query(lane.number, layer, self.placement.query_of(errand, query))
         if self._offload.early:
-            self._layers[layer].keys_values(*at, kv)
+            self._send_queries(lane, layer, query)
+        self._layers[layer].keys_values(*at, kv)
         for errand in lane.errands:
             if len(errand.stored):
                 self.links[errand.worker].keys(lane.number, layer, self.placement.keys_of(errand, kv))
+        if not self._offload.early:
+            self._send_queries(lane, layer, query)
+
+    def _send_queries(self, lane: _Lane, layer: int, query: F32) -> None:
+        for errand in lane.errands:
+            self.links[errand.worker].query(lane.number, layer, self.placement.query_of(errand, query))
 
     def _collect(self, lane: _Lane, layer: int) -> F32:
         d = self.decoder

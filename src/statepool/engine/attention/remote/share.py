@@ -46,7 +46,8 @@ class Share:
         return (2, self.layout.kv_heads, self.layout.head_dim)
 
     def plan(self, plan: Plan) -> None:
-        """Take the arrays of a lane's next step."""
+        """Take the arrays of a lane's next step; what was under way is given up."""
+        self._under_way.pop(plan.lane, None)
         # Copied out of their message, where they lie at any address.
         arrays = {name: np.array(getattr(plan, name)) for name in plan.__struct_fields__ if name != "lane"}
         self._plans[plan.lane] = Plan(plan.lane, **arrays)
@@ -67,6 +68,10 @@ class Share:
             state.acc = np.empty((rows, heads, 2, width), np.float32)
             self._ops.attention_begin(*self._arguments(state, plan), state.m, state.l, state.acc)
         return bool(plan.slots.size)
+
+    def waits(self, lane: int) -> bool:
+        """Whether queries of this lane wait for their end."""
+        return lane in self._under_way
 
     def append(self, lane: int, layer: int, kv: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Put rows ``[T, 2, kv_heads, head_dim]`` into the slots of the plan; the blocks that were begun with them.
