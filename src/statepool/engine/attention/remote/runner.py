@@ -99,7 +99,7 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
             errands = self.placement.errands(number, part)
             self._lanes.append(_Lane(number, x[rows], part, errands))
             for errand in errands:
-                self.links[errand.worker].tell(errand.plan)
+                self.links[errand.worker].plan(errand.plan)
         if self._lanes:
             lanes.rotate(len(self._lanes), d.layers + 1, self._slice)
         return x
