@@ -71,8 +71,8 @@ class Engine:
         if config.attention_workers is not None:
             from statepool.engine.attention.remote.offload import remote_runner
 
-            self.runner, self.pool = remote_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
-            backend = "native"
+            remote, self.pool = remote_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+            self.runner, backend = remote, remote.backend
         elif config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
             self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         else:
