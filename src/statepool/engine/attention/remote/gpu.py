@@ -1,7 +1,7 @@
 """The model on a GPU, its KV and attentions on the machine around it: contexts beyond the GPU's memory.
 
-Queries, keys and values of a step come to the host together, since copies are what is slow here; everything behind that is
-``RemoteRunner``'s.
+Queries, keys and values of a step come to the host together, since copies are what is slow here; everything behind that
+is ``RemoteRunner``'s.
 """
 
 from __future__ import annotations
