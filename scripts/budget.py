@@ -18,7 +18,7 @@ ROOMS = {
     ("kv/pool",): 1500,
     ("native",): 4500,
     ("engine/attention", "native/sparse"): 5000,
-    ("engine/attention/remote",): 1400,
+    ("engine/attention/remote",): 1500,
     ("engine/slicing",): 900,
     ("store", "native/store"): 11000,
     ("vector", "native/graph"): 9000,

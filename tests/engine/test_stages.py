@@ -118,10 +118,10 @@ def test_a_lost_stage_ends_the_engine(deep):
 def test_what_does_not_go_together_is_refused(deep):
     with pytest.raises(InvalidConfig, match="from 1 to the model's 5 layers, got 6"):
         build(deep, stages=6)
-    with pytest.raises(InvalidConfig, match="attention 'full'"):
-        build(deep, stages=2, attention="moba")
-    with pytest.raises(InvalidConfig, match="neither kv_budget"):
-        build(deep, stages=2, kv_budget=1 << 20)
+    others = ({"attention": "moba"}, {"kv_budget": 1 << 20}, {"speculate": "wave"}, {"attention_workers": "2"})
+    for other in others:
+        with pytest.raises(InvalidConfig, match="stages needs attention 'full'"):
+            build(deep, stages=2, **other)
 
 
 def test_shares_are_even_and_whole():

@@ -14,12 +14,17 @@ from statepool.core.errors import KVLost
 from statepool.engine.attention.remote import runner as remote
 
 
+def slow(*values):
+    """One more case of the same, for the long run: starting processes is what takes time here."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def processes(engine):
     """The attention workers an engine has started."""
     return engine.runner._offload.restart.__self__.processes
 
 
-@pytest.mark.parametrize(("split", "kills"), [("heads", (7,)), ("request", (1,)), ("sequence", (9,))])
+@pytest.mark.parametrize(("split", "kills"), [("heads", (7,)), slow("request", (1,)), slow("sequence", (2, 9))])
 def test_a_killed_worker_costs_time_and_no_token(engines, split, kills):
     asked = list(requests(4, seed=11, lengths=(20, 60), answer=16))
     expected = answers(engines(), asked)
@@ -105,6 +110,7 @@ def test_blocks_of_other_weights_are_not_found(engines, nodes, tmp_path):
     assert second.stats().prefix_hit_tokens == 0
 
 
+@pytest.mark.slow
 def test_local_workers_end_with_their_engine(tmp_path, checkpoint):
     program = (
         "import sys, os, signal\n"

@@ -1,9 +1,14 @@
 """An engine whose attention runs elsewhere gives the bits of one in a single process."""
 
+import json
+import socket
+from contextlib import suppress
+
 import pytest
 from tests.lamina.asking import answers, requests
 from tests.small_models import write_model
 
+from statepool.cli import main
 from statepool.core.errors import InvalidConfig
 from statepool.engine.request import Request
 
@@ -86,3 +91,67 @@ def test_wrong_settings_are_named(engines, nodes):
     ):
         with pytest.raises(InvalidConfig, match=word):
             engines(**settings)
+
+
+def test_blocks_come_in_while_steps_go_on(engines, nodes):
+    """A long context arrives beside a running request, which is answered meanwhile; both keep their bits."""
+    (short,) = requests(1, seed=21, lengths=(20, 20), answer=60)
+    long = Request("long", tuple(3 + i % 250 for i in range(1500)), short.params)
+    settings = {"kv_bytes": 16 << 20, "max_model_len": 2048}
+    source, whole = engines(**settings), engines(**settings)
+    expected = answers(whole, [short, long])
+    source.submit(long)
+    outputs = {"long": []}
+    while not outputs["long"]:
+        outputs["long"] += source.step()
+    state = source.export_state("long")
+    apart = engines(attention_workers=",".join(nodes(2)), **settings)
+    apart.submit(short)
+    outputs["r0"] = [output for _ in range(3) for output in apart.step()]
+    apart.import_state(state)
+    while apart.has_work:
+        for output in apart.step():
+            outputs[output.id].append(output)
+    found = {
+        name: [pair for output in all_ for pair in zip(output.tokens, output.logprobs or [], strict=False)]
+        for name, all_ in outputs.items()
+    }
+    assert found == expected
+    for node in nodes.running:
+        figures = node.figures()
+        assert figures.in_gaps + figures.in_steps >= 2 * 94 * 2048 // (256 << 10), "all pieces came by that road"
+        assert figures.answers > 0
+
+
+def test_a_stranger_does_not_replace_the_model_worker(engines, nodes):
+    (request,) = requests(1, seed=22, lengths=(30, 30))
+    (address,) = nodes(1)
+    apart = engines(attention_workers=address)
+    apart.submit(request)
+    outputs = apart.step()
+    for words in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(40)):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.connect(address.removeprefix("unix:"))
+            stranger.sendall(words)
+            stranger.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                while stranger.recv(4096):
+                    pass
+    while apart.has_work:
+        outputs += apart.step()
+    assert [t for o in outputs for t in o.tokens] == [t for t, _ in answers(engines(), [request])[request.id]]
+    assert apart.stats().attention_workers_lost == 0
+
+
+def test_stats_of_workers(engines, nodes, capsys):
+    addresses = nodes(2)
+    (request,) = requests(1, seed=23, lengths=(40, 40))
+    answers(engines(attention_workers=",".join(addresses)), [request])
+    assert main(["attention", "stats", *addresses, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["address"] for each in found] == addresses
+    assert all(each["answers"] > 0 and each["blocks"] == 512 for each in found)
+    assert main(["attention", "stats", addresses[0]]) == 0
+    assert "512 blocks" in capsys.readouterr().out
+    assert main(["attention", "stats", "unix:/nowhere"]) == 2
+    assert "no attention worker answers" in capsys.readouterr().err

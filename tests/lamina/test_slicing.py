@@ -167,6 +167,7 @@ def test_models_that_cannot_be_cut_are_told():
         capture(transformers.AutoConfig.for_model("gemma2", **BASE, head_dim=16, num_key_value_heads=2))
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     model = write_model(tmp_path / "model")
     assert main(["slice", str(model), "--dot", str(tmp_path / "slices.dot")]) == 0
@@ -175,8 +176,6 @@ def test_command(tmp_path, capsys):
     assert dot.count("subgraph") == 3
     assert dot.count('label="attention"') == 2
     assert "color=red" in dot
-    assert main(["slice", str(tmp_path)]) == 2
-    assert "config.json" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -186,3 +185,8 @@ def test_command_checks_and_prints_json(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert len(json.loads(out)["slices"]) == 3
     assert "logits of the whole model" in err
+
+
+def test_a_folder_without_a_model(tmp_path, capsys):
+    assert main(["slice", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err

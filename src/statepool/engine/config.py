@@ -98,6 +98,14 @@ class EngineConfig:
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)
 
+        if self.stages > 1:
+            exact = self.attention == "full" and not self.speculate.startswith("wave")
+            if not exact or self.kv_budget is not None or self.attention_workers is not None:
+                raise InvalidConfig(
+                    "stages needs attention 'full', here and in memory: no wave drafts, kv_budget or attention_workers",
+                    param="stages",
+                )
+
     @property
     def pool_addresses(self) -> list[str]:
         """The nodes of ``pool``."""

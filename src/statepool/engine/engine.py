@@ -68,15 +68,11 @@ class Engine:
         self._attention = AttentionSpec.parse(config.attention)
         self.runner: Runner
         self.pool = BlockPool(blocks)
-        if config.stages > 1 and (config.kv_budget is not None or config.speculate.startswith("wave")):
-            raise InvalidConfig("stages goes with neither kv_budget nor speculate 'wave'", param="stages")
         if config.attention_workers is not None:
             from statepool.engine.attention.remote.offload import remote_runner
 
-            if config.stages > 1:
-                raise InvalidConfig("stages does not go with attention_workers", param="stages")
-            self.runner, self.pool = remote_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
-            backend = "native"
+            remote, self.pool = remote_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
+            self.runner, backend = remote, remote.backend
         elif config.kv_budget is not None and config.kv_budget < blocks * layout.block_bytes:
             self.runner, backend = tiered_runner(config, decoder, self._checkpoint, layout, blocks, max_len)
         else:
@@ -447,8 +443,6 @@ def _runner(
         if config.threads is not None:
             kernels.set_threads(config.threads)
     if config.stages > 1:
-        if config.attention != "full":
-            raise InvalidConfig("stages needs attention 'full'", param="stages")
         from statepool.engine.stages import StagedRunner
 
         shape = (config.quant, layout, blocks, max_len, config.stages, config.threads)

@@ -21,7 +21,47 @@ from statepool.engine.runner import F32, CopiedBlocks, DecoderRunner
 from statepool.kv import KVLayout
 
 
-class GpuRunner(CopiedBlocks, DecoderRunner):
+class OnDevice(DecoderRunner):
+    """The part of a runner on tensors that does not touch KV. ``_use`` comes before anything else."""
+
+    def _use(self, device: str, wanted: Mapping[str, str] | None) -> DeviceOps:
+        """Choose the device and its ops.
+
+        Raises:
+            InvalidConfig: the device is not there.
+        """
+        self._device = torch.device(device)
+        if self._device.type == "cuda" and (reason := cuda.missing()) is not None:
+            raise InvalidConfig(f"backend 'cuda' is not available: {reason}", param="backend")
+        ops = DeviceOps(self._device, wanted)
+        self.arithmetic = ops.arithmetic
+        self._place = ops.place
+        return ops
+
+    def load(self, changed: set[str] | None = None) -> None:
+        """See ``Runner.load``."""
+        super().load(changed)
+        self._embedding, self._norm = self._place(self._embedding), self._place(self._norm)
+
+    def logits(self, hidden: Any) -> F32:
+        """See ``Runner.logits``."""
+        out = self._empty(hidden.shape[0], self.decoder.vocab_size)
+        self._ops.head(hidden, self._norm, self.decoder.eps, self._head, out)
+        return out.cpu().numpy()
+
+    def normed(self, hidden: Any) -> F32:
+        """See ``Runner.normed``."""
+        # A copy, since a slice of rows may start at an address that makes Triton compile another kernel.
+        rows = hidden.clone()
+        self._ops.rms_norm(hidden.clone(), self._norm, self.decoder.eps, rows)
+        array: F32 = rows.cpu().numpy()
+        return array
+
+    def _empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty(rows, width, dtype=torch.float32, device=self._device)
+
+
+class GpuRunner(CopiedBlocks, OnDevice):
     """A ``Runner`` on tensors. Its blocks have the bytes and the layout of the CPU path's.
 
     Args:
@@ -46,27 +86,16 @@ class GpuRunner(CopiedBlocks, DecoderRunner):
         device: str = "cuda",
         wanted: Mapping[str, str] | None = None,
     ) -> None:
-        place = torch.device(device)
-        if place.type == "cuda" and (reason := cuda.missing()) is not None:
-            raise InvalidConfig(f"backend 'cuda' is not available: {reason}", param="backend")
-        ops = DeviceOps(place, wanted)
-        self.arithmetic = ops.arithmetic
-        self._place = ops.place
-        self._device = place
+        ops = self._use(device, wanted)
         dtype = torch.bfloat16 if layout.dtype == "bf16" else torch.float32
         try:
-            storage: Any = torch.zeros(blocks, *layout.block_shape, dtype=dtype, device=place)
+            storage: Any = torch.zeros(blocks, *layout.block_shape, dtype=dtype, device=self._device)
         except torch.cuda.OutOfMemoryError:
             raise InvalidConfig(
                 f"kv_bytes: {device} has no room for {blocks} blocks of {layout.block_bytes} bytes", param="kv_bytes"
             ) from None
         super().__init__(ops, decoder, checkpoint, quant, storage, max_len)
         self._cos, self._sin = ops.place(self._cos), ops.place(self._sin)
-
-    def load(self, changed: set[str] | None = None) -> None:
-        """See ``Runner.load``."""
-        super().load(changed)
-        self._embedding, self._norm = self._place(self._embedding), self._place(self._norm)
 
     def forward(self, batch: Batch) -> Any:
         """See ``Runner.forward``; the hidden states stay on the device."""
@@ -83,20 +112,6 @@ class GpuRunner(CopiedBlocks, DecoderRunner):
             layer.after_attention(x, mixed)
         return x
 
-    def logits(self, hidden: Any) -> F32:
-        """See ``Runner.logits``."""
-        out = self._empty(hidden.shape[0], self.decoder.vocab_size)
-        self._ops.head(hidden, self._norm, self.decoder.eps, self._head, out)
-        return out.cpu().numpy()
-
-    def normed(self, hidden: Any) -> F32:
-        """See ``Runner.normed``."""
-        # A copy, since a slice of rows may start at an address that makes Triton compile another kernel.
-        rows = hidden.clone()
-        self._ops.rms_norm(hidden.clone(), self._norm, self.decoder.eps, rows)
-        array: F32 = rows.cpu().numpy()
-        return array
-
     def read_blocks(self, blocks: list[int]) -> npt.NDArray[Any]:
         """See ``Runner.read_blocks``."""
         storage: Any = self.storage
@@ -107,6 +122,3 @@ class GpuRunner(CopiedBlocks, DecoderRunner):
     def write_blocks(self, blocks: list[int], data: npt.NDArray[Any]) -> None:
         """See ``Runner.write_blocks``."""
         self.storage[blocks] = self._place(data)
-
-    def _empty(self, rows: int, width: int) -> Tensor:
-        return torch.empty(rows, width, dtype=torch.float32, device=self._device)

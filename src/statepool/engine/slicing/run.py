@@ -189,7 +189,7 @@ class RemoteAttention:
             self._links[move.target].write(move.blocks, self._links[move.source].read(move.blocks))
         self._errands = self._placement.errands(0, self._batch)
         for errand in self._errands:
-            self._links[errand.worker].tell(errand.plan)
+            self._links[errand.worker].plan(errand.plan)
         ids, positions = (
             torch.from_numpy(a.astype(np.int64))[None] for a in (self._batch.tokens, self._batch.positions)
         )

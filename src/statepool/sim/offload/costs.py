@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One accelerator: bf16 ``flops`` a second, bytes of ``memory``, and bytes a second to it and to the network."""
+    """One accelerator: bf16 ``flops`` per second, bytes of ``memory``, bytes per second to it and to the network."""
 
     name: str
     price: float

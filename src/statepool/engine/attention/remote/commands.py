@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 import threading
 
 from statepool.core.command import adder, run
-from statepool.core.errors import InvalidConfig
+from statepool.core.errors import Corruption, InvalidConfig, Unavailable
+from statepool.engine.attention.remote.link import figures
 from statepool.engine.attention.remote.node import AttentionNode
 from statepool.native import kernels
 
@@ -26,6 +28,9 @@ def main(arguments: list[str]) -> int:
     serve.add_argument("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
     serve.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
     serve.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
+    stats = command("stats", "what workers hold and have done", _stats)
+    stats.add_argument("address", nargs="+", help="address of a worker")
+    stats.add_argument("--json", action="store_true", help="print one JSON object a worker")
     return run("statepool attention", tree.parse_args(arguments))
 
 
@@ -46,6 +51,22 @@ def _serve(options: argparse.Namespace) -> int:
         if options.with_parent and os.getppid() != parent:
             break
     node.close()
+    return 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    for address in options.address:
+        try:
+            found = figures(address)
+        except (OSError, Corruption) as error:
+            raise Unavailable(f"no attention worker answers at {address}: {error}") from None
+        if options.json:
+            print(json.dumps({"address": address, **{name: getattr(found, name) for name in found.__struct_fields__}}))
+            continue
+        print(
+            f"{address}: {found.blocks} blocks, {found.found} of them full and known by key; {found.answers} layers "
+            f"attended; {found.in_gaps} pieces of blocks taken in between steps, {found.in_steps} within"
+        )
     return 0
 
 

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import numpy.typing as npt
 
 from statepool.core.errors import Corruption, InvalidConfig, KVLost
 from statepool.engine.attention.remote import protocol
+from statepool.engine.attention.remote.incoming import Outgoing
 from statepool.engine.attention.remote.protocol import Entry, Hello, Kind, Message, Reply, reply_codec, request_codec
 from statepool.kv.pool.protocol import connect
 
-__all__ = ["Link", "Traffic"]
+__all__ = ["Link", "Traffic", "figures"]
 
 R = TypeVar("R")
 log = logging.getLogger("statepool.attention")
@@ -63,6 +65,7 @@ class Link:
         self._patience = patience
         self._socket: socket.socket | None = None
         self._peer: int | None = None
+        self._outgoing: Outgoing | None = None
         self._lock = threading.Lock()
         self._outs: dict[tuple[int, int], Message] = {}
         self._words: list[Message] = []
@@ -83,7 +86,10 @@ class Link:
                 self._socket = connect(self.address, self._patience)
                 self._peer = _process_behind(self._socket)
                 self._socket.setblocking(False)
-                return self.ask(self._hello, protocol.Held).entries
+                held = self.ask(self._hello, protocol.Held).entries
+                self._outgoing = self._follow()
+                self.tell(protocol.Publish([]))  # it notices the second connection with the first words after that
+                return held
             except (OSError, KVLost) as error:
                 self.close()
                 if time.monotonic() > deadline:
@@ -94,7 +100,9 @@ class Link:
         """End the connection; the worker keeps its blocks."""
         if self._socket is not None:
             self._socket.close()
-        self._socket = None
+        if self._outgoing is not None:
+            self._outgoing.close()
+        self._socket = self._outgoing = None
         self._outs.clear()
         self._words.clear()
 
@@ -106,6 +114,11 @@ class Link:
     def tell(self, request: protocol.Request) -> None:
         """Send words that have no answer."""
         self.traffic.plans += self._send(Kind.WORDS, request_codec.encode(request))
+
+    def plan(self, plan: protocol.Plan) -> None:
+        """Send the arrays of a step, which waits for all blocks that were written before."""
+        after = 0 if self._outgoing is None else self._outgoing.queued
+        self.tell(msgspec.structs.replace(plan, after=after))
 
     def ask(self, request: protocol.Request, kind: type[R]) -> R:
         """Send words and wait for their answer.
@@ -155,15 +168,30 @@ class Link:
                 protocol.wait(self._connection(), _SHARED_WAIT)
 
     def write(self, blocks: Sequence[int], data: npt.NDArray[Any]) -> None:
-        """Overwrite whole blocks of its share."""
-        self.ask(protocol.Write(list(blocks), data), protocol.Written)
+        """Overwrite whole blocks of its share; they are there for whatever is sent after this."""
+        with self._guard():
+            self._connection()
+            assert self._outgoing is not None
+            self._outgoing.put(blocks, data)
 
     def read(self, blocks: Sequence[int]) -> npt.NDArray[Any]:
         """Whole blocks of its share."""
-        data: npt.NDArray[Any] = self.ask(protocol.Read(list(blocks)), protocol.Rows).data
+        after = 0 if self._outgoing is None else self._outgoing.queued
+        data: npt.NDArray[Any] = self.ask(protocol.Read(list(blocks), after), protocol.Rows).data
         return data
 
     # -- small parts -------------------------------------------------------------------------------
+
+    def _follow(self) -> Outgoing:
+        """The second connection, for blocks."""
+        connection = connect(self.address, self._patience)
+        protocol.send(connection, Kind.WORDS, request_codec.encode(protocol.Follow()))
+        message = protocol.read(connection)
+        if message is None or not isinstance(reply_codec.decode(memoryview(message.body)), protocol.Joined):
+            connection.close()
+            raise ConnectionResetError("it takes no blocks")
+        connection.settimeout(None)
+        return Outgoing(connection, self._hello.layers)
 
     def _connection(self) -> socket.socket:
         if self._socket is None:
@@ -210,6 +238,24 @@ class Link:
             log.warning("attention worker %s does not move; process %d is ended", self.address, self._peer)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._peer, signal.SIGKILL)
+
+
+def figures(address: str, patience: float = 1.0) -> protocol.Figures:
+    """What the worker at ``address`` has done so far.
+
+    Raises:
+        InvalidConfig: not an address. OSError, Corruption: nobody answers there, or no attention worker.
+    """
+    connection = connect(address, patience)
+    try:
+        protocol.send(connection, Kind.WORDS, request_codec.encode(protocol.Stats()))
+        message = protocol.read(connection)
+        reply = None if message is None else reply_codec.decode(memoryview(message.body))
+    finally:
+        connection.close()
+    if not isinstance(reply, protocol.Figures):
+        raise Corruption(f"whoever listens at {address} is no attention worker")
+    return reply
 
 
 def _process_behind(connection: socket.socket) -> int | None:

@@ -7,6 +7,7 @@ worker is served at a time, the newest; ``start`` it, then ``close`` it.
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
 from contextlib import suppress
@@ -15,10 +16,14 @@ from pathlib import Path
 import msgspec
 
 from statepool.core.errors import Corruption, InvalidConfig
+from statepool.engine.attention.remote.incoming import Incoming
 from statepool.engine.attention.remote.protocol import (
     Entry,
+    Figures,
+    Follow,
     Held,
     Hello,
+    Joined,
     Kind,
     Message,
     Plan,
@@ -26,9 +31,9 @@ from statepool.engine.attention.remote.protocol import (
     Read,
     Refused,
     Reply,
+    Request,
     Rows,
-    Write,
-    Written,
+    Stats,
     read,
     reply_codec,
     request_codec,
@@ -61,6 +66,9 @@ class AttentionNode:
         self._hello: Hello | None = None
         self._share: Share | None = None
         self._entries: dict[int, Entry] = {}
+        self._stored: set[int] = set()
+        self._incoming: Incoming | None = None
+        self._answers = self._in_gaps = self._in_steps = 0
         self._lock = threading.Lock()
         self._serving: socket.socket | None = None
         self._stopping = False
@@ -93,6 +101,10 @@ class AttentionNode:
         if self.address.startswith("unix:"):
             Path(self.address.removeprefix("unix:")).unlink(missing_ok=True)
 
+    def hold(self, layout: KVLayout, blocks: int) -> Share:
+        """The share of a model worker that is new here."""
+        return Share(kernels, layout, blocks)
+
     def _accept(self) -> None:
         while not self._stopping:
             try:
@@ -103,57 +115,93 @@ class AttentionNode:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        """Whoever connects says first what it is: a model worker, its second connection, or somebody who asks."""
+        try:
+            message = read(connection)
+            match None if message is None else self._words(message):
+                case Hello() as hello:
+                    self._take_over(connection, hello)
+                case Follow():
+                    self._incoming = Incoming(connection, self._ready(), self._overwritten)
+                    self._tell(connection, Joined())
+                    return  # read by whoever serves the model worker
+                case Stats():
+                    self._tell(connection, self.figures())
+                case None:
+                    pass
+                case other:
+                    raise Corruption(f"{type(other).__name__} came before a Hello")
+        except (OSError, Corruption, ValueError, IndexError) as error:
+            if not self._stopping:
+                log.info("a model worker left: %s", error)
+            with suppress(OSError):
+                self._tell(connection, Refused(str(error)))
+        connection.close()
+
+    def _take_over(self, connection: socket.socket, hello: Hello) -> None:
         previous, self._serving = self._serving, connection
         if previous is not None:
             with suppress(OSError):
                 previous.shutdown(socket.SHUT_RDWR)  # one that was replaced must not write any more
         with self._lock:
+            self._stored.clear()
             try:
-                while self._serving is connection and (message := read(connection)) is not None:
+                self._tell(connection, self._meet(hello))
+                while self._serving is connection and (message := self._next(connection)) is not None:
                     self._take(connection, message)
-            except (OSError, Corruption, ValueError) as error:
-                if not self._stopping:
-                    log.info("a model worker left: %s", error)
-                with suppress(OSError):
-                    words = reply_codec.encode(Refused(str(error)))
-                    send(connection, Kind.WORDS, words)
             finally:
-                connection.close()
+                incoming, self._incoming = self._incoming, None
+                if incoming is not None:
+                    incoming.connection.close()
+
+    def _next(self, connection: socket.socket) -> Message | None:
+        """The next message of the model worker; in the gaps between two, pieces of incoming blocks."""
+        while (incoming := self._incoming) is not None:
+            poll = select.poll()
+            for each in (connection, incoming.connection):
+                poll.register(each, select.POLLIN)
+            if any(number == connection.fileno() for number, _ in poll.poll()):
+                break
+            incoming.take()
+            self._in_gaps += 1
+        return read(connection)
 
     def _take(self, connection: socket.socket, message: Message) -> None:
         if message.kind == Kind.WORDS:
-            reply = self._obey(request_codec.decode(memoryview(message.body)))
+            reply = self._obey(self._words(message))
             if reply is not None:
-                send(connection, Kind.WORDS, reply_codec.encode(reply))
+                self._tell(connection, reply)
             return
         share, lane, layer = self._ready(), message.lane, message.layer
+        # Of the last blocks that came before this step, the layers up to this one.
+        self._until(share.after(lane) - (share.layout.layers - 1 - layer))
         if message.kind == Kind.QUERY:
             width = share.layout.head_dim
             heads = len(message.body) // max(message.rows * width * 4, 1)
-            if share.begin(lane, layer, message.array("<f4", heads, width)):
-                return
+            if share.begin(lane, layer, message.array("<f4", heads, width)) and lane not in self._stored:
+                return  # its keys and values are still to come
         else:
             for block in share.append(lane, layer, message.array(share.layout.numpy_dtype, *share.row_shape)):
-                self._entries.pop(int(block), None)
+                self._overwritten(int(block))
+            if not share.waits(lane):
+                self._stored.add(lane)
+                return  # its queries are still to come
+        self._stored.discard(lane)
         send(connection, Kind.OUT, share.end(lane), lane, layer, message.rows)
+        self._answers += 1
 
-    def _obey(self, request: Hello | Plan | Publish | Read | Write) -> Reply | None:
+    def _obey(self, request: Request) -> Reply | None:
         match request:
-            case Hello():
-                return self._meet(request)
             case Plan():
                 self._ready().plan(request)
                 return None
             case Publish(entries=entries):
                 self._entries |= {entry.block: entry for entry in entries}
                 return None
-            case Read(blocks=blocks):
+            case Read(blocks=blocks, after=after):
+                self._until(after)
                 return Rows(self._ready().storage[blocks])
-            case Write(blocks=blocks, data=data):
-                for block in blocks:
-                    self._entries.pop(block, None)
-                self._ready().storage[blocks] = data
-                return Written()
+        raise Corruption(f"{type(request).__name__} came in the middle of the work")
 
     def _meet(self, hello: Hello) -> Reply:
         known = msgspec.structs.replace(hello, fresh=False)
@@ -162,8 +210,29 @@ class AttentionNode:
         if known != self._hello:
             layout = KVLayout(hello.layers, hello.kv_heads, hello.head_dim, hello.dtype)
             self._entries.clear()
-            self._share, self._hello = Share(kernels, layout, hello.blocks), known
+            self._share, self._hello = self.hold(layout, hello.blocks), known
         return Held(list(self._entries.values()))
+
+    def figures(self) -> Figures:
+        """What it did so far."""
+        blocks = 0 if self._share is None else len(self._share.storage)
+        return Figures(blocks, len(self._entries), self._answers, self._in_gaps, self._in_steps)
+
+    def _until(self, count: int) -> None:
+        while self._incoming is not None and self._incoming.taken < count:
+            self._incoming.take()
+            self._in_steps += 1
+
+    def _overwritten(self, block: int) -> None:
+        self._entries.pop(block, None)
+
+    @staticmethod
+    def _words(message: Message) -> Request:
+        return request_codec.decode(memoryview(message.body))
+
+    @staticmethod
+    def _tell(connection: socket.socket, reply: Reply) -> None:
+        send(connection, Kind.WORDS, reply_codec.encode(reply))
 
     def _ready(self) -> Share:
         if self._share is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from statepool.core.errors import InvalidConfig
+from statepool.engine import cuda
 from statepool.engine.attention.remote.runner import Offload, RemoteRunner, ToldPool
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.config import EngineConfig
@@ -76,7 +77,7 @@ def remote_runner(
     Raises:
         InvalidConfig: no such workers, or what cannot be combined with them. KVLost: one does not answer.
     """
-    if kernels is None or config.backend not in ("auto", "native"):
+    if kernels is None or config.backend == "torch":
         raise InvalidConfig(
             f"attention workers need the native backend: {reason or config.backend}", param="attention_workers"
         )
@@ -103,7 +104,14 @@ def remote_runner(
             _check(address)
     offload = Offload(addresses, config.attention_split, config.attention_batches, restart=restart)
     identity = f"{checkpoint.fingerprint()}/{config.quant}/{layout.name}"
-    runner = RemoteRunner(kernels, decoder, checkpoint, config.quant, layout, blocks, max_len, offload, identity)
+    parts = (decoder, checkpoint, config.quant, layout, blocks, max_len, offload, identity)
+    runner: RemoteRunner
+    if config.backend == "cuda" or (config.backend == "auto" and cuda.missing() is None):
+        from statepool.engine.attention.remote.gpu import GpuRemoteRunner
+
+        runner = GpuRemoteRunner(*parts)
+    else:
+        runner = RemoteRunner(kernels, *parts)
     return runner, ToldPool(blocks, runner)
 
 

@@ -23,8 +23,11 @@ from statepool.core.wire import Codec
 __all__ = [
     "HEADER",
     "Entry",
+    "Figures",
+    "Follow",
     "Held",
     "Hello",
+    "Joined",
     "Kind",
     "Message",
     "Plan",
@@ -32,8 +35,7 @@ __all__ = [
     "Read",
     "Refused",
     "Rows",
-    "Write",
-    "Written",
+    "Stats",
     "read",
     "ready",
     "reply_codec",
@@ -54,6 +56,7 @@ class Kind(IntEnum):
     QUERY = 1
     KEYS = 2
     OUT = 3
+    BLOCKS = 4
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -83,6 +86,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 class Plan(msgspec.Struct, frozen=True, tag=True):
     """The arrays of one step for one lane, before its rows come; see ``engine.batch.Batch``. Not answered.
 
+    ``after`` is how many layers of incoming blocks have to be there for the last layer of this step (see ``incoming``).
     ``slots`` are where the rows of keys and values go. ``parts`` int32 ``[n][2]`` names what to compute apart:
     (request, segment of 1024 tokens); empty means all of every request.
     """
@@ -93,6 +97,7 @@ class Plan(msgspec.Struct, frozen=True, tag=True):
     context_len: Any
     slots: Any
     parts: Any
+    after: int = 0
 
 
 class Publish(msgspec.Struct, frozen=True, tag=True):
@@ -102,16 +107,18 @@ class Publish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Read(msgspec.Struct, frozen=True, tag=True):
-    """Send whole blocks. Answered by Rows."""
+    """Send whole blocks, once ``after`` layers of incoming ones are there. Answered by Rows."""
 
     blocks: list[int]
+    after: int
 
 
-class Write(msgspec.Struct, frozen=True, tag=True):
-    """Overwrite whole blocks. Answered by Written."""
+class Follow(msgspec.Struct, frozen=True, tag=True):
+    """First words on the connection for incoming blocks, made behind the other one. Answered by Joined."""
 
-    blocks: list[int]
-    data: Any
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """First words of somebody who only asks. Answered by Figures."""
 
 
 class Held(msgspec.Struct, frozen=True, tag=True):
@@ -126,8 +133,23 @@ class Rows(msgspec.Struct, frozen=True, tag=True):
     data: Any
 
 
-class Written(msgspec.Struct, frozen=True, tag=True):
-    """It is done."""
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    """Blocks may come."""
+
+
+class Figures(msgspec.Struct, frozen=True, tag=True):
+    """What a worker has done so far."""
+
+    blocks: int
+    """Block numbers it has memory for."""
+    found: int
+    """Full ones that the next model worker would find."""
+    answers: int
+    """Layers of steps it has attended for."""
+    in_gaps: int
+    """Pieces of blocks taken in while no step was waiting."""
+    in_steps: int
+    """Pieces that a step had to wait for."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -136,8 +158,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Request = Hello | Plan | Publish | Read | Write
-Reply = Held | Rows | Written | Refused
+Request = Hello | Plan | Publish | Read | Follow | Stats
+Reply = Held | Rows | Joined | Figures | Refused
 
 request_codec: Codec[Request] = Codec(Request)
 reply_codec: Codec[Reply] = Codec(Reply)

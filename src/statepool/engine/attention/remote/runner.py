@@ -24,8 +24,9 @@ from statepool.engine.loader import Checkpoint
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.runner import CopiedBlocks, DecoderRunner
 from statepool.kv import BlockPool, KVLayout
+from statepool.native import kernels
 
-__all__ = ["Offload", "RemoteRunner", "ToldPool"]
+__all__ = ["Lane", "Offload", "RemoteRunner", "ToldPool"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -38,7 +39,7 @@ class Offload:
         addresses: of the attention workers.
         split: ``heads``, ``request``, ``sequence`` or ``auto``; see ``placement``.
         batches: lanes under way at once; 1 waits for every attention.
-        early: send queries before keys and values are computed.
+        early: send queries before keys and values are computed; else behind them, so that nothing overlaps.
         patience: seconds without progress after which a worker counts as lost.
         restart: brings workers of this process back; called before each attempt to reach them again.
     """
@@ -60,6 +61,8 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         KVLost: from everything that needs a worker that is gone; ``repair`` makes it usable again, without KV.
     """
 
+    backend = "native"
+
     def __init__(
         self,
         ops: Any,
@@ -80,26 +83,25 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         count = len(offload.addresses)
         self.placement: Placement = place(offload.split, count, layout, decoder.heads, blocks)
         self.links: list[Link] = []
-        self._lanes: list[_Lane] = []
+        self._lanes: list[Lane] = []
         self._fresh: list[Entry] = []
         self.recovered = self._meet()
 
     # -- the forward pass --------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> F32:
+    def forward(self, batch: Batch) -> Any:
         """See ``Runner.forward``."""
         self._tell_published()
         for move in self.placement.moves(batch):
             self.links[move.target].write(move.blocks, self.links[move.source].read(move.blocks))
         d = self.decoder
-        x = np.empty((batch.tokens.size, d.hidden_size), np.float32)
-        self._ops.embed(self._embedding, batch.tokens, x)
+        x = self._embed(batch.tokens)
         self._lanes = []
         for number, (rows, part) in enumerate(lanes.split(batch, self._offload.batches)):
             errands = self.placement.errands(number, part)
-            self._lanes.append(_Lane(number, x[rows], part, errands))
+            self._lanes.append(Lane(number, x[rows], part, errands))
             for errand in errands:
-                self.links[errand.worker].tell(errand.plan)
+                self.links[errand.worker].plan(errand.plan)
         if self._lanes:
             lanes.rotate(len(self._lanes), d.layers + 1, self._slice)
         return x
@@ -109,37 +111,53 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         lane = self._lanes[number]
         try:
             if part:
-                self._layers[part - 1].after_attention(lane.x, self._collect(lane, part - 1))
+                self._resume(lane, part - 1, self._collect(lane, part - 1))
             if part < self.decoder.layers:
                 self._send(lane, part)
         except KVLost:
             self.close()  # nobody shall wait for what will not come
             raise
 
-    def _send(self, lane: _Lane, layer: int) -> None:
+    def _send(self, lane: Lane, layer: int) -> None:
         d, rows = self.decoder, len(lane.x)
         at = (lane.x, self._cos, self._sin, lane.batch.positions)
         query = np.empty((rows, d.heads, d.head_dim), np.float32)
         kv = np.empty((rows, 2, d.kv_heads, d.head_dim), self._layout.numpy_dtype)
         self._layers[layer].queries(*at, query.reshape(rows, -1))
-        if not self._offload.early:
-            self._layers[layer].keys_values(*at, kv)
-        for errand in lane.errands:
-            self.links[errand.worker].query(lane.number, layer, self.placement.query_of(errand, query))
         if self._offload.early:
-            self._layers[layer].keys_values(*at, kv)
+            self._send_queries(lane, layer, query)
+        self._layers[layer].keys_values(*at, kv)
+        self._send_keys(lane, layer, kv)
+        if not self._offload.early:
+            self._send_queries(lane, layer, query)
+
+    def _embed(self, tokens: npt.NDArray[np.int32]) -> Any:
+        """Rows of the residual stream ``[T][hidden]``."""
+        x = np.empty((len(tokens), self.decoder.hidden_size), np.float32)
+        self._ops.embed(self._embedding, tokens, x)
+        return x
+
+    def _resume(self, lane: Lane, layer: int, mixed: F32) -> None:
+        """What comes behind the attention of a layer."""
+        self._layers[layer].after_attention(lane.x, mixed)
+
+    def _send_keys(self, lane: Lane, layer: int, kv: npt.NDArray[Any]) -> None:
         for errand in lane.errands:
             if len(errand.stored):
                 self.links[errand.worker].keys(lane.number, layer, self.placement.keys_of(errand, kv))
 
-    def _collect(self, lane: _Lane, layer: int) -> F32:
+    def _send_queries(self, lane: Lane, layer: int, query: F32) -> None:
+        for errand in lane.errands:
+            self.links[errand.worker].query(lane.number, layer, self.placement.query_of(errand, query))
+
+    def _collect(self, lane: Lane, layer: int) -> F32:
         d = self.decoder
         answers: list[F32] = []
         for errand in lane.errands:
             message = self.links[errand.worker].out(lane.number, layer)
             answers.append(np.frombuffer(message.body, np.float32))
         mixed = np.empty((len(lane.x), d.heads * d.head_dim), np.float32)
-        self.placement.gather(lane.errands, answers, self._ops, mixed)
+        self.placement.gather(lane.errands, answers, kernels, mixed)
         return mixed
 
     # -- blocks ------------------------------------------------------------------------------------
@@ -227,11 +245,11 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
 
 
 @dataclass(slots=True)
-class _Lane:
+class Lane:
     """One batch under way: its rows of the residual stream, and what the workers do for it."""
 
     number: int
-    x: F32
+    x: Any
     batch: Batch
     errands: list[Errand]
 

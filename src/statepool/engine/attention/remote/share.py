@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -46,10 +47,12 @@ class Share:
         return (2, self.layout.kv_heads, self.layout.head_dim)
 
     def plan(self, plan: Plan) -> None:
-        """Take the arrays of a lane's next step."""
+        """Take the arrays of a lane's next step; what was under way is given up."""
+        self._under_way.pop(plan.lane, None)
         # Copied out of their message, where they lie at any address.
-        arrays = {name: np.array(getattr(plan, name)) for name in plan.__struct_fields__ if name != "lane"}
-        self._plans[plan.lane] = Plan(plan.lane, **arrays)
+        names = ("tables", "query_start", "context_len", "slots", "parts")
+        arrays = {name: np.array(getattr(plan, name)) for name in names}
+        self._plans[plan.lane] = msgspec.structs.replace(plan, **arrays)
 
     def begin(self, lane: int, layer: int, query: F32) -> bool:
         """Start on queries ``[T, heads, head_dim]``; whether keys and values have to come before the end.
@@ -67,6 +70,14 @@ class Share:
             state.acc = np.empty((rows, heads, 2, width), np.float32)
             self._ops.attention_begin(*self._arguments(state, plan), state.m, state.l, state.acc)
         return bool(plan.slots.size)
+
+    def after(self, lane: int) -> int:
+        """How many layers of incoming blocks have to be there for the last layer of a lane's step."""
+        return self._plan(lane).after
+
+    def waits(self, lane: int) -> bool:
+        """Whether queries of this lane wait for their end."""
+        return lane in self._under_way
 
     def append(self, lane: int, layer: int, kv: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Put rows ``[T, 2, kv_heads, head_dim]`` into the slots of the plan; the blocks that were begun with them.

@@ -1,0 +1,76 @@
+"""The model on a GPU, its KV and attentions on the machine around it: contexts beyond the GPU's memory.
+
+Queries, keys and values of a step come to the host together, since copies are what is slow here; everything behind that
+is ``RemoteRunner``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from statepool.engine.attention.remote.runner import Lane, Offload, RemoteRunner
+from statepool.engine.config import Quant
+from statepool.engine.gpu import OnDevice
+from statepool.engine.loader import Checkpoint
+from statepool.engine.models.decoder import DecoderConfig
+from statepool.kv import KVLayout
+from statepool.kv.layout import BLOCK_SIZE
+
+__all__ = ["GpuRemoteRunner"]
+
+
+class GpuRemoteRunner(RemoteRunner, OnDevice):
+    """A ``RemoteRunner`` whose slices run on a torch device. Arguments as for it, and as for ``GpuRunner``.
+
+    Raises:
+        InvalidConfig: the device is not there.
+    """
+
+    def __init__(
+        self,
+        decoder: DecoderConfig,
+        checkpoint: Checkpoint,
+        quant: Quant,
+        layout: KVLayout,
+        blocks: int,
+        max_len: int,
+        offload: Offload,
+        identity: str,
+        device: str = "cuda",
+        wanted: Mapping[str, str] | None = None,
+    ) -> None:
+        ops = self._use(device, wanted)
+        super().__init__(
+            ops, decoder, checkpoint, quant, layout, blocks, max_len, offload, f"{identity}/{self.arithmetic}"
+        )
+        self._cos, self._sin = self._place(self._cos), self._place(self._sin)
+
+    backend = "cuda"
+
+    def _embed(self, tokens: Any) -> Any:
+        x: Any = self._empty(len(tokens), self.decoder.hidden_size)
+        self._ops.embed(self._embedding, self._place(tokens), x)
+        return x
+
+    def _resume(self, lane: Lane, layer: int, mixed: Any) -> None:
+        self._layers[layer].after_attention(lane.x, self._place(mixed))
+
+    def _send(self, lane: Lane, layer: int) -> None:
+        d, rows = self.decoder, len(lane.x)
+        pages = -(-rows // BLOCK_SIZE)
+        dtype = torch.float32 if self._layout.dtype == "fp32" else torch.bfloat16
+        staging = torch.zeros(pages, 1, 2, d.kv_heads, BLOCK_SIZE * d.head_dim, dtype=dtype, device=self._device)
+        query: Any = self._empty(rows, d.heads * d.head_dim)
+        slots = torch.arange(rows, device=self._device)
+        positions = self._place(lane.batch.positions)
+        self._layers[layer].before_attention(lane.x, self._cos, self._sin, positions, slots, staging, 0, query)
+        keys = staging[:, 0, 0].unflatten(-1, (d.head_dim, BLOCK_SIZE)).permute(0, 3, 1, 2)
+        values = staging[:, 0, 1].unflatten(-1, (BLOCK_SIZE, d.head_dim)).transpose(1, 2)
+        both = torch.stack([each.flatten(0, 1)[:rows] for each in (keys, values)], dim=1).contiguous()
+        self._send_queries(lane, layer, query.view(rows, d.heads, d.head_dim).cpu().numpy())
+        bits = both.view(torch.uint16) if dtype == torch.bfloat16 else both
+        self._send_keys(lane, layer, np.ascontiguousarray(bits.cpu().numpy()))
