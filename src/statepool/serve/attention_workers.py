@@ -2,120 +2,57 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from statepool.cluster import Launcher, Program
 from statepool.core.errors import InvalidConfig
 from statepool.engine.config import EngineConfig
+from statepool.serve.kept import KeptProcesses
+from statepool.serve.pool_nodes import addresses
 
-__all__ = ["AttentionWorkers", "attended"]
-
-log = logging.getLogger("statepool.serve")
-
-_AGAIN_SECONDS = 0.1
-_READY_SECONDS = 20
+__all__ = ["attended", "attention_workers"]
 
 
-class AttentionWorkers:
-    """All attention workers of one server: so many for each engine, whose block numbers are its own.
+def attention_workers(engine: EngineConfig, engines: int, folder: Path, launcher: Launcher) -> KeptProcesses | None:
+    """As many attention workers for each engine as its settings ask for; None where they name none, or running ones.
 
     Args:
-        engines: how many engines there are.
-        each: attention workers of each.
+        engine: the settings of every engine.
+        engines: how many there are; block numbers are an engine's own, so each has workers of its own.
         folder: for their sockets.
-        threads: of the kernels of each; None takes all cores.
-    """
-
-    def __init__(self, engines: int, each: int, folder: Path, threads: int | None) -> None:
-        self._each = each
-        self._threads = threads
-        self._addresses = [f"unix:{folder / f'attention{i}'}" for i in range(engines * each)]
-        self.processes: list[asyncio.subprocess.Process | None] = [None] * len(self._addresses)
-        self._watchers: list[asyncio.Task[None]] = []
-
-    def of(self, engine: int) -> list[str]:
-        """Addresses of one engine's workers."""
-        return self._addresses[engine * self._each : (engine + 1) * self._each]
-
-    async def start(self) -> None:
-        """Start all and wait until they listen.
-
-        Raises:
-            InvalidConfig: one cannot start; its reason is on stderr.
-        """
-        for i in range(len(self._addresses)):
-            process = await self._spawn(i)
-            assert process.stdout is not None
-            if not await asyncio.wait_for(process.stdout.readline(), _READY_SECONDS):
-                raise InvalidConfig(
-                    "an attention worker did not start; the line above says why", param="attention_workers"
-                )
-            self._watchers.append(asyncio.create_task(self._watch(i)))
-
-    async def close(self) -> None:
-        """End all, and with them the KV they hold."""
-        for task in self._watchers:
-            task.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        for process in self.processes:
-            if process is not None and process.returncode is None:
-                process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), 5)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
-
-    async def _spawn(self, i: int) -> asyncio.subprocess.Process:
-        address = self._addresses[i]
-        threads = [] if self._threads is None else ["--threads", str(self._threads)]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "statepool.engine.attention.remote.commands",
-            "serve",
-            "--listen",
-            address,
-            "--with-parent",
-            *threads,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        self.processes[i] = process
-        return process
-
-    async def _watch(self, i: int) -> None:
-        while True:
-            process = self.processes[i]
-            assert process is not None
-            await process.wait()
-            log.warning("attention worker %d ended with status %s; starting it again", i, process.returncode)
-            await asyncio.sleep(_AGAIN_SECONDS)
-            await self._spawn(i)
-
-
-def attended(engine: EngineConfig, engines: int, folder: Path) -> tuple[AttentionWorkers | None, list[EngineConfig]]:
-    """The settings of each of ``engines``, with attention workers of its own; and these, where they are to be started.
-
-    Raises:
-        InvalidConfig: the addresses given cannot be divided among the engines.
+        launcher: who starts them.
     """
     text = (engine.attention_workers or "").strip()
-    if not text:
-        return None, [engine] * engines
-    started = None
-    if text.isdigit():
-        started = AttentionWorkers(engines, int(text), folder, engine.threads)
-        shares = [started.of(i) for i in range(engines)]
-    else:
-        addresses = text.split(",")
-        each = len(addresses) // engines
-        if len(addresses) % engines:
-            raise InvalidConfig(
-                f"{len(addresses)} attention workers cannot be divided among {engines} engines; give each as many",
-                param="attention_workers",
-            )
-        shares = [addresses[i * each : (i + 1) * each] for i in range(engines)]
-    return started, [replace(engine, attention_workers=",".join(share)) for share in shares]
+    if not text.isdigit():
+        return None
+    threads = () if engine.threads is None else ("--threads", str(engine.threads))
+    count = engines * int(text)
+    program = Program(
+        "statepool.engine.attention.remote.commands",
+        ("serve", *threads),
+        cpus=engine.threads or 1,
+        memory_bytes=engine.kv_bytes // max(int(text), 1),
+    )
+    return KeptProcesses(
+        "attention worker", launcher, [program] * count, addresses("attention", count, folder, launcher)
+    )
+
+
+def attended(engine: EngineConfig, engines: int, workers: Sequence[str]) -> list[EngineConfig]:
+    """The settings of each of ``engines``, with its share of the attention ``workers``.
+
+    Raises:
+        InvalidConfig: they cannot be divided among the engines.
+    """
+    each = len(workers) // engines
+    if len(workers) % engines:
+        raise InvalidConfig(
+            f"{len(workers)} attention workers cannot be divided among {engines} engines; give each as many",
+            param="attention_workers",
+        )
+    if not workers:
+        return [engine] * engines
+    shares = [workers[i * each : (i + 1) * each] for i in range(engines)]
+    return [replace(engine, attention_workers=",".join(share)) for share in shares]

@@ -23,14 +23,15 @@ from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unav
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.kv.layout import BLOCK_SIZE
-from statepool.serve.attention_workers import AttentionWorkers, attended
+from statepool.serve.attention_workers import attended, attention_workers
 from statepool.serve.config import ServeConfig
 from statepool.serve.dispatcher import Dispatcher, Ticket
 from statepool.serve.engine_client import OutputStream
 from statepool.serve.estimate import Estimator, live_costs
+from statepool.serve.kept import KeptProcesses
 from statepool.serve.messages import ENGINE_FACTORY
 from statepool.serve.policies import conductor
-from statepool.serve.pool_nodes import PoolNodes
+from statepool.serve.pool_nodes import pool_nodes
 from statepool.serve.snapshot import SLO
 from statepool.serve.surface import EngineLoad, check_entry
 from statepool.serve.workers import Role, Worker, Workers, nobody
@@ -61,8 +62,8 @@ class Cluster:
         self._factory = factory
         self._folder: Path | None = None
         self._launcher: Launcher | None = None
-        self.nodes: PoolNodes | None = None
-        self.attention: AttentionWorkers | None = None
+        self.nodes: KeptProcesses | None = None
+        self.attention: KeptProcesses | None = None
         self._workers: Workers | None = None
         self._dispatcher: Dispatcher | None = None
         self._journeys: dict[str, _Journey] = {}
@@ -84,12 +85,15 @@ class Cluster:
         counts: dict[Role, int] = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.workers}
         roles = [role for role, count in counts.items() for _ in range(count)]
         if engine.pool is None and len(roles) > 1:
-            self.nodes = PoolNodes(cluster, self._folder, _block_bytes(engine), self._launcher)
+            self.nodes = pool_nodes(cluster, self._folder, _block_bytes(engine), self._launcher)
             await self.nodes.start()
             engine = replace(engine, pool=",".join(self.nodes.addresses))
-        self.attention, configs = attended(engine, len(roles), self._folder)
+        self.attention = attention_workers(engine, len(roles), self._folder, self._launcher)
+        workers = [address for address in (engine.attention_workers or "").split(",") if address]
         if self.attention is not None:
             await self.attention.start()
+            workers = self.attention.addresses
+        configs = attended(engine, len(roles), workers)
         self._workers = Workers(
             roles, configs, self._config.max_in_flight, cluster.stall_seconds, self._factory, self._launcher
         )

@@ -16,10 +16,9 @@ from statepool.core.errors import Unavailable
 from statepool.kv.pool.client import NodeLink
 from statepool.kv.pool.node import Node, NodeConfig
 
-__all__ = ["address_of", "main"]
+__all__ = ["main"]
 
 _PARENT_POLL_SECONDS = 0.5
-_ANNOUNCEMENT = "pool node at "
 
 
 def main(arguments: list[str]) -> int:
@@ -48,11 +47,6 @@ def main(arguments: list[str]) -> int:
     return run("statepool pool", tree.parse_args(arguments))
 
 
-def address_of(announcement: str) -> str:
-    """The address in the line a node prints once it answers."""
-    return announcement.removeprefix(_ANNOUNCEMENT).partition(": ")[0]
-
-
 def _serve(options: argparse.Namespace) -> int:
     node = Node(
         NodeConfig(
@@ -70,7 +64,7 @@ def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     node.start()
-    print(f"{_ANNOUNCEMENT}{node.address}: {node.stats().slots} blocks of {options.block_bytes} bytes", flush=True)
+    print(f"pool node at {node.address}: {node.stats().slots} blocks of {options.block_bytes} bytes", flush=True)
     while not stop.wait(_PARENT_POLL_SECONDS):
         if options.with_parent and os.getppid() != parent:
             break

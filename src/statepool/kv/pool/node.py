@@ -105,10 +105,7 @@ class Node:
     @property
     def address(self) -> str:
         """Where it listens, with the port it has been given."""
-        if self._listener.family == socket.AF_UNIX:
-            return self.config.listen
-        host, port = self._listener.getsockname()[:2]
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        return protocol.address_of(self._listener, self.config.listen)
 
     def start(self) -> None:
         """Serve in threads of its own."""

@@ -232,6 +232,14 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
+def address_of(listener: socket.socket, asked: str) -> str:
+    """Where a socket listens that ``listen`` made for ``asked``: with the port it was given, if that was 0."""
+    if listener.family == socket.AF_UNIX:
+        return asked
+    host, port = listener.getsockname()[:2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
 def _abandoned(path: str) -> bool:
     """Whether a socket lies there that nobody listens on any more."""
     if not Path(path).exists():

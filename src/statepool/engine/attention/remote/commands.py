@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
     tree = argparse.ArgumentParser(prog="statepool attention", description="Attention workers.")
     command = adder(tree)
     serve = command("serve", "lend memory and its bandwidth to a model that runs elsewhere", _serve)
-    serve.add_argument("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
+    serve.add_argument(
+        "--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port (0: a free one)"
+    )
     serve.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
     serve.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
     stats = command("stats", "what workers hold and have done", _stats)
@@ -46,7 +48,7 @@ def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     node.start()
-    print(f"attention worker at {options.listen}", flush=True)
+    print(f"attention worker at {node.reachable}", flush=True)
     while not stop.wait(_PARENT_POLL_SECONDS):
         if options.with_parent and os.getppid() != parent:
             break

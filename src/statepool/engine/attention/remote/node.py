@@ -41,7 +41,7 @@ from statepool.engine.attention.remote.protocol import (
 )
 from statepool.engine.attention.remote.share import Share
 from statepool.kv.layout import KVLayout
-from statepool.kv.pool.protocol import listen, tune
+from statepool.kv.pool.protocol import address_of, listen, tune
 from statepool.native import kernels, reason
 
 __all__ = ["AttentionNode"]
@@ -78,10 +78,7 @@ class AttentionNode:
     @property
     def reachable(self) -> str:
         """The address with the port that was given to it, where the one asked for was 0."""
-        if self.address.startswith("unix:"):
-            return self.address
-        host, port = self._listener.getsockname()[:2]
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        return address_of(self._listener, self.address)
 
     def start(self) -> None:
         """Serve in a thread of its own."""
