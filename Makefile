@@ -54,9 +54,9 @@ e2e: setup  ## Whole journeys: real server, outside clients, a browser
 	@sh scripts/browser.sh
 	@$(QUIET) $(BIN)/python -m pytest tests/e2e $(ARGS)
 
-test-ray: setup  ## Processes placed by Ray, on a cluster of two nodes made here
+test-ray: setup  ## Processes placed by Ray, on two nodes and on three hosts made here (as root)
 	@$(PYTHON) scripts/setup.py --extra ray
-	@$(QUIET) $(BIN)/python -m pytest tests/cluster tests/e2e/test_ray.py $(ARGS)
+	@$(QUIET) $(BIN)/python -m pytest tests/cluster tests/e2e/test_ray.py tests/e2e/test_hosts.py $(ARGS)
 
 clean:  ## Remove builds and caches, keep .venv
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

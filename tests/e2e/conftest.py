@@ -65,7 +65,7 @@ class Server:
 
 
 @contextmanager
-def run_server(model: Path | str, **settings):
+def run_server(model: Path | str, python: str = sys.executable, **settings):
     """Start a server over ``model``; stop it in the end. Settings are fields of ServeConfig or EngineConfig."""
     engine = {"model": str(model), "threads": 1, "kv_bytes": 8 << 20, **settings.pop("engine", {})}
     cluster = settings.pop("cluster", {})
@@ -84,7 +84,7 @@ def run_server(model: Path | str, **settings):
     # A file, since a pipe that nobody empties would stop the server in the middle of a warning.
     complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", program, *map(json.dumps, (engine, cluster, settings))],
+        [python, "-W", "error", "-c", program, *map(json.dumps, (engine, cluster, settings))],
         stdout=subprocess.PIPE,
         stderr=complaints,
         text=True,

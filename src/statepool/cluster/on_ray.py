@@ -34,6 +34,7 @@ log = logging.getLogger("statepool.cluster")
 
 _PLACE_SECONDS = 60.0
 _CONNECT_SECONDS = 5.0
+_END_SECONDS = 5.0
 
 
 class RayLauncher:
@@ -100,7 +101,8 @@ class RayLauncher:
         """End every process that still runs, and the cluster if it was made here."""
         for process in self._running:
             process.send_signal(signal.SIGKILL)
-        await asyncio.gather(*(process.wait() for process in self._running))
+        if self._running:  # not for ever: a machine may be cut off
+            await asyncio.wait([asyncio.ensure_future(each.wait()) for each in self._running], timeout=_END_SECONDS)
         self._running.clear()
         if self._made:
             await asyncio.to_thread(ray.shutdown)

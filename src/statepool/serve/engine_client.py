@@ -28,6 +28,7 @@ from statepool.serve.surface import EngineLoad, check_entry
 
 _Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | messages.Moved | Output | None]"
 
+_END_SECONDS = 5.0
 _GONE = "the engine process ended unexpectedly; restart the server"
 
 
@@ -200,6 +201,7 @@ class AsyncEngine:
     def kill(self) -> None:
         """End the process at once; everybody who waits for it is told."""
         self._process.send_signal(signal.SIGKILL)
+        self._fail(Unavailable(_GONE))
 
     async def close(self) -> None:
         """Stop the process and free what it used. Safe to call twice."""
@@ -209,10 +211,12 @@ class AsyncEngine:
         if self._process.returncode is None:
             await self._send(messages.Stop())
             try:
-                await asyncio.wait_for(self._process.wait(), 5)
+                await asyncio.wait_for(self._process.wait(), _END_SECONDS)
             except TimeoutError:
                 self._process.send_signal(signal.SIGKILL)
-                await self._process.wait()
+                # A machine that is cut off does not tell that its process has ended.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), _END_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ class KeptProcesses:
                 await asyncio.wait_for(process.wait(), _END_SECONDS)
             except TimeoutError:
                 process.send_signal(signal.SIGKILL)
-                await process.wait()
+                with contextlib.suppress(TimeoutError):  # a machine may be cut off
+                    await asyncio.wait_for(process.wait(), _END_SECONDS)
 
     def _program(self, i: int, node: str | None) -> Program:
         program = self._programs[i]
