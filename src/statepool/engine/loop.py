@@ -107,11 +107,14 @@ class StepLoop:
 
     def step(self) -> list[Output]:
         """Run one batch; returns what each of its sequences gained. Nothing where KV was lost: it is computed again."""
+        outputs: list[Output] = []
         try:
-            return self._step()
+            outputs = self._step()
+            if self.shared is not None:
+                self.shared.flush()
         except KVLost as error:
             self._begin_again(error)
-            return []
+        return outputs
 
     def _step(self) -> list[Output]:
         plan = self._plan()
@@ -286,10 +289,7 @@ class StepLoop:
             logits = self.runner.logits(hidden[[row for row, _, _ in group]])
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
-        outputs = [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
-        if self.shared is not None:
-            self.shared.flush()
-        return outputs
+        return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
 
     def _begin_again(self, error: KVLost) -> None:
         """All KV is gone: every sequence starts over behind the tokens it has, with the same bits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,12 @@ class AttentionWorkers:
         engines: how many engines there are.
         each: attention workers of each.
         folder: for their sockets.
-        threads: of the kernels of each; None takes all cores.
+        threads: of the kernels of each; None shares the cores out.
     """
 
     def __init__(self, engines: int, each: int, folder: Path, threads: int | None) -> None:
         self._each = each
-        self._threads = threads
+        self._threads = threads or max((os.cpu_count() or 1) // max(engines * each, 1), 1)
         self._addresses = [f"unix:{folder / f'attention{i}'}" for i in range(engines * each)]
         self.processes: list[asyncio.subprocess.Process | None] = [None] * len(self._addresses)
         self._watchers: list[asyncio.Task[None]] = []
@@ -71,7 +72,6 @@ class AttentionWorkers:
 
     async def _spawn(self, i: int) -> asyncio.subprocess.Process:
         address = self._addresses[i]
-        threads = [] if self._threads is None else ["--threads", str(self._threads)]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -80,7 +80,8 @@ class AttentionWorkers:
             "--listen",
             address,
             "--with-parent",
-            *threads,
+            "--threads",
+            str(self._threads),
             stdout=asyncio.subprocess.PIPE,
         )
         self.processes[i] = process
