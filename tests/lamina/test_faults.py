@@ -131,18 +131,17 @@ def test_a_loss_behind_a_step_keeps_what_the_step_said(engines, nodes, tmp_path,
     pool.start()
     try:
         apart = engines(attention_workers=",".join(nodes(2)), pool=f"unix:{nodes.folder}/pool")
-        calls, lost, read = [], [], apart.runner.read_blocks
+        lost, read = [], apart.runner.read_blocks
 
         def failing(blocks):
-            calls.append(blocks)
-            if blocks and len(calls) >= 3 * (len(lost) + 1):
+            if blocks and len(lost) < 3:
                 lost.append(blocks)
                 raise KVLost("gone")
             return read(blocks)
 
         monkeypatch.setattr(apart.runner, "read_blocks", failing)
         assert answers(apart, asked) == expected
-        assert apart.stats().attention_workers_lost == len(lost) > 0
-        assert apart.stats().pool_hit_tokens > 0, "what the pool had was not computed again"
+        assert apart.stats().attention_workers_lost == len(lost) == 3
+        assert apart.stats().pool_saved_blocks > 0
     finally:
         pool.close()
