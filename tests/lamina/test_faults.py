@@ -119,18 +119,19 @@ def test_local_workers_end_with_their_engine(tmp_path, checkpoint):
         time.sleep(0.1)
 
 
-def test_a_loss_behind_a_step_keeps_what_the_step_said(engines, nodes, tmp_path, monkeypatch):
+def test_a_loss_behind_a_step_keeps_what_the_step_said(engines, nodes, checkpoint, monkeypatch):
     """The shared pool asks for full blocks after the tokens were chosen: these must reach the client, once."""
+    from statepool.engine.config import EngineConfig
     from statepool.engine.engine import kv_layout
     from statepool.kv.pool import Node, NodeConfig
 
     asked = list(requests(3, seed=15, lengths=(30, 60), answer=40))
     expected = answers(engines(), asked)
-    apart = engines(attention_workers=",".join(nodes(2)))
-    pool = Node(NodeConfig(f"unix:{nodes.folder}/pool", kv_layout(apart.config).block_bytes, 1 << 20))
+    settings = EngineConfig(model=str(checkpoint))
+    pool = Node(NodeConfig(f"unix:{nodes.folder}/pool", kv_layout(settings).block_bytes, 1 << 20))
     pool.start()
+    apart = engines(attention_workers=",".join(nodes(2)), pool=f"unix:{nodes.folder}/pool")
     try:
-        apart = engines(attention_workers=",".join(nodes(2)), pool=f"unix:{nodes.folder}/pool")
         lost, read = [], apart.runner.read_blocks
 
         def failing(blocks):
@@ -144,4 +145,5 @@ def test_a_loss_behind_a_step_keeps_what_the_step_said(engines, nodes, tmp_path,
         assert apart.stats().attention_workers_lost == len(lost) == 3
         assert apart.stats().pool_saved_blocks > 0
     finally:
+        apart._loop.shared.remote.close()
         pool.close()
