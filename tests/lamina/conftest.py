@@ -34,7 +34,7 @@ def nodes():
                 running.append(node)
             return [node.reachable for node in running[-count:]]
 
-        start.running = running
+        start.running, start.folder = running, folder
         yield start
         for node in running:
             node.close()

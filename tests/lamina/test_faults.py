@@ -11,7 +11,6 @@ import pytest
 from tests.lamina.asking import answers, requests
 
 from statepool.core.errors import KVLost
-from statepool.engine.attention.remote import runner as remote
 
 
 def slow(*values):
@@ -49,11 +48,10 @@ def test_a_killed_worker_costs_time_and_no_token(engines, split, kills):
     assert apart.pool.free == apart.pool.total
 
 
-def test_a_worker_that_stands_still_counts_as_lost(engines, monkeypatch):
-    monkeypatch.setattr(remote.Offload, "__init__", _impatient(remote.Offload.__init__))
+def test_a_worker_that_stands_still_counts_as_lost(engines):
     (request,) = requests(1, seed=12, lengths=(30, 30), answer=10)
     expected = answers(engines(), [request])
-    apart = engines(attention_workers="1")
+    apart = engines(attention_workers="1", attention_patience=0.5)
     apart.submit(request)
     outputs = apart.step() + apart.step()
     stopped = processes(apart)[0]
@@ -62,13 +60,6 @@ def test_a_worker_that_stands_still_counts_as_lost(engines, monkeypatch):
     while apart.has_work:
         outputs += apart.step()
     assert [pair for o in outputs for pair in zip(o.tokens, o.logprobs or [], strict=False)] == expected[request.id]
-
-
-def _impatient(init):
-    def make(self, *arguments, **settings):
-        init(self, *arguments, **{**settings, "patience": 0.3})
-
-    return make
 
 
 def test_a_new_model_worker_finds_the_blocks_of_the_old_one(engines, nodes):
@@ -126,3 +117,33 @@ def test_local_workers_end_with_their_engine(tmp_path, checkpoint):
     while worker.exists() and "Z" not in (worker / "stat").read_text().split()[2]:
         assert time.monotonic() < end, "the worker outlived its engine"
         time.sleep(0.1)
+
+
+def test_a_loss_behind_a_step_keeps_what_the_step_said(engines, nodes, checkpoint, monkeypatch):
+    """The shared pool asks for full blocks after the tokens were chosen: these must reach the client, once."""
+    from statepool.engine.config import EngineConfig
+    from statepool.engine.engine import kv_layout
+    from statepool.kv.pool import Node, NodeConfig
+
+    asked = list(requests(3, seed=15, lengths=(30, 60), answer=40))
+    expected = answers(engines(), asked)
+    settings = EngineConfig(model=str(checkpoint))
+    pool = Node(NodeConfig(f"unix:{nodes.folder}/pool", kv_layout(settings).block_bytes, 1 << 20))
+    pool.start()
+    apart = engines(attention_workers=",".join(nodes(2)), pool=f"unix:{nodes.folder}/pool")
+    try:
+        lost, read = [], apart.runner.read_blocks
+
+        def failing(blocks):
+            if blocks and len(lost) < 3:
+                lost.append(blocks)
+                raise KVLost("gone")
+            return read(blocks)
+
+        monkeypatch.setattr(apart.runner, "read_blocks", failing)
+        assert answers(apart, asked) == expected
+        assert apart.stats().attention_workers_lost == len(lost) == 3
+        assert apart.stats().pool_saved_blocks > 0
+    finally:
+        apart._loop.shared.remote.close()
+        pool.close()

@@ -42,6 +42,7 @@ class EngineConfig:
         attention_workers: a number of attention workers to start, or addresses of such that run already, separated by
             commas: KV blocks and attention are theirs; see docs/lamina.md. ``None`` keeps both here.
         attention_split: what each of them has: ``"heads"``, ``"request"``, ``"sequence"``, or ``"auto"``.
+        attention_patience: seconds without an answer after which an attention worker counts as lost.
         attention_batches: parts of a batch under way at once, so that the model computes while they attend.
         trace_selection: a file that gets a line of JSON for every token and layer: which clusters wave attention read.
         wave_bytes: most bytes of finished wave segments to keep for reuse; ``None`` takes as many as ``kv_bytes``.
@@ -70,6 +71,7 @@ class EngineConfig:
     attention_workers: str | None = None
     attention_split: str = "auto"
     attention_batches: int = 2
+    attention_patience: float = 10.0
 
     def __post_init__(self) -> None:
         if self.quant not in QUANTS:
@@ -92,6 +94,10 @@ class EngineConfig:
             raise InvalidConfig(
                 f"max_batched_tokens ({self.max_batched_tokens}) must not be below max_seqs ({self.max_seqs})",
                 param="max_batched_tokens",
+            )
+        if not self.attention_patience > 0:
+            raise InvalidConfig(
+                f"attention_patience must be above 0, got {self.attention_patience}", param="attention_patience"
             )
         for name in ("max_model_len", "threads", "wave_bytes", "kv_budget"):
             value = getattr(self, name)

@@ -80,6 +80,8 @@ class StepLoop:
         self._root = root
         self._attention = attention
         self.shared = shared
+        self._unshared = False
+        """Whether a step ended before what it noted could go to the shared pool."""
         self.drafter = drafter
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
@@ -119,11 +121,16 @@ class StepLoop:
 
     def step(self) -> list[Output]:
         """Run one batch; returns what each of its sequences gained. Nothing where KV was lost: it is computed again."""
+        outputs: list[Output] = []
         try:
-            return self._step()
+            outputs = self._step()
+            if self.shared is not None:
+                self._unshared = self.runner.busy
+                if not self._unshared:
+                    self.shared.flush()
         except KVLost as error:
             self._begin_again(error)
-            return []
+        return outputs
 
     def _step(self) -> list[Output]:
         plan = self._plan()
@@ -297,10 +304,7 @@ class StepLoop:
             logits = self.runner.logits(hidden[[row for row, _, _ in group]])
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
-        outputs = [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
-        if self.shared is not None and not self.runner.busy:
-            self.shared.flush()
-        return outputs
+        return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
 
     @staticmethod
     def _rows(sequence: Sequence, count: int, start: int) -> list[tuple[int, Sequence, int]]:
@@ -399,7 +403,7 @@ class StepLoop:
         return sequence.context
 
     def _release(self, sequence: Sequence) -> None:
-        if self.shared is not None:
+        if self.shared is not None and self._unshared:
             self.shared.flush()  # what was noted must still be what it was
         self.pool.release(sequence.table.blocks)
         sequence.context.kept.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ def attention_workers(engine: EngineConfig, engines: int, folder: Path, launcher
     """As many attention workers for each engine as its settings ask for; None where they name none, or running ones.
 
     Args:
-        engine: the settings of every engine.
+        engine: the settings of every engine; where they name no number of threads, the workers share the cores out.
         engines: how many there are; block numbers are an engine's own, so each has workers of its own.
         folder: for their sockets.
         launcher: who starts them.
@@ -27,12 +28,12 @@ def attention_workers(engine: EngineConfig, engines: int, folder: Path, launcher
     text = (engine.attention_workers or "").strip()
     if not text.isdigit():
         return None
-    threads = () if engine.threads is None else ("--threads", str(engine.threads))
     count = engines * int(text)
+    threads = engine.threads or max((os.cpu_count() or 1) // max(count, 1), 1)
     program = Program(
         "statepool.engine.attention.remote.commands",
-        ("serve", *threads),
-        cpus=engine.threads or 1,
+        ("serve", "--threads", str(threads)),
+        cpus=threads,
         memory_bytes=engine.kv_bytes // max(int(text), 1),
     )
     return KeptProcesses(

@@ -84,7 +84,9 @@ class Cluster:
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         counts: dict[Role, int] = {"prefill": cluster.prefill, "decode": cluster.decode, "mixed": cluster.workers}
         roles = [role for role, count in counts.items() for _ in range(count)]
-        if engine.pool is None and len(roles) > 1:
+        # One engine whose KV outlives it on attention workers has nobody to share it with.
+        alone = engine.attention_workers is not None and len(roles) == 1 and cluster.pool_dir is None
+        if engine.pool is None and not alone:
             self.nodes = pool_nodes(cluster, self._folder, _block_bytes(engine), self._launcher)
             await self.nodes.start()
             engine = replace(engine, pool=",".join(self.nodes.addresses))

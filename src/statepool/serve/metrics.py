@@ -40,6 +40,7 @@ _COUNTERS = (
     ("pool_saved_blocks", "KV blocks given to it.", None),
     ("pool_corrupt_blocks", "KV blocks of it that failed their checksum; never used.", None),
     ("pool_failures", "Questions that a node of it did not answer.", None),
+    ("attention_workers_lost", "Times that KV was computed again because an attention worker was gone.", None),
 )
 _GAUGES = (
     ("running", "requests_running", "Sequences in the batch.", "vllm:num_requests_running"),

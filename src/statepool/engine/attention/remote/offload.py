@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -24,17 +27,20 @@ from statepool.native import kernels, reason
 
 __all__ = ["LocalWorkers", "remote_runner"]
 
+_AGAIN_SECONDS = 0.5
+
 
 class LocalWorkers:
     """Attention workers as processes of this machine, which end with this one.
 
     Args:
         count: how many.
-        threads: of the kernels of each; None takes all cores.
+        threads: of the kernels of each; None shares the cores out.
     """
 
     def __init__(self, count: int, threads: int | None) -> None:
-        self._threads = threads
+        self._threads = threads or max((os.cpu_count() or 1) // count, 1)
+        self._started = [-math.inf] * count
         folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         self.addresses = [f"unix:{folder / f'attention{i}'}" for i in range(count)]
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -45,7 +51,9 @@ class LocalWorkers:
         for i, address in enumerate(self.addresses):
             if i < len(self.processes) and self.processes[i].poll() is None:
                 continue
-            threads = [] if self._threads is None else ["--threads", str(self._threads)]
+            if time.monotonic() < self._started[i] + _AGAIN_SECONDS:
+                continue  # one that ends at once shall not be started without a pause
+            self._started[i] = time.monotonic()
             command = [
                 "-m",
                 "statepool.engine.attention.remote.commands",
@@ -54,7 +62,9 @@ class LocalWorkers:
                 address,
                 "--with-parent",
             ]
-            process = subprocess.Popen([sys.executable, *command, *threads], stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                [sys.executable, *command, "--threads", str(self._threads)], stdout=subprocess.DEVNULL
+            )
             self.processes[i : i + 1] = [process]
 
 
@@ -102,7 +112,13 @@ def remote_runner(
         addresses = [address.strip() for address in text.split(",")]
         for address in addresses:
             _check(address)
-    offload = Offload(addresses, config.attention_split, config.attention_batches, restart=restart)
+    offload = Offload(
+        addresses,
+        config.attention_split,
+        config.attention_batches,
+        patience=config.attention_patience,
+        restart=restart,
+    )
     identity = f"{checkpoint.fingerprint()}/{config.quant}/{layout.name}"
     parts = (decoder, checkpoint, config.quant, layout, blocks, max_len, offload, identity)
     runner: RemoteRunner

@@ -179,12 +179,17 @@ class BySpan:
         self._pages = None if span is None else span // BLOCK_SIZE
         self._has = np.zeros((workers, blocks), bool)
         self._heads = heads
+        # Of the requests of one step, by table: what one lane writes must not move the homes of the next.
+        self._homes: dict[bytes, int] = {}
 
     def moves(self, batch: Batch) -> list[Move]:
         """See ``Placement``."""
+        self._homes.clear()
         wanted: dict[tuple[int, int], list[int]] = {}
-        for table, owner in self._tables(batch):
-            for block, target in zip(table.tolist(), owner.tolist(), strict=True):
+        before = batch.context_len - np.diff(batch.query_start)
+        for (table, owner), tokens in zip(self._tables(batch), before.tolist(), strict=True):
+            old = -(-tokens // BLOCK_SIZE)
+            for block, target in zip(table[:old].tolist(), owner[:old].tolist(), strict=True):
                 if self._has[:, block].any() and not self._has[target, block]:
                     source = int(self._has[:, block].argmax())
                     wanted.setdefault((source, target), []).append(block)
@@ -279,9 +284,12 @@ class BySpan:
             if not rows:
                 found.append((table[:0], turn[:0]))
                 continue
-            kept = [int(self._has[(home + turn[: len(old)]) % self.workers, old].sum()) for home in range(self.workers)]
-            home = int(np.argmax(kept)) if any(kept) else int(load.argmin())
-            load[home] += len(table) - len(old)
+            home = self._homes.get(table.tobytes())
+            if home is None:
+                kept = [int(self._has[(w + turn[: len(old)]) % self.workers, old].sum()) for w in range(self.workers)]
+                home = int(np.argmax(kept)) if any(kept) else int(load.argmin())
+                self._homes[table.tobytes()] = home
+                load[home] += len(table) - len(old)
             found.append((table, (home + turn) % self.workers))
         return found
 
