@@ -128,8 +128,11 @@ class Core:
             raise InvalidRequest(f"job {number} does not run", param="job")
         instance = self.state.instances[job.at]
         del instance.running[number]
+        instance.count -= 1
         instance.reserved -= job.reserved
         instance.probes -= job.probe
+        self.state.reserved -= job.reserved
+        self.state.running -= 1
         self._touched.add(instance.number)
         job.home, job.at, job.reserved, job.generated = job.at, None, 0, generated
         return job
@@ -138,17 +141,23 @@ class Core:
         instances = self.state.instances
         if number == len(instances):
             instances.append(Instance(number, capacity, seats))
-        elif number < len(instances):
+        elif number < len(instances) and not instances[number].alive:
             instances[number] = Instance(number, capacity, seats)
         else:
-            raise InvalidRequest(f"instance {number} joins before {len(instances)}", param="instance")
+            raise InvalidRequest(f"instance {number} is here already, or joins before its turn", param="instance")
+        self.state.capacity += capacity
+        self.state.seats += seats
         self._touched.add(number)
         self._planned.pop(number, None)
         self._drafts.pop(number, None)
 
     def _lose(self, number: int, generated: dict[int, int]) -> None:
         instance = self.state.instances[number]
+        if not instance.alive:
+            raise InvalidRequest(f"instance {number} is lost already", param="instance")
         instance.alive = False
+        self.state.capacity -= instance.capacity
+        self.state.seats -= instance.seats
         for job in list(instance.running.values()):
             self._leave(job.number, max(job.generated, generated.get(job.number, 0)))
             job.phase = "waiting"
@@ -185,8 +194,11 @@ class Core:
             policy.take(job)
             instance = instances[number]
             instance.running[job.number] = job
+            instance.count += 1
             instance.reserved += need
             instance.probes += job.probe
+            self.state.reserved += need
+            self.state.running += 1
             job.phase, job.at, job.reserved = "running", number, need
             job.chunks += 1
             self._touched.add(number)

@@ -138,6 +138,10 @@ class Fleet:
         """See ``Hosts.begin``."""
         self._iteration = iteration
         self._moving.clear()
+        for each in list(self._seats):
+            if each.process.poll() is not None:
+                self._replace(each)
+        self._wait_ready()
         for each in self._seats:
             each.jobs = 0
             self._send(each.number, messages.Begin(iteration))
@@ -347,6 +351,6 @@ class Fleet:
             for each in self._seats:
                 self._receive(each)
                 if each.process.poll() is not None:
-                    raise Unavailable(f"engine {each.number} is gone; run the next iteration to have it replaced")
+                    raise Unavailable(f"engine {each.number} is gone; the next iteration begins with another")
             if time.monotonic() > deadline:
                 raise Unavailable("an engine does not answer")

@@ -127,14 +127,8 @@ class Remaining(_Known):
             super().take(job)
 
     def _seats_short(self) -> bool:
-        running = reserved = seats = room = 0
-        for instance in self.state.instances:
-            if instance.alive:
-                running += len(instance.running)
-                reserved += instance.reserved
-                seats += instance.seats
-                room += instance.capacity
-        return reserved * seats < running * room
+        state = self.state
+        return state.reserved * state.seats < state.running * state.capacity
 
 
 def order(name: str, chunk: int, posterior: Posterior) -> Policy:
