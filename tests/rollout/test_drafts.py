@@ -22,6 +22,7 @@ from statepool.rollout.budget import (
 from statepool.rollout.costs import StepTimes
 from statepool.rollout.draft_server import TokenLogs
 from statepool.rollout.drafts import GroupDrafts
+from statepool.rollout.events import Draft
 
 FREE = StepCost(1e-3, 0.0, 1e-9)
 """A step so dear and a row so cheap that everything is drafted."""
@@ -49,7 +50,19 @@ def test_tokens_and_logprobs_are_those_without_drafts(engine, groups, policy, so
             assert each.pool.free == each.pool.total
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("rule", ["paper", "optimal"])
+def test_draft_lengths_by_class_are_decisions_of_the_scheduler(engine, groups, rule):
+    wanted = [r.tokens for r in rollout(engine(128), groups).responses]
+    made = []
+    planner = ClassPlanner(StepTimes(1e-3, 1e-6), [0.8**i for i in range(1, 9)], rule)
+    hosts = LocalHosts([engine(64)], drafts=lambda _: GroupDrafts("group", cost=FREE))
+    record = lambda events, decisions: made.extend(d for d in decisions if isinstance(d, Draft))  # noqa: E731
+    done = rollout(hosts, groups, policy="seer_paper", planner=planner, record=record)
+    assert [r.tokens for r in done.responses] == wanted
+    assert made and all(0 <= d.probe <= 8 and 0 <= d.rest <= 8 for d in made)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 9])
 def test_a_limit_inside_an_accepted_draft_cuts_exactly(engine, groups, limit):
     from dataclasses import replace
 

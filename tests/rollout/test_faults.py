@@ -1,4 +1,4 @@
-"""An engine, the draft server and the controller, each killed in the middle: the same responses, none lost or doubled."""
+"""An engine, the draft server and the controller, each killed in the middle: the same responses, none lost or twice."""
 
 from __future__ import annotations
 

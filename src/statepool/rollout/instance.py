@@ -205,7 +205,9 @@ class Instance:
         """
         name = task.request.id
         if task.stop <= len(task.output):
-            raise InvalidRequest(f"the chunk of {name} ends at {task.stop}, where it begins: {len(task.output)}", param="stop")
+            raise InvalidRequest(
+                f"the chunk of {name} ends at {task.stop}, where it begins: {len(task.output)}", param="stop"
+            )
         held = _Held(task, len(task.output), len(task.output))
         if self._parked.pop(name, None) is not None:
             self.engine.unpark(name)

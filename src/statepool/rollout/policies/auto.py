@@ -24,7 +24,7 @@ __all__ = ["ORDERS", "Auto", "order"]
 ORDERS = ("remaining", "level", "leaders", "arrival")
 _LOOKS = (0.0, 0.25)
 """Shares of the jobs that are done when the order is thought over."""
-_MOVED = 0.05
+_MOVED = 0.1
 """Change of a group's mean log length after which those who wait are ranked anew."""
 _TOLD = 2
 """Chunks after which a job ranks by what may lie ahead of it."""
