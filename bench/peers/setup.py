@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".venv-peers"
-PEERS = ("store", "vector", "serve", "openvino", "vllm", "llamacpp")
+PEERS = ("store", "vector", "serve", "rollout", "openvino", "vllm", "llamacpp")
 """llama.cpp comes last: it is compiled, ten minutes on two cores."""
 VERBS = ("apt-get", "install", "-y", "--no-install-recommends", "libibverbs1", "librdmacm1", "libnuma1")
 REDIS = ("apt-get", "install", "-y", "--no-install-recommends", "redis-server")
@@ -42,6 +42,9 @@ def install(name: str) -> None:
     if python_of(name) and mark.read_text() == pins.read_text():
         print(f"{name}: already installed")
         return
+    if name == "rollout":
+        _build_arctic(VENVS / name, pins)
+        return
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if uv is None:
         raise FileNotFoundError("uv is not installed: pip install uv")
@@ -58,6 +61,29 @@ def install(name: str) -> None:
         _name_vllm(VENVS / name)
     mark.write_text(pins.read_text())
     print(f"{name}: installed")
+
+
+def _build_arctic(folder: Path, pins: Path) -> None:
+    """Compile the suffix tree of ArcticInference alone: the rest of the package wants a GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    download = ["download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", *download, "-r", str(pins)], check=True)
+    (archive,) = folder.glob("arctic_inference-*.tar.gz")
+    shutil.unpack_archive(archive, folder, filter="data")
+    (source,) = folder.glob("arctic_inference-*/csrc/suffix_decoding")
+    asked = [sys.executable, "-m", "nanobind", "--cmake_dir"]
+    nanobind = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    tools = Path(sys.executable).parent
+    flags = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", f"-DPython_EXECUTABLE={sys.executable}"]
+    cmake = str(tools / "cmake")
+    subprocess.run(
+        [cmake, *flags, f"-Dnanobind_DIR={nanobind}", "-S", str(source), "-B", str(folder / "build")], check=True
+    )
+    subprocess.run([cmake, "--build", str(folder / "build")], check=True)
+    for built in (folder / "build").glob("_C.*.so"):
+        shutil.copy(built, folder / built.name)
+    (folder / "installed").write_text(pins.read_text())
+    print("rollout: installed")
 
 
 def _find_redis() -> None:

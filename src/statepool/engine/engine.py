@@ -194,7 +194,7 @@ class Engine:
         sequence = self._loop.running.pop(request_id, None)
         if sequence is None:
             raise NotFound(f"request {request_id!r} does not run in the engine", param="request_id")
-        sequence.drafts = []
+        sequence.drafts, sequence.branches = [], []
         self._loop.parked[request_id] = sequence
 
     def unpark(self, request_id: str) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from statepool.core.errors import KVLost
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.batch import Batch, Context
+from statepool.engine.branches import Branch, fork, settle
 from statepool.engine.config import EngineConfig
 from statepool.engine.request import Output
 from statepool.engine.runner import HEAD_ROWS, Repairable, Runner
@@ -257,7 +258,7 @@ class StepLoop:
     def _preempt(self, sequence: Sequence) -> None:
         del self.running[sequence.request.id]
         self._release(sequence)
-        sequence.drafts, sequence.looked_up = [], False
+        sequence.drafts, sequence.branches, sequence.looked_up = [], [], False
         if sequence.stale:
             sequence.stale, sequence.keys, sequence.root = False, [], self._root(sequence.request.salt)
         if sequence.scoring:
@@ -268,7 +269,7 @@ class StepLoop:
         self.count["preemptions"] += 1
 
     def _draft(self, sequence: Sequence) -> None:
-        sequence.drafts = []
+        sequence.drafts, sequence.branches = [], []
         if sequence.drafter is not None and sequence.computed == len(sequence.tokens) - 1:
             room = sequence.limit - len(sequence.tokens) - 1
             sequence.drafts = sequence.drafter.draft(sequence.tokens)[: max(room, 0)]
@@ -287,11 +288,14 @@ class StepLoop:
         for sequence, count in work:
             rows += self._rows(sequence, count, at)
             at += count
-        read = bool(rows) or any(sequence.embedding is not None for sequence, _ in work)
+        branches = [] if known else fork([s for s, _ in work if s.branches], self.pool, self.runner)
+        parts += [branch.part for branch in branches]
+        read = bool(rows or branches) or any(sequence.embedding is not None for sequence, _ in work)
         batch = Batch.build(parts, [self._context(sequence) for sequence, _ in work] if known else (), read)
         try:
             hidden = self.runner.forward(batch)
         except TierFailure as error:
+            settle(branches, self.pool)
             return self._give_up([sequence for sequence, _ in work], error)
         self.count["steps"] += 1
         self.count["forward_tokens"] += int(batch.tokens.size)
@@ -304,6 +308,9 @@ class StepLoop:
             logits = self.runner.logits(hidden[[row for row, _, _ in group]])
             for line, (_, sequence, position) in zip(logits, group, strict=True):
                 _read(sequence, position, line)
+        for branch, start in zip(branches, batch.query_start.tolist()[len(work) :], strict=False):
+            self._read_branch(branch, hidden[start + 1 : start + 1 + len(branch.guess)])
+        settle(branches, self.pool)
         return [output for sequence, count in work if (output := self._advance(sequence, count)) is not None]
 
     @staticmethod
@@ -331,6 +338,18 @@ class StepLoop:
         assert isinstance(self.runner, Repairable)
         self.runner.repair()
 
+    def _read_branch(self, branch: Branch, hidden: F32) -> None:
+        """Go on behind a branch as far as it is what was chosen."""
+        sequence = branch.sequence
+        if not branch.holds(1) or sequence.finish is not None:
+            return
+        for count, line in enumerate(self.runner.logits(hidden), 1):
+            if not branch.holds(count) or sequence.finish is not None:
+                return
+            branch.won = True
+            sequence.reached = branch.first + 1 + len(branch.guess)
+            _choose(sequence, branch.first + count, line)
+
     def _give_up(self, sequences: list[Sequence], error: TierFailure) -> list[Output]:
         """End the sequences of a step that could not read their KV; whatever was cached may be lost too."""
         for sequence in sequences:
@@ -346,16 +365,18 @@ class StepLoop:
         """Book a step: how far the KV is valid now, what became shareable, whether it is over."""
         if sequence.drafts:
             held = max(sequence.fresh - 1, 0)
-            sequence.draft_tokens += len(sequence.drafts)
+            made = len(sequence.drafts) + sum(map(len, sequence.branches))
+            sequence.draft_tokens += made
             sequence.accepted_tokens += held
-            self.count["draft_tokens"] += len(sequence.drafts)
+            self.count["draft_tokens"] += made
             self.count["accepted_tokens"] += held
             if sequence.drafter is not None:
                 sequence.drafter.observe(len(sequence.drafts), held, len(sequence.tokens))
         # The KV of the last chosen token, and of drafts that did not hold, is not there yet.
-        sequence.computed = min(sequence.computed + count, len(sequence.tokens) - (sequence.fresh > 0))
+        reached = sequence.reached or sequence.computed + count
+        sequence.computed = min(reached, len(sequence.tokens) - (sequence.fresh > 0))
         self.count["generated_tokens"] += sequence.fresh
-        sequence.drafts, sequence.fresh = [], 0
+        sequence.drafts, sequence.branches, sequence.fresh, sequence.reached = [], [], 0, 0
         self._publish(sequence)
         if sequence.finish is None and sequence.limit == sequence.prompt_len == sequence.computed:
             sequence.finish = "length"
@@ -422,6 +443,11 @@ def _read(sequence: Sequence, position: int, logits: F32) -> None:
         return
     if sequence.fresh and sequence.drafts[sequence.fresh - 1] != sequence.tokens[-1]:
         return  # this row was computed behind a draft that did not hold
+    _choose(sequence, position, logits)
+
+
+def _choose(sequence: Sequence, position: int, logits: F32) -> None:
+    """The token behind ``position``."""
     sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())
     while not sequence.admits(sampled.token):
         sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())

@@ -45,8 +45,12 @@ class Sequence:
     """The same for whoever drafts with sparse attention."""
     tokens: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
+    branches: list[list[int]] = field(default_factory=list)
+    """Other guesses than ``drafts``."""
     fresh: int = 0
     """Tokens chosen in the step under way."""
+    reached: int = 0
+    """Tokens whose KV a branch that won has computed; 0 if none has."""
     computed: int = 0
     furthest: int = 0
     """Most tokens ever computed; computing below it again is waste and counted."""

@@ -135,9 +135,8 @@ class Calibration:
         self._held = [self._START * max(i / self._STEPS - 0.1, 0.02) for i in range(self._STEPS + 1)]
         self._bins: dict[float, int] = {}
 
-    def of(self, chances: Sequence[float], match: int) -> list[float]:
-        """Chances that are cumulative along one path, corrected; ``match`` tokens of context agreed."""
-        del match
+    def of(self, chances: Sequence[float]) -> list[float]:
+        """Chances that are cumulative along one path, corrected."""
         found = []
         before, product = 1.0, 1.0
         for chance in chances:

@@ -97,7 +97,9 @@ def _run(options: argparse.Namespace) -> int:
                 "block": BLOCK_SIZE,
             }
             record = EventLog(stack.enter_context(options.events.open("w")), header)
-        fleet = stack.enter_context(Fleet(engine, config.engines, drafts=config.drafts, pin=config.pin))
+        fleet = stack.enter_context(
+            Fleet(engine, config.engines, drafts=config.drafts, paths=config.paths, pin=config.pin)
+        )
         view = stack.enter_context(View(sys.stderr))
         journal = Path(config.journal) if config.journal else None
         done = rollout(

@@ -30,6 +30,7 @@ class RolloutConfig:
         policy: who goes next; see ``statepool rollout run --help``.
         chunk: tokens after which a response may move; None: an eighth of ``max_tokens``.
         drafts: ``group`` (from siblings), ``self`` (from a response's own text) or ``off``; never changes a token.
+        paths: guesses that a draft may hold at once, 1 to 4.
         journal: folder that outlives a killed run; the same command goes on from it.
         out: JSON lines, one per response.
         trace: JSON lines, one per response, with its chunks; see docs/rollout.md.
@@ -49,6 +50,7 @@ class RolloutConfig:
     policy: str = "auto"
     chunk: int | None = None
     drafts: str = "group"
+    paths: int = 1
     journal: str | None = None
     out: str | None = None
     trace: str | None = None
@@ -65,6 +67,8 @@ class RolloutConfig:
         for name in ("engines", "problems", "size", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if not 1 <= self.paths <= 4:
+            raise InvalidConfig(f"paths must be from 1 to 4, got {self.paths}", param="paths")
         if self.chunk is not None and self.chunk < 1:
             raise InvalidConfig(f"chunk must be at least 1, got {self.chunk}", param="chunk")
 

@@ -64,6 +64,8 @@ class _Job:
     chances: list[float] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
+    extra: int = 0
+    """Tokens on branches in the step under way."""
 
 
 class GroupDrafts:
@@ -127,9 +129,9 @@ class GroupDrafts:
         if job.chances:
             held = len(tokens) - 1
             self._calibration.observe(job.chances, held)
-            job.drafted += len(job.chances)
+            job.drafted += len(job.chances) + job.extra
             job.accepted += held
-            job.chances = []
+            job.chances, job.extra = [], 0
 
     def leave(self, name: str) -> tuple[int, int]:
         """See ``Drafts.leave``."""
@@ -146,6 +148,7 @@ class GroupDrafts:
         if self._client is not None:
             self._exchange(self._client)
         found: list[tuple[Any, _Job, list[int], list[float]]] = []
+        sides: list[tuple[Any, _Job, list[int], list[float]]] = []
         for sequence in sequences:
             job = self._jobs.get(sequence.request.id)
             sequence.drafts = []
@@ -154,9 +157,17 @@ class GroupDrafts:
             room = min(self._most[not job.probe], job.stop - job.length - 1, sequence.limit - len(sequence.tokens) - 1)
             if room <= 0:
                 continue
-            tokens, _, chances, match = job.texts.tree.draft(job.text, room, 1, _LEAST)
+            if self._paths == 1:
+                tokens, _, chances, _ = job.texts.tree.draft(job.text, room, 1, _LEAST)
+                others: list[tuple[list[int], list[float]]] = []
+            else:
+                drafted, parents, all_chances, _ = job.texts.tree.draft(
+                    job.text, room * self._paths, self._paths, _LEAST
+                )
+                tokens, chances, others = _paths(drafted, parents, all_chances, room)
             if tokens:
-                found.append((sequence, job, tokens, self._calibration.of(chances, match)))
+                found.append((sequence, job, tokens, self._calibration.of(chances)))
+                sides += [(sequence, job, guess, self._calibration.of(likely)) for guess, likely in others]
         if not found:
             return
         lengths = worthwhile([chances for *_, chances in found], len(sequences), self._cost)
@@ -166,6 +177,21 @@ class GroupDrafts:
         for (sequence, job, tokens, chances), length in zip(found, lengths, strict=True):
             sequence.drafts = tokens[:length]
             job.chances = chances[:length]
+        if sides and any(lengths):
+            self._branch(found, lengths, sides, len(sequences))
+
+    def _branch(self, found: Any, lengths: list[int], sides: Any, batch: int) -> None:
+        """Add the branches that give tokens faster than the step does without them."""
+        cost = self._cost
+        gain = batch + sum(sum(chances[:length]) for (*_, chances), length in zip(found, lengths, strict=True))
+        rate = gain / (cost.base + cost.sequence * batch + cost.row * (batch + sum(lengths)))
+        for sequence, job, guess, chances in sides:
+            if not sequence.drafts:
+                continue
+            new = next((i for i, (a, b) in enumerate(zip(guess, sequence.drafts, strict=False)) if a != b), len(guess))
+            if sum(chances[new:]) > rate * cost.row * (1 + len(guess)):
+                sequence.branches.append(guess)
+                job.extra += len(guess)
 
     def _exchange(self, client: DraftClient) -> None:
         for news in client.step(self._known):
@@ -190,3 +216,25 @@ class GroupDrafts:
             if id(texts) not in busy:
                 del self._texts[name]
                 return
+
+
+def _paths(
+    tokens: list[int], parents: list[int], chances: list[float], most: int
+) -> tuple[list[int], list[float], list[tuple[list[int], list[float]]]]:
+    """The paths of a drafted tree from its root to its leaves: the likeliest, its chances, and the others."""
+    inner = set(parents)
+    paths = []
+    for leaf in range(len(tokens)):
+        if leaf in inner:
+            continue
+        path, at = [], leaf
+        while at >= 0:
+            path.append(at)
+            at = parents[at]
+        path = path[::-1][:most]
+        paths.append(([tokens[i] for i in path], [chances[i] for i in path]))
+    if not paths:
+        return [], [], []
+    paths.sort(key=lambda path: -sum(path[1]))
+    (first, likely), *others = paths
+    return first, likely, others

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from statepool.core.errors import InvalidConfig, InvalidRequest, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout import messages
+from statepool.rollout.budget import StepCost
 from statepool.rollout.draft_server import DraftServer
 from statepool.rollout.hosts import Joined, Lost, Notice, Seat
 from statepool.rollout.instance import Task
@@ -58,6 +59,9 @@ class Fleet:
         states_bytes: most bytes of KV that wait between chunks.
         report_every: steps after which engines tell what running jobs have gained.
         drafts: ``off``, ``self`` (from a response's own text) or ``group`` (from all siblings).
+        paths: guesses that a draft may hold at once.
+        fetch_every: steps between two looks at what siblings elsewhere have made.
+        cost: of a step, which decides how much is drafted.
         pin: give each engine one processor core, in turn.
         stall_seconds: silence of a busy engine after which it is replaced.
         start_seconds: time an engine has to load.
@@ -76,6 +80,9 @@ class Fleet:
         states_bytes: int = 1 << 30,
         report_every: int = 16,
         drafts: str = "off",
+        paths: int = 1,
+        fetch_every: int = 8,
+        cost: StepCost | None = None,
         pin: bool = False,
         stall_seconds: float = 60.0,
         start_seconds: float = 120.0,
@@ -101,6 +108,9 @@ class Fleet:
             "states_bytes": states_bytes,
             "report_every": report_every,
             "drafts": drafts,
+            "paths": paths,
+            "fetch_every": fetch_every,
+            "cost": astuple(cost or StepCost()),
         }
         self._pin = pin
         self.drafts = None if drafts == "off" else drafts
@@ -128,6 +138,10 @@ class Fleet:
         """See ``Hosts.begin``."""
         self._iteration = iteration
         self._moving.clear()
+        for each in list(self._seats):
+            if each.process.poll() is not None:
+                self._replace(each)
+        self._wait_ready()
         for each in self._seats:
             each.jobs = 0
             self._send(each.number, messages.Begin(iteration))
@@ -337,6 +351,6 @@ class Fleet:
             for each in self._seats:
                 self._receive(each)
                 if each.process.poll() is not None:
-                    raise Unavailable(f"engine {each.number} is gone; run the next iteration to have it replaced")
+                    raise Unavailable(f"engine {each.number} is gone; the next iteration begins with another")
             if time.monotonic() > deadline:
                 raise Unavailable("an engine does not answer")

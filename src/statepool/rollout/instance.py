@@ -173,6 +173,7 @@ class Instance:
         self._drafts = drafts
         self._held: dict[str, _Held] = {}
         self._parked: dict[str, int] = {}  # blocks of each, longest parked first
+        self._lengths: dict[str, int] = {}
         self._steps = 0
         self.refilled = 0
         """Output tokens whose KV was lost and had to be computed again."""
@@ -204,7 +205,9 @@ class Instance:
         """
         name = task.request.id
         if task.stop <= len(task.output):
-            raise InvalidRequest(f"the chunk of {name} ends where it begins", param="stop")
+            raise InvalidRequest(
+                f"the chunk of {name} ends at {task.stop}, where it begins: {len(task.output)}", param="stop"
+            )
         held = _Held(task, len(task.output), len(task.output))
         if self._parked.pop(name, None) is not None:
             self.engine.unpark(name)
@@ -234,12 +237,12 @@ class Instance:
             if self._drafts is not None and output.tokens:
                 self._drafts.gained(output.id, output.tokens)
             if output.finish_reason is not None:
-                self._states.drop(output.id)
                 gains.append(self._leave(output.id, output))
             elif held.length >= held.task.stop:
                 self.engine.park(output.id)
                 length = len(held.task.request.prompt) + held.length
                 self._parked[output.id] = -(-length // BLOCK_SIZE)
+                self._lengths[output.id] = held.length
                 gains.append(self._leave(output.id, None))
         self._steps += 1
         if self._steps % self._every == 0:
@@ -254,7 +257,8 @@ class Instance:
     def release(self, name: str) -> None:
         """Give the KV of a parked job to the state pool, for another engine."""
         if self._parked.pop(name, None) is not None:
-            self._states.put(name, self.engine.export_state(name, pooled=True))
+            length = self._lengths.pop(name)
+            self._states.put(_state_name(name, length), self.engine.export_state(name, pooled=True))
 
     def abort(self, name: str) -> None:
         """Drop a job."""
@@ -262,13 +266,16 @@ class Instance:
             self._drafts.leave(name)
         self._parked.pop(name, None)
         self.engine.abort(name)
-        self._states.drop(name)
 
     def _bring(self, task: Task) -> None:
         """Take a job into the engine that is not here: from the state pool, or computed again from its tokens."""
-        state = self._states.get(task.request.id) if task.output else None
-        if state is not None and self._adopt(state):
-            return
+        if task.output:
+            # The number of tokens is part of the name: after a loss an older state may still be there.
+            kept = _state_name(task.request.id, len(task.output))
+            state = self._states.get(kept)
+            self._states.drop(kept)
+            if state is not None and self._adopt(state):
+                return
         self.refilled += len(task.output)
         if task.output:
             seed = task.request.params.seed
@@ -309,6 +316,10 @@ class Instance:
         held.told += len(held.tokens)
         held.tokens, held.logprobs, held.text = [], [], []
         return gain
+
+
+def _state_name(name: str, length: int) -> str:
+    return f"{name}@{length}"
 
 
 class Drafts(Protocol):

@@ -87,7 +87,18 @@ class Posterior:
     def remaining(self, job: Job, quantile: float) -> float:
         """Tokens that ``job`` will not exceed with chance ``quantile``, given that it has not ended yet."""
         mean, variance = self.group(job.group)
-        scale = math.sqrt(variance + self.prior.within**2)
+        return self._beyond(job, mean, math.sqrt(variance + self.prior.within**2), quantile)
+
+    def draw(self, job: Job, member: float, group: float) -> float:
+        """Tokens ahead of ``job`` at quantile ``group`` of its group's mean and ``member`` of its own length there.
+
+        With one ``group`` for all members they resemble one another as they are expected to.
+        """
+        mean, variance = self.group(job.group)
+        likely = mean + math.sqrt(variance) * _STANDARD.inv_cdf(min(max(group, 1e-9), 1 - 1e-9))
+        return self._beyond(job, likely, self.prior.within, member)
+
+    def _beyond(self, job: Job, mean: float, scale: float, quantile: float) -> float:
         at = (math.log(max(job.generated, 1)) - mean) / scale
         beyond = (1.0 - quantile) * 0.5 * math.erfc(at / math.sqrt(2.0))
         z = -_STANDARD.inv_cdf(beyond) if beyond > 1e-300 else at

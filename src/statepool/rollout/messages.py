@@ -27,6 +27,7 @@ class Build(msgspec.Struct, frozen=True, tag=True):
     server: str | None = None
     """Address of the draft server."""
     fetch_every: int = 8
+    paths: int = 1
     cost: tuple[float, float, float] = (1e-4, 3e-5, 1e-5)
     """Of a step: see ``budget.StepCost``."""
     core: int | None = None

@@ -69,6 +69,8 @@ class Instance:
     running: dict[int, Job] = field(default_factory=dict)
     probes: int = 0
     """Probes among the running."""
+    count: int = 0
+    """How many run."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,11 @@ class State:
     jobs: dict[int, Job] = field(default_factory=dict)
     groups: dict[int, Group] = field(default_factory=dict)
     instances: list[Instance] = field(default_factory=list)
+    reserved: int = 0
+    running: int = 0
+    capacity: int = 0
+    seats: int = 0
+    """Sums over the instances that are up."""
     left: int = 0
     """Jobs that are not finished."""
 

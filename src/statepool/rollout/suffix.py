@@ -30,7 +30,7 @@ ORDERS = (4, 2)
 """Contexts that are looked up; a match is at least as long as the second."""
 
 
-def group_tree(depth: int = 24, places: int = 32, budget: int = 1 << 26) -> Any:
+def group_tree(depth: int = 24, places: int = 16, budget: int = 1 << 26) -> Any:
     """An empty tree; native where it is built.
 
     Args:
@@ -55,7 +55,7 @@ def exact_tree(depth: int = 24) -> Any:
 class PlainTree:
     """The twin of the native tree: no index, no cursor, no limit of memory."""
 
-    def __init__(self, depth: int = 24, places: int = 32) -> None:
+    def __init__(self, depth: int = 24, places: int = 16) -> None:
         self._depth = depth
         self._places = places
         self._texts: dict[int, list[int]] = {}

@@ -41,7 +41,7 @@ class Worker:
         self._client = DraftClient(build.server, build.fetch_every) if build.server is not None else None
         drafts = None
         if build.drafts != "off":
-            drafts = GroupDrafts(build.drafts, self._client, cost=StepCost(*build.cost))  # type: ignore[arg-type]
+            drafts = GroupDrafts(build.drafts, self._client, paths=build.paths, cost=StepCost(*build.cost))  # type: ignore[arg-type]
         self._instance = Instance(engine, states, build.report_every, drafts)
         self._seconds = 0.0
         self.send(messages.Ready(engine.info, engine.pool.total))

@@ -8,16 +8,11 @@ namespace statepool::suffix {
 namespace {
 
 constexpr uint32_t kFirstCells = 1024;
-constexpr size_t kRefresh = 12;  // tokens after which a cursor looks for places that others have added since
+constexpr size_t kRefresh = 16;  // tokens after which a cursor looks for places that others have added since
 
-struct Branch {
-  float chance;
-  int parent;
-  uint32_t first, count;  // its places in the arena
-};
-
+template <class Branches>
 struct Less {
-  const std::vector<Branch>* all;
+  const Branches* all;
   bool operator()(uint32_t a, uint32_t b) const {
     const float x = (*all)[a].chance, y = (*all)[b].chance;
     return x != y ? x < y : a > b;  // of equals the first found
@@ -163,6 +158,7 @@ void GroupTree::search(uint32_t slot) {
           text.matched = n;
         }
         if (n == text.matched && text.cursor.size() < size_t(places_)) text.cursor.push_back({place >> kBits, place & kMask});
+        if (text.matched == depth_ && text.cursor.size() == size_t(places_)) return;  // nothing agrees longer
       }
       const Text& other = texts_[place >> kBits];
       place = (far ? other.far : other.near)[(place & kMask) - 1];
@@ -203,17 +199,19 @@ Draft GroupTree::draft(int32_t name, int budget, int paths, float least) {
   out.match = text.matched;
   if (text.cursor.empty()) return out;
   // Branches of the draft, by falling chance; each holds the places that agree with all of its tokens.
-  std::vector<Place> arena(text.cursor);
-  std::vector<Branch> branches{{1.0f, -1, 0, uint32_t(arena.size())}};
-  std::vector<uint32_t> heap{0};
+  auto &arena = arena_;
+  auto &branches = branches_;
+  auto &heap = heap_;
+  auto &nexts = nexts_;
+  arena.assign(text.cursor.begin(), text.cursor.end());
+  branches.assign(1, {1.0f, -1, 0, uint32_t(arena.size())});
+  heap.assign(1, 0);
   int open = 1;
-  struct Next {
-    int32_t token;
-    uint32_t count;
-  };
-  std::vector<Next> nexts;
+  out.tokens.reserve(size_t(budget));
+  out.parents.reserve(size_t(budget));
+  out.chances.reserve(size_t(budget));
   while (!heap.empty() && int(out.tokens.size()) < budget) {
-    std::pop_heap(heap.begin(), heap.end(), Less{&branches});
+    std::pop_heap(heap.begin(), heap.end(), Less<std::vector<Branch>>{&branches});
     const Branch branch = branches[heap.back()];
     heap.pop_back();
     --open;
@@ -229,7 +227,7 @@ Draft GroupTree::draft(int32_t name, int budget, int paths, float least) {
       if (same == nexts.end()) nexts.push_back({token, 1});
       else ++same->count;
     }
-    std::stable_sort(nexts.begin(), nexts.end(), [](const Next& a, const Next& b) { return a.count > b.count; });
+    if (nexts.size() > 1) std::stable_sort(nexts.begin(), nexts.end(), [](const Next& a, const Next& b) { return a.count > b.count; });
     for (const Next& next : nexts) {
       const float chance = branch.chance * float(next.count) / float(live);
       if (chance < least || open >= paths || int(out.tokens.size()) >= budget) break;
@@ -238,7 +236,16 @@ Draft GroupTree::draft(int32_t name, int budget, int paths, float least) {
       out.parents.push_back(branch.parent);
       out.chances.push_back(chance);
       out.score += chance;
-      const uint32_t first = uint32_t(arena.size());
+      uint32_t first = uint32_t(arena.size());
+      if (next.count == branch.count) {  // all go on alike: they move in place
+        first = branch.first;
+        for (uint32_t i = 0; i < branch.count; ++i) ++arena[first + i].at;
+        branches.push_back({chance, parent, first, branch.count});
+        heap.push_back(uint32_t(branches.size() - 1));
+        std::push_heap(heap.begin(), heap.end(), Less<std::vector<Branch>>{&branches});
+        ++open;
+        break;
+      }
       for (uint32_t i = 0; i < branch.count; ++i) {
         const Place place = arena[branch.first + i];
         const Text& other = texts_[place.slot];
@@ -246,7 +253,7 @@ Draft GroupTree::draft(int32_t name, int budget, int paths, float least) {
       }
       branches.push_back({chance, parent, first, uint32_t(arena.size()) - first});
       heap.push_back(uint32_t(branches.size() - 1));
-      std::push_heap(heap.begin(), heap.end(), Less{&branches});
+      std::push_heap(heap.begin(), heap.end(), Less<std::vector<Branch>>{&branches});
       ++open;
     }
   }

@@ -75,6 +75,21 @@ class GroupTree {
   std::vector<uint32_t> order_;  // slots, oldest first
   std::vector<uint32_t> far_, near_;
   uint32_t cells_ = 0;
+
+  struct Branch {
+    float chance;
+    int parent;
+    uint32_t first, count;  // its places in the arena
+  };
+  struct Next {
+    int32_t token;
+    uint32_t count;
+  };
+  // Scratch of draft(), kept for its memory.
+  std::vector<Place> arena_;
+  std::vector<Branch> branches_;
+  std::vector<uint32_t> heap_;
+  std::vector<Next> nexts_;
 };
 
 }  // namespace statepool::suffix

@@ -15,11 +15,15 @@ namespace {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+PyObject* number(int32_t value) { return PyLong_FromLong(value); }
+PyObject* number(float value) { return PyFloat_FromDouble(value); }
+
 template <class T>
-nb::list listed(const std::vector<T>& values) {
-  nb::list out;
-  for (const T& value : values) out.append(value);
-  return out;
+nb::object listed(const std::vector<T>& values) {
+  PyObject* out = PyList_New(Py_ssize_t(values.size()));
+  if (!out) nb::raise_python_error();
+  for (size_t i = 0; i < values.size(); ++i) PyList_SetItem(out, Py_ssize_t(i), number(values[i]));
+  return nb::steal(out);
 }
 
 nb::tuple answer(const Draft& draft) { return nb::make_tuple(listed(draft.tokens), listed(draft.parents), listed(draft.chances), draft.match); }
@@ -35,7 +39,7 @@ NB_MODULE(_suffix, m) {
             if (depth < 2 || places < 1) throw nb::value_error("depth: at least 2; places: at least 1");
             new (self) GroupTree(depth, places, budget);
           },
-          "depth"_a = 24, "places"_a = 32, "budget"_a = size_t(1) << 40)
+          "depth"_a = 24, "places"_a = 16, "budget"_a = size_t(1) << 40)
       .def(
           "append",
           [](GroupTree& self, int32_t text, const Tokens& tokens) {

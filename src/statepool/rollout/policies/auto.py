@@ -1,4 +1,4 @@
-"""The default policy: several orders, one in force, chosen anew by looking ahead as the iteration unfolds.
+"""The default policy: one of several orders, chosen by looking ahead when the iteration begins.
 
 ``level`` serves whoever has the fewest tokens, which nothing that knows no lengths beats by much. ``remaining``
 serves whoever may have most ahead: up to the length that one job in four iterations exceeds, by the posterior of its
@@ -22,9 +22,7 @@ from statepool.rollout.state import Job
 __all__ = ["ORDERS", "Auto", "order"]
 
 ORDERS = ("remaining", "level", "leaders", "arrival")
-_LOOKS = (0.0, 0.25)
-"""Shares of the jobs that are done when the order is thought over."""
-_MOVED = 0.05
+_MOVED = 0.1
 """Change of a group's mean log length after which those who wait are ranked anew."""
 _TOLD = 2
 """Chunks after which a job ranks by what may lie ahead of it."""
@@ -86,18 +84,16 @@ class Leaders(_Known):
 class Remaining(_Known):
     """Most that may lie ahead first; while seats and not memory are short, those with most KV: both are used then."""
 
-    def __init__(self, chunk: int, posterior: Posterior) -> None:
+    def __init__(self, chunk: int, posterior: Posterior, total: int) -> None:
         super().__init__(chunk, posterior)
         self._deep: list[tuple[int, int, int]] = []
         self._from_deep = False
-        self._quantile = 0.0
+        self._quantile = 1 - 1 / (4 * max(total, 4))
 
     def key(self, job: Job) -> tuple[int, float]:
         """See ``Ordered.key``."""
         if job.generated < _TOLD * self.chunk:
             return (0, job.generated)
-        if not self._quantile:
-            self._quantile = 1 - 1 / (4 * max(len(self.state.jobs), 4))
         return (1, -self.posterior.remaining(job, self._quantile))
 
     def enter(self, job: Job) -> None:
@@ -127,22 +123,19 @@ class Remaining(_Known):
             super().take(job)
 
     def _seats_short(self) -> bool:
-        running = reserved = seats = room = 0
-        for instance in self.state.instances:
-            if instance.alive:
-                running += len(instance.running)
-                reserved += instance.reserved
-                seats += instance.seats
-                room += instance.capacity
-        return reserved * seats < running * room
+        state = self.state
+        return state.reserved * state.seats < state.running * state.capacity
 
 
-def order(name: str, chunk: int, posterior: Posterior) -> Policy:
-    """One of ``ORDERS``."""
-    if name == "arrival":
-        return Fcfs(chunk)
-    kinds: dict[str, Callable[[int, Posterior], Policy]] = {"level": Level, "leaders": Leaders, "remaining": Remaining}
-    return kinds[name](chunk, posterior)
+def order(name: str, chunk: int, posterior: Posterior, total: int) -> Policy:
+    """One of ``ORDERS``; ``total`` jobs are in the iteration."""
+    makers: dict[str, Callable[[], Policy]] = {
+        "remaining": lambda: Remaining(chunk, posterior, total),
+        "level": lambda: Level(chunk, posterior),
+        "leaders": lambda: Leaders(chunk, posterior),
+        "arrival": lambda: Fcfs(chunk),
+    }
+    return makers[name]()
 
 
 class Auto(Policy):
@@ -174,7 +167,6 @@ class Auto(Policy):
         """The order in force."""
         self._inner: Policy | None = None
         self._pending: list[Job] = []
-        self._looks = list(_LOOKS)
 
     def enter(self, job: Job) -> None:
         """See ``Policy.enter``."""
@@ -185,8 +177,8 @@ class Auto(Policy):
 
     def next(self) -> Job | None:
         """See ``Policy.next``."""
-        if self._looks and self.state.jobs and self._done() >= self._looks[0]:
-            self._look()
+        if self._inner is None and self._pending:
+            self._choose()
         return None if self._inner is None else self._inner.next()
 
     def take(self, job: Job) -> None:
@@ -199,39 +191,28 @@ class Auto(Policy):
         if self._inner is not None:
             self._inner.finished(job)
 
-    def _done(self) -> float:
-        return 1 - self.state.left / len(self.state.jobs)
-
-    def _look(self) -> None:
-        """Choose an order, and let it have all that waits."""
-        while self._looks and self._looks[0] <= self._done():
-            self._looks.pop(0)
-        if self.posterior is None:
-            most = max(job.limit for job in self.state.jobs.values())
-            self.posterior = Posterior(self._prior or LengthPrior.vague(most))
-        chosen = self._best()
-        if chosen == self.order and not self._pending:
-            return
+    def _choose(self) -> None:
+        """Take an order, and let it have all that waits."""
+        most = max(job.limit for job in self.state.jobs.values())
+        self.posterior = Posterior(self._prior or LengthPrior.vague(most))
+        self.order = self._best()
+        self._inner = order(self.order, self.chunk, self.posterior, len(self.state.jobs))
+        self._inner.begin(self.state)
+        for job in self._pending:
+            self._inner.enter(job)
         self._pending.clear()
-        if chosen != self.order:
-            self.order = chosen
-            self._inner = order(chosen, self.chunk, self.posterior)
-            self._inner.begin(self.state)
-        assert self._inner is not None
-        for job in self.state.jobs.values():
-            if job.phase == "waiting":
-                self._inner.enter(job)
 
     def _best(self) -> str:
         if self._times is None:
-            return self.order or self._first
+            return self._first
         from statepool.rollout.policies.foresight import Foresight
 
         assert self.posterior is not None
-        prior = self.posterior.prior
+        prior, total = self.posterior.prior, len(self.state.jobs)
 
         def make(name: str, chunk: int) -> Any:
-            return order(name, chunk, Posterior(prior))
+            # The rank of a job is that of the whole iteration, however few of its jobs are played.
+            return order(name, chunk, Posterior(prior), total)
 
         foresight = Foresight(self._times, make, self._drafts)
-        return foresight.best(ORDERS, self.state, self.posterior, self.chunk, self.order or None)
+        return foresight.best(ORDERS, self.state, self.posterior, self.chunk)

@@ -75,7 +75,7 @@ def select_instance(instances: list[Instance], job: Job, need: int) -> int | Non
     for instance in instances:
         if not instance.alive:
             continue
-        count = len(instance.running)
+        count = instance.count
         if count < least:
             least = count
         if count > most:

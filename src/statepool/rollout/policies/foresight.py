@@ -21,9 +21,9 @@ from statepool.rollout.state import Group, State
 
 __all__ = ["Foresight"]
 
-_JOBS = 320
-"""Jobs of a look ahead, at most: enough to tell orders apart, few enough to take a fraction of a second."""
-_GAIN = 0.15
+_JOBS = 640
+"""Jobs of a look ahead, at most: enough to tell orders apart, few enough to take a second or two."""
+_GAIN = 0.05
 """What another order must gain to take over: less may be the luck of the drawn lengths."""
 _COARSE = 4
 """Chunks of a look ahead are so many times as long."""
@@ -32,8 +32,6 @@ _COARSE = 4
 @dataclass(frozen=True, slots=True)
 class Foresight:
     """Plays orders forward.
-
-    The first of several names is in force at the start; see ``_GAIN``.
 
     Args:
         times: of a step.
@@ -47,12 +45,12 @@ class Foresight:
     drafts: str | None = None
     seed: int = 0
 
-    def best(self, names: Sequence[str], state: State, posterior: Posterior, chunk: int, now: str | None) -> str:
-        """The order whose rest ends first; ``now`` is kept unless another gains clearly."""
+    def best(self, names: Sequence[str], state: State, posterior: Posterior, chunk: int) -> str:
+        """The order whose rest ends first; the first of ``names`` unless another gains clearly."""
         up = state.up()
         open_ = [group for group in state.groups.values() if any(job.phase != "done" for job in group.jobs)]
         if not up or not open_:
-            return now or names[0]
+            return names[0]
         wanted, begun, share = self._sample(open_, posterior, state, len(up))
         count = max(round(len(up) * share), 1)
         seats = max(instance.seats for instance in up)
@@ -66,8 +64,7 @@ class Foresight:
             )  # fmt: skip
             times[name] = world.run().seconds
         best = min(names, key=lambda name: (times[name], names.index(name)))
-        now = now or names[0]
-        return now if times[now] <= times[best] * (1 + _GAIN) else best
+        return names[0] if times[names[0]] <= times[best] * (1 + _GAIN) else best
 
     def _sample(
         self, groups: Sequence[Group], posterior: Posterior, state: State, instances: int
@@ -83,11 +80,12 @@ class Foresight:
         rng = np.random.Generator(np.random.Philox(self.seed))
         wanted, begun = [], []
         for number, group in enumerate(chosen):
+            common = float(rng.random())
             for job in group.jobs:
                 draw = float(rng.random())
                 if job.phase == "done":
                     continue
-                length = job.generated + max(int(posterior.remaining(job, draw)), 1)
+                length = job.generated + max(int(posterior.draw(job, draw, common)), 1)
                 wanted.append(Wanted(number, job.index, job.prompt, job.limit, min(length, job.limit)))
                 begun.append(min(job.generated, length - 1))
         return wanted, begun, share
