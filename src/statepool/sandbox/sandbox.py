@@ -197,6 +197,7 @@ class Sandbox:
         self._proxy = None
         self._open, self.paused = True, False
         self._files: tuple[int, Files, int] | None = None
+        self.contexts: dict[str, Context] = {}
         self.context = Context(self, HOME, seed)
         self.contexts = {self.context.id: self.context}
         begin = lease.slot.zygote.template.variables() | self.variables
