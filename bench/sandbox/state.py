@@ -33,7 +33,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
 def _moments(quick: bool) -> list[Row]:
     count, watch = 10 if quick else 40, LoadWatch()
     kept, back = [], []
-    dirty = "for i in range(1000): open(f'/home/user/{i}', 'a').write('x')"
+    dirty = "for i in range(1000): open(f'{i}', 'a').write('x')"
     with Pool([NUMPY], low=0) as pool, Sandbox("np", pool=pool, memory="2GiB") as sandbox:
         sandbox.run_code("import numpy as np\na = np.ones(50 << 17)")
         for number in range(count):

@@ -15,6 +15,8 @@ import httpx
 import pytest
 from tests.sandbox.conftest import USABLE
 
+from statepool.sandbox.template import HOME
+
 e2b = pytest.importorskip("e2b")
 interpreter = pytest.importorskip("e2b_code_interpreter")
 KEY = "e2b_" + "0" * 40
@@ -113,7 +115,7 @@ def test_files(remote):
     assert bytes(remote.files.read("dir/b.bin", format="bytes")) == b"\x00\xff"
     assert b"".join(remote.files.read("dir/a.txt", format="stream")) == b"text"
     assert [entry.name for entry in remote.files.list("dir")] == ["a.txt", "b.bin", "c.txt"]
-    assert remote.files.rename("dir/a.txt", "dir/z.txt").path == "/home/user/dir/z.txt"
+    assert remote.files.rename("dir/a.txt", "dir/z.txt").path == f"{HOME}/dir/z.txt"
     assert remote.files.exists("dir/z.txt") and not remote.files.exists("dir/a.txt")
     assert remote.files.get_info("dir/z.txt").size == 4
     assert remote.files.make_dir("made") and not remote.files.make_dir("made")
