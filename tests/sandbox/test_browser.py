@@ -21,7 +21,7 @@ def browser():
 
 
 class _Site(http.server.BaseHTTPRequestHandler):
-    hits: list[str] = []
+    hits = []  # noqa: RUF012  # of all requests
 
     def do_GET(self):
         self.hits.append(self.path)
@@ -48,7 +48,11 @@ def site():
 
 LEAVE = """async (mark) => {
   document.cookie = `c=${mark}; max-age=1000`; localStorage.setItem('l', mark); sessionStorage.setItem('s', mark);
-  await new Promise(done => { const r = indexedDB.open('d'); r.onupgradeneeded = () => r.result.createObjectStore('o'); r.onsuccess = done; });
+  await new Promise(done => {
+    const r = indexedDB.open('d');
+    r.onupgradeneeded = () => r.result.createObjectStore('o');
+    r.onsuccess = done;
+  });
   const cache = await caches.open('k'); await cache.put('/x', new Response(mark));
 }"""
 LOOK = """async () => [document.cookie, Object.keys(localStorage).length, Object.keys(sessionStorage).length,

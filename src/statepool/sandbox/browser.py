@@ -1,7 +1,7 @@
-"""One Chromium for many agents: each leases a browser context of its own, and pays for its pages only (TrEnv's shared browser).
+"""One Chromium for many agents: each leases a browser context of its own, and pays for its pages only.
 
-Contexts share nothing that a page can see: cookies, storage, cache, permissions and targets are a context's own. Tabs of one
-context would share them, so a lease is never a tab of somebody else's.
+Contexts share nothing that a page can see: cookies, storage, cache, permissions and targets are a context's own. Tabs
+of one context would share them, so a lease is never a tab of somebody else's.
 """
 
 from __future__ import annotations
