@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from statepool.sandbox import Pool, Template
+from statepool.sandbox.slots import Slot
 
 DATA = Template(
     "data",
@@ -43,10 +44,21 @@ def pss(pid: int) -> int:
     return 1024 * (int(fields["Pss"].split()[0]) + int(fields["VmPTE"].split()[0]))
 
 
-def cpu(pool: Pool) -> float:
-    """Seconds of CPU that all slots of a pool have used."""
-    slots = {slot for shelf in pool._shelves.values() for slot, _ in shelf.parked} | pool._busy
-    return sum(slot.cgroup.usage().cpu_seconds for slot in slots)
+class CpuMeter:
+    """Seconds of CPU that the slots of a pool have used, those that have ended included."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._ended, self._destroy = pool, 0.0, pool._destroy
+        pool._destroy = self._keep  # type: ignore[method-assign]
+
+    def _keep(self, slot: Slot) -> None:
+        self._ended += slot.cgroup.usage().cpu_seconds
+        self._destroy(slot)
+
+    def read(self) -> float:
+        """Until now."""
+        slots = {slot for shelf in self._pool._shelves.values() for slot, _ in shelf.parked} | self._pool._busy
+        return self._ended + sum(slot.cgroup.usage().cpu_seconds for slot in slots)
 
 
 def rest(pool: Pool, template: str) -> None:

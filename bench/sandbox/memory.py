@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from bench.machine import LoadWatch
 from bench.row import Row
-from bench.sandbox.measure import DATA, cpu, pss, wanted
+from bench.sandbox.measure import DATA, CpuMeter, pss, wanted
 from statepool.sandbox import Pool, Sandbox
 
 COMMAND = "python -m bench sandbox --only {}"
@@ -114,9 +114,10 @@ def _idle(quick: bool) -> Row:
         for sandbox in sandboxes:
             sandbox.run_code("x = 1")
             sandbox.pause()
-        before, began = cpu(pool), time.perf_counter()
+        meter = CpuMeter(pool)
+        before, began = meter.read(), time.perf_counter()
         time.sleep(seconds)
-        share = (cpu(pool) - before) / (time.perf_counter() - began)
+        share = (meter.read() - before) / (time.perf_counter() - began)
         each = _held(sandboxes) / count
         for sandbox in sandboxes:
             sandbox.close()
