@@ -127,7 +127,7 @@ class Context:
     def kill(self) -> None:
         """End the kernel; the next cell starts a new one."""
         if self._link is not None:
-            self._sandbox.lease.signal(self.pid, signal.SIGKILL)
+            self._sandbox.lease.kill(self.pid)
             self.drop()
 
     def _need(self) -> Link:

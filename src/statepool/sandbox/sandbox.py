@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Context", "Sandbox", "Snapshot"]
 
+_BATCH = 16
+"""Forks at once: so many descriptors fit in a message."""
+
 
 class Snapshot:
     """A moment of a sandbox: its kernel's memory in a frozen process, its files as a sealed layer. Nothing is copied.
@@ -53,7 +56,7 @@ class Snapshot:
         """
         if count < 1:
             raise InvalidRequest(f"count: must be positive, got {count}", param="count")
-        return [self._fork_one() for _ in range(count)]
+        return [kid for start in range(0, count, _BATCH) for kid in self._fork_some(min(_BATCH, count - start))]
 
     def close(self) -> None:
         """Give the moment up; what began from it lives on."""
@@ -62,6 +65,7 @@ class Snapshot:
                 return
             self._open = False
         self._channel.close()
+        self._lease.drop(self.root)  # its layer stays while others lie on it
         self._lease.let_go()
 
     def __enter__(self) -> Snapshot:
@@ -73,38 +77,53 @@ class Snapshot:
     def __del__(self) -> None:
         self.close()
 
-    def grow(self, context: Context, *, reseed: bool, seed: int | None, env: dict[str, str]) -> int:
-        """A kernel for ``context`` that begins here; answers the number of its root directory."""
+    def grow(self, contexts: list[Context], *, reseed: bool, seed: int | None, envs: list[dict[str, str]]) -> list[int]:
+        """A kernel for each context that begins here; answers the numbers of their root directories."""
         with self._lock:
             if not self._open:
                 raise SandboxGone("the snapshot was closed", param="snapshot")
-            number, root, _ = self._lease.root(self.root, seal=False)
-            link, ends = Link.make()
+            roots = self._lease.roots(self.root, len(contexts))
+            links = []
             try:
-                with ends:
-                    self._channel.send({"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root])
-                answer, _ = self._channel.receive()
+                for (_, root), env in zip(roots, envs, strict=True):
+                    link, ends = Link.make()
+                    links.append(link)
+                    with ends:
+                        self._channel.send(
+                            {"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root]
+                        )
+                for link in links:
+                    link.pid = int(self._channel.receive()[0]["pid"])
             except Closed:
-                link.close()
+                for link in links:
+                    link.close()
                 raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
             finally:
-                os.close(root)
-        link.pid = int(answer["pid"])
-        context.attach(link, begin=False)
-        ready = context.receive(30.0)
-        if ready.get("error"):
-            raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
-        return number
+                for _, root in roots:
+                    os.close(root)
+        for context, link in zip(contexts, links, strict=True):
+            context.attach(link, begin=False)
+        for context in contexts:
+            ready = context.receive(30.0)
+            if ready.get("error"):
+                raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
+        return [number for number, _ in roots]
 
-    def _fork_one(self) -> Sandbox:
+    def _fork_some(self, count: int) -> list[Sandbox]:
         env, seed, timeout = self._settings
-        self._lease.hold()
-        made = Sandbox._shell(self._lease, self.template, env, seed, timeout)
+        made = []
+        for _ in range(count):
+            self._lease.hold()
+            made.append(Sandbox._shell(self._lease, self.template, env, seed, timeout))
+        envs = [{"STATEPOOL_SANDBOX": kid.id} for kid in made]
         try:
-            made._root = self.grow(made.context, reseed=True, seed=seed, env={"STATEPOOL_SANDBOX": made.id})
+            roots = self.grow([kid.context for kid in made], reseed=True, seed=seed, envs=envs)
         except BaseException:
-            self._lease.let_go()
+            for _ in range(count):
+                self._lease.let_go()
             raise
+        for kid, root in zip(made, roots, strict=True):
+            kid._root = root
         return made
 
 
@@ -297,13 +316,16 @@ class Sandbox:
             raise NotQuiescent(f"snapshot: the further kernel {others[0].id} would be lost; close it first")
         for remote in self.remotes:  # a fork would find zeros where pages are missing
             remote.bring_back()
-        obstacles = self.context.ask({"op": "check"})["obstacles"]
-        if obstacles:
-            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
         below = self._root
-        number, root, busy = self.lease.root(below, seal=True, allowed=[self.context.pid])
-        if busy:
-            raise NotQuiescent(f"snapshot: the process {busy[0][0]} ({busy[0][1][:60]}) still runs and would be lost")
+        sealing = self.lease.seal(below, self.context.pid)  # meanwhile the kernel looks at itself
+        obstacles = self.context.ask({"op": "check"})["obstacles"]
+        number, root, busy = sealing()
+        if obstacles or busy:
+            if not busy:
+                os.close(root)
+                self.lease.drop(number)
+            what = obstacles[0] if obstacles else f"the process {busy[0][0]} ({busy[0][1][:60]}), which still runs,"
+            raise NotQuiescent(f"snapshot: {what} would be lost")
         ours, theirs = pair()
         try:
             answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
@@ -326,7 +348,7 @@ class Sandbox:
             context.kill()
         self.contexts = {self.context.id: self.context}
         old = self._root
-        self._root = snapshot.grow(self.context, reseed=False, seed=None, env={})
+        (self._root,) = snapshot.grow([self.context], reseed=False, seed=None, envs=[{}])
         self.lease.drop(old)
 
     def fork(self, count: int = 1) -> list[Sandbox]:

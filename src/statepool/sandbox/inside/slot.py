@@ -223,14 +223,19 @@ class _Slot:
     def _op_layer(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """A root above another one. Whoever still writes below would break it, so nobody may but the kernels named."""
         below = self._roots[message["below"]]
-        if message["seal"]:
-            allowed = set(message["allowed"])
-            busy = [pid for pid in _pids() if pid not in allowed and pid != 1 and _device(pid) == below.device]
-            if busy:
-                return {"busy": [[pid, _command(pid)] for pid in busy]}
+        allowed = {1, *message["allowed"]}
+        if busy := [pid for pid in _pids() if pid not in allowed and _device(pid) == below.device]:
+            return {"busy": [[pid, _command(pid)] for pid in busy]}
         made = self._base.above(below, self._limits["files_bytes"], self._limits["inodes"])
         self._roots[message["root"]] = made
         return {"fds": [made.fd]}
+
+    def _op_layers(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Several roots above one that nobody writes to any more."""
+        below = self._roots[message["below"]]
+        for number in message["roots"]:
+            self._roots[number] = self._base.above(below, self._limits["files_bytes"], self._limits["inodes"])
+        return {"fds": [self._roots[number].fd for number in message["roots"]]}
 
     def _op_drop(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Take a root away, and end who is still in it; its layer stays while others lie on it."""
