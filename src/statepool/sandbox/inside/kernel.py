@@ -157,10 +157,7 @@ def serve(fd: int, memory: tuple[mmap.mmap, list[list[Any]]] | None = None) -> N
     """Become the kernel on this socket; returns when the manager closes it. ``memory`` is shown as names."""
     assert _kernel is not None
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        # ``random`` does this by itself in every fork, and so does OpenSSL. Not seed(): it touches 100 pages more.
-        key = sys.modules["numpy"].frombuffer(os.urandom(2496), sys.modules["numpy"].uint32)
-        numpy_random.set_state(("MT19937", key, 624))
+    _reseed_numpy(None)  # ``random`` does this by itself in every fork, and so does OpenSSL
     _kernel.channel = Channel(socket.socket(fileno=fd))
     if memory is not None:
         attach.show(_kernel, *memory)
@@ -170,8 +167,18 @@ def serve(fd: int, memory: tuple[mmap.mmap, list[list[Any]]] | None = None) -> N
 def reseed(seed: int | None) -> None:
     """No two sandboxes draw the same numbers, unless a seed is asked for."""
     random.seed(seed)
-    if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        numpy_random.seed(seed if seed is None else seed % 2**32)
+    _reseed_numpy(seed)
+
+
+def _reseed_numpy(seed: int | None) -> None:
+    if (numpy_random := sys.modules.get("numpy.random")) is None:
+        return
+    if seed is not None:
+        numpy_random.seed(seed % 2**32)
+        return
+    # Not seed(): drawing entropy its way runs much more code, and each page that a fork writes to is a page of its own.
+    numpy = sys.modules["numpy"]
+    numpy_random.set_state(("MT19937", numpy.frombuffer(os.urandom(2496), numpy.uint32), 624))
 
 
 def warm() -> None:
