@@ -65,6 +65,8 @@ class Lease:
         self._holders = 1
         self._paused = 0
         self._roots = 0
+        self.frozen: set[int] = set()
+        """Processes that hold snapshots: they touch no file, so nobody need look where they are."""
         self._codes: dict[int, int] = {}
         self._endings: dict[int, list[Ending]] = {}
         slot.on_exit = self._exited
@@ -107,7 +109,7 @@ class Lease:
         with self._lock:
             self._roots += 1
             number = self._roots
-        future = self.slot.post({"op": "layer", "below": below, "root": number, "allowed": [allowed]})
+        future = self.slot.post({"op": "layer", "below": below, "root": number, "allowed": [allowed, *self.frozen]})
 
         def answer() -> tuple[int, int, list[tuple[int, str]]]:
             found, fds = future.result(30)
@@ -130,7 +132,7 @@ class Lease:
     def drop(self, root: int) -> None:
         """Take a root directory away and end who is in it. Nobody waits for it."""
         with contextlib.suppress(SandboxGone):
-            self.slot.post({"op": "drop", "root": root})
+            self.slot.post({"op": "drop", "root": root, "spared": [*self.frozen]})
 
     @property
     def holders(self) -> int:

@@ -49,6 +49,7 @@ class Snapshot:
         self._lock = threading.Lock()
         self._open = True
         self._lease.hold()
+        self._lease.frozen.add(pid)
 
     def fork(self, count: int = 1) -> list[Sandbox]:
         """``count`` new sandboxes that begin here, with random numbers of their own. They share the slot and its
@@ -65,6 +66,7 @@ class Snapshot:
                 return
             self._open = False
         self._channel.close()
+        self._lease.frozen.discard(self.pid)
         self._lease.drop(self.root)  # its layer stays while others lie on it
         self._lease.let_go()
 

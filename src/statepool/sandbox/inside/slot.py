@@ -240,8 +240,9 @@ class _Slot:
     def _op_drop(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Take a root away, and end who is still in it; its layer stays while others lie on it."""
         root = self._roots.pop(message["root"])
+        spared = {1, *message["spared"]}
         for pid in _pids():
-            if pid != 1 and _device(pid) == root.device:
+            if pid not in spared and _device(pid) == root.device:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self._base.drop(root, self._roots.values())
