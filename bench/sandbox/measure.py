@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from statepool.sandbox import Pool, Template
+from statepool.sandbox import Pool, Sandbox, Template
 from statepool.sandbox.slots import Slot
 
 DATA = Template(
@@ -42,6 +42,15 @@ def pss(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in (rollup + status).splitlines() if ":" in line)
     return 1024 * (int(fields["Pss"].split()[0]) + int(fields["VmPTE"].split()[0]))
+
+
+def held(sandboxes: Sequence[Sandbox]) -> float:
+    """Bytes of all processes of these sandboxes, PID 1 included."""
+    total = 0
+    for sandbox in sandboxes:
+        groups = sandbox.lease.slot.cgroup.processes()
+        total += sum(pss(pid) for pid in groups.get("memory") or groups["unified"])
+    return total
 
 
 class CpuMeter:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from bench.machine import LoadWatch
 from bench.row import Row
-from bench.sandbox.measure import DATA, CpuMeter, pss, wanted
+from bench.sandbox.measure import DATA, CpuMeter, held, pss, wanted
 from statepool.sandbox import Pool, Sandbox
 
 COMMAND = "python -m bench sandbox --only {}"
@@ -52,15 +52,6 @@ def _alone() -> float:
             process.communicate(b"\n")
 
 
-def _held(sandboxes: Sequence[Sandbox]) -> float:
-    """Bytes of all processes of these sandboxes, PID 1 included."""
-    total = 0
-    for sandbox in sandboxes:
-        groups = sandbox.lease.slot.cgroup.processes()
-        total += sum(pss(pid) for pid in groups.get("memory") or groups["unified"])
-    return total
-
-
 def _marginal(quick: bool) -> list[Row]:
     count = 10 if quick else 50
     watch = LoadWatch()
@@ -69,7 +60,7 @@ def _marginal(quick: bool) -> list[Row]:
         sandboxes = [Sandbox("data", pool=pool) for _ in range(count)]
         for sandbox in sandboxes:
             assert sandbox.run_code(_CELL).text == "(45, 'pandas')"
-        each = _held(sandboxes) / count
+        each = held(sandboxes) / count
         for sandbox in sandboxes:
             sandbox.close()
     load, command = watch.stop(), COMMAND.format("T6,T6b")
@@ -118,7 +109,7 @@ def _idle(quick: bool) -> Row:
         before, began = meter.read(), time.perf_counter()
         time.sleep(seconds)
         share = (meter.read() - before) / (time.perf_counter() - began)
-        each = _held(sandboxes) / count
+        each = held(sandboxes) / count
         for sandbox in sandboxes:
             sandbox.close()
     return Row(
