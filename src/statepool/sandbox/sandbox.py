@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.config import parse_size
@@ -15,7 +15,7 @@ from statepool.core.errors import InvalidRequest, StatepoolError, Unavailable
 from statepool.sandbox.cgroup import Usage
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.context import Context, Show
-from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone
+from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone, SlotFailed
 from statepool.sandbox.execution import Execution
 from statepool.sandbox.files import Files
 from statepool.sandbox.lease import Lease
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Context", "Sandbox", "Snapshot"]
 
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
 _BATCH = 16
 """Forks at once: so many descriptors fit in a message."""
 
@@ -172,27 +174,30 @@ class Sandbox:
             from statepool.sandbox.pool import default_pool
 
             pool = default_pool()
-        slot = pool.acquire(template, domain)
-        kind = slot.zygote.template
-        assert slot.tenant is not None
-        uid = slot.tenant[0]
-        try:
-            limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
-            if limits != kind.limits:
-                slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
-                if (
-                    not pool.limits_by_cgroup
-                    or replace(limits, memory_bytes=kind.limits.memory_bytes, cpus=kind.limits.cpus) != kind.limits
-                ):
-                    pool.restart(slot, limits)
-            link, slot.tenant = slot.tenant[2], None
-            self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
-            self.context.attach(link)
-        except (StatepoolError, Closed) as error:
-            pool.release(slot, uid, domain, slot.generation + 1)
-            raise (
-                error if isinstance(error, StatepoolError) else SandboxGone("the waiting slot had ended; try again")
-            ) from None
+        for attempt in range(_ATTEMPTS):
+            slot = pool.acquire(template, domain)
+            assert slot.tenant is not None
+            uid, kind = slot.tenant[0], slot.zygote.template
+            try:
+                limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
+                if limits != kind.limits:
+                    slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+                    if not pool.limits_by_cgroup:
+                        pool.restart(slot, limits)
+                link, slot.tenant = slot.tenant[2], None
+                self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
+                self.context.attach(link)
+                break
+            except Closed:
+                _log.warning("a kernel that waited had ended (%s); another slot is taken", link.last_words())
+                self.context.drop()
+                pool.discard(slot, "its kernel had ended")
+                pool.give_uid(uid)
+                if attempt == _ATTEMPTS - 1:
+                    raise SlotFailed(f"template {template}: kernels end before they are used") from None
+            except StatepoolError:
+                pool.release(slot, uid, domain, slot.generation + 1)
+                raise
         if network:
             from statepool.sandbox.net import grant
 

@@ -124,7 +124,14 @@ def bundle(template: Template, argv: Sequence[str]) -> dict[str, Any]:
         "mounts": mounts,
         "linux": {
             "namespaces": [{"type": kind} for kind in _NAMESPACES],
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/sysrq-trigger", "/proc/timer_list", "/sys/firmware"],
+            "maskedPaths": [
+                "/proc/kallsyms",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/sysrq-trigger",
+                "/proc/timer_list",
+                "/sys/firmware",
+            ],
             "readonlyPaths": ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"],
             "resources": {
                 "memory": {"limit": limits.memory_bytes},
