@@ -25,7 +25,7 @@ ESCAPES = {
     "signals to pid 1": "for number in (9, 15, 19, 11):\n    try:\n        os.kill(1, number)\n    except OSError: pass\n[]",
     "interpreter": "opened(sys.executable) + opened('/proc/self/exe') + opened('/usr/bin/env')",
     "kernel memory": "sum([opened(p, os.O_RDONLY) for p in ('/dev/mem', '/dev/kmsg', '/dev/sda', '/dev/vda', '/dev/kvm', '/dev/fuse', '/dev/loop0', '/dev/net/tun')], [])"
-    " + [p for p in ('kcore', 'keys', 'kallsyms', 'kmsg', 'slabinfo') if os.path.exists('/proc/' + p) and open('/proc/' + p, 'rb').read(10)]",
+    " + [p for p in ('kcore', 'keys', 'kallsyms', 'kmsg', 'slabinfo') if os.access('/proc/' + p, os.R_OK) and open('/proc/' + p, 'rb').read(10)]",
     "descriptors": "[os.readlink(f'/proc/self/fd/{f}') for f in os.listdir('/proc/self/fd') if int(f) > 3 and os.path.exists(f'/proc/self/fd/{f}')]",
     "families": "found = []\nfor family in (16, 17, 38, 40, 44, 9, 15, 30):\n    try:\n        socket.socket(family, socket.SOCK_DGRAM).close()\n"
     "        found.append(family)\n    except OSError: pass\nfor family in (40, 16):\n    try:\n        socket.socket(family, socket.SOCK_STREAM).close()\n"
@@ -54,10 +54,10 @@ ESCAPES = {
     "overlay attributes": "found = []\nopen('/tmp/f', 'w').close()\nfor name in ('trusted.overlay.redirect', 'security.capability', 'trusted.overlay.opaque'):\n"
     "    try:\n        os.setxattr('/tmp/f', name, b'y')\n        found.append(name)\n    except OSError: pass\nfound",
     "network": "found = []\nfor host in ('169.254.169.254', '10.0.0.1', '1.1.1.1', '192.168.0.1'):\n    s = socket.socket()\n    s.settimeout(1)\n    try:\n"
-    "        s.connect((host, 80))\n        found.append(host)\n    except OSError: pass\n    s.close()\nfound + [n for n in os.listdir('/sys/class/net')] if "
+    "        s.connect((host, 80))\n        found.append(host)\n    except OSError: pass\n    s.close()\nfound + [n for n in os.listdir('/sys/class/net') if n != 'lo'] if "
     "os.path.isdir('/sys/class/net') else found",
     "other people": "[p for p in os.listdir('/proc') if p.isdigit() and os.stat('/proc/' + p).st_uid != os.getuid()]",
-    "host files": "[p for p in ('/etc/shadow', '/root/.bashrc', '/root/.ssh', '/boot', '/var/lib/dpkg', '/etc/hosts.allow', '/lost+found') if os.path.exists(p)]",
+    "host files": "[p for p in ('/etc/shadow', *map('/root'.__add__, ('/.bashrc', '/.ssh')), '/boot', '/var/lib/dpkg', '/etc/hosts.allow', '/lost+found') if os.path.exists(p)]",
     "more rights than one": "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n[n for n in ('CapInh', 'CapBnd', 'CapAmb') "
     "if int(status[n], 16)] + ([status['CapEff']] if int(status['CapEff'], 16) & ~(1 << 18) else []) + ([] if status['Seccomp'].strip() == '2' and "
     "status['NoNewPrivs'].strip() == '1' else ['unconfined'])",

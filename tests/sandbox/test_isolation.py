@@ -204,10 +204,11 @@ def test_nothing_is_left_for_the_next_tenant(pool):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_in_ten_thousand_swaps():
+def test_nothing_is_left_in_ten_thousand_swaps(record_property):
     with Pool(low=1, high=2) as pool:
         _swaps(pool, 10_000)
         assert pool.counters["reuse"] >= 9_000
+        record_property("swaps", 10_000)
 
 
 def test_an_ordinary_user_is_isolated_as_well(tmp_path):

@@ -179,8 +179,9 @@ def test_what_a_killed_manager_leaves_is_cleared(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_managers_leave_nothing(tmp_path):
+def test_a_hundred_killed_managers_leave_nothing(tmp_path, record_property):
     _kills(tmp_path / "state", 100)
+    record_property("kills", 100)
 
 
 def test_two_managers_on_one_folder_and_a_damaged_journal(tmp_path):
@@ -218,8 +219,8 @@ def test_nothing_grows_with_use(pool):
     def held():
         slots = [slot for shelf in pool._shelves.values() for slot, _ in shelf.parked]
         mounts = sum(len(Path(f"/proc/{slot.pid}/mounts").read_text().splitlines()) for slot in slots) / len(slots)
-        inside = max(len(os.listdir(f"/proc/{slot.pid}/fd")) for slot in slots)
-        return len(os.listdir("/proc/self/fd")) - 4 * len(slots), mounts, inside
+        inside = max(len([*Path(f"/proc/{slot.pid}/fd").iterdir()]) for slot in slots)
+        return len([*Path("/proc/self/fd").iterdir()]) - 4 * len(slots), mounts, inside
 
     use(10)
     before = held()

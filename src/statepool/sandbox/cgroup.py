@@ -49,6 +49,7 @@ class Cgroup:
     def __init__(self, name: str, parents: dict[str, Path] | None = None) -> None:
         self.name = PREFIX + name
         self.paths = {kind: parent / self.name for kind, parent in (roots() if parents is None else parents).items()}
+        self._limits: tuple[int, int, float] | None = None
 
     def create(self) -> None:
         """Make the folders. On version 2 the controllers are switched on in the parent first."""
@@ -60,12 +61,16 @@ class Cgroup:
 
     def limit(self, memory_bytes: int, processes: int, cpus: float) -> None:
         """Set the limits; the highest use seen so far is forgotten."""
+        if path := self.paths.get("memory"):
+            _write(path / "memory.max_usage_in_bytes", "0")
+            _write(path / "memory.failcnt", "0")
+        if self._limits == (memory_bytes, processes, cpus):
+            return
+        self._limits = (memory_bytes, processes, cpus)
         quota = int(cpus * _PERIOD_US)
         if path := self.paths.get("memory"):
             for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
                 _write(path / name, str(memory_bytes))
-            _write(path / "memory.max_usage_in_bytes", "0")
-            _write(path / "memory.failcnt", "0")
             _write(path / "memory.swappiness", "0")
         elif path := self.paths.get("unified"):
             _write(path / "memory.max", str(memory_bytes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import select
 import signal
 import threading
@@ -31,7 +30,7 @@ class Context:
     """One kernel of a sandbox: a namespace of its own, the sandbox's files and processes."""
 
     def __init__(self, sandbox: Sandbox, cwd: str, seed: int | None) -> None:
-        self.id = secrets.token_hex(8)
+        self.id = f"{sandbox.id[:12]}{len(sandbox.contexts)}"
         self.cwd, self.seed = cwd, seed
         self.count = 0
         self._sandbox = sandbox
@@ -128,7 +127,7 @@ class Context:
     def kill(self) -> None:
         """End the kernel; the next cell starts a new one."""
         if self._link is not None:
-            self._sandbox.lease.signal(self.pid, signal.SIGKILL)
+            self._sandbox.lease.kill(self.pid)
             self.drop()
 
     def _need(self) -> Link:

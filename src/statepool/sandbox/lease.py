@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from statepool.sandbox.errors import SandboxGone
+from statepool.sandbox.errors import SandboxError, SandboxGone
 from statepool.sandbox.slots import Reply, Slot
 from statepool.sandbox.template import Limits
 
@@ -64,6 +65,8 @@ class Lease:
         self._holders = 1
         self._paused = 0
         self._roots = 0
+        self.frozen: set[int] = set()
+        """Processes that hold snapshots: they touch no file, so nobody need look where they are."""
         self._codes: dict[int, int] = {}
         self._endings: dict[int, list[Ending]] = {}
         slot.on_exit = self._exited
@@ -76,6 +79,11 @@ class Lease:
     def signal(self, pid: int, number: int, group: bool = False) -> bool:
         """Send a signal to a process inside; answers whether it was there."""
         return self.slot.signal(pid, number, group)
+
+    def kill(self, pid: int) -> None:
+        """End a process inside. Nobody waits for it."""
+        with contextlib.suppress(SandboxGone):
+            self.slot.post({"op": "signal", "pid": pid, "number": signal.SIGKILL, "group": False})
 
     def ending(self, pid: int) -> Ending:
         """What tells when this process has ended."""
@@ -92,21 +100,39 @@ class Lease:
         with self._lock:
             return self._codes.get(pid, -9)
 
-    def root(self, below: int, *, seal: bool, allowed: Iterable[int] = ()) -> tuple[int, int, list[tuple[int, str]]]:
-        """A new root directory above another: its number and descriptor, or who is still at work below."""
+    def seal(self, below: int, allowed: int) -> Callable[[], tuple[int, int, list[tuple[int, str]]]]:
+        """Ask for a root above one that nobody but the process ``allowed`` writes to.
+
+        Returns:
+            What waits for the answer: number and descriptor of the new root, or who else is at work below.
+        """
         with self._lock:
             self._roots += 1
             number = self._roots
-        message = {"op": "layer", "below": below, "root": number, "seal": seal, "allowed": list(allowed)}
-        answer, fds = self.ask(message)
-        if "busy" in answer:
-            return -1, -1, [(pid, line) for pid, line in answer["busy"]]
-        return number, fds[0], []
+        future = self.slot.post({"op": "layer", "below": below, "root": number, "allowed": [allowed, *self.frozen]})
+
+        def answer() -> tuple[int, int, list[tuple[int, str]]]:
+            found, fds = future.result(30)
+            if "error" in found:
+                raise SandboxError(f"snapshot: {found['error']}")
+            if "busy" in found:
+                return -1, -1, [(pid, line) for pid, line in found["busy"]]
+            return number, fds[0], []
+
+        return answer
+
+    def roots(self, below: int, count: int) -> list[tuple[int, int]]:
+        """New root directories above one that is sealed: numbers and descriptors. At most 16 at once."""
+        with self._lock:
+            numbers = [*range(self._roots + 1, self._roots + 1 + count)]
+            self._roots += count
+        _, fds = self.ask({"op": "layers", "below": below, "roots": numbers})
+        return [*zip(numbers, fds, strict=True)]
 
     def drop(self, root: int) -> None:
-        """Take a root directory away and end who is in it."""
-        with contextlib.suppress(SandboxGone, OSError):
-            self.ask({"op": "drop", "root": root})
+        """Take a root directory away and end who is in it. Nobody waits for it."""
+        with contextlib.suppress(SandboxGone):
+            self.slot.post({"op": "drop", "root": root, "spared": [*self.frozen]})
 
     @property
     def holders(self) -> int:

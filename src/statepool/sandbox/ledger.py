@@ -27,6 +27,8 @@ from statepool.sandbox.errors import SandboxError
 __all__ = ["Ledger", "default_parent"]
 
 _log = logging.getLogger(__name__)
+_YOUNG = 60.0
+"""Seconds in which a folder without a lock may be one that is just being made."""
 
 
 def default_parent() -> Path:
@@ -51,15 +53,23 @@ class Ledger:
                 raise SandboxError(f"{parent} belongs to somebody else; set STATEPOOL_SANDBOX_FOLDER", param="folder")
             for other in parent.iterdir():
                 _clear_dead(other)
-            folder = parent / f"{os.getpid()}-{os.urandom(4).hex()}"
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            name = f"{os.getpid()}-{os.urandom(4).hex()}"
+            # Under its final name only once it is locked: another manager would take it for a dead one's.
+            made = parent / f".{name}"
+            made.mkdir(mode=0o711)
+            folder = parent / name
+        else:
+            made = folder
+            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         self.folder = folder
-        self._lock_file = (folder / "lock").open("w")
+        self._lock_file = (made / "lock").open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock_file.close()
             raise SandboxError(f"{folder}: another manager is at work in this folder", param="folder") from None
+        if made != folder:
+            made.rename(folder)
         if (folder / "ledger").exists():
             clear(folder)
         self._file = (folder / "ledger").open("ab")
@@ -146,6 +156,8 @@ def _clear_dead(folder: Path) -> None:
     """Clear the folder of a manager that has died; one that lives holds its lock."""
     lock = folder / "lock"
     try:
+        if folder.name.startswith(".") and time.time() - folder.stat().st_mtime < _YOUNG:
+            return
         with lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (folder / "ledger").exists():
@@ -153,7 +165,7 @@ def _clear_dead(folder: Path) -> None:
                 _log.info("cleared %d leftovers of a sandbox manager that died", count)
             shutil.rmtree(folder, ignore_errors=True)
     except FileNotFoundError:
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > 60:
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _YOUNG:
             shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         return

@@ -6,7 +6,7 @@ import os
 from concurrent.futures import Future
 from typing import Any
 
-from statepool.sandbox.channel import Channel, pair
+from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.errors import SandboxError
 
 __all__ = ["Ends", "Link"]
@@ -57,6 +57,14 @@ class Link:
                 raise SandboxError(f"the kernel did not start: {answer['error']}")
             self.pid = int(answer["pid"])
         return self.pid
+
+    def last_words(self) -> str:
+        """What a kernel that has ended said last, if anything."""
+        self.channel.socket.settimeout(0.1)
+        try:
+            return str(self.channel.receive()[0].get("error", "it said nothing"))
+        except Closed:
+            return "it said nothing"
 
     def close(self) -> None:
         """Close our ends; the kernel ends with them."""

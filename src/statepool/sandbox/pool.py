@@ -31,6 +31,8 @@ _UIDS = 0x10000
 _TICK = 0.25
 _SMOOTH = 0.3
 _PATIENCE = 5.0
+_GRACE = 0.05
+"""Seconds to wait for a slot that is being cleaned before another is made."""
 _MOST_USES = 1000
 """Slots are made anew after so many tenants, so that nothing can pile up in one."""
 
@@ -82,9 +84,10 @@ class Pool:
         self._count = itertools.count()
         self._uids: set[int] = set()
         self._busy: set[Slot] = set()
-        self._making = 0
+        self._making = self._cleaning = 0
+        self._dirty: list[tuple[Slot, int, str | None, int]] = []
         self._due: dict[Any, tuple[float, Callable[[], None]]] = {}
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._closed = False
         self.counters = {"created": 0, "reuse": 0, "switch": 0, "cold": 0, "resets": 0, "destroyed": 0}
         for template in [Template(), *templates]:
@@ -151,12 +154,7 @@ class Pool:
         shelf = self._shelf(template)
         with self._lock:
             shelf.since_tick += 1
-        deadline = time.monotonic() + _PATIENCE
-        while (found := self._choose(template, domain)) is None:
-            if not self._making or time.monotonic() > deadline:
-                raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
-            time.sleep(0.002)  # one is being made at this moment
-        choice, taken = found
+        choice, taken = self._wait_for(shelf, domain)
         if choice.kind == "reuse" and taken is not None:
             if len(shelf.parked) < self.low:
                 self._work.put(lambda: self._refill(template))
@@ -171,6 +169,23 @@ class Pool:
         with self._lock:
             self._busy.add(slot)
         return slot
+
+    def _wait_for(self, shelf: _Shelf, domain: str | None) -> tuple[policy.Choice, Slot | None]:
+        """A choice. Where nothing waits, the caller cleans what lies there: that is quicker than making another."""
+        template = shelf.zygote.template.name
+        began = time.monotonic()
+        while True:
+            if not shelf.parked and self._clean_one(template):
+                continue
+            waited = time.monotonic() - began
+            if shelf.parked or not self._cleaning or waited > _GRACE:
+                found = self._choose(template, domain)
+                if found is not None:
+                    return found
+                if not (self._making or self._cleaning or self._dirty) or waited > _PATIENCE:
+                    raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
+            if not self._clean_one(None):
+                time.sleep(0.001)  # one is being made or cleaned at this moment
 
     def _choose(self, template: str, domain: str | None) -> tuple[policy.Choice, Slot | None] | None:
         """Decide, and take what was decided on out of the others' reach."""
@@ -205,7 +220,9 @@ class Pool:
 
     def release(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
         """Give a slot back; it is cleaned behind the caller's back, or ended if it cannot be."""
-        self._work.put(lambda: self._clean(slot, uid, domain, uses))
+        with self._lock:
+            self._dirty.append((slot, uid, domain, uses))
+        self._work.put(lambda: self._clean_one(None))
 
     def discard(self, slot: Slot, reason: str) -> None:
         """End a slot that must not be used again."""
@@ -264,9 +281,10 @@ class Pool:
 
     def settle(self, timeout: float = 30.0) -> None:
         """Wait until everything given back is clean again."""
-        done = threading.Event()
-        self._work.put(done.set)
-        done.wait(timeout)
+        deadline = time.monotonic() + timeout
+        while (self._dirty or self._cleaning) and time.monotonic() < deadline:
+            if not self._clean_one(None):
+                time.sleep(0.001)
 
     def close(self) -> None:
         """End all sandboxes and zygotes and remove everything."""
@@ -275,6 +293,7 @@ class Pool:
         self._closed = True
         self._work.put(None)
         self._thread.join(30)
+        self._dirty.clear()
         with self._lock:
             slots = [*self._busy, *(slot for shelf in self._shelves.values() for slot, _ in shelf.parked)]
             self._busy.clear()
@@ -326,6 +345,22 @@ class Pool:
         self.counters["destroyed"] += 1
         if not slot.destroy():
             _log.warning("a cgroup of slot %s could not be removed: something in it does not die", slot.name)
+
+    def _clean_one(self, template: str | None) -> bool:
+        """Clean one slot of this template, or of any; answers whether there was one."""
+        with self._lock:
+            found = (item for item in self._dirty if template in (None, item[0].zygote.template.name))
+            item = next(found, None)
+            if item is None:
+                return False
+            self._dirty.remove(item)
+            self._cleaning += 1
+        try:
+            self._clean(*item)
+        finally:
+            with self._lock:
+                self._cleaning -= 1
+        return True
 
     def _clean(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
         problem = slot.reset(network=False) if slot.alive and uses < _MOST_USES else "it was used often enough"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from statepool.core.config import parse_size
-from statepool.core.errors import InvalidRequest, StatepoolError
+from statepool.core.errors import InvalidRequest, StatepoolError, Unavailable
 from statepool.sandbox.cgroup import Usage
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.context import Context, Show
-from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone
+from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone, SlotFailed
 from statepool.sandbox.execution import Execution
 from statepool.sandbox.files import Files
 from statepool.sandbox.lease import Lease
@@ -24,10 +24,16 @@ from statepool.sandbox.process import Commands
 from statepool.sandbox.template import HOME
 
 if TYPE_CHECKING:
+    from statepool.sandbox.memory import Remote
     from statepool.sandbox.net import Proxy
     from statepool.sandbox.pool import Pool
 
 __all__ = ["Context", "Sandbox", "Snapshot"]
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 3
+_BATCH = 16
+"""Forks at once: so many descriptors fit in a message."""
 
 
 class Snapshot:
@@ -45,6 +51,7 @@ class Snapshot:
         self._lock = threading.Lock()
         self._open = True
         self._lease.hold()
+        self._lease.frozen.add(pid)
 
     def fork(self, count: int = 1) -> list[Sandbox]:
         """``count`` new sandboxes that begin here, with random numbers of their own. They share the slot and its
@@ -52,7 +59,7 @@ class Snapshot:
         """
         if count < 1:
             raise InvalidRequest(f"count: must be positive, got {count}", param="count")
-        return [self._fork_one() for _ in range(count)]
+        return [kid for start in range(0, count, _BATCH) for kid in self._fork_some(min(_BATCH, count - start))]
 
     def close(self) -> None:
         """Give the moment up; what began from it lives on."""
@@ -61,6 +68,8 @@ class Snapshot:
                 return
             self._open = False
         self._channel.close()
+        self._lease.frozen.discard(self.pid)
+        self._lease.drop(self.root)  # its layer stays while others lie on it
         self._lease.let_go()
 
     def __enter__(self) -> Snapshot:
@@ -72,38 +81,53 @@ class Snapshot:
     def __del__(self) -> None:
         self.close()
 
-    def grow(self, context: Context, *, reseed: bool, seed: int | None, env: dict[str, str]) -> int:
-        """A kernel for ``context`` that begins here; answers the number of its root directory."""
+    def grow(self, contexts: list[Context], *, reseed: bool, seed: int | None, envs: list[dict[str, str]]) -> list[int]:
+        """A kernel for each context that begins here; answers the numbers of their root directories."""
         with self._lock:
             if not self._open:
                 raise SandboxGone("the snapshot was closed", param="snapshot")
-            number, root, _ = self._lease.root(self.root, seal=False)
-            link, ends = Link.make()
+            roots = self._lease.roots(self.root, len(contexts))
+            links = []
             try:
-                with ends:
-                    self._channel.send({"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root])
-                answer, _ = self._channel.receive()
+                for (_, root), env in zip(roots, envs, strict=True):
+                    link, ends = Link.make()
+                    links.append(link)
+                    with ends:
+                        self._channel.send(
+                            {"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root]
+                        )
+                for link in links:
+                    link.pid = int(self._channel.receive()[0]["pid"])
             except Closed:
-                link.close()
+                for link in links:
+                    link.close()
                 raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
             finally:
-                os.close(root)
-        link.pid = int(answer["pid"])
-        context.attach(link, begin=False)
-        ready = context.receive(30.0)
-        if ready.get("error"):
-            raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
-        return number
+                for _, root in roots:
+                    os.close(root)
+        for context, link in zip(contexts, links, strict=True):
+            context.attach(link, begin=False)
+        for context in contexts:
+            ready = context.receive(30.0)
+            if ready.get("error"):
+                raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
+        return [number for number, _ in roots]
 
-    def _fork_one(self) -> Sandbox:
+    def _fork_some(self, count: int) -> list[Sandbox]:
         env, seed, timeout = self._settings
-        self._lease.hold()
-        made = Sandbox._shell(self._lease, self.template, env, seed, timeout)
+        made = []
+        for _ in range(count):
+            self._lease.hold()
+            made.append(Sandbox._shell(self._lease, self.template, env, seed, timeout))
+        envs = [{"STATEPOOL_SANDBOX": kid.id} for kid in made]
         try:
-            made._root = self.grow(made.context, reseed=True, seed=seed, env={"STATEPOOL_SANDBOX": made.id})
+            roots = self.grow([kid.context for kid in made], reseed=True, seed=seed, envs=envs)
         except BaseException:
-            self._lease.let_go()
+            for _ in range(count):
+                self._lease.let_go()
             raise
+        for kid, root in zip(made, roots, strict=True):
+            kid._root = root
         return made
 
 
@@ -119,7 +143,7 @@ class Sandbox:
         env: variables for cells and commands.
         domain: whom it belongs to; a slot crosses domains only with a new network.
         seed: of ``random`` and ``numpy.random``; None draws one.
-        network: hosts it may reach through a proxy (``"pypi.org"``, ``"*.example.com"``); none by default.
+        network: hosts it may reach through a proxy (``"*.example.com"``); none by default.
 
     Raises:
         InvalidRequest: an argument is out of range.
@@ -150,27 +174,30 @@ class Sandbox:
             from statepool.sandbox.pool import default_pool
 
             pool = default_pool()
-        slot = pool.acquire(template, domain)
-        kind = slot.zygote.template
-        assert slot.tenant is not None
-        uid = slot.tenant[0]
-        try:
-            limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
-            if limits != kind.limits:
-                slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
-                if (
-                    not pool.limits_by_cgroup
-                    or replace(limits, memory_bytes=kind.limits.memory_bytes, cpus=kind.limits.cpus) != kind.limits
-                ):
-                    pool.restart(slot, limits)
-            link, slot.tenant = slot.tenant[2], None
-            self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
-            self.context.attach(link)
-        except (StatepoolError, Closed) as error:
-            pool.release(slot, uid, domain, slot.generation + 1)
-            raise (
-                error if isinstance(error, StatepoolError) else SandboxGone("the waiting slot had ended; try again")
-            ) from None
+        for attempt in range(_ATTEMPTS):
+            slot = pool.acquire(template, domain)
+            assert slot.tenant is not None
+            uid, kind = slot.tenant[0], slot.zygote.template
+            try:
+                limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
+                if limits != kind.limits:
+                    slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+                    if not pool.limits_by_cgroup:
+                        pool.restart(slot, limits)
+                link, slot.tenant = slot.tenant[2], None
+                self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
+                self.context.attach(link)
+                break
+            except Closed:
+                _log.warning("a kernel that waited had ended (%s); another slot is taken", link.last_words())
+                self.context.drop()
+                pool.discard(slot, "its kernel had ended")
+                pool.give_uid(uid)
+                if attempt == _ATTEMPTS - 1:
+                    raise SlotFailed(f"template {template}: kernels end before they are used") from None
+            except StatepoolError:
+                pool.release(slot, uid, domain, slot.generation + 1)
+                raise
         if network:
             from statepool.sandbox.net import grant
 
@@ -195,8 +222,10 @@ class Sandbox:
         self._root = 0
         self.kills = 0
         self._proxy = None
+        self.remotes: list[Remote] = []
         self._open, self.paused = True, False
         self._files: tuple[int, Files, int] | None = None
+        self.contexts: dict[str, Context] = {}
         self.context = Context(self, HOME, seed)
         self.contexts = {self.context.id: self.context}
         begin = lease.slot.zygote.template.variables() | self.variables
@@ -217,6 +246,29 @@ class Sandbox:
     def variables(self) -> dict[str, str]:
         """What it adds to its template's variables."""
         return self.env | {"STATEPOOL_SANDBOX": self.id}
+
+    def restart_with_memory(self, length: int, parts: list[list[Any]]) -> tuple[int, int]:
+        """A new kernel with memory whose pages the caller fetches: the descriptor it is asked on, and the address.
+
+        Raises:
+            Unavailable: this host has no userfaultfd, or not for this user.
+        """
+        self._usable()
+        self.context.kill()
+        link, ends = Link.make()
+        with ends:
+            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root, "memory": [length, parts]}, ends.fds)
+        try:
+            news, fds = link.channel.receive(rights=True)
+        except Closed:
+            news, fds = {}, []
+        if news.get("op") != "memory" or not fds:
+            link.close()
+            raise Unavailable(
+                f"pages: the kernel got no memory of this kind: {news.get('error', 'it ended')}", param="pages"
+            )
+        self.context.attach(link)
+        return fds[0], int(news["address"])
 
     def add_variables(self, variables: dict[str, str]) -> None:
         """More variables for later cells and commands."""
@@ -269,13 +321,18 @@ class Sandbox:
         others = [context for context in self.contexts.values() if context is not self.context and context.alive]
         if others:
             raise NotQuiescent(f"snapshot: the further kernel {others[0].id} would be lost; close it first")
-        obstacles = self.context.ask({"op": "check"})["obstacles"]
-        if obstacles:
-            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
+        for remote in self.remotes:  # a fork would find zeros where pages are missing
+            remote.bring_back()
         below = self._root
-        number, root, busy = self.lease.root(below, seal=True, allowed=[self.context.pid])
-        if busy:
-            raise NotQuiescent(f"snapshot: the process {busy[0][0]} ({busy[0][1][:60]}) still runs and would be lost")
+        sealing = self.lease.seal(below, self.context.pid)  # meanwhile the kernel looks at itself
+        obstacles = self.context.ask({"op": "check"})["obstacles"]
+        number, root, busy = sealing()
+        if obstacles or busy:
+            if not busy:
+                os.close(root)
+                self.lease.drop(number)
+            what = obstacles[0] if obstacles else f"the process {busy[0][0]} ({busy[0][1][:60]}), which still runs,"
+            raise NotQuiescent(f"snapshot: {what} would be lost")
         ours, theirs = pair()
         try:
             answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
@@ -298,7 +355,7 @@ class Sandbox:
             context.kill()
         self.contexts = {self.context.id: self.context}
         old = self._root
-        self._root = snapshot.grow(self.context, reseed=False, seed=None, env={})
+        (self._root,) = snapshot.grow([self.context], reseed=False, seed=None, envs=[{}])
         self.lease.drop(old)
 
     def fork(self, count: int = 1) -> list[Sandbox]:
@@ -356,6 +413,8 @@ class Sandbox:
         self._forget_files()
         for context in self.contexts.values():
             context.drop()
+        for remote in self.remotes:
+            remote.close()
         if self.lease.holders > 1:
             self.lease.drop(self._root)
         self.lease.let_go()

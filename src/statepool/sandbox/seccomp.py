@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-__all__ = ["program"]
+__all__ = ["DENIED", "program"]
 
 _LAST_REVIEWED = 451
 """cachestat(2) of Linux 6.5. ENOSYS makes a C library fall back."""
@@ -25,7 +25,7 @@ _NAMESPACES = 0x7E020080
 """All CLONE_NEW* flags."""
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 
-_DENIED = [
+DENIED = [
     "acct",
     "add_key",
     "adjtimex",
@@ -136,7 +136,7 @@ def program(debug: bool = False) -> bytes:
     from statepool.native import _sandbox  # type: ignore[attr-defined]
 
     numbers: dict[str, int] = _sandbox.syscalls()
-    denied = sorted(numbers[name] for name in _DENIED if name in numbers and not (debug and name in _TRACING))
+    denied = sorted(numbers[name] for name in DENIED if name in numbers and not (debug and name in _TRACING))
     code = _Assembler()
     code.add(_LOAD, _ARCH)
     code.add(_JEQ, _ARCHITECTURES[platform.machine()], 1, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -28,23 +29,8 @@ _LINKS = {
     "stdin": "/proc/self/fd/0",
     "stdout": "/proc/self/fd/1",
 }
-_MASKED = (
-    *(
-        "acpi",
-        "config.gz",
-        "iomem",
-        "ioports",
-        "kallsyms",
-        "kcore",
-        "key-users",
-        "keys",
-        "kmsg",
-        "kpagecgroup",
-        "kpagecount",
-    ),
-    *("kpageflags", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "timer_stats", "vmallocinfo"),
-)
-_READ_ONLY = ("sys", "irq", "bus", "fs")
+_MASKED = ("config.gz", "kallsyms", "key-users", "keys", "sched_debug", "timer_list")
+"""What anybody could read in /proc; the rest is for root, who is not inside. Few: every root has a copy of the tree."""
 _HIGH = 300
 _MOST_ROOTS = 1200
 MOST_LAYERS = 60
@@ -81,7 +67,7 @@ class Base:
             os.mkdir(f"{folder}/g/{number}", 0o700)
         for number, source in enumerate([message["skeleton"], *message["layers"], *self._targets]):
             self._bind_source(source, f"{folder}/src/{number}")
-        _devices(f"{folder}/dev")
+        _devices(f"{folder}/dev", self._userns)
         # Before the old one goes: in a user namespace a new proc may show no more than one that is there.
         _sandbox.mount("proc", f"{folder}/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
         _mount_proc(f"{folder}/shown")
@@ -174,12 +160,16 @@ class Base:
         _sandbox.close_later(fd)
 
 
-def _devices(folder: str) -> None:
+def _devices(folder: str, userns: bool) -> None:
     """The tree of /dev that every root shows; its terminals and shared memory are the root's own."""
     _sandbox.mount("dev", folder, "tmpfs", _NOSUID | _NOEXEC, "size=64k,mode=0755")
     for name in _DEVICES:
-        os.close(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
-        _sandbox.mount(f"/dev/{name}", f"{folder}/{name}", "", _BIND)
+        if userns:  # which makes no devices
+            os.close(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY, 0o666))
+            _sandbox.mount(f"/dev/{name}", f"{folder}/{name}", "", _BIND)
+        else:
+            os.mknod(f"{folder}/{name}", stat.S_IFCHR, os.stat(f"/dev/{name}").st_rdev)
+            os.chmod(f"{folder}/{name}", 0o666)  # noqa: S103  # as on the host
     for name, target in _LINKS.items():
         os.symlink(target, f"{folder}/{name}")
     os.mkdir(f"{folder}/pts", 0o755)
@@ -187,23 +177,11 @@ def _devices(folder: str) -> None:
 
 
 def _mount_proc(proc: str) -> None:
-    """The proc that every root shows: other users' processes and the machine's own secrets are not in it."""
+    """The proc that every root shows: other users' processes are not in it."""
     _sandbox.mount("proc", proc, "proc", _NOSUID | _NODEV | _NOEXEC, "hidepid=invisible")
     for name in _MASKED:
         with contextlib.suppress(FileNotFoundError):
-            _mask(f"{proc}/{name}")
-    for name in _READ_ONLY:
-        with contextlib.suppress(FileNotFoundError):
-            _sandbox.mount(f"{proc}/{name}", f"{proc}/{name}", "", _BIND)
-            _sandbox.mount("", f"{proc}/{name}", "", _BIND | _REMOUNT | _RDONLY | _NOSUID | _NODEV | _NOEXEC)
-
-
-def _mask(path: str) -> None:
-    """Nothing to read there."""
-    if os.path.isdir(path):
-        _sandbox.mount("empty", path, "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "size=0,mode=0555")
-    else:
-        _sandbox.mount("/dev/null", path, "", _BIND)
+            _sandbox.mount("/dev/null", f"{proc}/{name}", "", _BIND)
 
 
 def _locked(path: str) -> int:
