@@ -172,7 +172,7 @@ class Run:
         train = self.config.train
         self._publish()
         self.engine.reset_prefix_cache()  # what a look at held-out problems left must not change the counts
-        seed = (train.seed * _SPREAD + step + 1) * _SPREAD
+        seed = step_seed(train.seed, step)
         problems = draw(self.task, seed, train.prompts)
         before = replace(self.agent.work)
         found = self.agent.run([Job(p, i, train.members, seed + i) for i, p in enumerate(problems)])
@@ -195,6 +195,11 @@ class Run:
                 end: n for end in ("answer", "length", "turns", "lost") if (n := sum(t.end == end for t in found))
             },
         }
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's problems; those of its noise follow it."""
+    return (seed * _SPREAD + step + 1) * _SPREAD
 
 
 def success(trajectories: Sequence[Trajectory]) -> float:
