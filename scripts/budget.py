@@ -20,6 +20,7 @@ ROOMS = {
     ("engine/attention", "native/sparse"): 5000,
     ("store", "native/store"): 11000,
     ("vector", "native/graph"): 9000,
+    ("sandbox", "sandbox/inside", "native/sandbox"): 7000,
     ("tasks/sequences", "native/sequences"): 3500,
     ("train",): 4500,
 }

@@ -30,7 +30,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "statepool-setup.json"
 CONSTRAINTS = VENV / "constraints.txt"
 NATIVE = ROOT / "src" / "statepool" / "native"
-MODULES = ("_kernels", "_store", "_graph", "_sequences")
+MODULES = ("_kernels", "_store", "_graph", "_sequences", *(["_sandbox"] if sys.platform == "linux" else []))
 TORCH_RANGE = "torch>=2.11,<3"
 OLDEST = (3, 11)
 
@@ -253,7 +253,7 @@ def main() -> int:
     """Entry point of `make setup`, `make native` and the targets that need them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", choices=("required", "optional"), default="required")
-    parser.add_argument("--extra", action="append", default=["serve", "dev"], help="install this extra too")
+    parser.add_argument("--extra", action="append", default=["serve", "sandbox", "dev"], help="install this extra too")
     parser.add_argument("--native-only", action="store_true", help="compile the kernels and nothing else")
     options = parser.parse_args()
     started = time.monotonic()

@@ -20,7 +20,7 @@ def settings(given: dict[str, Any]) -> RunConfig:
     names = ("task", "seed", "steps", "prompts", "members", "rate", "warmup", "threads", "settings")
     fixed = {
         "out": str(folder), "turn_tokens": given["tokens"], "turns": 1, "decay": 1e-9, "tensorboard": False,
-        "eval_problems": 0, "dual_clip": None, "tis": None, "clip_low": 0.2, "clip_high": 0.28,
+        "eval_problems": 0, "isolation": "process", "dual_clip": None, "tis": None, "clip_low": 0.2, "clip_high": 0.28,
     }  # fmt: skip
     path.write_text(json.dumps({**{name: given[name] for name in names}, **fixed}))
     return read(path)

@@ -70,7 +70,8 @@ def _race(row: Row, given: dict[str, Any], quick: bool) -> tuple[str, str]:
         ratios.append(theirs[-1] / ours[-1])
         wall = other[-1]["seconds"] * per[1] / (mine[-1]["seconds"] * per[0])
         curves.append(
-            f"seed {seed}: {len(mine)} steps to {mine[-1]['reward']:.2f} against {len(other)} to {other[-1]['reward']:.2f}"
+            f"seed {seed}: {len(mine)} steps to {mine[-1]['reward']:.2f} "
+            f"against {len(other)} to {other[-1]['reward']:.2f}"
             f"{'' if reached else ' (not reached, per step)'}, wall {wall:.1f}x"
         )
     row.value, row.peer_value, row.peer_unit = statistics.median(ratios), statistics.median(theirs), "s"

@@ -26,6 +26,7 @@ _ROOMS = {
     "pool": ("statepool.kv.pool.commands", False),
     "store": ("statepool.store.commands", False),
     "vector": ("statepool.vector.commands", False),
+    "sandbox": ("statepool.sandbox.commands", False),
     "seq": ("statepool.tasks.sequences.commands", False),
     "simulate": ("statepool.sim.commands", True),
     "replay": ("statepool.sim.commands", True),
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     command("replay", "send a recorded load to a running server and measure it", add_help=False)
     command("simulate", "replay a recorded load on a simulated cluster", add_help=False)
     command("plan", "which split of nodes bears most of a recorded load", add_help=False)
+    command("sandbox", "run untrusted code in isolation (statepool sandbox --help)", add_help=False)
     command("seq", "design sequences with exact verification (statepool seq --help)", add_help=False)
     command("train", "train a model on a task: statepool train CONFIG.yaml", add_help=False)
     command("eval", "how well a model does on held-out problems of a task", add_help=False)

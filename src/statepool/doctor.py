@@ -65,6 +65,7 @@ def examine(model: str = "tiny", megabytes: int = 256) -> Report:
     _native(report)
     _torch(report)
     _gpu(report)
+    _sandboxes(report)
     _extras(report)
     _model(report, model)
     return report
@@ -167,6 +168,20 @@ def _gpu(report: Report) -> None:
         report.add("GPU", "note", f"{cuda.devices()} there, not used: {lacking}", "pip install 'statepool[gpu]'")
     else:
         report.add("GPU", "ok", f"{cuda.devices()} there; --backend auto uses the first (docs/gpu.md)")
+
+
+def _sandboxes(report: Report) -> None:
+    from statepool.sandbox.caps import probe
+
+    found = probe()
+    report.values["sandbox"] = {item.name: item.works for item in found}
+    drivers = [item.name for item in found if item.works and item.name in ("ns", "userns")]
+    more = [item.name for item in found if item.works and item.name not in ("ns", "userns")]
+    if drivers:
+        report.add("sandboxes", "ok", f"driver {drivers[0]}; also {', '.join(more) or 'nothing'}")
+    else:
+        reasons = "; ".join(f"{item.name}: {item.found}" for item in found[:2])
+        report.add("sandboxes", "note", f"none ({reasons})", "run as root, or allow user namespaces")
 
 
 def _extras(report: Report) -> None:

@@ -39,7 +39,7 @@ def test_cli_commands_and_their_flags_exist(documented):
     for _, line in documented:
         if line[0] == "statepool" and len(line) > 1 and not line[1].startswith("-"):
             name = (
-                tuple(line[1:3]) if line[1] in ("seq", "store", "vector") and len(line) > 2 else (line[1],)
+                tuple(line[1:3]) if line[1] in ("sandbox", "seq", "store", "vector") and len(line) > 2 else (line[1],)
             )  # a tree of its own
             used.setdefault(name, set()).update(re.findall(r"(--[a-z][a-z-]*)", " ".join(line[2:])))
     assert {("serve",), ("chat",), ("generate",), ("doctor",), ("store", "serve"), ("vector", "build")} <= set(used)

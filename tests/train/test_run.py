@@ -34,6 +34,7 @@ SETTINGS = {
     "eval_problems": 6,
     "kv_bytes": "32MiB",
     "tensorboard": False,
+    "isolation": "process",
 }
 
 

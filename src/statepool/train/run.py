@@ -16,57 +16,21 @@ from typing import Any
 
 import torch
 
-from statepool.core.errors import InvalidConfig
 from statepool.engine.engine import Engine
 from statepool.engine.hub import resolve
-from statepool.engine.text.template import ChatTemplate
-from statepool.engine.text.tools import PARSERS, pick
-from statepool.tasks import Dialogue, Problem, Task
 from statepool.tasks.catalog import draw, find
 from statepool.train import checkpoint, policy
 from statepool.train.agent import Agent, Job
 from statepool.train.config import RunConfig
 from statepool.train.demonstrate import demonstration
-from statepool.train.dialogue import Limits, ToolDialogue
 from statepool.train.learner import Learner
-from statepool.train.python_tool import Interpreter, PythonLimits, PythonTool
 from statepool.train.report import Report
 from statepool.train.trajectory import Trajectory, counts
 from statepool.train.weights import Publisher, take_up
+from statepool.train.world import World
 
 HELD_OUT_SEED = 1 << 40
 _SPREAD = 1_000_003
-
-
-class World:
-    """What answers a model's turns: the task's judge, and the tools it names."""
-
-    def __init__(self, task: Task, model: Path, tool_seconds: float, tool_output: int, turns: int) -> None:
-        self._task = task
-        self._parser = PARSERS[pick(ChatTemplate.load(model).source)]
-        self._limits = Limits(turns, tool_output)
-        self._interpreter = Interpreter(PythonLimits(seconds=tool_seconds))
-
-    def open(self, problem: Problem) -> Dialogue:
-        """The world's side of a conversation about a problem.
-
-        Raises:
-            InvalidConfig: the task names a tool that nothing here can run.
-        """
-        opened = getattr(self._task, "open", None)
-        if opened is not None:
-            dialogue: Dialogue = opened(problem)
-            return dialogue
-        names = [tool["function"]["name"] for tool in self._task.tools(problem)]
-        unknown = [name for name in names if name != "python"]
-        if unknown:
-            raise InvalidConfig(f"task {self._task.name!r} has a tool {unknown[0]!r} that nothing runs", param="task")
-        tools = {name: PythonTool(self._interpreter) for name in names}
-        return ToolDialogue(self._task, problem, tools, self._parser, self._limits)
-
-    def close(self) -> None:
-        """End what runs tools."""
-        self._interpreter.close()
 
 
 class Run:
@@ -93,8 +57,7 @@ class Run:
             self.learner.reference = policy.load(model)
         self.step = checkpoint.load(self.out, self.learner, config.plain())
         self.engine = Engine(config.engine)
-        train = config.train
-        self.world = World(self.task, model, train.tool_seconds, train.tool_output, config.agent.turns)
+        self.world = World(self.task, model, config.world)
         self.agent = Agent(self.engine, self.task, self.world.open, config.agent)
         self.publisher = Publisher()
         self._shown: list[Any] = []

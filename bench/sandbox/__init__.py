@@ -1,0 +1,15 @@
+"""The sandbox room: T1 to T22, by the numbers of its measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bench.row import Row
+
+
+def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
+    """Measure the wanted rows (all when ``only`` is empty), yielding each as it is done."""
+    from bench.sandbox import burst, memory, proofs, start, state
+
+    for part in (start, burst, memory, state, proofs):
+        yield from part.run(only, quick)

@@ -1,0 +1,101 @@
+"""T6, T16, T21: what one more sandbox costs in memory, and what a hundred of them cost that do nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from bench.machine import LoadWatch
+from bench.row import Row
+from bench.sandbox.measure import DATA, cpu, pss, wanted
+from statepool.sandbox import Pool, Sandbox
+
+COMMAND = "python -m bench sandbox --only {}"
+_CELL = "import numpy as np, pandas as pd\nint(np.arange(10).sum()), pd.__name__"
+_ALONE = "import numpy as np, pandas as pd\nprint(int(np.arange(10).sum()), pd.__name__, flush=True)\ninput()"
+
+
+def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
+    """The wanted rows."""
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        if wanted(only, "T6", "T6b", "T21"):
+            yield Row(
+                "T6",
+                "memory of one more sandbox with numpy and pandas",
+                "MB",
+                "lower",
+                1.5,
+                note="pandas is not installed",
+            )
+        return
+    if wanted(only, "T6", "T6b"):
+        yield from _marginal(quick)
+    if wanted(only, "T21"):
+        yield _idle(quick)
+
+
+def _alone() -> float:
+    """Bytes of an interpreter of its own with the same packages, of three that share what the kernel shares by itself."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _ALONE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    try:
+        for process in processes:
+            process.stdout.readline()
+        return sum(pss(process.pid) for process in processes) / len(processes)
+    finally:
+        for process in processes:
+            process.communicate(b"\n")
+
+
+def _held(sandboxes: Sequence[Sandbox]) -> float:
+    """Bytes of all processes of these sandboxes, PID 1 included."""
+    total = 0
+    for sandbox in sandboxes:
+        groups = sandbox.lease.slot.cgroup.processes()
+        total += sum(pss(pid) for pid in groups.get("memory") or groups["unified"])
+    return total
+
+
+def _marginal(quick: bool) -> list[Row]:
+    count = 10 if quick else 50
+    watch = LoadWatch()
+    alone = _alone()
+    with Pool([DATA], low=0, most=2 * count + 8) as pool:
+        sandboxes = [Sandbox("data", pool=pool) for _ in range(count)]
+        for sandbox in sandboxes:
+            assert sandbox.run_code(_CELL).text == "(45, 'pandas')"
+        each = _held(sandboxes) / count
+        for sandbox in sandboxes:
+            sandbox.close()
+    load, command = watch.stop(), COMMAND.format("T6,T6b")
+    own = f"{each / 1e6:.2f} MB, mean of {count}, proportional set size and page tables, kernel and PID 1, after a cell"
+    return [
+        Row("T6", "memory of one more sandbox with numpy and pandas", "MB", "lower", 1.5, each / 1e6, own, "own interpreter", alone / 1e6, "MB", command=command, load=load),
+        Row("T6b", "saved against an interpreter of its own", "share", "higher", 0.9, 1 - each / alone, own, "own interpreter", alone / 1e6, "MB", command=command, load=load),
+    ]  # fmt: skip
+
+
+def _idle(quick: bool) -> Row:
+    count, seconds = (10, 5.0) if quick else (100, 60.0)
+    watch = LoadWatch()
+    with Pool([DATA], low=0, most=2 * count + 8) as pool:
+        sandboxes = [Sandbox("data", pool=pool) for _ in range(count)]
+        for sandbox in sandboxes:
+            sandbox.run_code("x = 1")
+            sandbox.pause()
+        before, began = cpu(pool), time.perf_counter()
+        time.sleep(seconds)
+        share = (cpu(pool) - before) / (time.perf_counter() - began)
+        each = _held(sandboxes) / count
+        for sandbox in sandboxes:
+            sandbox.close()
+    return Row(
+        "T21", f"CPU of {count} paused sandboxes over {seconds:g} s", "share of a core", "lower", 0.001, share,
+        f"{each / 1e6:.2f} MB each", command=COMMAND.format("T21"), load=watch.stop(),
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""Messages between the manager and what runs inside: JSON behind four bytes of length, file descriptors beside it.
+
+Both ends use the standard library only, so that the inside needs nothing of the tenant's packages.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["MOST_BYTES", "Channel", "Closed", "pair"]
+
+MOST_BYTES = 64 << 20
+"""Longest message; a tenant that announces more is cut off."""
+_MOST_FDS = 32
+
+
+class Closed(OSError):
+    """The other end has gone, or sent what is no message."""
+
+
+class Channel:
+    """One end of a stream socket. Not for two threads at once in the same direction."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self.socket.fileno()
+
+    def send(self, message: dict[str, Any], fds: Iterable[int] = ()) -> None:
+        """Send one message with duplicates of ``fds``.
+
+        Raises:
+            Closed: the other end has gone.
+        """
+        body = json.dumps(message, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        data = len(body).to_bytes(4, "little") + body
+        rights = array.array("i", fds)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+        try:
+            sent = self.socket.sendmsg([data], ancillary)
+            if sent < len(data):
+                self.socket.sendall(memoryview(data)[sent:])
+        except OSError as error:
+            raise Closed(f"the other end has gone: {error.strerror}") from None
+
+    def receive(self, rights: bool = False) -> tuple[dict[str, Any], list[int]]:
+        """The next message and its descriptors; without ``rights`` the kernel throws descriptors away.
+
+        Raises:
+            Closed: the other end has gone, or sent what is no message.
+        """
+        fds: list[int] = []
+        try:
+            head = self._read(4, fds if rights else None)
+            length = int.from_bytes(head, "little")
+            if length > MOST_BYTES:
+                raise Closed(f"a message of {length} bytes is announced; at most {MOST_BYTES}")
+            message = json.loads(self._read(length, fds if rights else None).decode("utf-8", "surrogatepass"))
+            if not isinstance(message, dict):
+                raise Closed("a message is no object")
+        except (OSError, ValueError, RecursionError) as error:
+            for fd in fds:
+                os.close(fd)
+            raise error if isinstance(error, Closed) else Closed(f"no message: {error}") from None
+        return message, fds
+
+    def close(self) -> None:
+        """Close this end."""
+        self.socket.close()
+
+    def _read(self, length: int, fds: list[int] | None) -> bytes:
+        parts: list[bytes] = []
+        while length:
+            if fds is None:
+                data = self.socket.recv(min(length, 1 << 20))
+            else:
+                data, ancillary, _, _ = self.socket.recvmsg(
+                    min(length, 1 << 20), socket.CMSG_SPACE(4 * _MOST_FDS), socket.MSG_CMSG_CLOEXEC
+                )
+                for level, kind, block in ancillary:
+                    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                        found = array.array("i")
+                        found.frombytes(block[: len(block) - len(block) % found.itemsize])
+                        fds.extend(found)
+            if not data:
+                raise Closed("the other end has gone")
+            parts.append(data)
+            length -= len(data)
+        return b"".join(parts)
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Two connected ends."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return Channel(one), Channel(other)

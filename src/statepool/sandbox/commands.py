@@ -1,0 +1,162 @@
+"""``statepool sandbox …``: run code in isolation, and look at what this host can isolate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from statepool.core.command import adder, run
+from statepool.core.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from statepool.sandbox.sandbox import Sandbox
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns its status, 1 if the code inside failed, 2 for what a user can repair."""
+    return run("statepool sandbox", parser().parse_args(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    tree = argparse.ArgumentParser(prog="statepool sandbox", description="Run untrusted code in isolation.")
+    command = adder(tree)
+    once = command("run", "run a cell of Python, or with --shell a line of shell, in a new sandbox", _run)
+    once.add_argument("code", nargs="?", help="the code; - or nothing: standard input")
+    once.add_argument("--shell", action="store_true", help="it is a line of shell")
+    once.add_argument("--file", type=Path, action="append", default=[], metavar="FILE", help="copy this file in first")
+    once.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    once.add_argument("--seconds", type=float, default=300.0, metavar="S", help="most time (default 300)")
+    _add_kind(once)
+
+    serve = command("serve", "serve sandboxes over HTTP: E2B's SDKs work with it", _serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8100, help="port to listen on (default 8100)")
+    serve.add_argument("--api-key", help="key every request must carry (default none)")
+    serve.add_argument("--template", type=Path, action="append", default=[], metavar="FILE", help="offer this kind too")
+    serve.add_argument("--driver", default="auto", help="ns (root), userns (any user) or auto (default)")
+    serve.add_argument("--ready", type=int, default=2, metavar="N", help="slots that wait ready per kind (default 2)")
+    serve.add_argument("--most", type=int, default=512, metavar="N", help="sandboxes at once (default 512)")
+    serve.add_argument("--network", action="store_true", help="let sandboxes ask for hosts they may reach")
+
+    tools = command("mcp", "offer one sandbox as tools over MCP, on standard input and output", _mcp)
+    _add_kind(tools)
+
+    possible = command("doctor", "what this host can isolate, found by trying", _doctor)
+    possible.add_argument("--json", action="store_true", help="print plain values")
+    return tree
+
+
+def _add_kind(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("sandbox")
+    group.add_argument("--template", type=Path, metavar="FILE", help="manifest in TOML (default: plain Python)")
+    group.add_argument("--driver", default="auto", help="ns (root), userns (any user) or auto (default)")
+    group.add_argument("--memory", metavar="SIZE", help="most memory (default 512MiB)")
+    group.add_argument("--cpus", type=float, metavar="N", help="most cores (default 1)")
+    group.add_argument(
+        "--allow", action="append", default=[], metavar="HOST", help="reach this host, such as *.example.com"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="of random and numpy.random (default: drawn)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from statepool.sandbox.pool import Pool
+    from statepool.sandbox.sandbox import Sandbox
+    from statepool.sandbox.template import Template
+
+    template = Template.read(options.template) if options.template else Template()
+    code = sys.stdin.read() if options.code in (None, "-") else options.code
+    if options.seconds <= 0:
+        raise InvalidRequest(f"--seconds: must be positive, got {options.seconds}", param="seconds")
+    with Pool([template], driver=options.driver, low=0) as pool:
+        settings = {"memory": options.memory, "cpus": options.cpus, "seed": options.seed, "network": options.allow}
+        with Sandbox(template.name, pool=pool, **settings) as sandbox:
+            for path in options.file:
+                sandbox.files.write(path.name, path.read_bytes())
+            if options.shell:
+                return _show_command(sandbox, code, options)
+            return _show_cell(sandbox, code, options)
+
+
+def _show_command(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
+    show = None if options.json else _writer(sys.stdout)
+    warn = None if options.json else _writer(sys.stderr)
+    done = sandbox.commands.run(code, timeout=options.seconds, on_stdout=show, on_stderr=warn)
+    if options.json:
+        print(json.dumps({name: getattr(done, name) for name in done.__dataclass_fields__}))
+    elif done.timed_out:
+        print(f"ended after {options.seconds:g} s", file=sys.stderr)
+    return 0 if done.exit_code == 0 else 1
+
+
+def _show_cell(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
+    show = None if options.json else _writer(sys.stdout)
+    warn = None if options.json else _writer(sys.stderr)
+    done = sandbox.run_code(code, timeout=options.seconds, on_stdout=show, on_stderr=warn)
+    if options.json:
+        error = done.error and {"name": done.error.name, "value": done.error.value, "traceback": done.error.traceback}
+        results = [result.forms for result in done.results]
+        logs = {"stdout": done.logs.stdout, "stderr": done.logs.stderr}
+        print(
+            json.dumps({"text": done.text, "results": results, "logs": logs, "error": error, "seconds": done.seconds})
+        )
+    else:
+        for result in done.results:
+            print(result.text)
+        if done.error:
+            print(done.error.traceback or f"{done.error.name}: {done.error.value}", file=sys.stderr, end="")
+    return 1 if done.error else 0
+
+
+def _writer(stream: TextIO) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        print(text, end="", flush=True, file=stream)
+
+    return write
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from statepool.sandbox.pool import Pool
+    from statepool.sandbox.server.app import serve
+    from statepool.sandbox.server.registry import Registry
+    from statepool.sandbox.template import Template
+
+    templates = [Template.read(path) for path in options.template]
+    with Pool(
+        templates, driver=options.driver, low=options.ready, high=max(8, options.ready), most=options.most
+    ) as pool:
+        for name in pool.templates:
+            pool.fill(name, options.ready)
+        print(f"sandboxes on http://{options.host}:{options.port}, driver {pool.driver}", file=sys.stderr)
+        serve(Registry(pool, network=options.network), options.host, options.port, options.api_key)
+    return 0
+
+
+def _mcp(options: argparse.Namespace) -> int:
+    from statepool.sandbox.pool import Pool
+    from statepool.sandbox.server.mcp import serve
+    from statepool.sandbox.template import Template
+
+    template = Template.read(options.template) if options.template else Template()
+    with Pool([template], driver=options.driver, low=0) as pool:
+        settings = {"memory": options.memory, "cpus": options.cpus, "seed": options.seed, "network": options.allow}
+        serve(pool, template.name, settings)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from statepool.sandbox.caps import probe
+
+    found = probe()
+    if options.json:
+        print(json.dumps([{"name": item.name, "works": item.works, "found": item.found} for item in found], indent=2))
+    else:
+        for item in found:
+            print(f"{'ok' if item.works else '--'}  {item.name:<12}  {item.found}")
+    return 0 if any(item.works for item in found if item.name in ("ns", "userns")) else 1

@@ -1,0 +1,169 @@
+"""A kernel's memory as a tree: hold the state of now as a frozen process, and let new kernels grow from it.
+
+A holder is a fork that waits on a socket; each child of it is a kernel with the state of that moment. Files go along:
+the manager
+puts a new layer on what the holder saw, and a kernel moves into it, its working directory and open files included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from statepool.sandbox.channel import Channel, Closed
+
+if TYPE_CHECKING:
+    from statepool.sandbox.inside.kernel import Kernel
+
+__all__ = ["OPERATIONS"]
+
+_MINE = 4
+"""Descriptors 0 to 3 are the kernel's own: input, output, error, manager."""
+_CREATING = os.O_CREAT | os.O_TRUNC | os.O_EXCL
+
+
+def _obstacles(kernel: Kernel) -> list[str]:
+    """What lives here and cannot be carried into a fork."""
+    found = [f"the thread {thread.name}" for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = len(os.listdir("/proc/self/task")) - 1 - len(found)
+    if others > 0:
+        found.append(f"{others} threads of a library")
+    for fd, target in _descriptors():
+        if target.startswith(("socket:", "anon_inode:[io_uring")):
+            found.append(f"the open {target.split(':')[0]} {fd}")
+        elif target.endswith(" (deleted)") and not target.startswith(("/memfd:", "/dev/")):
+            found.append(f"the deleted file {target.removesuffix(' (deleted)')}")
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        shared = [line.split(maxsplit=5)[5].strip() for line in maps if _shared(line)]
+    return found + [f"the writable mapping of {path}" for path in shared]
+
+
+def _shared(line: str) -> bool:
+    parts = line.split(maxsplit=5)
+    return (
+        len(parts) == 6
+        and parts[1].startswith("rw")
+        and parts[1].endswith("s")
+        and parts[5].startswith("/")
+        and "memfd" not in parts[5]
+    )
+
+
+def _descriptors() -> list[tuple[int, str]]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= _MINE:
+            with contextlib.suppress(FileNotFoundError):  # the listing's own
+                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+    return found
+
+
+def _open_files(mine: list[int]) -> list[tuple[int, str, int, int]]:
+    """Descriptor, path, flags and offset of each file that lies in the sandbox's own layers; not of those in
+    ``mine``.
+    """
+    found = []
+    for fd, target in _descriptors():
+        if fd in mine or not target.startswith("/") or target.startswith(("/proc/", "/dev/", "/memfd:")):
+            continue
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            info = dict(line.split(":", 1) for line in file if ":" in line)
+        found.append((fd, target, int(info["flags"], 8), int(info["pos"])))
+    return found
+
+
+def _move(root: int, cwd: str, files: list[tuple[int, str, int, int]]) -> None:
+    """Into another root directory, with the same working directory and the same open files at the same offsets."""
+    os.fchdir(root)
+    os.chroot(".")
+    os.close(root)
+    os.chdir(cwd)
+    for fd, path, flags, offset in files:
+        fresh = os.open(path, flags & ~_CREATING)
+        if not os.path.isdir(path):
+            os.lseek(fresh, offset, os.SEEK_SET)
+        inheritable = os.get_inheritable(fd)
+        os.dup2(fresh, fd, inheritable)
+        os.close(fresh)
+
+
+def check(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
+    """Say what would be lost."""
+    kernel.channel.send({"op": "checked", "obstacles": _obstacles(kernel)})
+
+
+def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
+    """Fork a holder on ``fds[0]``; move on into the layer ``fds[1]``."""
+    line, root = fds
+    cwd, files, numbers = os.getcwd(), _open_files(fds), random.getstate()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(root)
+        os.dup2(line, 3)
+        os.close(line)
+        kernel.channel.socket.detach()
+        kernel.channel = Channel(socket.socket(fileno=3))
+        _wait(kernel, cwd, files, numbers)
+        return
+    os.close(line)
+    error = None
+    try:
+        _move(root, cwd, files)
+    except OSError as raised:
+        error = str(raised)
+    kernel.channel.send({"op": "held", "pid": pid, "error": error})
+
+
+def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numbers: Any) -> None:
+    """The holder: grow a kernel for each message, and end with the socket. Returns in a new kernel only.
+
+    ``numbers`` is the state of ``random``, which seeds itself anew in every fork.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children are nobody's to wait for
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in (1, 2):
+        os.dup2(null, number)
+    os.close(null)
+    while True:
+        try:
+            message, fds = kernel.channel.receive(rights=True)
+        except Closed:
+            os._exit(0)
+        pid = os.fork()
+        if pid:
+            for fd in fds:
+                os.close(fd)
+            kernel.channel.send({"op": "grown", "pid": pid})
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        control, out, err, root = fds
+        for fd, number in ((out, 1), (err, 2), (control, 3)):
+            os.dup2(fd, number)
+            os.close(fd)
+        kernel.channel.socket.detach()
+        kernel.channel = Channel(socket.socket(fileno=3))
+        from statepool.sandbox.inside.kernel import reseed
+
+        error = None
+        try:
+            _move(root, cwd, files)
+            if message["reseed"]:
+                reseed(message["seed"])
+            else:
+                random.setstate(numbers)
+            os.environ.update(message["env"])
+        except OSError as raised:
+            error = str(raised)
+        kernel.channel.send({"op": "ready", "error": error})
+        return
+
+
+OPERATIONS = {"check": check, "hold": hold}

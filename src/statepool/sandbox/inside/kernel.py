@@ -1,0 +1,179 @@
+"""The kernel: runs cells of Python in one namespace, keeps it between them, and forks itself for snapshots.
+
+It speaks to the manager over one socket. Standard output and error are pipes that the manager reads, so that what
+child processes
+print is caught as well. The manager believes nothing that comes from here: a tenant may have changed all of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import builtins
+import contextlib
+import inspect
+import linecache
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import traceback
+import types
+from typing import Any
+
+from statepool.sandbox.channel import Channel, Closed
+from statepool.sandbox.inside import branch, display
+
+__all__ = ["Kernel", "prepare", "reseed", "serve", "warm"]
+
+_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_HERE = __file__
+_kernel: Kernel | None = None
+
+
+class Kernel:
+    """One namespace and the loop that runs cells in it."""
+
+    channel: Channel
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.module = types.ModuleType("__main__")
+        self.module.__dict__["__builtins__"] = builtins
+        self.module.__dict__["display"] = self.display
+        self._results: list[dict[str, Any]] = []
+
+    def loop(self) -> None:
+        """Answer messages until the manager closes the socket."""
+        while True:
+            try:
+                message, fds = self.channel.receive(rights=True)
+            except Closed:
+                return
+            operation = message.pop("op")
+            if operation == "begin":
+                self._begin(message)
+            elif operation == "run":
+                self.channel.send(self.run(message["code"], message.get("env") or {}))
+            else:
+                branch.OPERATIONS[operation](self, message, fds)
+
+    def _begin(self, message: dict[str, Any]) -> None:
+        """A tenant has come: its variables, its folder, its seed."""
+        os.environ.update(message["env"])
+        if message["cwd"] is not None:
+            os.chdir(message["cwd"])
+        if message["seed"] is not None:
+            reseed(message["seed"])
+
+    def run(self, code: str, env: dict[str, str]) -> dict[str, Any]:
+        """Run one cell; answers its results, its error, and the count."""
+        self.count += 1
+        self._results = []
+        started = time.perf_counter()
+        before = {name: os.environ.get(name) for name in env}
+        os.environ.update(env)
+        error = None
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._execute(code)
+        except SystemExit as leaving:
+            if leaving.code not in (None, 0):
+                error = self._error(leaving)
+        except BaseException as raised:  # noqa: BLE001  # a cell may raise anything
+            error = self._error(raised)
+        finally:
+            with contextlib.suppress(BaseException):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                self._results += display.figures()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a tenant may have replaced or closed it
+                stream.flush()
+        seconds = time.perf_counter() - started
+        return {"op": "done", "count": self.count, "results": self._results, "error": error, "seconds": seconds}
+
+    def display(self, *values: Any) -> None:
+        """Show values richly, as a notebook does."""
+        self._results += [display.bundle(value) for value in values]
+
+    def _execute(self, code: str) -> None:
+        name = f"<cell {self.count}>"
+        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        tree = ast.parse(display.shell_lines(code), name)
+        last: ast.Expression | None = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";"):
+            last = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
+        space = self.module.__dict__
+        if tree.body:
+            self._evaluate(compile(tree, name, "exec", _AWAIT, dont_inherit=True), space)
+        if last is not None:
+            value = self._evaluate(compile(last, name, "eval", _AWAIT, dont_inherit=True), space)
+            if value is not None:
+                space["_"] = value
+                self._results.append(display.bundle(value) | {"main": True})
+
+    def _evaluate(self, code: types.CodeType, space: dict[str, Any]) -> Any:
+        value = eval(code, space)  # noqa: S307  # this is what the sandbox is for
+        if code.co_flags & inspect.CO_COROUTINE:
+            return asyncio.run(value)
+        return value
+
+    def _error(self, error: BaseException) -> dict[str, Any]:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == _HERE:
+            trace = trace.tb_next
+        try:
+            lines = traceback.format_exception(type(error), error, trace)
+            value = str(error)
+        except Exception as worse:  # noqa: BLE001  # __str__ of a tenant's class
+            lines, value = [f"{type(error).__name__}: <{type(worse).__name__} in __str__>\n"], ""
+        return {"name": type(error).__name__, "value": value, "traceback": "".join(lines)}
+
+
+def prepare(env: dict[str, str]) -> None:
+    """In the zygote, once: the kernel, its streams and its surroundings, so that a fork has nothing left to make."""
+    global _kernel  # noqa: PLW0603  # one per process
+    os.environ.clear()
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.argv = [""]
+    sys.path = ["", *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix, "/usr")))]
+    _kernel = Kernel()
+    sys.modules["__main__"] = _kernel.module
+
+
+def serve(fd: int) -> None:
+    """Become the kernel on this socket; returns when the manager closes it."""
+    assert _kernel is not None
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()  # ``random`` does this by itself in every fork, and so does OpenSSL
+    _kernel.channel = Channel(socket.socket(fileno=fd))
+    _kernel.loop()
+
+
+def reseed(seed: int | None) -> None:
+    """No two sandboxes draw the same numbers, unless a seed is asked for."""
+    random.seed(seed)
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed(seed if seed is None else seed % 2**32)
+
+
+def warm() -> None:
+    """Run a cell that shows something and one that fails, so that what they import lazily is shared by all."""
+    kernel = Kernel()
+    kernel.run("1 + 1", {})
+    kernel.run("raise ValueError('warm')", {})
+    kernel.run("import asyncio\nawait asyncio.sleep(0)", {})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    linecache.clearcache()

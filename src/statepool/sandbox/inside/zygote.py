@@ -1,0 +1,136 @@
+"""The zygote: a template's memory as a process. It imports, freezes, and forks slots, which share its pages.
+
+One thread, no CUDA, no open files: everything it holds is inherited by every sandbox (TrEnv's memory template, by
+fork).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from statepool.native import _sandbox  # type: ignore[attr-defined]
+from statepool.sandbox.channel import Channel, Closed
+from statepool.sandbox.inside import kernel, slot
+
+__all__ = ["main"]
+
+_NEW_USER, _NEW_PID, _NEW_NET = 0x10000000, 0x20000000, 0x40000000
+_NEW_NS, _NEW_UTS, _NEW_IPC, _NEW_CGROUP = 0x00020000, 0x04000000, 0x08000000, 0x02000000
+_SUBREAPER = 36
+
+
+def main(fd: int) -> None:
+    """Serve the manager on ``fd`` until it goes away."""
+    channel = Channel(socket.socket(fileno=fd))
+    wake, wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        spec, _ = channel.receive()
+        _load(spec)
+        _sandbox.prctl(_SUBREAPER, 1)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
+        channel.send({"op": "ready", "pid": os.getpid(), "threads": len(os.listdir("/proc/self/task"))})
+    except Exception as error:  # noqa: BLE001  # a template's code may raise anything; the manager says what
+        channel.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
+        return
+    while True:
+        ready, _, _ = select.select([channel.fileno(), wake], [], [])
+        if wake in ready:
+            os.read(wake, 4096)
+            _reap()
+        if channel.fileno() in ready:
+            try:
+                message, fds = channel.receive(rights=True)
+            except Closed:
+                return
+            _fork_slot(channel, message, fds, spec)
+            for number in fds:
+                os.close(number)
+
+
+def _load(spec: dict[str, Any]) -> None:
+    """Import what sandboxes share, and move it out of the collector's sight, so that it writes to none of it."""
+    for name in (
+        "encodings.idna",
+        "encodings.ascii",
+        "encodings.latin_1",
+        "traceback",
+        "linecache",
+        "tokenize",
+        "asyncio",
+        *spec["preload"],
+    ):
+        importlib.import_module(name)
+    kernel.warm()
+    if spec["warm"]:
+        exec(compile(spec["warm"], "<template>", "exec"), {"__name__": "__main__"})  # noqa: S102  # the operator's code
+    kernel.prepare(spec["variables"])
+    gc.collect()
+    gc.freeze()
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise RuntimeError(
+            f"{threads} threads run after the preload; a fork would lose them. Leave out what starts them"
+        )
+
+
+def _fork_slot(channel: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]) -> None:
+    control = Channel(socket.socket(fileno=os.dup(fds[0])))
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        control.close()
+        return
+    try:
+        channel.close()
+        signal.set_wakeup_fd(-1)
+        _become_slot(control, message, fds, spec)
+    except BaseException as error:  # noqa: BLE001  # nothing may return into the zygote's loop
+        control.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
+    os._exit(0)
+
+
+def _become_slot(control: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]) -> None:
+    """In the process between: enter cgroups and namespaces; its child is PID 1 of them, and adopted by the zygote."""
+    for path in message["cgroups"]:
+        Path(path, "cgroup.procs").write_text(str(os.getpid()))
+    user = os.geteuid()
+    flags = _NEW_NS | _NEW_UTS | _NEW_IPC | _NEW_CGROUP | _NEW_PID
+    if message["userns"]:
+        _sandbox.unshare(_NEW_USER)
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"1000 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"1000 {os.getegid()} 1")
+    if len(fds) > 1:
+        _sandbox.setns(fds[1], _NEW_NET)
+    else:
+        flags |= _NEW_NET
+    _sandbox.unshare(flags)
+    child = os.fork()
+    if child:
+        control.send({"op": "born", "pid": child})
+        os._exit(0)
+    slot.main(control, message, spec)
+
+
+def _reap() -> None:
+    """Slots are children of the zygote once the process between has ended."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

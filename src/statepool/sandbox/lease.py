@@ -1,0 +1,153 @@
+"""A slot lent to one tenant: shared by a sandbox, its forks and snapshots, given back when the last has gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from statepool.sandbox.errors import SandboxGone
+from statepool.sandbox.slots import Reply, Slot
+from statepool.sandbox.template import Limits
+
+if TYPE_CHECKING:
+    from statepool.sandbox.pool import Pool
+
+__all__ = ["Ending", "Lease"]
+
+
+class Ending:
+    """Becomes readable when a process has ended; for ``select``, and to wait for."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._event = threading.Event()
+
+    def __enter__(self) -> Ending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """For ``select``."""
+        return self._fd
+
+    def set(self) -> None:
+        """It has ended."""
+        self._event.set()
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._fd, 1)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the end; answers whether it came."""
+        return self._event.wait(timeout)
+
+    def close(self) -> None:
+        """Free the descriptor."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Lease:
+    """One tenant's hold on a slot."""
+
+    def __init__(self, pool: Pool, slot: Slot, uid: int, domain: str | None, limits: Limits) -> None:
+        self.pool, self.slot, self.uid, self.domain, self.limits = pool, slot, uid, domain, limits
+        self._lock = threading.Lock()
+        self._holders = 1
+        self._paused = 0
+        self._roots = 0
+        self._codes: dict[int, int] = {}
+        self._endings: dict[int, list[Ending]] = {}
+        slot.on_exit = self._exited
+        slot.on_lost = self._lost
+
+    def ask(self, message: dict[str, Any], fds: Iterable[int] = ()) -> Reply:
+        """A request to the slot."""
+        return self.slot.ask(message, fds)
+
+    def signal(self, pid: int, number: int, group: bool = False) -> bool:
+        """Send a signal to a process inside; answers whether it was there."""
+        return self.slot.signal(pid, number, group)
+
+    def ending(self, pid: int) -> Ending:
+        """What tells when this process has ended."""
+        made = Ending()
+        with self._lock:
+            if pid in self._codes or not self.slot.alive:
+                made.set()
+            else:
+                self._endings.setdefault(pid, []).append(made)
+        return made
+
+    def code(self, pid: int) -> int:
+        """Exit code of a process that has ended; -9 if its sandbox has."""
+        with self._lock:
+            return self._codes.get(pid, -9)
+
+    def root(self, below: int, *, seal: bool, allowed: Iterable[int] = ()) -> tuple[int, int, list[tuple[int, str]]]:
+        """A new root directory above another: its number and descriptor, or who is still at work below."""
+        with self._lock:
+            self._roots += 1
+            number = self._roots
+        message = {"op": "layer", "below": below, "root": number, "seal": seal, "allowed": list(allowed)}
+        answer, fds = self.ask(message)
+        if "busy" in answer:
+            return -1, -1, [(pid, line) for pid, line in answer["busy"]]
+        return number, fds[0], []
+
+    def drop(self, root: int) -> None:
+        """Take a root directory away and end who is in it."""
+        with contextlib.suppress(SandboxGone, OSError):
+            self.ask({"op": "drop", "root": root})
+
+    @property
+    def holders(self) -> int:
+        """Sandboxes and snapshots that live in the slot."""
+        return self._holders
+
+    def hold(self) -> None:
+        """One more sandbox or snapshot lives in this slot."""
+        with self._lock:
+            if self._holders == 0:
+                raise SandboxGone("the sandbox has ended")
+            self._holders += 1
+
+    def let_go(self) -> None:
+        """One less; the last one gives the slot back."""
+        with self._lock:
+            self._holders -= 1
+            last = self._holders == 0
+        if last:
+            if self._paused:
+                self.slot.cgroup.freeze(False)
+            self.slot.on_exit = self.slot.on_lost = None
+            self.pool.release(self.slot, self.uid, self.domain, self.slot.generation + 1)
+
+    def pause(self, paused: bool) -> bool:
+        """Count one more or less paused sandbox; all processes stop once every sandbox of the slot is paused."""
+        with self._lock:
+            self._paused += 1 if paused else -1
+            stop = self._paused >= self._holders
+        return self.slot.cgroup.freeze(stop)
+
+    def _exited(self, pid: int, code: int) -> None:
+        with self._lock:
+            self._codes[pid] = code
+            endings = self._endings.pop(pid, [])
+        for ending in endings:
+            ending.set()
+
+    def _lost(self, slot: Slot) -> None:
+        with self._lock:
+            endings = [ending for found in self._endings.values() for ending in found]
+            self._endings.clear()
+        for ending in endings:
+            ending.set()

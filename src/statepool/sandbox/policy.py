@@ -1,0 +1,55 @@
+"""Which slot a request gets, and how many wait ready: pure functions of a snapshot (TrEnv's start kinds)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Choice", "Parked", "choose", "wanted"]
+
+Kind = Literal["reuse", "switch", "cold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A clean slot that waits: whose template's memory it has, whose tenant it last served, since when, how often
+    used.
+    """
+
+    template: str
+    domain: str | None
+    since: float
+    uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """``reuse`` the parked slot ``index``; ``switch`` it to another template; or start ``cold``."""
+
+    kind: Kind
+    index: int = -1
+    fresh_network: bool = False
+
+
+def choose(parked: Sequence[Parked], template: str, domain: str | None, slots: int, most: int) -> Choice | None:
+    """The cheapest start that keeps trust domains apart; None if all ``most`` slots are busy.
+
+    A slot that served another domain gets a new network first. Another template's slot costs a new PID 1.
+    """
+    same = [i for i, slot in enumerate(parked) if slot.template == template]
+    if same:
+        trusted = [i for i in same if parked[i].uses == 0 or parked[i].domain == domain]
+        index = max(trusted or same, key=lambda i: parked[i].since)  # the warmest
+        return Choice("reuse", index, fresh_network=not trusted)
+    if slots < most:
+        return Choice("cold")
+    if parked:
+        return Choice("switch", min(range(len(parked)), key=lambda i: parked[i].since))
+    return None
+
+
+def wanted(low: int, high: int, arrivals_per_second: float, start_seconds: float) -> int:
+    """How many slots of a template should wait: enough for what arrives while one is being made, within bounds."""
+    return max(low, min(high, math.ceil(arrivals_per_second * start_seconds)))

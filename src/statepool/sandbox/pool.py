@@ -1,0 +1,408 @@
+"""The pool: slots that wait clean, zygotes that hold templates, and the thread that tends both."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from statepool.core.errors import InvalidRequest, Overloaded
+from statepool.sandbox import caps, ledger, policy
+from statepool.sandbox.cgroup import Cgroup, roots
+from statepool.sandbox.errors import SandboxError, SlotFailed
+from statepool.sandbox.slots import Reactor, Slot, Zygote
+from statepool.sandbox.template import Limits, Template
+
+__all__ = ["Pool", "default_pool"]
+
+_log = logging.getLogger(__name__)
+_FIRST_UID = 0x30000
+_UIDS = 0x10000
+_TICK = 0.25
+_SMOOTH = 0.3
+_PATIENCE = 5.0
+_MOST_USES = 1000
+"""Slots are made anew after so many tenants, so that nothing can pile up in one."""
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """One template: its zygote, the slots that wait, and how fast they are asked for."""
+
+    zygote: Zygote
+    parked: list[tuple[Slot, policy.Parked]] = field(default_factory=list)
+    arrivals: float = 0.0
+    since_tick: int = 0
+    starting: int = 0
+    start_seconds: float = 0.02
+
+
+class Pool:
+    """Owns all slots of one manager.
+
+    Args:
+        templates: kinds of sandboxes; ``py`` is there in any case.
+        driver: ``ns`` (root), ``userns`` (any user) or ``auto``, the strongest that this host and user can give.
+        folder: where its few files are; a folder of its own by default.
+        low: slots per used template that wait ready at least.
+        high: and at most.
+        most: slots at once.
+    """
+
+    def __init__(
+        self,
+        templates: Iterable[Template] = (),
+        *,
+        driver: str = "auto",
+        folder: Path | None = None,
+        low: int = 1,
+        high: int = 8,
+        most: int = 512,
+    ) -> None:
+        if not 0 <= low <= high <= most:
+            raise InvalidRequest(f"low, high, most: must not fall, got {low}, {high}, {most}", param="low")
+        self.driver = caps.pick(driver)
+        self.low, self.high, self.most = low, high, most
+        self._userns = self.driver == "userns"
+        self._cgroups = roots()
+        self._ledger = ledger.Ledger(folder)
+        self._reactor = Reactor()
+        self._shelves: dict[str, _Shelf] = {}
+        self._lock = threading.RLock()
+        self._count = itertools.count()
+        self._uids: set[int] = set()
+        self._busy: set[Slot] = set()
+        self._making = 0
+        self._due: dict[Any, tuple[float, Callable[[], None]]] = {}
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closed = False
+        self.counters = {"created": 0, "reuse": 0, "switch": 0, "cold": 0, "resets": 0, "destroyed": 0}
+        for template in [Template(), *templates]:
+            self.add(template)
+        self._thread = threading.Thread(target=self._keep, name="statepool-pool", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def templates(self) -> dict[str, Template]:
+        """By name."""
+        with self._lock:
+            return {name: shelf.zygote.template for name, shelf in self._shelves.items()}
+
+    def add(self, template: Template) -> None:
+        """Add a template, or put another one in place of it; its running sandboxes keep what they have."""
+        with self._lock:
+            old = self._shelves.get(template.name)
+            if old is not None and old.zygote.template == template:
+                return
+            folder = self._ledger.folder / str(next(self._count))
+            folder.mkdir(mode=0o755)
+            zygote = Zygote(template, folder, userns=self._userns, born=self._journal)
+            self._shelves[template.name] = _Shelf(zygote)
+        if old is not None:
+            for slot, _ in old.parked:
+                self._destroy(slot)
+            old.zygote.close()
+
+    def fill(self, template: str, count: int) -> None:
+        """Make slots until ``count`` of them wait, or no more may be.
+
+        Raises:
+            SlotFailed: one could not be made.
+        """
+        shelf = self._shelf(template)
+        while True:
+            with self._lock:
+                waiting = sum(len(other.parked) for other in self._shelves.values())
+                if len(shelf.parked) >= count or waiting + len(self._busy) + self._making >= self.most:
+                    return
+                self._making += 1
+            try:
+                slot = self._make(shelf)
+            finally:
+                with self._lock:
+                    self._making -= 1
+            with self._lock:
+                shelf.parked.append((slot, policy.Parked(template, None, time.monotonic(), 0)))
+
+    def acquire(self, template: str = "py", domain: str | None = None) -> Slot:
+        """A clean slot of this template.
+
+        Raises:
+            InvalidRequest: no such template.
+            Overloaded: all slots are busy.
+            SlotFailed: one could not be made.
+        """
+        shelf = self._shelf(template)
+        with self._lock:
+            shelf.since_tick += 1
+        deadline = time.monotonic() + _PATIENCE
+        while (found := self._choose(template, domain)) is None:
+            if not self._making or time.monotonic() > deadline:
+                raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
+            time.sleep(0.002)  # one is being made at this moment
+        choice, taken = found
+        if choice.kind == "reuse" and taken is not None:
+            if len(shelf.parked) < self.low:
+                self._work.put(lambda: self._refill(template))
+            return self._cross(taken, template, domain) if choice.fresh_network else taken
+        if taken is not None:
+            self._destroy(taken)
+        try:
+            slot = self._make(shelf)
+        finally:
+            with self._lock:
+                self._making -= 1
+        with self._lock:
+            self._busy.add(slot)
+        return slot
+
+    def _choose(self, template: str, domain: str | None) -> tuple[policy.Choice, Slot | None] | None:
+        """Decide, and take what was decided on out of the others' reach."""
+        with self._lock:
+            waiting = [(other, slot, about) for other in self._shelves.values() for slot, about in other.parked]
+            everything = len(waiting) + len(self._busy) + self._making
+            choice = policy.choose([about for *_, about in waiting], template, domain, everything, self.most)
+            if choice is None:
+                return None
+            self.counters["created"] += 1
+            self.counters[choice.kind] += 1
+            taken = None
+            if choice.index >= 0:
+                other, taken, about = waiting[choice.index]
+                other.parked.remove((taken, about))
+            if choice.kind == "reuse" and taken is not None:
+                self._busy.add(taken)
+            else:
+                self._making += 1
+            return choice, taken
+
+    def _cross(self, slot: Slot, template: str, domain: str | None) -> Slot:
+        """Make a slot of another trust domain fit for this one."""
+        assert slot.tenant is not None
+        self.give_uid(slot.tenant[0])
+        problem = slot.reset(network=True)
+        if problem is not None:
+            self.discard(slot, problem)
+            return self.acquire(template, domain)
+        self._park(slot)
+        return slot
+
+    def release(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
+        """Give a slot back; it is cleaned behind the caller's back, or ended if it cannot be."""
+        self._work.put(lambda: self._clean(slot, uid, domain, uses))
+
+    def discard(self, slot: Slot, reason: str) -> None:
+        """End a slot that must not be used again."""
+        _log.info("slot %s is ended: %s", slot.name, reason)
+        with self._lock:
+            self._busy.discard(slot)
+        self._destroy(slot)
+
+    def take_uid(self) -> int:
+        """A user id that no living sandbox has."""
+        if self._userns:
+            return 1000
+        with self._lock:
+            for _ in range(_UIDS):
+                uid = _FIRST_UID + next(self._count) % _UIDS
+                if uid not in self._uids:
+                    self._uids.add(uid)
+                    return uid
+        raise Overloaded("all user ids are in use")
+
+    def give_uid(self, uid: int) -> None:
+        """The last sandbox with this id has ended."""
+        with self._lock:
+            self._uids.discard(uid)
+
+    def at(self, key: Any, when: float | None, act: Callable[[], None]) -> None:
+        """Call ``act`` once ``time.monotonic()`` passes ``when``; None: do not, after all."""
+        with self._lock:
+            if when is None:
+                self._due.pop(key, None)
+            else:
+                self._due[key] = (when, act)
+
+    @property
+    def limits_by_cgroup(self) -> bool:
+        """False for a user without cgroups: the data segment of each process is limited instead."""
+        return bool(self._cgroups)
+
+    def restart(self, slot: Slot, limits: Limits) -> None:
+        """Begin a waiting slot anew, with other limits than its template's."""
+        assert slot.tenant is not None
+        uid, _, link = slot.tenant
+        slot.signal(link.process(), signal.SIGKILL)
+        link.close()
+        slot.park(uid, limits, memory_rlimit=not self._cgroups)
+
+    def waiting(self) -> dict[str, int]:
+        """Slots that wait, by template."""
+        with self._lock:
+            return {name: len(shelf.parked) for name, shelf in self._shelves.items()}
+
+    def busy(self) -> int:
+        """Slots in use or being cleaned."""
+        with self._lock:
+            return len(self._busy)
+
+    def settle(self, timeout: float = 30.0) -> None:
+        """Wait until everything given back is clean again."""
+        done = threading.Event()
+        self._work.put(done.set)
+        done.wait(timeout)
+
+    def close(self) -> None:
+        """End all sandboxes and zygotes and remove everything."""
+        if self._closed:
+            return
+        self._closed = True
+        self._work.put(None)
+        self._thread.join(30)
+        with self._lock:
+            slots = [*self._busy, *(slot for shelf in self._shelves.values() for slot, _ in shelf.parked)]
+            self._busy.clear()
+        for slot in slots:
+            self._destroy(slot)
+        for shelf in self._shelves.values():
+            shelf.zygote.close()
+        self._reactor.close()
+        self._ledger.close()
+
+    def _shelf(self, template: str) -> _Shelf:
+        shelf = self._shelves.get(template)
+        if shelf is None:
+            raise InvalidRequest(
+                f"template: there is no {template!r}; known are {', '.join(self._shelves)}", param="template"
+            )
+        if self._closed:
+            raise SandboxError("the pool is closed")
+        return shelf
+
+    def _make(self, shelf: _Shelf) -> Slot:
+        began = time.monotonic()
+        name = f"{os.getpid()}-{next(self._count)}"
+        group = Cgroup(name, self._cgroups)
+        self._ledger.write(cgroup=name)
+        group.create()
+        shelf.zygote.start()
+        slot = Slot(name, shelf.zygote, group, self._reactor)
+        try:
+            slot.start(self._journal)
+            self._park(slot)
+        except (SlotFailed, OSError):
+            slot.destroy()
+            raise
+        shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
+        return slot
+
+    def _journal(self, pid: int) -> None:
+        self._ledger.write(pid=pid, started=ledger.started(pid))
+
+    def _park(self, slot: Slot) -> None:
+        limits = slot.zygote.template.limits
+        slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+        slot.park(self.take_uid(), limits, memory_rlimit=not self._cgroups)
+
+    def _destroy(self, slot: Slot) -> None:
+        if slot.tenant is not None:
+            self.give_uid(slot.tenant[0])
+        self.counters["destroyed"] += 1
+        if not slot.destroy():
+            _log.warning("a cgroup of slot %s could not be removed: something in it does not die", slot.name)
+
+    def _clean(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
+        problem = slot.reset(network=False) if slot.alive and uses < _MOST_USES else "it was used often enough"
+        self.give_uid(uid)
+        shelf = self._shelves.get(slot.zygote.template.name)
+        if problem is None and (shelf is None or shelf.zygote is not slot.zygote or len(shelf.parked) >= self.high):
+            problem = "enough slots wait"
+        if problem is None and not self._closed:
+            try:
+                self._park(slot)
+            except SandboxError as error:
+                problem = error.message
+        if problem is not None or self._closed:
+            self.discard(slot, problem or "the pool is closed")
+            return
+        assert shelf is not None
+        with self._lock:
+            self.counters["resets"] += 1
+            self._busy.discard(slot)
+            shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, time.monotonic(), uses)))
+
+    def _refill(self, template: str) -> None:
+        shelf = self._shelves[template]
+        want = policy.wanted(self.low, self.high, shelf.arrivals, shelf.start_seconds)
+        try:
+            if not self._closed:
+                self.fill(template, want)
+        except (SandboxError, OSError) as error:
+            _log.warning("template %s: %s", template, error)
+            shelf.arrivals = 0.0  # not again before somebody asks
+
+    def _keep(self) -> None:
+        tick = time.monotonic() + _TICK
+        while True:
+            with contextlib.suppress(queue.Empty):
+                work = self._work.get(timeout=max(0.0, tick - time.monotonic()))
+                if work is None:
+                    return
+                try:
+                    work()
+                except (SandboxError, OSError) as error:
+                    _log.warning("a slot could not be cleaned: %s", error)
+            now = time.monotonic()
+            if now >= tick:
+                tick = now + _TICK
+                self._tend(now)
+
+    def _tend(self, now: float) -> None:
+        with self._lock:
+            due = [key for key, (when, _) in self._due.items() if when <= now]
+            acts = [self._due.pop(key)[1] for key in due]
+            used = [name for name, shelf in self._shelves.items() if shelf.arrivals > 0.01 or shelf.since_tick]
+            for shelf in self._shelves.values():
+                shelf.arrivals += _SMOOTH * (shelf.since_tick / _TICK - shelf.arrivals)
+                shelf.since_tick = 0
+        for act in acts:
+            try:
+                act()
+            except (SandboxError, OSError) as error:
+                _log.warning("a sandbox whose time was over could not be ended: %s", error)
+        for name in used:
+            self._refill(name)
+
+
+_default: Pool | None = None
+_default_lock = threading.Lock()
+
+
+def default_pool() -> Pool:
+    """The pool of this process, made when first asked for and closed at exit.
+
+    Raises:
+        IsolationUnavailable: this host gives no isolation at all.
+    """
+    global _default  # noqa: PLW0603  # one per process
+    with _default_lock:
+        if _default is None or _default._closed:
+            _default = Pool()
+            atexit.register(_default.close)
+        return _default

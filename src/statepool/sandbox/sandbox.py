@@ -1,0 +1,387 @@
+"""The sandbox: cells, commands, files, snapshots and forks of one tenant."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from statepool.core.config import parse_size
+from statepool.core.errors import InvalidRequest, StatepoolError
+from statepool.sandbox.cgroup import Usage
+from statepool.sandbox.channel import Channel, Closed, pair
+from statepool.sandbox.context import Context, Show
+from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone
+from statepool.sandbox.execution import Execution
+from statepool.sandbox.files import Files
+from statepool.sandbox.lease import Lease
+from statepool.sandbox.link import Link
+from statepool.sandbox.process import Commands
+from statepool.sandbox.template import HOME
+
+if TYPE_CHECKING:
+    from statepool.sandbox.net import Proxy
+    from statepool.sandbox.pool import Pool
+
+__all__ = ["Context", "Sandbox", "Snapshot"]
+
+
+class Snapshot:
+    """A moment of a sandbox: its kernel's memory in a frozen process, its files as a sealed layer. Nothing is copied.
+
+    It outlives its sandbox, and holds the slot until it is closed.
+    """
+
+    def __init__(self, sandbox: Sandbox, channel: Channel, root: int, pid: int) -> None:
+        self.id = secrets.token_hex(8)
+        self.source, self.template = sandbox.id, sandbox.template
+        self.root, self.pid = root, pid
+        self._lease, self._channel = sandbox.lease, channel
+        self._settings = (sandbox.env, sandbox.seed, sandbox.timeout)
+        self._lock = threading.Lock()
+        self._open = True
+        self._lease.hold()
+
+    def fork(self, count: int = 1) -> list[Sandbox]:
+        """``count`` new sandboxes that begin here, with random numbers of their own. They share the slot and its
+        limits.
+        """
+        if count < 1:
+            raise InvalidRequest(f"count: must be positive, got {count}", param="count")
+        return [self._fork_one() for _ in range(count)]
+
+    def close(self) -> None:
+        """Give the moment up; what began from it lives on."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        self._channel.close()
+        self._lease.let_go()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def grow(self, context: Context, *, reseed: bool, seed: int | None, env: dict[str, str]) -> int:
+        """A kernel for ``context`` that begins here; answers the number of its root directory."""
+        with self._lock:
+            if not self._open:
+                raise SandboxGone("the snapshot was closed", param="snapshot")
+            number, root, _ = self._lease.root(self.root, seal=False)
+            link, ends = Link.make()
+            try:
+                with ends:
+                    self._channel.send({"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root])
+                answer, _ = self._channel.receive()
+            except Closed:
+                link.close()
+                raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
+            finally:
+                os.close(root)
+        link.pid = int(answer["pid"])
+        context.attach(link, begin=False)
+        ready = context.receive(30.0)
+        if ready.get("error"):
+            raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
+        return number
+
+    def _fork_one(self) -> Sandbox:
+        env, seed, timeout = self._settings
+        self._lease.hold()
+        made = Sandbox._shell(self._lease, self.template, env, seed, timeout)
+        try:
+            made._root = self.grow(made.context, reseed=True, seed=seed, env={"STATEPOOL_SANDBOX": made.id})
+        except BaseException:
+            self._lease.let_go()
+            raise
+        return made
+
+
+class Sandbox:
+    """One tenant's place to run code.
+
+    Args:
+        template: kind of sandbox.
+        pool: where slots come from; the pool of this process by default.
+        timeout: seconds until it is ended by itself; None: never.
+        memory: most memory, such as "512MiB"; the template's by default.
+        cpus: most cores; the template's by default.
+        env: variables for cells and commands.
+        domain: whom it belongs to; a slot crosses domains only with a new network.
+        seed: of ``random`` and ``numpy.random``; None draws one.
+        network: hosts it may reach through a proxy (``"pypi.org"``, ``"*.example.com"``); none by default.
+
+    Raises:
+        InvalidRequest: an argument is out of range.
+        IsolationUnavailable: this host cannot isolate it.
+        Overloaded: all slots are busy.
+    """
+
+    lease: Lease
+    context: Context
+    _proxy: Proxy | None
+    kills: int
+    """Processes that the kernel has ended for want of memory, as far as was told."""
+
+    def __init__(
+        self,
+        template: str = "py",
+        *,
+        pool: Pool | None = None,
+        timeout: float | None = None,
+        memory: str | int | None = None,
+        cpus: float | None = None,
+        env: dict[str, str] | None = None,
+        domain: str | None = None,
+        seed: int | None = None,
+        network: tuple[str, ...] | list[str] = (),
+    ) -> None:
+        if pool is None:
+            from statepool.sandbox.pool import default_pool
+
+            pool = default_pool()
+        slot = pool.acquire(template, domain)
+        kind = slot.zygote.template
+        assert slot.tenant is not None
+        uid = slot.tenant[0]
+        try:
+            limits = kind.limited(memory_bytes=None if memory is None else parse_size(memory), cpus=cpus)
+            if limits != kind.limits:
+                slot.cgroup.limit(limits.memory_bytes, limits.processes, limits.cpus)
+                if (
+                    not pool.limits_by_cgroup
+                    or replace(limits, memory_bytes=kind.limits.memory_bytes, cpus=kind.limits.cpus) != kind.limits
+                ):
+                    pool.restart(slot, limits)
+            link, slot.tenant = slot.tenant[2], None
+            self._begin(Lease(pool, slot, uid, domain, limits), template, dict(env or {}), seed, timeout)
+            self.context.attach(link)
+        except (StatepoolError, Closed) as error:
+            pool.release(slot, uid, domain, slot.generation + 1)
+            raise (
+                error if isinstance(error, StatepoolError) else SandboxGone("the waiting slot had ended; try again")
+            ) from None
+        if network:
+            from statepool.sandbox.net import grant
+
+            self._proxy = grant(self, network)
+
+    create = classmethod(lambda cls, *args, **kwargs: cls(*args, **kwargs))
+
+    @classmethod
+    def _shell(
+        cls, lease: Lease, template: str, env: dict[str, str], seed: int | None, timeout: float | None
+    ) -> Sandbox:
+        """A sandbox in a slot that is held already."""
+        made = cls.__new__(cls)
+        made._begin(lease, template, dict(env), seed, timeout)
+        return made
+
+    def _begin(self, lease: Lease, template: str, env: dict[str, str], seed: int | None, timeout: float | None) -> None:
+        self.id = secrets.token_hex(10)
+        self.template, self.env, self.seed = template, env, seed
+        self.lease, self.limits = lease, lease.limits
+        self.started = time.time()
+        self._root = 0
+        self.kills = 0
+        self._proxy = None
+        self._open, self.paused = True, False
+        self._files: tuple[int, Files, int] | None = None
+        self.contexts: dict[str, Context] = {}
+        self.context = Context(self, HOME, seed)
+        self.contexts = {self.context.id: self.context}
+        begin = lease.slot.zygote.template.variables() | self.variables
+        self.commands = Commands(lease, lambda: self._root, begin, lease.limits.output_bytes)
+        self.timeout: float | None = None
+        self.set_timeout(timeout)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} of {self.template}>"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What it adds to its template's variables."""
+        return self.env | {"STATEPOOL_SANDBOX": self.id}
+
+    def add_variables(self, variables: dict[str, str]) -> None:
+        """More variables for later cells and commands."""
+        self.env |= variables
+        self.commands.env |= variables
+        for context in self.contexts.values():
+            context.tell(variables)
+
+    @property
+    def files(self) -> Files:
+        """The sandbox's files."""
+        self._usable()
+        if self._files is None or self._files[0] != self._root:
+            self._forget_files()
+            _, fds = self.lease.ask({"op": "root", "root": self._root})
+            owns = self.lease.pool.driver == "ns"
+            self._files = (self._root, Files(fds[0], self.lease.uid, owns), fds[0])
+        return self._files[1]
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        context: Context | None = None,
+        timeout: float | None = 300.0,
+        env: dict[str, str] | None = None,
+        on_stdout: Show | None = None,
+        on_stderr: Show | None = None,
+    ) -> Execution:
+        """Run a cell of Python; names stay for the next one. After ``timeout`` seconds it is interrupted, then
+        killed.
+        """
+        self._usable()
+        return (context or self.context).run(code, timeout, env, on_stdout, on_stderr)
+
+    def create_context(self, cwd: str = HOME) -> Context:
+        """A further kernel with names of its own."""
+        self._usable()
+        made = Context(self, cwd, self.seed)
+        self.contexts[made.id] = made
+        return made
+
+    def snapshot(self) -> Snapshot:
+        """Keep this moment: memory of the kernel and files. Some milliseconds; nothing is copied.
+
+        Raises:
+            NotQuiescent: a process, thread or socket would be lost; the message names it.
+        """
+        self._usable()
+        others = [context for context in self.contexts.values() if context is not self.context and context.alive]
+        if others:
+            raise NotQuiescent(f"snapshot: the further kernel {others[0].id} would be lost; close it first")
+        obstacles = self.context.ask({"op": "check"})["obstacles"]
+        if obstacles:
+            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
+        below = self._root
+        number, root, busy = self.lease.root(below, seal=True, allowed=[self.context.pid])
+        if busy:
+            raise NotQuiescent(f"snapshot: the process {busy[0][0]} ({busy[0][1][:60]}) still runs and would be lost")
+        ours, theirs = pair()
+        try:
+            answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
+        finally:
+            theirs.close()
+            os.close(root)
+        if answer.get("error"):
+            self.context.kill()
+            raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
+        self._root = number
+        return Snapshot(self, ours, below, int(answer["pid"]))
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a moment of this sandbox or of one it was forked from; what came after is forgotten."""
+        self._usable()
+        if snapshot._lease is not self.lease:
+            raise InvalidRequest("snapshot: it belongs to another sandbox", param="snapshot")
+        self._forget_files()
+        for context in self.contexts.values():
+            context.kill()
+        self.contexts = {self.context.id: self.context}
+        old = self._root
+        self._root = snapshot.grow(self.context, reseed=False, seed=None, env={})
+        self.lease.drop(old)
+
+    def fork(self, count: int = 1) -> list[Sandbox]:
+        """``count`` sandboxes that go on from here, each with memory and files of its own. This one goes on too."""
+        moment = self.snapshot()
+        try:
+            return moment.fork(count)
+        finally:
+            moment.close()
+
+    def pause(self) -> None:
+        """Stop all its processes; they keep their memory and use no CPU."""
+        self._usable()
+        self.paused = True
+        if not self.lease.pause(True):
+            raise SandboxError("pause: the processes did not stop in time, or this driver has no freezer")
+
+    def resume(self) -> None:
+        """Let a paused sandbox go on."""
+        if self.paused:
+            self.lease.pause(False)
+            self.paused = False
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """End it by itself after so many seconds from now; None: never."""
+        if seconds is not None and seconds < 0:
+            raise InvalidRequest(f"timeout: must not be negative, got {seconds}", param="timeout")
+        self.timeout = seconds
+        self.ends = None if seconds is None else time.time() + seconds
+        self.lease.pool.at(id(self), None if seconds is None else time.monotonic() + seconds, self.close)
+
+    def metrics(self) -> Usage:
+        """What its slot has used."""
+        return self.lease.slot.cgroup.usage()
+
+    def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
+        """A connection to a port on the sandbox's loopback."""
+        self._usable()
+        try:
+            _, fds = self.lease.ask({"op": "connect", "port": port, "timeout": timeout})
+        except OSError as error:
+            raise SandboxGone(f"port: nothing answers on {port}: {error.strerror}", param="port") from None
+        return socket.socket(fileno=fds[0])
+
+    def close(self) -> None:
+        """End it. The slot is cleaned and used again."""
+        if not self._open:
+            return
+        self._open = False
+        self.lease.pool.at(id(self), None, self.close)
+        if self._proxy is not None:
+            self._proxy.close()
+        if self.paused:
+            self.lease.pause(False)
+        self._forget_files()
+        for context in self.contexts.values():
+            context.drop()
+        if self.lease.holders > 1:
+            self.lease.drop(self._root)
+        self.lease.let_go()
+
+    kill = close
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be used."""
+        return self._open and self.lease.slot.alive
+
+    def start_kernel(self) -> Link:
+        """A kernel without a tenant's state, in this sandbox's files."""
+        link, ends = Link.make()
+        with ends:
+            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root}, ends.fds)
+        return link
+
+    def _forget_files(self) -> None:
+        if self._files is not None:
+            os.close(self._files[2])
+            self._files = None
+
+    def _usable(self) -> None:
+        if not self._open or not self.lease.slot.alive:
+            raise SandboxGone(f"the sandbox {self.id} has ended")
+        if self.paused:
+            raise SandboxError(f"the sandbox {self.id} is paused; resume it first")

@@ -1,0 +1,126 @@
+"""The server's application: control plane and data plane behind one address, told apart by the header that names a
+sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from statepool.core.errors import StatepoolError
+from statepool.sandbox.errors import SandboxGone
+from statepool.sandbox.server import cells, control, envd, folders
+from statepool.sandbox.server.registry import Registry
+
+__all__ = ["create_app", "serve"]
+
+_THREADS = 256
+
+
+def create_app(registry: Registry, *, api_key: str | None = None) -> ASGIApp:
+    """The application; with ``api_key`` every request of the control plane must carry it."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        from anyio import to_thread
+
+        to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        yield
+        registry.close_all()
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "driver": registry.pool.driver})
+
+    async def metrics(_: Request) -> Response:
+        return PlainTextResponse(_metrics(registry), media_type="text/plain; version=0.0.4")
+
+    async def failed(_: Request, error: Exception) -> Response:
+        assert isinstance(error, StatepoolError)
+        return control.refused(error)
+
+    routes = [Route("/health", health), Route("/metrics", metrics), *control.routes(registry), cells.fusion(registry)]
+    plane = Starlette(routes=routes, lifespan=lifespan, exception_handlers={StatepoolError: failed})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope.get("headers", ())}
+        if scope["type"] == "http" and "e2b-sandbox-id" in headers:
+            await _data(registry, headers, scope, receive, send)
+            return
+        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        open_paths = ("/health",)
+        if (
+            scope["type"] == "http"
+            and api_key
+            and scope["path"] not in open_paths
+            and not hmac.compare_digest(given, api_key)
+        ):
+            await JSONResponse({"code": 401, "message": "X-API-Key: missing or wrong"}, 401)(scope, receive, send)
+            return
+        await plane(scope, receive, send)
+
+    return app
+
+
+async def _data(registry: Registry, headers: dict[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+    """One request to the inside of a sandbox."""
+    request = Request(scope, receive)
+    path: str = scope["path"]
+    try:
+        record = registry.get(headers["e2b-sandbox-id"])
+        if path != "/files" or request.query_params.get("signature") is None:
+            record.check(headers.get("x-access-token") or headers.get("e2b-traffic-access-token"))
+        if record.sandbox.paused:
+            raise SandboxGone("The sandbox was not found: it is paused")
+        answer: Any
+        if path.startswith(("/process.", "/filesystem.")):
+            make = envd.application if path.startswith("/process.") else folders.application
+            answer = record.services.setdefault(path.split(".", maxsplit=1)[0], None) or make(record.sandbox)
+            record.services[path.split(".", maxsplit=1)[0]] = answer
+        elif headers.get("e2b-sandbox-port") == "49999" or path.startswith(("/execute", "/contexts")):
+            answer = await cells.interpreter(record, request)
+        elif path == "/files":
+            answer = await folders.transfer(record, request)
+        elif path == "/health":
+            answer = Response(status_code=204)
+        else:
+            answer = JSONResponse({"code": 404, "message": f"no such path: {path}"}, 404)
+    except SandboxGone as error:
+        # This is how E2B's proxy says that a sandbox has gone; its SDK reads the words.
+        gone = error.param is None
+        message = f"The sandbox was not found: {error.message}" if gone else error.message
+        answer = JSONResponse({"code": 502 if gone else 404, "message": message}, 502 if gone else 404)
+    except StatepoolError as error:
+        answer = control.refused(error)
+    await answer(scope, receive, send)
+
+
+def _metrics(registry: Registry) -> str:
+    """Counters and gauges in Prometheus' text format."""
+    pool = registry.pool
+    lines = []
+    for name, value in pool.counters.items():
+        lines += [f"# TYPE statepool_sandbox_{name}_total counter", f"statepool_sandbox_{name}_total {value}"]
+    lines += ["# TYPE statepool_sandbox_slots gauge", f'statepool_sandbox_slots{{state="busy"}} {pool.busy()}']
+    lines += [
+        f'statepool_sandbox_slots{{state="waiting",template="{name}"}} {count}'
+        for name, count in pool.waiting().items()
+    ]
+    states = [record.state for record in registry.records()]
+    lines += ["# TYPE statepool_sandbox_live gauge"]
+    lines += [f'statepool_sandbox_live{{state="{state}"}} {states.count(state)}' for state in ("running", "paused")]
+    return "\n".join(lines) + "\n"
+
+
+def serve(registry: Registry, host: str, port: int, api_key: str | None) -> None:
+    """Serve until interrupted."""
+    import uvicorn
+
+    uvicorn.run(create_app(registry, api_key=api_key), host=host, port=port, log_level="warning", access_log=False)

@@ -1,0 +1,342 @@
+"""The manager's side of slots and zygotes: starting them, asking them, hearing when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from statepool.sandbox.cgroup import Cgroup
+from statepool.sandbox.channel import Channel, Closed, pair
+from statepool.sandbox.errors import SandboxGone, SlotFailed
+from statepool.sandbox.link import Link
+from statepool.sandbox.template import Limits, Template, skeleton
+
+__all__ = ["Reactor", "Slot", "Zygote"]
+
+_log = logging.getLogger(__name__)
+_ANSWER_SECONDS = 30.0
+_START_SECONDS = 120.0
+
+Reply = tuple[dict[str, Any], list[int]]
+
+
+class Reactor:
+    """One thread that reads what slots say: answers to questions, and news of processes that ended."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._loop, name="statepool-sandbox", daemon=True)
+        self._closing = False
+        self._lock = threading.Lock()
+        self._gone: list[Slot] = []
+        self._thread.start()
+
+    def add(self, slot: Slot) -> None:
+        """Listen to a slot."""
+        self._selector.register(slot.channel, selectors.EVENT_READ, slot)
+        self._nudge()
+
+    def remove(self, slot: Slot) -> None:
+        """Listen no longer; the slot's channel is closed by the reactor itself."""
+        with self._lock:
+            self._gone.append(slot)
+        self._nudge()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing = True
+        self._nudge()
+        self._thread.join(5)
+        self._selector.close()
+        for fd in (self._wake, self._wake_in):
+            os.close(fd)
+
+    def _nudge(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_in, b".")
+
+    def _loop(self) -> None:
+        while not self._closing:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, 4096)
+                    continue
+                slot: Slot = key.data
+                try:
+                    slot.hear(*slot.channel.receive(rights=True))
+                except Closed:
+                    self._forget(slot)
+            with self._lock:
+                gone, self._gone = self._gone, []
+            for slot in gone:
+                self._forget(slot)
+
+    def _forget(self, slot: Slot) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(slot.channel)
+        slot.channel.close()
+        slot.lost()
+
+
+class Zygote:
+    """The process that holds a template's memory. Started when first needed; started again if it dies."""
+
+    def __init__(self, template: Template, folder: Path, *, userns: bool, born: Callable[[int], None]) -> None:
+        """``born`` hears the process id before the process does anything."""
+        self.template = template
+        self.folder = folder / f"template-{template.name}"
+        self.userns = userns
+        self._born = born
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process unless it runs.
+
+        Raises:
+            SlotFailed: the preload failed; the message has the reason.
+        """
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            self._start()
+
+    def fork(self, message: dict[str, Any], fds: Iterable[int]) -> None:
+        """Ask for a slot; its first words come on its own channel, ``fds[0]``."""
+        fds = list(fds)
+        for _ in range(2):
+            self.start()
+            with self._lock, contextlib.suppress(Closed):
+                assert self._channel is not None
+                self._channel.send(message, fds)
+                return
+            self.close()
+        raise SlotFailed(f"template {self.template.name}: its zygote ends as soon as it is asked for a slot")
+
+    def close(self) -> None:
+        """End the process; its slots live on."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            if self._process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(2)
+                self._process.kill()
+                self._process.wait()
+            self._process = self._channel = None
+
+    def _start(self) -> None:
+        if not (self.folder / "skeleton").exists():
+            (self.folder / "skeleton").mkdir(parents=True)
+            (self.folder / "base").mkdir()
+            skeleton(self.template, self.folder / "skeleton")
+        if self._channel is not None:
+            self._channel.close()
+        ours, theirs = pair()
+        self._process = subprocess.Popen(
+            # Nothing of the manager's variables goes along; the fixed hash seed gives sets one order everywhere.
+            [sys.executable, "-m", "statepool.sandbox.inside.zygote", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=self.template.variables() | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "0"},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._born(self._process.pid)
+        self._channel = ours
+        ours.send(self.template.spec())
+        ours.socket.settimeout(_START_SECONDS)
+        try:
+            hello, _ = ours.receive()
+        except Closed as error:
+            hello = {"op": "failed", "error": str(error)}
+        ours.socket.settimeout(None)
+        if hello["op"] != "ready":
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            raise SlotFailed(f"template {self.template.name}: {hello['error']}")
+
+
+class Slot:
+    """One slot: namespaces, cgroups, and the PID 1 in them."""
+
+    def __init__(self, name: str, zygote: Zygote, cgroup: Cgroup, reactor: Reactor) -> None:
+        self.name, self.zygote, self.cgroup = name, zygote, cgroup
+        self.pid = 0
+        self._pidfd = -1
+        self.generation = 0
+        self.on_exit: Callable[[int, int], None] | None = None
+        """Called from the reactor with a process id inside and an exit code."""
+        self.on_lost: Callable[[Slot], None] | None = None
+        self._reactor = reactor
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[Reply]] = {}
+        self._next = 0
+        self.alive = False
+        self.tenant: tuple[int, Limits, Link] | None = None
+        """User id, limits and kernel that wait for the next tenant."""
+        self.channel, self._theirs = pair()
+
+    def start(self, born: Callable[[int], None]) -> None:
+        """Fork from the zygote and wait until it is ready. ``born`` hears the host's process id first.
+
+        Raises:
+            SlotFailed: with what went wrong inside.
+        """
+        template = self.zygote.template
+        message = {
+            "cgroups": [str(path) for path in self.cgroup.paths.values()],
+            "userns": self.zygote.userns,
+            "folder": str(self.zygote.folder / "base"),
+            "skeleton": str(self.zygote.folder / "skeleton"),
+            "layers": list(template.layers),
+            "sources": template.sources(),
+        }
+        self.zygote.fork(message, [self._theirs.fileno()])
+        self._theirs.close()
+        self.channel.socket.settimeout(_ANSWER_SECONDS)
+        try:
+            while True:
+                news, _ = self.channel.receive()
+                if news["op"] == "born":
+                    self.pid = news["pid"]
+                    self._pidfd = os.pidfd_open(self.pid)
+                    born(self.pid)
+                elif news["op"] == "ready":
+                    break
+                else:
+                    raise SlotFailed(f"slot {self.name}: {news['error']}")
+        except Closed as error:
+            raise SlotFailed(f"slot {self.name}: {error}") from None
+        self.channel.socket.settimeout(None)
+        self.alive = True
+        self._reactor.add(self)
+
+    def park(self, uid: int, limits: Limits, memory_rlimit: bool) -> None:
+        """Make a kernel wait for a tenant of this user id: confined already, with nothing of the tenant's yet."""
+        link, ends = Link.make()
+        values = {name: getattr(limits, name) for name in limits.__dataclass_fields__}
+        with ends:
+            link.pid = self.post(
+                {"op": "start", "uid": uid, "limits": values, "memory_rlimit": memory_rlimit}, ends.fds
+            )
+        self.tenant = (uid, limits, link)
+
+    def post(self, message: dict[str, Any], fds: Iterable[int] = ()) -> Future[Reply]:
+        """Send a request; the future has the answer and its descriptors, which the caller closes."""
+        future: Future[Reply] = Future()
+        with self._lock:
+            if not self.alive:
+                raise SandboxGone("the sandbox has ended")
+            self._next += 1
+            self._waiting[self._next] = future
+            try:
+                self.channel.send(message | {"id": self._next}, fds)
+            except Closed:
+                del self._waiting[self._next]
+                raise SandboxGone("the sandbox has ended") from None
+        return future
+
+    def ask(self, message: dict[str, Any], fds: Iterable[int] = (), timeout: float = _ANSWER_SECONDS) -> Reply:
+        """Send a request and wait for its answer.
+
+        Raises:
+            SandboxGone: the slot has ended.
+            SlotFailed: no answer in time.
+            OSError: what the request met inside.
+        """
+        try:
+            answer, got = self.post(message, fds).result(timeout)
+        except TimeoutError:
+            raise SlotFailed(f"slot {self.name} gave no answer to {message['op']} within {timeout:g} s") from None
+        if "error" in answer:
+            raise OSError(answer.get("errno", 0), answer["error"])
+        return answer, got
+
+    def signal(self, pid: int, number: int, group: bool = False) -> bool:
+        """Send a signal to a process inside; answers whether it was there."""
+        answer, _ = self.ask({"op": "signal", "pid": pid, "number": number, "group": group})
+        return bool(answer["sent"])
+
+    def hear(self, message: dict[str, Any], fds: list[int]) -> None:
+        """From the reactor: one message of the slot."""
+        if "re" in message:
+            with self._lock:
+                future = self._waiting.pop(message["re"], None)
+            if future is None or not future.set_running_or_notify_cancel():
+                for fd in fds:
+                    os.close(fd)
+            else:
+                future.set_result((message, fds))
+        elif message.get("op") == "exit" and self.on_exit is not None:
+            self.on_exit(message["pid"], message["code"])
+        elif message.get("op") == "failed":
+            _log.warning("slot %s has failed: %s", self.name, message["error"])
+
+    def lost(self) -> None:
+        """From the reactor: the slot's channel has closed."""
+        with self._lock:
+            self.alive = False
+            waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if future.set_running_or_notify_cancel():
+                future.set_exception(SandboxGone("the sandbox has ended"))
+        if self.on_lost is not None:
+            self.on_lost(self)
+
+    def reset(self, network: bool) -> str | None:
+        """Make it clean for the next tenant; answers what is wrong, if anything is. A new network where ``network``."""
+        self._forget_tenant()
+        try:
+            answer, _ = self.ask({"op": "reset", "network": network})
+        except (OSError, SandboxGone, SlotFailed) as error:
+            return str(error)
+        if "problem" in answer:
+            return str(answer["problem"])
+        self.generation += 1
+        for kind, pids in self.cgroup.processes().items():
+            if pids != {self.pid}:
+                return f"the cgroup of {kind} holds {sorted(pids - {self.pid})}"
+        return None
+
+    def destroy(self) -> bool:
+        """End everything in it; answers whether its cgroups are gone too."""
+        self.alive = False
+        self._forget_tenant()
+        with contextlib.suppress(OSError):
+            self.channel.socket.shutdown(socket.SHUT_RDWR)
+        self._reactor.remove(self)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self.cgroup.kill()
+        return self.cgroup.remove()
+
+    def _forget_tenant(self) -> None:
+        if self.tenant is not None:
+            self.tenant[2].close()
+            self.tenant = None

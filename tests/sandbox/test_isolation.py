@@ -1,0 +1,258 @@
+# ruff: noqa: E501  # cells are written as one line
+"""What a tenant must not be able to do: leave, exhaust the machine, leave something behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.sandbox import escapes
+
+from statepool.sandbox import Pool, Sandbox, Template, caps
+from statepool.sandbox.template import Limits
+
+ROOT = Path(__file__).parents[2]
+SMALL = Limits(
+    memory_bytes=64 << 20, files_bytes=16 << 20, inodes=500, processes=32, open_files=64, output_bytes=1 << 20
+)
+
+
+@pytest.fixture(scope="module")
+def small(pool):
+    pool.add(Template("small", limits=SMALL))
+    return pool
+
+
+@pytest.mark.parametrize("name", escapes.ESCAPES)
+def test_no_way_out(sandbox, name):
+    done = sandbox.run_code(escapes.HEAD + escapes.ESCAPES[name], timeout=60)
+    assert done.error is None, done.error.traceback
+    assert done.text == "[]"
+
+
+def test_no_way_out_for_commands(sandbox):
+    sandbox.files.write(
+        "try.py",
+        "import sys\nsys.path.insert(0, '.')\n"
+        + escapes.HEAD
+        + "worked = {}\nfor name, code in "
+        + repr(escapes.ESCAPES)
+        + ".items():\n    lines = code.split('\\n')\n    exec('\\n'.join(lines[:-1]))\n    answer = eval(lines[-1])\n"
+        "    if answer: worked[name] = answer\nprint(repr(worked) + '|' + open('/proc/self/status').read().split('CapEff:')[1].split()[0])",
+    )
+    done = sandbox.commands.run(f"{sys.executable} try.py")
+    assert done.exit_code == 0, done.stderr
+    found, capabilities = done.stdout.strip().rsplit("|", 1)
+    assert (found, int(capabilities, 16)) == ("{}", 0), done
+
+
+def test_two_tenants_see_nothing_of_each_other(pool):
+    with Sandbox(pool=pool) as one, Sandbox(pool=pool) as other:
+        code = "import os\nsorted((n, os.readlink(f'/proc/self/ns/{n}')) for n in ('pid', 'mnt', 'net', 'ipc', 'uts')), os.getuid()"
+        seen = [eval(sandbox.run_code(code).text) for sandbox in (one, other)]
+        assert not {link for _, link in seen[0][0]} & {link for _, link in seen[1][0]}
+        assert not {link for _, link in seen[0][0]} & {
+            (name, str(Path(f"/proc/self/ns/{name}").readlink())) for name, _ in seen[0][0]
+        }
+        if pool.driver == "ns":
+            assert seen[0][1] != seen[1][1]
+        one.run_code(
+            "import socket\ns = socket.socket(socket.AF_UNIX)\ns.bind('\\0name')\ns.listen()\nt = socket.create_server(('127.0.0.1', 4444))"
+        )
+        done = other.run_code(
+            "import socket\nr = []\nfor f, a in ((socket.AF_UNIX, '\\0name'), (socket.AF_INET, ('127.0.0.1', 4444))):\n"
+            "    try: socket.socket(f).connect(a); r.append(a)\n    except OSError: pass\nr"
+        )
+        assert done.text == "[]"
+
+
+EXHAUSTION = {
+    "memory": "b = []\nwhile True: b.append(bytearray(1 << 20))",
+    "shared memory": "import mmap\nk = []\nwhile True:\n    m = mmap.mmap(-1, 1 << 20)\n    m.write(b'x' * (1 << 20))\n    k.append(m)",
+    "memfd": "import os\nwhile True:\n    os.write(os.memfd_create('m'), b'x' * (1 << 20))",
+    "files": "n = 0\nwhile True:\n    open(f'/tmp/{n}', 'wb').write(b'x' * (1 << 20))\n    n += 1",
+    "inodes": "n = 0\nwhile True:\n    open(f'/tmp/i{n}', 'w').close()\n    n += 1",
+    "processes": "import os, time\nfor _ in range(10_000):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)",
+    "threads": "import threading, time\nfor _ in range(100_000): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+    "descriptors": "import os\nwhile True: os.dup(0)",
+    "pipes": "import os\nwhile True:\n    r, w = os.pipe()\n    os.set_blocking(w, False)\n    os.write(w, b'x' * 65536)",
+    "recursion": "import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: sorted([1], key=f)\nf(1)",
+    "repr": "class A:\n    def __repr__(self): return 'x' * (1 << 31)\nA()",
+    "messages": "import os\nos.write(3, b'\\xff' * 100)",
+    "half a message": "import os, time\nos.write(3, b'\\xff\\x00\\x00\\x00')\ntime.sleep(1000)",
+}
+
+
+@pytest.mark.parametrize("name", EXHAUSTION)
+def test_the_machine_and_the_next_tenant_do_not_notice(small, name):
+    if small.driver != "ns" and name in ("memory", "shared memory", "memfd", "files"):
+        pytest.skip("no cgroup: memory is limited per process only")
+    before = _free_memory()
+    with Sandbox("small", pool=small) as sandbox:
+        done = sandbox.run_code(EXHAUSTION[name], timeout=8)
+        assert done.error is not None, done
+        assert before - _free_memory() < 1 << 30
+        if name not in ("processes", "threads"):
+            with Sandbox("small", pool=small) as other:
+                assert other.run_code("6 * 7").text == "42"
+    small.settle()
+    with Sandbox("small", pool=small) as after:
+        assert (
+            after.run_code(
+                "import os\nlen(os.listdir('/tmp')), len([p for p in os.listdir('/proc') if p.isdigit()])"
+            ).text
+            == "(0, 1)"
+        )
+
+
+def test_a_fork_bomb_that_runs_while_it_is_killed(small):
+    with Sandbox("small", pool=small) as sandbox:
+        sandbox.commands.start(
+            ["/bin/bash", "-c", "b() { (setsid bash -c 'while :; do (setsid sleep 100 &) ; done' &) ; b; }; b"]
+        )
+        time.sleep(0.3)
+        slot = sandbox.lease.slot
+    small.settle()
+    assert all(len(pids) <= 2 for pids in slot.cgroup.processes().values())  # PID 1, and who waits for the next tenant
+
+
+def _free_memory():
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+MARK = "c4n4ry"
+LEAVE = f"""
+import os, socket, ctypes, sys, random, time, resource, signal, threading, tempfile, builtins, subprocess
+M = {MARK!r}
+libc = ctypes.CDLL(None, use_errno=True)
+for d in ('/tmp', '/var/tmp', '/dev/shm', os.environ['HOME'], '/run/shm'):
+    open(f'{{d}}/{MARK}', 'w').write(M)
+    try: os.setxattr(f'{{d}}/{MARK}', 'user.' + M, b'x')
+    except OSError: pass
+for p in ('.bash_history', '.pythonrc', '.config/pip/pip.conf', '.bashrc', '.local/lib/python3.11/site-packages/{MARK}.pth'):
+    os.makedirs(os.path.dirname(os.path.expanduser('~/' + p)), exist_ok=True)
+    open(os.path.expanduser('~/' + p), 'w').write(M)
+libc.shmget(0x5150, 4096, 0o1666); libc.semget(0x5150, 1, 0o1666); libc.msgget(0x5150, 0o1666)
+libc.syscall(240, b'{MARK}', 0o102, 0o600, 0)
+keep = [socket.socket(socket.AF_UNIX)]
+keep[0].bind('\\0' + M)
+server = socket.create_server(('127.0.0.1', 45454)); client = socket.create_connection(('127.0.0.1', 45454)); peer = server.accept()[0]
+peer.close(); client.close()
+os.environ[M] = M; os.chdir('/tmp'); os.umask(0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+signal.signal(signal.SIGUSR1, signal.SIG_IGN); signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]); signal.alarm(1000)
+random.seed(5); sys.path.append(M); builtins.canary = M; sys.modules[M] = os
+subprocess.Popen(['/bin/sh', '-c', 'setsid sleep 1000 &'])
+"""
+LOOK = f"""
+import os, socket, ctypes, sys, random, resource, signal, subprocess, time
+M = {MARK!r}
+found = []
+libc = ctypes.CDLL(None, use_errno=True)
+here = os.stat('/').st_dev
+for d, ds, fs in (e for top in ('/tmp', '/var/tmp', '/run', '/home', '/root', '/etc', '/opt', '/srv', '/mnt', '/var/log') for e in os.walk(top) if os.lstat(e[0]).st_dev == here):
+    found += [os.path.join(d, f) for f in fs + ds if M in f or (not d.startswith('/etc') and f not in {{'shm', 'user', 'lock'}} and '/.pyenv' not in d + '/' + f)]
+found += [n for n, r in (('shm', libc.shmget(0x5150, 0, 0)), ('sem', libc.semget(0x5150, 0, 0)), ('msg', libc.msgget(0x5150, 0))) if r >= 0]
+found += ['mq'] if libc.syscall(240, b'{MARK}', 2, 0, 0) >= 0 else []
+s = socket.socket(socket.AF_UNIX)
+try: s.bind('\\0' + M)
+except OSError: found.append('abstract')
+s.close()
+try: socket.create_server(('127.0.0.1', 45454), reuse_port=False).close()
+except OSError as e: found.append(f'port {{e}}')
+with open('/proc/net/sockstat') as f: found += [l for l in f if l.startswith('TCP') and l.split()[6] != '0']
+found += [k for k in os.environ if M in k] + ([] if os.getcwd() == '/home/user' else ['cwd'])
+old = os.umask(0o22); found += [] if old == 0o22 else [f'umask {{old}}']
+found += [] if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100 else ['rlimit']
+found += [] if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL else ['handler']
+found += ['mask'] if signal.pthread_sigmask(signal.SIG_BLOCK, []) else []
+found += ['alarm'] if signal.alarm(0) else []
+found += [p for p in sys.path if M in p] + [m for m in sys.modules if M in m] + ([M] if hasattr(__builtins__, 'canary') or 'canary' in vars(__import__('builtins')) else [])
+found += [p for p in os.listdir('/proc') if p.isdigit() and int(p) != os.getpid()]
+found += [l for l in subprocess.run(['cat', '/proc/self/mounts'], capture_output=True, text=True).stdout.splitlines() if M in l]
+found += [socket.gethostname()] if socket.gethostname() != 'sandbox' else []
+(found, random.random(), os.getuid())
+"""
+
+
+def _swaps(pool, count, template="py"):
+    drawn, users = set(), set()
+    for number in range(count):
+        with Sandbox(template, pool=pool, domain=f"tenant {number % 3}" if number % 2 else None) as sandbox:
+            done = sandbox.run_code(LOOK)
+            assert done.error is None, done.error.traceback
+            found, number, user = eval(done.text)
+            assert found == []
+            drawn.add(number)
+            users.add(user)
+            assert sandbox.metrics().memory_peak_bytes < 64 << 20
+            assert sandbox.run_code(LEAVE).error is None
+        pool.settle()
+    assert len(drawn) == count
+    return users
+
+
+def test_nothing_is_left_for_the_next_tenant(pool):
+    users = _swaps(pool, 8)
+    assert pool.driver != "ns" or len(users) == 8
+    assert pool.counters["reuse"] >= 6
+
+
+@pytest.mark.slow
+def test_nothing_is_left_in_ten_thousand_swaps(record_property):
+    with Pool(low=1, high=2) as pool:
+        _swaps(pool, 10_000)
+        assert pool.counters["reuse"] >= 9_000
+        record_property("swaps", 10_000)
+
+
+def test_an_ordinary_user_is_isolated_as_well(tmp_path):
+    """The same escapes as nobody, with the system's Python, since that user may not be able to read this one."""
+    python = shutil.which("python3", path="/usr/bin")
+    if os.geteuid() != 0 or not any(item.name == "userns" and item.works for item in caps.probe()):
+        pytest.skip("needs root to become nobody, and user namespaces")
+    version = (
+        python
+        and subprocess.run(
+            [python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
+        ).stdout.strip()
+    )
+    if version != str(sys.version_info[:2]):
+        pytest.skip(f"the native module is for Python {sys.version_info[:2]}; /usr/bin/python3 is {version}")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json\nfrom statepool.sandbox import Pool, Sandbox\nfrom tests.sandbox import escapes\n"
+        "with Pool() as pool:\n"
+        "    with Sandbox(pool=pool) as sandbox:\n"
+        "        found = escapes.tried(sandbox)\n"
+        "    with Sandbox(pool=pool) as sandbox:\n"
+        "        moment = sandbox.snapshot()\n"
+        "        sandbox.files.write('f', 'x')\n"
+        "        sandbox.rollback(moment)\n"
+        "        found |= {'rollback': 1} if sandbox.files.exists('f') else {}\n"
+        "        moment.close()\n"
+        "    pool.settle()\n"
+        "    with Sandbox(pool=pool) as sandbox:\n"
+        "        print(json.dumps([pool.driver, found, sandbox.run_code('1 + 1').text, pool.counters['reuse']]))\n"
+    )
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/") and not parent.stat().st_mode & 1:
+            parent.chmod(parent.stat().st_mode | 1)
+    site = next(path for path in sys.path if path.endswith("site-packages"))
+    if not Path(site, "msgspec").is_dir() or any(not parent.stat().st_mode & 1 for parent in Path(site).parents):
+        pytest.skip("that user cannot read the installed packages")
+    done = subprocess.run(
+        ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", python, script],
+        env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{site}", "PYTHONDONTWRITEBYTECODE": "1", "PATH": "/usr/bin:/bin"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["userns", {}, "2", 2]

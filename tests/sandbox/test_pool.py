@@ -1,0 +1,229 @@
+"""The pool: which slot is chosen, what a killed manager leaves, journals that are damaged."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.sandbox.conftest import USABLE
+
+from statepool.core.errors import Corruption, InvalidRequest, Overloaded
+from statepool.sandbox import Pool, Sandbox, Template, cgroup, ledger, policy
+from statepool.sandbox.errors import IsolationUnavailable, SandboxError, SandboxGone, SlotFailed
+
+PARKED = st.builds(
+    policy.Parked,
+    template=st.sampled_from("ab"),
+    domain=st.sampled_from([None, "x", "y"]),
+    since=st.floats(0, 100),
+    uses=st.integers(0, 3),
+)
+
+
+@given(st.lists(PARKED, max_size=6), st.sampled_from("ab"), st.sampled_from([None, "x", "y"]), st.integers(0, 4))
+def test_the_cheapest_start_that_keeps_domains_apart(parked, template, domain, busy):
+    most = 6
+    choice = policy.choose(parked, template, domain, len(parked) + busy, most)
+    same = [slot for slot in parked if slot.template == template]
+    if same:
+        slot = parked[choice.index]
+        assert choice.kind == "reuse" and slot in same
+        clean = [other for other in same if other.uses == 0 or other.domain == domain]
+        assert choice.fresh_network == (not clean)
+        assert slot.since == max(other.since for other in (clean or same))
+    elif len(parked) + busy < most:
+        assert choice.kind == "cold"
+    elif parked:
+        assert choice.kind == "switch" and parked[choice.index].since == min(slot.since for slot in parked)
+    else:
+        assert choice is None
+
+
+@given(st.integers(0, 5), st.integers(5, 20), st.floats(0, 1000), st.floats(0, 1))
+def test_as_many_wait_as_arrive_meanwhile(low, high, rate, seconds):
+    count = policy.wanted(low, high, rate, seconds)
+    assert low <= count <= high
+    assert count in (low, high) or rate * seconds <= count <= rate * seconds + 1
+
+
+def test_a_full_pool_says_so_and_switches_templates(pool):
+    with Pool([Template("other", env={"KIND": "other"})], low=0, high=2, most=2) as small:
+        one, two = Sandbox(pool=small), Sandbox(pool=small)
+        with pytest.raises(Overloaded, match="2 slots are busy"):
+            Sandbox(pool=small)
+        one.close()
+        two.close()
+        small.settle()
+        with Sandbox("other", pool=small) as switched:
+            assert switched.run_code("import os\nos.environ['KIND']").text == "'other'"
+        assert small.counters["switch"] == 1
+
+
+def test_limits_of_its_own(pool):
+    if pool.driver != "ns":
+        pytest.skip("needs cgroups")
+    with Sandbox(pool=pool, memory="48MiB") as sandbox:
+        done = sandbox.run_code("b = bytearray(80 << 20)")
+        assert done.error.name in ("KernelDied", "MemoryError") and (
+            "out of memory" in done.error.value or not done.error.value
+        )
+    with pytest.raises(InvalidRequest, match="memory_bytes"):
+        Sandbox(pool=pool, memory="1KiB")
+
+
+def test_what_cannot_be_had_is_an_error_and_nothing_weaker():
+    with pytest.raises(InvalidRequest, match="auto, ns, userns"):
+        Pool(driver="docker")
+    for driver in ("vm", "runsc", "userns" if os.geteuid() == 0 else "ns"):
+        with pytest.raises(IsolationUnavailable):
+            Pool(driver=driver)
+
+
+def test_a_template_that_fails_or_starts_threads_is_refused(pool):
+    for template, why in (
+        (Template("missing", preload=("no_such_module",)), "no_such_module"),
+        (
+            Template("threads", warm="import threading, time\nthreading.Thread(target=time.sleep, args=(9,)).start()"),
+            "2 threads",
+        ),
+    ):
+        pool.add(template)
+        with pytest.raises(SlotFailed, match=why):
+            Sandbox(template.name, pool=pool)
+
+
+def test_manifests(tmp_path, pool):
+    path = tmp_path / "kind.toml"
+    path.write_text(
+        'preload = ["decimal"]\n[files]\n"data/x.txt" = "hello"\n[limits]\nmemory_bytes = "64MiB"\n[env]\nA = "b"\n'
+    )
+    template = Template.read(path)
+    assert (template.name, template.limits.memory_bytes) == ("kind", 64 << 20)
+    pool.add(template)
+    with Sandbox("kind", pool=pool) as sandbox:
+        code = "import sys, os\n'decimal' in sys.modules, os.environ['A'], open('data/x.txt').read()"
+        assert sandbox.run_code(code).text == "(True, 'b', 'hello')"
+    path.write_text("preloads = []\n")
+    with pytest.raises(InvalidRequest, match="preloads"):
+        Template.read(path)
+    with pytest.raises(InvalidRequest, match="leads out"):
+        pool.add(Template("out", files={"../../etc/passwd": "x"}))
+        Sandbox("out", pool=pool)
+
+
+def test_a_slot_that_dies_is_noticed_and_replaced(pool):
+    sandbox = Sandbox(pool=pool)
+    running = sandbox.commands.start("sleep 100")
+    os.kill(sandbox.lease.slot.pid, signal.SIGKILL)
+    assert running.wait(20).exit_code == -9
+    with pytest.raises(SandboxGone):
+        for _ in range(200):
+            sandbox.run_code("1")
+            time.sleep(0.01)
+    sandbox.close()
+    pool.settle()
+    os.kill(pool._shelves["py"].zygote.pid, signal.SIGKILL)
+    with Sandbox(pool=pool) as other:
+        assert other.run_code("1 + 1").text == "2"
+
+
+def _groups(pids):
+    names = tuple(f"{cgroup.PREFIX}{pid}-" for pid in pids)
+    return [path for parent in cgroup.roots().values() for path in parent.iterdir() if path.name.startswith(names)]
+
+
+MANAGER = """
+import sys, random
+from pathlib import Path
+from statepool.sandbox import Pool, Sandbox
+pool = Pool(folder=Path(sys.argv[1]), low=2)
+print("up", flush=True)
+while True:
+    sandbox = Sandbox(pool=pool)
+    sandbox.run_code("import subprocess; p = subprocess.Popen(['setsid', 'sleep', '" + sys.argv[2] + "'])")
+    if random.random() < 0.5:
+        sandbox.close()
+"""
+
+
+def _kills(folder, count):
+    """Kill a manager at random points, start the next one on its folder; all it left must be gone at once."""
+    rng, pids, nap = random.Random(count), [], str(10_000 + os.getpid())
+    for _ in range(count):
+        process = subprocess.Popen([sys.executable, "-c", MANAGER, str(folder), nap], stdout=subprocess.PIPE)
+        pids.append(process.pid)
+        assert process.stdout.readline() == b"up\n"
+        time.sleep(rng.random() * 0.6)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    Pool(folder=folder).close()
+    assert _groups(pids) == []
+    assert str(folder) not in Path("/proc/self/mounts").read_text()
+    deadline = time.monotonic() + 10
+    while left := subprocess.run(["pgrep", "-f", f"sleep {nap}$"], capture_output=True, text=True).stdout.split():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def test_what_a_killed_manager_leaves_is_cleared(tmp_path):
+    if not USABLE:
+        pytest.skip("no driver works here")
+    _kills(tmp_path / "state", 3)
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_managers_leave_nothing(tmp_path, record_property):
+    _kills(tmp_path / "state", 100)
+    record_property("kills", 100)
+
+
+def test_two_managers_on_one_folder_and_a_damaged_journal(tmp_path):
+    folder = tmp_path / "state"
+    first = ledger.Ledger(folder)
+    with pytest.raises(SandboxError, match="another manager"):
+        ledger.Ledger(folder)
+    first.write(cgroup="x")
+    first.write(pid=1 << 22, started=5)
+    first._file.close()
+    first._lock_file.close()
+    path = folder / "ledger"
+    text = path.read_bytes()
+    assert ledger.entries(path) == [{"cgroup": "x"}, {"pid": 1 << 22, "started": 5}]
+    for cut in range(len(text.splitlines()[0]) + 1, len(text)):
+        path.write_bytes(text[:cut])
+        assert ledger.entries(path)[:1] == [{"cgroup": "x"}]
+    for place in range(len(text.splitlines()[0])):
+        path.write_bytes(text[:place] + bytes([text[place] ^ 4]) + text[place + 1 :])
+        with pytest.raises(Corruption, match="line 1"):
+            ledger.entries(path)
+
+
+def test_nothing_grows_with_use(pool):
+    """Descriptors, threads and mounts after fifty more sandboxes are what they were after ten."""
+
+    def use(count):
+        for _ in range(count):
+            with Sandbox(pool=pool) as sandbox:
+                sandbox.commands.run("true")
+                sandbox.files.write("f", "x")
+                sandbox.snapshot().close()
+            pool.settle()
+
+    def held():
+        slots = [slot for shelf in pool._shelves.values() for slot, _ in shelf.parked]
+        mounts = sum(len(Path(f"/proc/{slot.pid}/mounts").read_text().splitlines()) for slot in slots) / len(slots)
+        inside = max(len([*Path(f"/proc/{slot.pid}/fd").iterdir()]) for slot in slots)
+        return len([*Path("/proc/self/fd").iterdir()]) - 4 * len(slots), mounts, inside
+
+    use(10)
+    before = held()
+    use(30)
+    after = held()
+    assert after[0] <= before[0] + 2 and after[1] == pytest.approx(before[1], abs=6) and after[2] <= before[2] + 1

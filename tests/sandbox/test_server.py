@@ -1,0 +1,271 @@
+"""The server through the clients it is for: E2B's own SDKs, unchanged, and an MCP client."""
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.sandbox.conftest import USABLE
+
+e2b = pytest.importorskip("e2b")
+interpreter = pytest.importorskip("e2b_code_interpreter")
+KEY = "e2b_" + "0" * 40
+
+
+def _wait(url, process):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url + "/health", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            assert process.poll() is None, "the server has ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    if not USABLE:
+        pytest.skip("no driver works here")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "statepool.cli", "sandbox", "serve", "--port", str(port), "--api-key", KEY]
+    with (tmp_path_factory.mktemp("server") / "log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"E2B_API_URL": url, "E2B_SANDBOX_URL": url, "E2B_API_KEY": KEY}.items():
+            patch.setenv(name, value)
+        try:
+            _wait(url, process)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+@pytest.fixture
+def remote(url):
+    made = interpreter.Sandbox.create(timeout=120, metadata={"who": "test"}, envs={"GIVEN": "seven"})
+    yield made
+    made.kill()
+
+
+def test_cells(remote):
+    seen = []
+    done = remote.run_code(
+        "import os\nprint(os.environ['GIVEN'])\nx = 40\nx + 2", on_stdout=lambda line: seen.append(line.line)
+    )
+    assert done.text == "42" and "".join(done.logs.stdout) == "seven\n" == "".join(seen)
+    assert remote.run_code("x").execution_count == 2
+    assert remote.run_code("1 / 0").error.name == "ZeroDivisionError"
+    assert remote.run_code("echo $((x + 1))", language="bash").logs.stdout == ["1\n"]
+    context = remote.create_code_context(cwd="/tmp")
+    assert remote.run_code("import os\nos.getcwd(), 'x' in globals()", context=context).text == "('/tmp', False)"
+    assert len(remote.list_code_contexts()) == 2
+    remote.remove_code_context(context)
+    with pytest.raises(e2b.SandboxException, match="language"):
+        remote.run_code("1", language="cobol")
+
+
+def test_commands(remote):
+    seen = []
+    done = remote.commands.run("echo out; echo err >&2; echo $GIVEN", on_stdout=seen.append)
+    assert (done.stdout, done.stderr, "".join(seen)) == ("out\nseven\n", "err\n", "out\nseven\n")
+    with pytest.raises(e2b.CommandExitException) as failed:
+        remote.commands.run("exit 3")
+    assert failed.value.exit_code == 3
+    running = remote.commands.run("while read line; do echo got $line; done", background=True, stdin=True)
+    assert running.pid in [process.pid for process in remote.commands.list()]
+    remote.commands.send_stdin(running.pid, "one\n")
+    again = remote.commands.connect(running.pid)
+    assert remote.commands.kill(running.pid)
+    with pytest.raises(e2b.CommandExitException):
+        again.wait()
+    with pytest.raises(e2b.TimeoutException):
+        remote.commands.run("sleep 30", timeout=0.5)
+
+
+def test_terminal(remote):
+    terminal = remote.pty.create(e2b.PtySize(rows=20, cols=90))
+    remote.pty.resize(terminal.pid, e2b.PtySize(rows=10, cols=50))
+    remote.pty.send_stdin(terminal.pid, b"stty size; exit\n")
+    seen = b""
+    for _, _, data in terminal:
+        seen += data or b""
+    assert b"10 50" in seen
+
+
+def test_files(remote):
+    remote.files.write("dir/a.txt", "text")
+    remote.files.write_files([{"path": "dir/b.bin", "data": b"\x00\xff"}, {"path": "dir/c.txt", "data": "c"}])
+    assert remote.files.read("dir/a.txt") == "text"
+    assert bytes(remote.files.read("dir/b.bin", format="bytes")) == b"\x00\xff"
+    assert b"".join(remote.files.read("dir/a.txt", format="stream")) == b"text"
+    assert [entry.name for entry in remote.files.list("dir")] == ["a.txt", "b.bin", "c.txt"]
+    assert remote.files.rename("dir/a.txt", "dir/z.txt").path == "/home/user/dir/z.txt"
+    assert remote.files.exists("dir/z.txt") and not remote.files.exists("dir/a.txt")
+    assert remote.files.get_info("dir/z.txt").size == 4
+    assert remote.files.make_dir("made") and not remote.files.make_dir("made")
+    remote.files.remove("dir")
+    with pytest.raises(e2b.NotFoundException):
+        remote.files.read("dir/z.txt")
+    with pytest.raises(e2b.NotFoundException):
+        remote.files.list("dir")
+
+
+def test_links_to_files_are_signed(remote):
+    remote.files.write("f", "linked")
+    headers = {"E2b-Sandbox-Id": remote.sandbox_id, "E2b-Sandbox-Port": "49983"}
+    link = remote.download_url("f", use_signature_expiration=100)
+    assert httpx.get(link, headers=headers).text == "linked"
+    assert httpx.get(link.replace("path=f", "path=g"), headers=headers).status_code == 401
+    assert httpx.get(link.split("&signature")[0], headers=headers).status_code == 401
+
+
+def test_watching(remote):
+    remote.files.make_dir("watched")
+    watcher = remote.files.watch_dir("watched")
+    remote.files.write("watched/new", "1")
+    deadline, events = time.monotonic() + 20, []
+    while not events and time.monotonic() < deadline:
+        events = watcher.get_new_events()
+    assert {(event.name, event.type.value) for event in events} >= {("new", "create")}
+    watcher.stop()
+
+
+def test_life_of_a_sandbox(url, remote):
+    assert remote.is_running()
+    info = remote.get_info()
+    assert info.metadata == {"who": "test"} and info.state.value == "running"
+    assert remote.sandbox_id in [
+        item.sandbox_id
+        for item in interpreter.Sandbox.list(query=e2b.SandboxQuery(metadata={"who": "test"})).next_items()
+    ]
+    assert not interpreter.Sandbox.list(query=e2b.SandboxQuery(metadata={"who": "nobody"})).next_items()
+    remote.run_code("x = 1")
+    remote.pause()
+    assert remote.get_info().state.value == "paused"
+    same = interpreter.Sandbox.connect(remote.sandbox_id)
+    assert same.run_code("x").text == "1"
+    same.set_timeout(50)
+    assert 0 < (same.get_info().end_at.timestamp() - time.time()) < 51
+    assert same.get_metrics()[0].mem_used > 0
+    short = interpreter.Sandbox.create(timeout=1)
+    deadline = time.monotonic() + 20
+    while short.is_running():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with pytest.raises(e2b.SandboxNotRunningException):
+        short.files.list("/")
+    assert not short.kill()
+    with pytest.raises(e2b.SandboxNotFoundException):
+        interpreter.Sandbox.connect("nothing")
+
+
+def test_forks_and_snapshots(remote):
+    remote.run_code("x = 1\nopen('f', 'w').write('base')")
+    kids = remote.fork(count=2)
+    assert [kid.run_code("x += 1\nx").text for kid in kids] == ["2", "2"]
+    kids[0].files.write("f", "changed")
+    assert kids[1].files.read("f") == remote.files.read("f") == "base"
+    moment = remote.create_snapshot()
+    remote.run_code("x = 100")
+    back = interpreter.Sandbox.create(moment.snapshot_id)
+    assert back.run_code("x, open('f').read()").text == "(1, 'base')"
+    assert moment.snapshot_id in [item.snapshot_id for item in remote.list_snapshots().next_items()]
+    assert interpreter.Sandbox.delete_snapshot(moment.snapshot_id)
+    remote.commands.run("sleep 100", background=True)
+    with pytest.raises(e2b.SandboxException, match="sleep 100"):
+        remote.create_snapshot()
+    for one in (*kids, back):
+        one.kill()
+
+
+def test_keys_and_tokens(url, remote):
+    assert httpx.get(url + "/v2/sandboxes", headers={"X-API-Key": "wrong"}).status_code == 401
+    headers = {"E2b-Sandbox-Id": remote.sandbox_id, "E2b-Sandbox-Port": "49999"}
+    for token in ({}, {"X-Access-Token": "0" * 40}):
+        assert httpx.post(url + "/execute", json={"code": "1"}, headers=headers | token).status_code == 401
+    with pytest.raises(e2b.AuthenticationException):
+        interpreter.Sandbox.create(api_key="e2b_" + "1" * 40)
+
+
+def test_bad_requests_are_named(url):
+    bad = [
+        ({"timeout": -1}, "timeout"),
+        ({"timeout": "x"}, "timeout"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"templateID": "no"}, "template"),
+    ]
+    with httpx.Client(base_url=url, headers={"X-API-Key": KEY}) as ask:
+        for body, name in [*bad, ({"network": {"allowOut": ["example.com"]}}, "network")]:
+            answer = ask.post("/v2/sandboxes", json=body)
+            assert answer.status_code == 400 and name in answer.json()["message"], answer.text
+        assert ask.post("/v2/sandboxes", content=b"{").status_code == 400
+
+
+def test_a_run_in_one_request(url):
+    body = {
+        "code": "import sys\nprint(open('in.txt').read(), input())\nopen('out.bin', 'wb').write(b'\\x01')",
+        "language": "python",
+        "files": {"in.txt": base64.b64encode(b"given").decode()},
+        "fetch_files": ["out.bin"],
+        "stdin": "typed",
+    }
+    done = httpx.post(url + "/run_code", json=body, headers={"X-API-Key": KEY}, timeout=60).json()
+    assert (done["status"], done["run_result"]["stdout"], done["files"]) == (
+        "Success",
+        "given typed\n",
+        {"out.bin": "AQ=="},
+    )
+    late = httpx.post(
+        url + "/run_code", json={"code": "while True: pass", "run_timeout": 0.3}, headers={"X-API-Key": KEY}, timeout=60
+    ).json()
+    assert late["run_result"]["status"] == "TimeLimitExceeded"
+
+
+def test_metrics_can_be_scraped(url, remote):
+    text = httpx.get(url + "/metrics", headers={"X-API-Key": KEY}).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert int(values["statepool_sandbox_created_total"]) >= 1
+    assert int(values['statepool_sandbox_live{state="running"}']) >= 1
+
+
+async def test_mcp_client():
+    mcp = pytest.importorskip("mcp")
+    from mcp.client.stdio import StdioServerParameters, stdio_client
+
+    if not USABLE:
+        pytest.skip("no driver works here")
+    command = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "statepool.cli", "sandbox", "mcp"],
+        env=dict(os.environ),
+        cwd=str(Path.cwd()),
+    )
+    async with stdio_client(command) as (read, write), mcp.ClientSession(read, write) as session:
+        await session.initialize()
+        names = {tool.name for tool in (await session.list_tools()).tools}
+        assert names >= {"run_code", "shell", "read_file", "write_file", "snapshot", "rollback"}
+
+        async def call(tool, **arguments):
+            return (await session.call_tool(tool, arguments)).content[0].text
+
+        assert await call("run_code", code="x = 2\nprint('hi')\nx * 21") == "hi\n\n42"
+        await call("snapshot", name="m")
+        await call("write_file", path="f", text="gone later")
+        assert await call("shell", command="cat f") == "gone later"
+        assert await call("rollback", name="m") == "back at m"
+        assert "No such file" in await call("shell", command="cat f")
+        assert await call("run_code", code="x") == "2"
