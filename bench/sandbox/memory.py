@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -19,9 +20,7 @@ _ALONE = "import numpy as np, pandas as pd\nprint(int(np.arange(10).sum()), pd._
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """The wanted rows."""
-    try:
-        import pandas  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("pandas") is None:
         if wanted(only, "T6", "T6b", "T21"):
             yield Row(
                 "T6",
@@ -39,7 +38,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
 
 
 def _alone() -> float:
-    """Bytes of an interpreter of its own with the same packages, of three that share what the kernel shares by itself."""
+    """Bytes of an interpreter of its own with the same packages, of three that share what the kernel shares."""
     processes = [
         subprocess.Popen([sys.executable, "-c", _ALONE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(3)
@@ -76,9 +75,35 @@ def _marginal(quick: bool) -> list[Row]:
     load, command = watch.stop(), COMMAND.format("T6,T6b")
     own = f"{each / 1e6:.2f} MB, mean of {count}, proportional set size and page tables, kernel and PID 1, after a cell"
     return [
-        Row("T6", "memory of one more sandbox with numpy and pandas", "MB", "lower", 1.5, each / 1e6, own, "own interpreter", alone / 1e6, "MB", command=command, load=load),
-        Row("T6b", "saved against an interpreter of its own", "share", "higher", 0.9, 1 - each / alone, own, "own interpreter", alone / 1e6, "MB", command=command, load=load),
-    ]  # fmt: skip
+        Row(
+            "T6",
+            "memory of one more sandbox with numpy and pandas",
+            "MB",
+            "lower",
+            1.5,
+            each / 1e6,
+            own,
+            "own interpreter",
+            alone / 1e6,
+            "MB",
+            command=command,
+            load=load,
+        ),
+        Row(
+            "T6b",
+            "saved against an interpreter of its own",
+            "share",
+            "higher",
+            0.9,
+            1 - each / alone,
+            own,
+            "own interpreter",
+            alone / 1e6,
+            "MB",
+            command=command,
+            load=load,
+        ),
+    ]
 
 
 def _idle(quick: bool) -> Row:
@@ -96,6 +121,13 @@ def _idle(quick: bool) -> Row:
         for sandbox in sandboxes:
             sandbox.close()
     return Row(
-        "T21", f"CPU of {count} paused sandboxes over {seconds:g} s", "share of a core", "lower", 0.001, share,
-        f"{each / 1e6:.2f} MB each", command=COMMAND.format("T21"), load=watch.stop(),
-    )  # fmt: skip
+        "T21",
+        f"CPU of {count} paused sandboxes over {seconds:g} s",
+        "share of a core",
+        "lower",
+        0.001,
+        share,
+        f"{each / 1e6:.2f} MB each",
+        command=COMMAND.format("T21"),
+        load=watch.stop(),
+    )

@@ -97,24 +97,73 @@ def _starts(quick: bool) -> list[Row]:
     common = {"command": command, "load": load}
     return [
         Row(
-            "T1", "create to first result, numpy, in process: median", "ms", "lower", 2.0, 1e3 * statistics.median(ours), summary(ours),
-            best[1], 1e3 * best[0], "ms p99", note=told, **common,
+            "T1",
+            "create to first result, numpy, in process: median",
+            "ms",
+            "lower",
+            2.0,
+            1e3 * statistics.median(ours),
+            summary(ours),
+            best[1],
+            1e3 * best[0],
+            "ms p99",
+            note=told,
+            **common,
         ),
-        Row("T1b", "the same: 99th percentile", "ms", "lower", 6.0, 1e3 * quantile(ours, 0.99), summary(ours), **common),
         Row(
-            "T1c", "99th percentile of the best isolating peer over ours", "x", "higher", 7.0, best[0] / quantile(ours, 0.99),
-            summary(ours), best[1], 1e3 * best[0], "ms p99", **common,
-        ),
-        Row("T1d", "the same as T1 with no kernel that waits: forked on demand", "ms", "lower", 6.0, 1e3 * statistics.median(forked), summary(forked), **common),
-        Row(
-            "T3", "CPU time of create, cell and reset, manager included", "ms", "lower", 2.5, 1e3 * cycle, f"{cycles} cycles", "bwrap",
-            1e3 * cpus["bwrap"] if "bwrap" in cpus else None, "ms", note=shown, **common,
+            "T1b", "the same: 99th percentile", "ms", "lower", 6.0, 1e3 * quantile(ours, 0.99), summary(ours), **common
         ),
         Row(
-            "T3b", "CPU time of runc for the same over ours", "x", "higher", 45.0, cpus["runc"] / cycle if "runc" in cpus else None,
-            f"{1e3 * cycle:.2f} ms", "runc", 1e3 * cpus["runc"] if "runc" in cpus else None, "ms", **common,
+            "T1c",
+            "99th percentile of the best isolating peer over ours",
+            "x",
+            "higher",
+            7.0,
+            best[0] / quantile(ours, 0.99),
+            summary(ours),
+            best[1],
+            1e3 * best[0],
+            "ms p99",
+            **common,
         ),
-    ]  # fmt: skip
+        Row(
+            "T1d",
+            "the same as T1 with no kernel that waits: forked on demand",
+            "ms",
+            "lower",
+            6.0,
+            1e3 * statistics.median(forked),
+            summary(forked),
+            **common,
+        ),
+        Row(
+            "T3",
+            "CPU time of create, cell and reset, manager included",
+            "ms",
+            "lower",
+            2.5,
+            1e3 * cycle,
+            f"{cycles} cycles",
+            "bwrap",
+            1e3 * cpus["bwrap"] if "bwrap" in cpus else None,
+            "ms",
+            note=shown,
+            **common,
+        ),
+        Row(
+            "T3b",
+            "CPU time of runc for the same over ours",
+            "x",
+            "higher",
+            45.0,
+            cpus["runc"] / cycle if "runc" in cpus else None,
+            f"{1e3 * cycle:.2f} ms",
+            "runc",
+            1e3 * cpus["runc"] if "runc" in cpus else None,
+            "ms",
+            **common,
+        ),
+    ]
 
 
 def _forked(pool: Pool) -> Sandbox:
@@ -187,9 +236,19 @@ def _commands(quick: bool) -> Row:
             inside.append(time.perf_counter() - began)
     more = statistics.median(inside) - statistics.median(plain)
     return Row(
-        "T18", "a command in a sandbox, over the same started by subprocess outside: median", "ms more", "lower", 0.7, 1e3 * more,
-        summary(inside), "subprocess", 1e3 * statistics.median(plain), "ms", command=COMMAND.format("T18"), load=watch.stop(),
-    )  # fmt: skip
+        "T18",
+        "a command in a sandbox, over the same started by subprocess outside: median",
+        "ms more",
+        "lower",
+        0.7,
+        1e3 * more,
+        summary(inside),
+        "subprocess",
+        1e3 * statistics.median(plain),
+        "ms",
+        command=COMMAND.format("T18"),
+        load=watch.stop(),
+    )
 
 
 _SCRIPT = """

@@ -33,7 +33,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
 def _moments(quick: bool) -> list[Row]:
     count, watch = 10 if quick else 40, LoadWatch()
     kept, back = [], []
-    dirty = "for i in range(1000): open(f'/home/user/{i}', 'a').write('x')"
+    dirty = "for i in range(1000): open(f'{i}', 'a').write('x')"
     with Pool([NUMPY], low=0) as pool, Sandbox("np", pool=pool, memory="2GiB") as sandbox:
         sandbox.run_code("import numpy as np\na = np.ones(50 << 17)")
         for number in range(count):
@@ -50,9 +50,29 @@ def _moments(quick: bool) -> list[Row]:
     load, command = watch.stop(), COMMAND.format("T11,T11b")
     state = "50 MB of state and 1,000 changed files"
     return [
-        Row("T11", f"keep a moment of {state}: median", "ms", "lower", 2.0, 1e3 * statistics.median(kept), summary(kept), command=command, load=load),
-        Row("T11b", f"go back to {state}, first answer included: median", "ms", "lower", 2.5, 1e3 * statistics.median(back), summary(back), command=command, load=load),
-    ]  # fmt: skip
+        Row(
+            "T11",
+            f"keep a moment of {state}: median",
+            "ms",
+            "lower",
+            2.0,
+            1e3 * statistics.median(kept),
+            summary(kept),
+            command=command,
+            load=load,
+        ),
+        Row(
+            "T11b",
+            f"go back to {state}, first answer included: median",
+            "ms",
+            "lower",
+            2.5,
+            1e3 * statistics.median(back),
+            summary(back),
+            command=command,
+            load=load,
+        ),
+    ]
 
 
 def _forks(quick: bool) -> list[Row]:
@@ -71,9 +91,19 @@ def _forks(quick: bool) -> list[Row]:
                 kid.close()
     load, command = watch.stop(), COMMAND.format("T12,T12b")
     return [
-        Row("T12", "64 forks of a running sandbox, all ready", "ms", "lower", 150, 1e3 * statistics.median(times), summary(times), command=command, load=load),
+        Row(
+            "T12",
+            "64 forks of a running sandbox, all ready",
+            "ms",
+            "lower",
+            150,
+            1e3 * statistics.median(times),
+            summary(times),
+            command=command,
+            load=load,
+        ),
         Row("T12b", "memory of each, after a cell", "MB", "lower", 1.5, each / 1e6, command=command, load=load),
-    ]  # fmt: skip
+    ]
 
 
 def _cell(rng: random.Random, step: int) -> str:
@@ -93,7 +123,7 @@ _LOOK = (
 
 
 def _search(quick: bool) -> list[Row]:
-    """A tree of moments: go back to a random one, do something, keep that. Afterwards some are replayed from scratch."""
+    """A tree of moments: go back to a random one, do something, keep that; then some are replayed from scratch."""
     nodes, checks, watch = (40, 10) if quick else (1000, 100), 0, LoadWatch()
     total, compare = nodes
     rng = random.Random(5)
@@ -123,11 +153,31 @@ def _search(quick: bool) -> list[Row]:
     theirs = _copies(10 if quick else 30)
     load, command = watch.stop(), COMMAND.format("T13,T13b")
     return [
-        Row("T13", f"a search of {total} moments: copying files and a new interpreter per step, over ours", "x", "higher", 50,
-            theirs / (seconds / total), f"{1e3 * seconds / total:.2f} ms a step", "copytree and python", 1e3 * theirs, "ms a step", command=command, load=load),
-        Row("T13b", f"moments equal to a replay from scratch, of {min(compare, len(tree))} drawn", "share", "higher", 1.0,
-            checks / min(compare, len(tree)), command=command, load=load),
-    ]  # fmt: skip
+        Row(
+            "T13",
+            f"a search of {total} moments: copying files and a new interpreter per step, over ours",
+            "x",
+            "higher",
+            50,
+            theirs / (seconds / total),
+            f"{1e3 * seconds / total:.2f} ms a step",
+            "copytree and python",
+            1e3 * theirs,
+            "ms a step",
+            command=command,
+            load=load,
+        ),
+        Row(
+            "T13b",
+            f"moments equal to a replay from scratch, of {min(compare, len(tree))} drawn",
+            "share",
+            "higher",
+            1.0,
+            checks / min(compare, len(tree)),
+            command=command,
+            load=load,
+        ),
+    ]
 
 
 def _copies(count: int) -> float:

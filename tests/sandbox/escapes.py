@@ -57,7 +57,7 @@ ESCAPES = {
     "        s.connect((host, 80))\n        found.append(host)\n    except OSError: pass\n    s.close()\nfound + [n for n in os.listdir('/sys/class/net')] if "
     "os.path.isdir('/sys/class/net') else found",
     "other people": "[p for p in os.listdir('/proc') if p.isdigit() and os.stat('/proc/' + p).st_uid != os.getuid()]",
-    "host files": "[p for p in ('/etc/shadow', '/root/.bashrc', '/root/.ssh', '/boot', '/var/lib/dpkg', '/etc/hosts.allow', '/lost+found') if os.path.exists(p)]",
+    "host files": "[p for p in ('/etc/shadow', *map('/root'.__add__, ('/.bashrc', '/.ssh')), '/boot', '/var/lib/dpkg', '/etc/hosts.allow', '/lost+found') if os.path.exists(p)]",
     "more rights than one": "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n[n for n in ('CapInh', 'CapBnd', 'CapAmb') "
     "if int(status[n], 16)] + ([status['CapEff']] if int(status['CapEff'], 16) & ~(1 << 18) else []) + ([] if status['Seccomp'].strip() == '2' and "
     "status['NoNewPrivs'].strip() == '1' else ['unconfined'])",

@@ -15,6 +15,8 @@ import httpx
 import pytest
 from tests.sandbox.conftest import USABLE
 
+from statepool.sandbox.template import HOME
+
 e2b = pytest.importorskip("e2b")
 interpreter = pytest.importorskip("e2b_code_interpreter")
 KEY = "e2b_" + "0" * 40
@@ -113,7 +115,7 @@ def test_files(remote):
     assert bytes(remote.files.read("dir/b.bin", format="bytes")) == b"\x00\xff"
     assert b"".join(remote.files.read("dir/a.txt", format="stream")) == b"text"
     assert [entry.name for entry in remote.files.list("dir")] == ["a.txt", "b.bin", "c.txt"]
-    assert remote.files.rename("dir/a.txt", "dir/z.txt").path == "/home/user/dir/z.txt"
+    assert remote.files.rename("dir/a.txt", "dir/z.txt").path == f"{HOME}/dir/z.txt"
     assert remote.files.exists("dir/z.txt") and not remote.files.exists("dir/a.txt")
     assert remote.files.get_info("dir/z.txt").size == 4
     assert remote.files.make_dir("made") and not remote.files.make_dir("made")
@@ -269,3 +271,43 @@ async def test_mcp_client():
         assert await call("rollback", name="m") == "back at m"
         assert "No such file" in await call("shell", command="cat f")
         assert await call("run_code", code="x") == "2"
+
+
+def _cli(*arguments, text=None):
+    command = [sys.executable, "-m", "statepool.cli", "sandbox", *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_command_line_with_a_server(url, tmp_path):
+    name = _cli("create")[1].strip()
+    assert name in _cli("ps")[1]
+    assert _cli("exec", name, "x = 5\nprint('said')\nx + 1") == (0, "said\n6\n", "")
+    (tmp_path / "in.txt").write_text("copied")
+    assert _cli("cp", str(tmp_path / "in.txt"), f"{name}:sub/in.txt")[0] == 0
+    assert _cli("exec", name, "--shell", text="cat sub/in.txt; exit 3")[:2] == (1, "copied")
+    assert _cli("cp", f"{name}:sub/in.txt", str(tmp_path / "out.txt"))[0] == 0
+    assert (tmp_path / "out.txt").read_text() == "copied"
+    kid = _cli("fork", name)[1].strip()
+    assert _cli("exec", kid, "x")[1] == "5\n"
+    assert _cli("snapshot", name, "--name", "kept")[1] == "kept\n"
+    again = _cli("create", "kept")[1].strip()
+    assert _cli("exec", again, "x")[1] == "5\n"
+    assert _cli("pause", again)[0] == 0 and "paused" in _cli("ps")[1]
+    assert _cli("resume", again)[0] == 0
+    for one in (name, kid, again):
+        assert _cli("kill", one)[0] == 0
+    code, _, error = _cli("exec", name, "1")
+    assert code == 2 and "not found" in error
+    assert _cli("ps", "--url", "http://127.0.0.1:9")[0] == 2
+
+
+def test_command_line_alone(tmp_path):
+    if not USABLE:
+        pytest.skip("no driver works here")
+    (tmp_path / "d.txt").write_text("given")
+    assert _cli("run", "print(open('d.txt').read())\n1 + 1", "--file", str(tmp_path / "d.txt")) == (0, "given\n2\n", "")
+    code, out, error = _cli("run", text="1 / 0")
+    assert (code, out) == (1, "") and "ZeroDivisionError" in error
+    assert _cli("run", "1", "--driver", "vm")[0] == 2
+    assert _cli("doctor")[0] == 0

@@ -7,6 +7,7 @@ import pytest
 
 from statepool.sandbox import Sandbox
 from statepool.sandbox.errors import NotQuiescent, SandboxGone
+from statepool.sandbox.template import HOME
 
 LOOK = """
 import os, hashlib
@@ -27,9 +28,9 @@ def test_rollback_brings_back_memory_files_and_offsets(sandbox):
     assert sandbox.files.read("d/log") == b"onetwo"
     sandbox.rollback(moment)
     done = sandbox.run_code("f.write('three')\nf.flush()\nstate, os.getcwd(), f.tell(), sorted(os.listdir('.'))")
-    assert done.text == "([1], '/home/user/d', 8, ['log'])"
+    assert done.text == f"([1], '{HOME}/d', 8, ['log'])"
     assert sandbox.files.read("d/log") == b"onethree"
-    assert sandbox.commands.run("cat log; ls", cwd="/home/user/d").stdout == "onethreelog\n"
+    assert sandbox.commands.run("cat log; ls", cwd=f"{HOME}/d").stdout == "onethreelog\n"
 
 
 def test_a_moment_serves_many_rollbacks(sandbox):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
+from statepool.sandbox import remote_commands
 
 if TYPE_CHECKING:
     from statepool.sandbox.sandbox import Sandbox
@@ -44,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--ready", type=int, default=2, metavar="N", help="slots that wait ready per kind (default 2)")
     serve.add_argument("--most", type=int, default=512, metavar="N", help="sandboxes at once (default 512)")
     serve.add_argument("--network", action="store_true", help="let sandboxes ask for hosts they may reach")
+
+    remote_commands.add(command)
 
     tools = command("mcp", "offer one sandbox as tools over MCP, on standard input and output", _mcp)
     _add_kind(tools)

@@ -8,10 +8,10 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from statepool.core.config import parse_size
-from statepool.core.errors import InvalidRequest, StatepoolError
+from statepool.core.errors import InvalidRequest, StatepoolError, Unavailable
 from statepool.sandbox.cgroup import Usage
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.context import Context, Show
@@ -24,6 +24,7 @@ from statepool.sandbox.process import Commands
 from statepool.sandbox.template import HOME
 
 if TYPE_CHECKING:
+    from statepool.sandbox.memory import Remote
     from statepool.sandbox.net import Proxy
     from statepool.sandbox.pool import Pool
 
@@ -119,7 +120,7 @@ class Sandbox:
         env: variables for cells and commands.
         domain: whom it belongs to; a slot crosses domains only with a new network.
         seed: of ``random`` and ``numpy.random``; None draws one.
-        network: hosts it may reach through a proxy (``"pypi.org"``, ``"*.example.com"``); none by default.
+        network: hosts it may reach through a proxy (``"*.example.com"``); none by default.
 
     Raises:
         InvalidRequest: an argument is out of range.
@@ -195,6 +196,7 @@ class Sandbox:
         self._root = 0
         self.kills = 0
         self._proxy = None
+        self.remotes: list[Remote] = []
         self._open, self.paused = True, False
         self._files: tuple[int, Files, int] | None = None
         self.contexts: dict[str, Context] = {}
@@ -218,6 +220,29 @@ class Sandbox:
     def variables(self) -> dict[str, str]:
         """What it adds to its template's variables."""
         return self.env | {"STATEPOOL_SANDBOX": self.id}
+
+    def restart_with_memory(self, length: int, parts: list[list[Any]]) -> tuple[int, int]:
+        """A new kernel with memory whose pages the caller fetches: the descriptor it is asked on, and the address.
+
+        Raises:
+            Unavailable: this host has no userfaultfd, or not for this user.
+        """
+        self._usable()
+        self.context.kill()
+        link, ends = Link.make()
+        with ends:
+            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root, "memory": [length, parts]}, ends.fds)
+        try:
+            news, fds = link.channel.receive(rights=True)
+        except Closed:
+            news, fds = {}, []
+        if news.get("op") != "memory" or not fds:
+            link.close()
+            raise Unavailable(
+                f"pages: the kernel got no memory of this kind: {news.get('error', 'it ended')}", param="pages"
+            )
+        self.context.attach(link)
+        return fds[0], int(news["address"])
 
     def add_variables(self, variables: dict[str, str]) -> None:
         """More variables for later cells and commands."""
@@ -270,6 +295,8 @@ class Sandbox:
         others = [context for context in self.contexts.values() if context is not self.context and context.alive]
         if others:
             raise NotQuiescent(f"snapshot: the further kernel {others[0].id} would be lost; close it first")
+        for remote in self.remotes:  # a fork would find zeros where pages are missing
+            remote.bring_back()
         obstacles = self.context.ask({"op": "check"})["obstacles"]
         if obstacles:
             raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
@@ -357,6 +384,8 @@ class Sandbox:
         self._forget_files()
         for context in self.contexts.values():
             context.drop()
+        for remote in self.remotes:
+            remote.close()
         if self.lease.holders > 1:
             self.lease.drop(self._root)
         self.lease.let_go()

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #include "confine.h"
-#include "memory.h"
 #include "syscalls.h"
 
 namespace nb = nanobind;
@@ -177,5 +176,4 @@ NB_MODULE(_sandbox, m) {
     for (const Named& item : kSyscalls) made[item.name] = item.number;
     return made;
   });
-  bind_memory(m);
 }

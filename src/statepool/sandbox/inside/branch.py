@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from statepool.sandbox.channel import Channel, Closed
+from statepool.sandbox.inside.attach import attach
 
 if TYPE_CHECKING:
     from statepool.sandbox.inside.kernel import Kernel
@@ -166,4 +167,4 @@ def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numb
         return
 
 
-OPERATIONS = {"check": check, "hold": hold}
+OPERATIONS = {"attach": attach, "check": check, "hold": hold}

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import gc
+import mmap
 import os
 import resource
 import select
@@ -24,7 +25,7 @@ from typing import Any
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox import seccomp
 from statepool.sandbox.channel import Channel, Closed
-from statepool.sandbox.inside import kernel
+from statepool.sandbox.inside import attach, kernel
 from statepool.sandbox.inside.root import Base, Root
 
 __all__ = ["main"]
@@ -77,6 +78,7 @@ class _Slot:
         self._kernels: set[int] = set()
         self._tracked: set[int] = set()
         self._kernel_confinement = self._command_confinement = None
+        self._uffd_device = _device_of_pages()
         self._base = Base(message)
         socket.sethostname("sandbox")
         _loopback_up()
@@ -154,6 +156,7 @@ class _Slot:
             return {"pid": pid}
         try:
             signal.set_wakeup_fd(-1)
+            memory = self._memory(message, fds)
             control, out, err = (fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH + 20) for fd in fds)
             for number, fd in enumerate((self._null, out, err, control)):
                 os.dup2(fd, number)
@@ -161,12 +164,22 @@ class _Slot:
             os.closerange(4, 1 << 20)
             _sandbox.prctl(_DUMPABLE, 1)  # after setresuid the files of /proc/self would be root's
             os.chdir("/home/user")
-            kernel.serve(3)
+            kernel.serve(3, memory)
         except BaseException as error:  # noqa: BLE001  # a fork must not return into the loop of PID 1
             with contextlib.suppress(OSError):
                 Channel(socket.socket(fileno=3)).send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
         finally:
             os._exit(1)
+
+    def _memory(self, message: dict[str, Any], fds: list[int]) -> tuple[mmap.mmap, list[list[Any]]] | None:
+        """In the new kernel, before it loses its rights: memory whose pages the manager will fetch."""
+        if "memory" not in message:
+            return None
+        length, parts = message["memory"]
+        space, address, uffd = attach.region(self._uffd_device, length)
+        Channel(socket.socket(fileno=os.dup(fds[0]))).send({"op": "memory", "address": address}, [uffd])
+        os.close(uffd)
+        return space, parts
 
     def _op_spawn(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Start a command; with ``terminal`` it gets a new one, and the manager its other end."""
@@ -343,6 +356,17 @@ def _terminal(root: Root, rows: int, cols: int) -> tuple[int, int]:
     slave = os.open(f"{root.path}/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
     return master, slave
+
+
+def _device_of_pages() -> int:
+    """/dev/userfaultfd, opened while the host's /dev is there; -1 where there is none."""
+    try:
+        low = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    os.close(low)
+    return high
 
 
 def _pids() -> list[int]:

@@ -1,0 +1,145 @@
+"""The page server: datasets as chunks named by their hash, for sandboxes elsewhere. Equal chunks are held once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from statepool.core.errors import Corruption, NotFound
+from statepool.core.wire import Codec
+
+if TYPE_CHECKING:
+    from statepool.sandbox.memory import Dataset
+
+__all__ = ["CHUNK", "Ask", "Hello", "PageServer", "Told", "read_exactly"]
+
+CHUNK = 256 << 10
+"""Bytes fetched at once: 64 pages, past which a fault costs no less per page."""
+_MOST_MESSAGE = 1 << 20
+
+
+class Hello(msgspec.Struct, tag=True):
+    """The first message of a client: which dataset."""
+
+    name: str
+
+
+class Ask(msgspec.Struct, tag=True):
+    """One chunk, please; its bytes follow as they are."""
+
+    index: int
+
+
+class Told(msgspec.Struct):
+    """About a dataset: its arrays, its length, the hash of each chunk."""
+
+    length: int
+    parts: list[list[Any]]
+    chunks: list[bytes]
+    error: str = ""
+
+
+class PageServer:
+    """Holds datasets and serves their chunks on a listening socket, one thread per client."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server = server
+        self._lock = threading.Lock()
+        self._chunks: dict[bytes, tuple[bytes, int]] = {}
+        self._sets: dict[str, Told] = {}
+        self._codec = Codec[Hello | Ask](Hello | Ask)
+        threading.Thread(target=self._accept, name="page server", daemon=True).start()
+
+    def publish(self, name: str, dataset: Dataset) -> int:
+        """Take a dataset in under a name; answers how many bytes were new."""
+        hashes, new = [], 0
+        with self._lock:
+            for offset in range(0, dataset.length, CHUNK):
+                data = dataset.read(offset, min(CHUNK, dataset.length - offset))
+                digest = hashlib.blake2b(data, digest_size=16).digest()
+                held, count = self._chunks.get(digest, (data, 0))
+                new += len(data) if count == 0 else 0
+                self._chunks[digest] = (held, count + 1)
+                hashes.append(digest)
+            self._sets[name] = Told(dataset.length, [part.plain() for part in dataset.parts], hashes)
+        return new
+
+    def forget(self, name: str) -> None:
+        """Drop a dataset; a chunk goes with the last dataset that holds it.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        with self._lock:
+            told = self._sets.pop(name, None)
+            if told is None:
+                raise NotFound(f"dataset: there is no {name!r}", param="name")
+            for digest in told.chunks:
+                data, count = self._chunks[digest]
+                if count == 1:
+                    del self._chunks[digest]
+                else:
+                    self._chunks[digest] = (data, count - 1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all chunks."""
+        with self._lock:
+            return sum(len(data) for data, _ in self._chunks.values())
+
+    def close(self) -> None:
+        """Serve no more."""
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError, Corruption):
+            hello = self._receive(client)
+            with self._lock:
+                told = self._sets.get(hello.name) if isinstance(hello, Hello) else None
+            answer = told or Told(0, [], [], error="name: this page server has no such dataset")
+            body = Codec[Told](Told).encode(answer)
+            client.sendall(len(body).to_bytes(4, "little") + body)
+            while told is not None:
+                ask = self._receive(client)
+                if not isinstance(ask, Ask) or not 0 <= ask.index < len(told.chunks):
+                    return
+                with self._lock:
+                    data, _ = self._chunks[told.chunks[ask.index]]
+                client.sendall(data)
+
+    def _receive(self, client: socket.socket) -> Hello | Ask:
+        length = int.from_bytes(read_exactly(client, 4), "little")
+        if length > _MOST_MESSAGE:
+            raise Corruption(f"a message of {length} bytes is announced")
+        return self._codec.decode(read_exactly(client, length))
+
+
+def read_exactly(line: socket.socket, length: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        OSError: the other end closed before.
+    """
+    parts, left = [], length
+    while left:
+        data = line.recv(min(left, 1 << 20))
+        if not data:
+            raise ConnectionResetError("the other end has gone")
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)

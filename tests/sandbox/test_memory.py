@@ -1,0 +1,123 @@
+"""Shared data: sealed memory, and pages from another process."""
+
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.sandbox import Sandbox, Template, caps
+from statepool.sandbox.memory import Dataset, Remote
+from statepool.sandbox.pages import CHUNK, PageServer
+
+
+@pytest.fixture(scope="module")
+def numeric(pool):
+    pool.add(Template("numeric", preload=("numpy",)))
+    return pool
+
+
+def test_attached_data_is_equal_shared_and_cannot_be_changed_for_others(numeric):
+    rng = np.random.default_rng(1)
+    arrays = {
+        "table": rng.random((500, 40)),
+        "words": rng.integers(0, 9, 1000),
+        "raw": b"bytes",
+        "none": np.zeros((0, 3)),
+    }
+    dataset = Dataset(arrays)
+    with Sandbox("numeric", pool=numeric) as one, Sandbox("numeric", pool=numeric) as other:
+        for sandbox in (one, other):
+            dataset.attach(sandbox)
+            assert float(sandbox.run_code("float(table.sum())").text) == arrays["table"].sum()
+            assert sandbox.run_code("words.sum(), bytes(raw), none.shape").text.startswith(
+                f"(np.int64({arrays['words'].sum()}), b'bytes'"
+            )
+        one.run_code("table[:] = 7")
+        assert other.run_code("float(table[0, 0])").text == repr(float(arrays["table"][0, 0]))
+        kid = other.fork()[0]
+        kid.run_code("table[0, 0] = -1")
+        assert other.run_code("float(table[0, 0])").text == repr(float(arrays["table"][0, 0]))
+        kid.close()
+    with pytest.raises(InvalidRequest, match="identifier"):
+        Dataset({"not a name": np.zeros(3)})
+    dataset.close()
+
+
+SERVER = """
+import socket, sys
+import numpy as np
+from statepool.sandbox.memory import Dataset
+from statepool.sandbox.pages import PageServer
+server = socket.create_server(("127.0.0.1", 0))
+pages = PageServer(server)
+pages.publish("big", Dataset({"big": np.arange(1 << 21, dtype=np.int64)}))
+print(server.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def server():
+    process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield ("127.0.0.1", int(process.stdout.readline())), process
+    process.communicate()
+
+
+def _works():
+    return any(item.name == "userfaultfd" and item.works for item in caps.probe())
+
+
+def test_pages_come_from_another_process_when_they_are_touched(numeric, server):
+    if not _works():
+        pytest.skip("this host has no userfaultfd")
+    address, _ = server
+    with Sandbox("numeric", pool=numeric) as sandbox:
+        remote = Remote.open(sandbox, address, "big")
+        assert sandbox.run_code("int(big[5]), int(big[1 << 20])").text == f"(5, {1 << 20})"
+        assert remote.order == [0, (1 << 23) // CHUNK] and remote.bytes_fetched == 2 * CHUNK
+        touched = remote.order
+        remote.bring_back()
+        assert remote.complete
+        kid = sandbox.fork()[0]
+        assert kid.run_code("int(big.sum())").text == str(sum(range(1 << 21)))
+        kid.close()
+    with Sandbox("numeric", pool=numeric) as sandbox:
+        remote = Remote.open(sandbox, address, "big", first=touched)
+        assert sandbox.run_code("int(big[5]), int(big[1 << 20])").text == f"(5, {1 << 20})"
+        assert set(remote.order) <= set(touched) and remote.bytes_fetched == 2 * CHUNK
+        remote.close()
+        with pytest.raises(InvalidRequest, match="no such dataset"):
+            Remote.open(sandbox, address, "other")
+    with socket.socket() as closed, Sandbox("numeric", pool=numeric) as sandbox:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(Unavailable):
+            Remote.open(sandbox, closed.getsockname(), "big")
+
+
+def test_a_snapshot_waits_for_missing_pages(numeric, server):
+    if not _works():
+        pytest.skip("this host has no userfaultfd")
+    with Sandbox("numeric", pool=numeric) as sandbox:
+        remote = Remote.open(sandbox, server[0], "big")
+        sandbox.run_code("int(big[0])")
+        with sandbox.snapshot() as moment:
+            assert remote.complete
+            sandbox.run_code("big[0] = 9")
+            sandbox.rollback(moment)
+            assert sandbox.run_code("int(big[0]), int(big[-1])").text == f"(0, {(1 << 21) - 1})"
+
+
+def test_equal_chunks_are_held_once():
+    server = PageServer(socket.create_server(("127.0.0.1", 0)))
+    same = Dataset({"a": np.tile(np.arange(CHUNK // 8), 4)})
+    assert server.publish("one", same) == CHUNK
+    assert server.publish("two", same) == 0
+    server.forget("one")
+    assert server.held_bytes == CHUNK
+    server.forget("two")
+    assert server.held_bytes == 0
+    server.close()
+    same.close()
