@@ -29,6 +29,7 @@ def settings(given: dict[str, Any]) -> RunConfig:
 def main(given: dict[str, Any]) -> None:
     """Run the race."""
     run = Run(settings(given))
+    rewards: list[float] = []
     began, cpu = time.monotonic(), time.process_time()
     try:
         while run.step < run.last:
@@ -37,7 +38,11 @@ def main(given: dict[str, Any]) -> None:
             print(
                 json.dumps({"step": run.step, "reward": line["reward"], "tokens": line["tokens"], **spent}), flush=True
             )
-            if line["reward"] >= given["target"]:
+            rewards.append(line["reward"])
+            if (
+                len(rewards) >= given["window"]
+                and sum(rewards[-given["window"] :]) / given["window"] >= given["target"]
+            ):
                 break
     finally:
         run.close()

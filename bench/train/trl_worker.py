@@ -79,7 +79,9 @@ def gradients(model: str, source: str, target: str) -> None:
 class Lines(TrainerCallback):
     """Prints the reward of every step and the seconds since the first."""
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float, window: int) -> None:
+        self.rewards: list[float] = []
+        self.window = window
         self.began = time.monotonic()
         self.cpu = time.process_time()
         self.target = target
@@ -89,7 +91,8 @@ class Lines(TrainerCallback):
             line = {"step": state.global_step, "reward": logs["reward"]}
             line |= {"seconds": time.monotonic() - self.began, "cpu": time.process_time() - self.cpu}
             print(json.dumps(line), flush=True)
-            if logs["reward"] >= self.target:
+            self.rewards.append(logs["reward"])
+            if len(self.rewards) >= self.window and sum(self.rewards[-self.window :]) / self.window >= self.target:
                 control.should_training_stop = True
 
 
@@ -127,7 +130,7 @@ def train(model: str, path: str) -> None:
         max_grad_norm=1.0,
         use_transformers_paged=False,
     )
-    trainer.add_callback(Lines(given["target"]))
+    trainer.add_callback(Lines(given["target"], given["window"]))
     trainer.train()
 
 

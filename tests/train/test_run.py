@@ -172,6 +172,17 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spreads(written, monke
     assert said.count("statepool train:") == 1
 
 
+def test_a_run_whose_judge_never_judges_stops_and_says_so(written, monkeypatch, capsys):
+    from statepool.tasks.tools import PythonSteps
+
+    def raises(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr(PythonSteps, "verify", raises)
+    assert main(["train", str(written(imitation=0, steps=1, eval_problems=0))]) == 2
+    assert "'verifier_error': " in capsys.readouterr().err
+
+
 def test_a_gap_that_is_too_large_stops_the_run(written, capsys):
     assert main(["train", str(written(quant="int8", max_gap=1e-6, imitation=0, steps=1, eval_problems=0))]) == 2
     assert "more than max_gap" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from statepool.core.errors import StatepoolError
 from statepool.engine.engine import Engine
 from statepool.engine.hub import resolve
 from statepool.tasks.catalog import draw, find
@@ -31,6 +32,13 @@ from statepool.train.world import World
 
 HELD_OUT_SEED = 1 << 40
 _SPREAD = 1_000_003
+
+
+class WorldLost(StatepoolError):
+    """Tools or the verifier failed in every conversation of a step."""
+
+    status = 503
+    code = "world_lost"
 
 
 class Run:
@@ -51,7 +59,11 @@ class Run:
             torch.set_num_threads(config.engine.threads)
         torch.use_deterministic_algorithms(True)
         self.task = find(config.train.task, config.train.settings)
-        self.policy = policy.load(model)
+        self.policy = policy.load(model, config.engine.attention)
+        if config.train.lora_rank:
+            from statepool.train.lora import Merged
+
+            self.policy = Merged(self.policy, config.train.lora_rank, config.train.seed)
         self.learner = Learner(self.policy, config.train, config.loss, config.agent.temperature)
         if config.loss.kl:
             self.learner.reference = policy.load(model)
@@ -139,13 +151,18 @@ class Run:
         problems = draw(self.task, seed, train.prompts)
         before = replace(self.agent.work)
         found = self.agent.run([Job(p, i, train.members, seed + i) for i, p in enumerate(problems)])
+        judged = [t.verdict.score for t in found if t.verdict is not None]
+        if not judged:
+            raise WorldLost(
+                f"no conversation of step {step + 1} came to a verdict ({counts(found)}), so there is nothing to learn "
+                "from; the last checkpoint holds"
+            )
         rate = self.rate(step - train.imitation)
         learned = self.learner.reinforce(found, rate)
         work = self.agent.work
-        judged = [t.verdict.score for t in found if t.verdict is not None]
         return {
             "phase": "play",
-            "reward": sum(judged) / len(judged) if judged else 0.0,
+            "reward": sum(judged) / len(judged),
             "rate": rate,
             **learned,
             "judged": len(judged),
