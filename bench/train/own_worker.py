@@ -39,10 +39,8 @@ def main(given: dict[str, Any]) -> None:
                 json.dumps({"step": run.step, "reward": line["reward"], "tokens": line["tokens"], **spent}), flush=True
             )
             rewards.append(line["reward"])
-            if (
-                len(rewards) >= given["window"]
-                and sum(rewards[-given["window"] :]) / given["window"] >= given["target"]
-            ):
+            last = rewards[-given["window"] :]
+            if len(last) == given["window"] and sum(last) / len(last) >= given["target"]:
                 break
     finally:
         run.close()
