@@ -15,15 +15,15 @@ from statepool.tasks.tools import PythonSteps
 from statepool.train.agent import Agent, AgentConfig, Job
 from statepool.train.demonstrate import demonstration
 from statepool.train.policy import load
-from statepool.train.run import World
 from statepool.train.trajectory import counts
+from statepool.train.world import World, WorldConfig
 
 TASK = PythonSteps(steps=1)
 
 
 @pytest.fixture
 def world():
-    world = World(TASK, bundled.path(), tool_seconds=5.0, tool_output=200, turns=4)
+    world = World(TASK, bundled.path(), WorldConfig(tool_seconds=5.0, isolation="process"))
     yield world
     world.close()
 
@@ -120,7 +120,7 @@ class Scripted:
 def converse(engine, *dialogues, **changes):
     problems = draw(TASK, 0, len(dialogues))
     left = list(dialogues)
-    talker = Agent(engine, TASK, lambda _: left.pop(0), AgentConfig(**{"turns": 3, "turn_tokens": 40, **changes}))
+    talker = Agent(engine, TASK, lambda *_: left.pop(0), AgentConfig(**{"turns": 3, "turn_tokens": 40, **changes}))
     found = talker.run([Job(p, i, 1, 0) for i, p in enumerate(problems)])
     assert all(d.closed for d in dialogues)
     return found
@@ -197,7 +197,13 @@ def ask():
 
     def ask(text, verdict=None, **changes):
         task = Calls(verdict)
-        worlds.append(World(task, bundled.path(), **{"tool_seconds": 5.0, "tool_output": 200, "turns": 4, **changes}))
+        worlds.append(
+            World(
+                task,
+                bundled.path(),
+                WorldConfig(**{"tool_seconds": 5.0, "tool_output": 200, "isolation": "process", **changes}),
+            )
+        )
         return worlds[-1].open(next(task.problems(0))).reply(text)
 
     yield ask

@@ -34,6 +34,7 @@ SETTINGS = {
     "eval_problems": 6,
     "kv_bytes": "32MiB",
     "tensorboard": False,
+    "isolation": "process",
 }
 
 
@@ -169,6 +170,17 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_spreads(written, monke
     said = capsys.readouterr().err
     assert "the loss is nan" in said
     assert said.count("statepool train:") == 1
+
+
+def test_a_run_whose_judge_never_judges_stops_and_says_so(written, monkeypatch, capsys):
+    from statepool.tasks.tools import PythonSteps
+
+    def raises(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr(PythonSteps, "verify", raises)
+    assert main(["train", str(written(imitation=0, steps=1, eval_problems=0))]) == 2
+    assert "'verifier_error': " in capsys.readouterr().err
 
 
 def test_a_gap_that_is_too_large_stops_the_run(written, capsys):

@@ -83,7 +83,7 @@ class Agent:
     Args:
         engine: nobody else may use it during ``run``.
         task: where prompts and tools come from.
-        open_dialogue: the world's side of a conversation about a problem.
+        open_dialogue: the world's side of a conversation about a problem, in a group.
         config: how to sample.
 
     Raises:
@@ -91,7 +91,7 @@ class Agent:
     """
 
     def __init__(
-        self, engine: Engine, task: Task, open_dialogue: Callable[[Problem], Dialogue], config: AgentConfig
+        self, engine: Engine, task: Task, open_dialogue: Callable[[Problem, int], Dialogue], config: AgentConfig
     ) -> None:
         self.engine = engine
         self.task = task
@@ -144,7 +144,9 @@ class Agent:
             for member in range(job.members):
                 name = f"{job.group}.{member}"
                 trajectory = Trajectory(job.problem, job.group, member, [Segment("prompt", tuple(prompt))])
-                open_[name] = _Open(trajectory, self._open_dialogue(job.problem), job.seed, name, list(prompt))
+                open_[name] = _Open(
+                    trajectory, self._open_dialogue(job.problem, job.group), job.seed, name, list(prompt)
+                )
         found = [conversation.trajectory for conversation in open_.values()]
         try:
             self._share_prompts(prompts, {job.group: job.members for job in jobs})
@@ -259,6 +261,7 @@ class Agent:
             turn = Turn(faults=("world_error",))
         trajectory.faults += turn.faults
         if turn.content is None:
+            conversation.dialogue.close()
             trajectory.verdict = turn.verdict
             trajectory.end = "answer" if turn.verdict is not None else "lost"
             return

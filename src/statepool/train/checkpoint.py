@@ -14,7 +14,7 @@ from statepool.core.errors import InvalidConfig, StatepoolError
 from statepool.train.learner import Learner
 
 FILE, CURVE = "checkpoint.pt", "curve.jsonl"
-FREE = frozenset({"steps", "target", "tensorboard", "wandb", "out", "eval_problems", "threads", "workers", "ray"})
+FREE = frozenset({"steps", "target", "tensorboard", "wandb", "out", "eval_problems", "threads", "isolation"})
 """Settings that a resumed run may have changed."""
 
 

@@ -13,7 +13,7 @@ from statepool.core.errors import InvalidConfig
 
 __all__ = ["main"]
 
-_SETTABLE = ("model", "out", "seed", "steps", "threads", "workers", "target")
+_SETTABLE = ("model", "out", "seed", "steps", "threads", "isolation", "target")
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +51,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps of GRPO, instead of the file's")
     parser.add_argument("--target", type=float, help="stop at this share of held-out problems solved")
     parser.add_argument("--threads", type=int, help="threads of engine and trainer")
-    parser.add_argument("--workers", type=int, help="processes that hold conversations")
+    parser.add_argument("--isolation", help="where tools run: sandbox (default) or process")
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever is in the folder")
     return parser
 
@@ -89,6 +89,7 @@ def _eval_parser() -> argparse.ArgumentParser:
     parser.add_argument("--turn-tokens", type=int, default=256, help="most tokens of a turn (default 256)")
     parser.add_argument("--quant", default="fp32", help="arithmetic of the engine (default fp32)")
     parser.add_argument("--threads", type=int, help="threads of the engine")
+    parser.add_argument("--isolation", default="sandbox", help="where tools run: sandbox (default) or process")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print so many conversations")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--list", action="store_true", help="name the tasks and end")

@@ -13,6 +13,7 @@ from statepool.core.errors import InvalidConfig
 from statepool.engine.config import EngineConfig
 from statepool.train.agent import AgentConfig
 from statepool.train.grpo import LossConfig, Normalise
+from statepool.train.world import WorldConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,9 @@ class TrainConfig:
         mask_truncated: leave conversations that ran out of tokens out of the loss.
         max_gap: stop if trainer and engine differ by more than this in a log-probability.
         lora_rank: learn low-rank additions of this rank instead of all weights (``peft``).
-        tool_seconds, tool_output: limits of one tool call: wall seconds, characters of its reply.
         eval_every, eval_problems: held-out problems are answered greedily every so many steps, and at both ends.
         target: stop once so large a share of them is solved.
         tensorboard: write TensorBoard files beside the curve. wandb: project to log to as well.
-        workers: processes that hold conversations, each with its engine; 0 holds them in this process.
-        ray: address of a Ray cluster that places the workers, or ``local``.
 
     Raises:
         InvalidConfig: a number out of range.
@@ -70,24 +68,20 @@ class TrainConfig:
     mask_truncated: bool = False
     max_gap: float | None = None
     lora_rank: int = 0
-    tool_seconds: float = 2.0
-    tool_output: int = 512
     eval_every: int = 10
     eval_problems: int = 128
     target: float | None = None
     tensorboard: bool = True
     wandb: str | None = None
-    workers: int = 0
-    ray: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "imitation_batch", "demonstrations", "minibatches", "eval_every", "micro_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        for name in ("steps", "imitation", "warmup", "lora_rank", "workers", "eval_problems"):
+        for name in ("steps", "imitation", "warmup", "lora_rank", "eval_problems"):
             if getattr(self, name) < 0:
                 raise InvalidConfig(f"{name} must not be negative, got {getattr(self, name)}", param=name)
-        for name in ("rate", "imitation_rate", "grad_clip", "tool_seconds"):
+        for name in ("rate", "imitation_rate", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} must be above 0, got {getattr(self, name)}", param=name)
         if self.members < 2 and self.steps:
@@ -103,6 +97,7 @@ class RunConfig:
     train: TrainConfig
     loss: LossConfig
     agent: AgentConfig
+    world: WorldConfig
     engine: EngineConfig
 
     def plain(self) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def read(path: Path, flags: Mapping[str, Any] | None = None) -> RunConfig:
     Raises:
         InvalidConfig: the file is unreadable, a key is unknown, or a value impossible; the message names it.
     """
-    settings = Settings([TrainConfig, LossConfig, AgentConfig, EngineConfig])
+    settings = Settings([TrainConfig, LossConfig, AgentConfig, WorldConfig, EngineConfig])
     settings.read_file(path)
     settings.read_flags(dict(flags or {}))
     if settings.source("task") is None:
@@ -127,6 +122,7 @@ def read(path: Path, flags: Mapping[str, Any] | None = None) -> RunConfig:
         settings.build(TrainConfig),
         settings.build(LossConfig),
         settings.build(AgentConfig),
+        settings.build(WorldConfig),
         settings.build(EngineConfig, **fixed),
     )
 

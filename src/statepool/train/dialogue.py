@@ -50,9 +50,8 @@ class Tool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a conversation may use. ``turns`` counts the model's, ``output`` characters of one tool reply."""
+    """What a conversation may use: ``output`` characters of one tool reply."""
 
-    turns: int = 6
     output: int = 512
 
 

@@ -12,8 +12,9 @@ from statepool.engine.hub import resolve
 from statepool.tasks import Task
 from statepool.tasks.catalog import draw
 from statepool.train.agent import Agent, AgentConfig, Job
-from statepool.train.run import HELD_OUT_SEED, World, success
+from statepool.train.run import HELD_OUT_SEED, success
 from statepool.train.trajectory import Trajectory, counts
+from statepool.train.world import World, WorldConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def measure(task: Task, options: argparse.Namespace) -> Measured:
         model=options.model, quant=options.quant, threads=options.threads, max_seqs=128, max_batched_tokens=1024
     )
     engine = Engine(config)
-    world = World(task, resolve(options.model), 2.0, 512, options.turns)
+    world = World(task, resolve(options.model), WorldConfig(isolation=options.isolation))
     sampling = AgentConfig(turns=options.turns, turn_tokens=options.turn_tokens, temperature=options.temperature)
     agent = Agent(engine, task, world.open, sampling)
     try:

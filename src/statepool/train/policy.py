@@ -13,13 +13,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from statepool.core.errors import InvalidCheckpoint, InvalidConfig
+from statepool.engine.attention.moba.config import MobaConfig
+from statepool.engine.attention.spec import AttentionSpec
+from statepool.train.packed import block_states
 from statepool.train.prefix_tree import Sample, hidden, plant
 from statepool.train.torch_model import PINNED, Qwen3, Shape
 
@@ -57,19 +59,25 @@ class Policy(Protocol):
         """Write the model in the Hugging Face layout."""
         ...
 
+    def write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Write config, tokenizer and these tensors, in float32."""
+        ...
+
 
 class OwnPolicy:
     """Tied Qwen3 models in this package's code, whose samples share their prompts' computation.
 
     Args:
         folder: a checkpoint in the Hugging Face layout.
+        attention: block attention instead of full attention; then samples are computed whole, one behind another.
 
     Raises:
         InvalidCheckpoint: files are missing or of another form.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, attention: AttentionSpec | None = None) -> None:
         self.folder = folder
+        self._attention = attention
         self.module: Qwen3 = Qwen3(shape_of(folder))
         weights = {name: tensor.float() for name, tensor in _weights(folder).items()}
         weights.pop("lm_head.weight", None)
@@ -81,6 +89,9 @@ class OwnPolicy:
 
     def score(self, samples: Sequence[Sample], temperature: float = 1.0) -> Scored:
         """See ``Policy.score``."""
+        if self._attention is not None:
+            states, targets, rows, columns, shape = block_states(self.module, samples, self._attention)
+            return scatter(self.module.logits(states), targets, rows, columns, shape, temperature)
         tree = plant(samples)
         states = hidden(self.module, tree)[tree.predictors]
         return scatter(self.module.logits(states), tree.targets, tree.rows, tree.columns, tree.shape, temperature)
@@ -97,9 +108,11 @@ class OwnPolicy:
 
     def export(self, folder: Path) -> None:
         """Write config, tokenizer and weights in float32."""
-        _copy_rest(self.folder, folder, "float32")
-        weights = {name: tensor.detach().float().contiguous() for name, tensor in self.module.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        self.write(folder, iter(self.module.state_dict().items()))
+
+    def write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """See ``Policy.write``."""
+        _write(self.folder, folder, tensors)
 
 
 class HubPolicy:
@@ -151,16 +164,32 @@ class HubPolicy:
 
     def export(self, folder: Path) -> None:
         """Write config, tokenizer and weights in float32."""
-        _copy_rest(self.folder, folder, "float32")
-        weights = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self.tensors()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        self.write(folder, ((name, torch.from_numpy(value)) for name, value in self.tensors()))
+
+    def write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """See ``Policy.write``."""
+        _write(self.folder, folder, tensors)
 
 
-def load(folder: Path) -> Policy:
-    """The policy for a checkpoint: this package's own code where it fits, else transformers."""
+def load(folder: Path, attention: str = "full") -> Policy:
+    """The policy for a checkpoint: this package's own code where it fits, else transformers.
+
+    Args:
+        folder: the checkpoint.
+        attention: as in ``EngineConfig``; ``full`` or ``moba``.
+
+    Raises:
+        InvalidConfig: another attention, or block attention of a model that is not in this package's own code.
+    """
+    spec = AttentionSpec.parse(attention)
     config = _config(folder)
     plain = config.get("model_type") == "qwen3" and config.get("tie_word_embeddings") and not _scaled(config)
-    return OwnPolicy(folder) if plain and not config.get("attention_bias") else HubPolicy(folder)
+    own = plain and not config.get("attention_bias")
+    if spec.sparse is None:
+        return OwnPolicy(folder) if own else HubPolicy(folder)
+    if not isinstance(spec.sparse, MobaConfig) or not own:
+        raise InvalidConfig(f"attention {attention!r} cannot be trained with this model; full can", param="attention")
+    return OwnPolicy(folder, spec)
 
 
 def shape_of(folder: Path) -> Shape:
@@ -214,12 +243,14 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def _copy_rest(source: Path, folder: Path, dtype: str) -> None:
-    """Everything but weights, with the type of the weights to come."""
+def _write(source: Path, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """A checkpoint in float32 whose other files are those of ``source``."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model") and "index" not in path.name:
             shutil.copyfile(path, folder / path.name)
     config = _config(folder)
     config.pop("dtype", None)
-    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": dtype}, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32"}, indent=2) + "\n")
+    weights = {name: tensor.detach().float().contiguous() for name, tensor in tensors}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -16,57 +16,29 @@ from typing import Any
 
 import torch
 
-from statepool.core.errors import InvalidConfig
+from statepool.core.errors import StatepoolError
 from statepool.engine.engine import Engine
 from statepool.engine.hub import resolve
-from statepool.engine.text.template import ChatTemplate
-from statepool.engine.text.tools import PARSERS, pick
-from statepool.tasks import Dialogue, Problem, Task
 from statepool.tasks.catalog import draw, find
 from statepool.train import checkpoint, policy
 from statepool.train.agent import Agent, Job
 from statepool.train.config import RunConfig
 from statepool.train.demonstrate import demonstration
-from statepool.train.dialogue import Limits, ToolDialogue
 from statepool.train.learner import Learner
-from statepool.train.python_tool import Interpreter, PythonLimits, PythonTool
 from statepool.train.report import Report
 from statepool.train.trajectory import Trajectory, counts
 from statepool.train.weights import Publisher, take_up
+from statepool.train.world import World
 
 HELD_OUT_SEED = 1 << 40
 _SPREAD = 1_000_003
 
 
-class World:
-    """What answers a model's turns: the task's judge, and the tools it names."""
+class WorldLost(StatepoolError):
+    """Tools or the verifier failed in every conversation of a step."""
 
-    def __init__(self, task: Task, model: Path, tool_seconds: float, tool_output: int, turns: int) -> None:
-        self._task = task
-        self._parser = PARSERS[pick(ChatTemplate.load(model).source)]
-        self._limits = Limits(turns, tool_output)
-        self._interpreter = Interpreter(PythonLimits(seconds=tool_seconds))
-
-    def open(self, problem: Problem) -> Dialogue:
-        """The world's side of a conversation about a problem.
-
-        Raises:
-            InvalidConfig: the task names a tool that nothing here can run.
-        """
-        opened = getattr(self._task, "open", None)
-        if opened is not None:
-            dialogue: Dialogue = opened(problem)
-            return dialogue
-        names = [tool["function"]["name"] for tool in self._task.tools(problem)]
-        unknown = [name for name in names if name != "python"]
-        if unknown:
-            raise InvalidConfig(f"task {self._task.name!r} has a tool {unknown[0]!r} that nothing runs", param="task")
-        tools = {name: PythonTool(self._interpreter) for name in names}
-        return ToolDialogue(self._task, problem, tools, self._parser, self._limits)
-
-    def close(self) -> None:
-        """End what runs tools."""
-        self._interpreter.close()
+    status = 503
+    code = "world_lost"
 
 
 class Run:
@@ -87,14 +59,17 @@ class Run:
             torch.set_num_threads(config.engine.threads)
         torch.use_deterministic_algorithms(True)
         self.task = find(config.train.task, config.train.settings)
-        self.policy = policy.load(model)
+        self.policy = policy.load(model, config.engine.attention)
+        if config.train.lora_rank:
+            from statepool.train.lora import Merged
+
+            self.policy = Merged(self.policy, config.train.lora_rank, config.train.seed)
         self.learner = Learner(self.policy, config.train, config.loss, config.agent.temperature)
         if config.loss.kl:
             self.learner.reference = policy.load(model)
         self.step = checkpoint.load(self.out, self.learner, config.plain())
         self.engine = Engine(config.engine)
-        train = config.train
-        self.world = World(self.task, model, train.tool_seconds, train.tool_output, config.agent.turns)
+        self.world = World(self.task, model, config.world)
         self.agent = Agent(self.engine, self.task, self.world.open, config.agent)
         self.publisher = Publisher()
         self._shown: list[Any] = []
@@ -172,17 +147,22 @@ class Run:
         train = self.config.train
         self._publish()
         self.engine.reset_prefix_cache()  # what a look at held-out problems left must not change the counts
-        seed = (train.seed * _SPREAD + step + 1) * _SPREAD
+        seed = step_seed(train.seed, step)
         problems = draw(self.task, seed, train.prompts)
         before = replace(self.agent.work)
         found = self.agent.run([Job(p, i, train.members, seed + i) for i, p in enumerate(problems)])
+        judged = [t.verdict.score for t in found if t.verdict is not None]
+        if not judged:
+            raise WorldLost(
+                f"no conversation of step {step + 1} came to a verdict ({counts(found)}), so there is nothing to learn "
+                "from; the last checkpoint holds"
+            )
         rate = self.rate(step - train.imitation)
         learned = self.learner.reinforce(found, rate)
         work = self.agent.work
-        judged = [t.verdict.score for t in found if t.verdict is not None]
         return {
             "phase": "play",
-            "reward": sum(judged) / len(judged) if judged else 0.0,
+            "reward": sum(judged) / len(judged),
             "rate": rate,
             **learned,
             "judged": len(judged),
@@ -195,6 +175,11 @@ class Run:
                 end: n for end in ("answer", "length", "turns", "lost") if (n := sum(t.end == end for t in found))
             },
         }
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's problems; those of its noise follow it."""
+    return (seed * _SPREAD + step + 1) * _SPREAD
 
 
 def success(trajectories: Sequence[Trajectory]) -> float:
