@@ -182,7 +182,7 @@ def test_a_scan_as_a_table(tmp_path: Path) -> None:
 
 def test_planted_slopes_are_found_and_no_other(tmp_path: Path) -> None:
     """The handle on the planted slope gives the unlink's exterior back; no other small slope makes a disc."""
-    for found in islice(drill.planted(3), 3):
+    for found in islice(drill.planted(6), 3):
         boundary = Boundary(found.manifold)
         checker = Checker()
         assert checker.check(manifold_record(found.manifold, found.angles)) is None
@@ -198,7 +198,7 @@ def test_planted_slopes_are_found_and_no_other(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_plants_the_same() -> None:
-    one, two = ([p.manifold.gluing for p in islice(drill.planted(5), 1)] for _ in range(2))
+    one, two = ([p.manifold.gluing for p in islice(drill.planted(6), 1)] for _ in range(2))
     assert one == two
 
 
@@ -211,7 +211,8 @@ def test_a_breach_is_looked_at_in_three_ways(monkeypatch: pytest.MonkeyPatch) ->
     told = json.loads(watch.breach(POSITIVE, boundary, (good, bad), boundary.distance(good, bad), seconds=2.0))
     assert told["confirmed"] is False and told["checker"] == ["boundary-reducible", "simple"]
     assert told["distance_in_another_metric"] == told["distance"]
-    assert told["regina_finds_a_disc"][0] is True
+    assert told["regina_finds_a_disc"][0] in (True, None) and not told["regina_finds_a_disc"][1]
+    assert watch.compresses(attach_2handle(boundary, good)) is True
     progress = Progress()
     summary = {"kind": "summary", "isosig": POSITIVE, "verdicts": {}, "distances": [[1, 0, 10]], "breaches": ["{}"]}
     progress.add(summary)
@@ -225,7 +226,7 @@ def test_calls_that_cannot_be_interrupted_are_ended() -> None:
 
 @pytest.mark.parametrize("task", [FlipTask(), SlopeTask(), PairTask()], ids=lambda task: task.name)
 def test_tasks_reward_what_they_ask_for(task: FlipTask | SlopeTask | PairTask) -> None:
-    for problem in islice(task.problems(1), 3):
+    for problem in islice(task.problems(6), 3):
         assert task.prompt(problem) and not task.tools(problem)
         verdict = task.verify(problem, f"Some thoughts.\n{problem.answer}")
         expected = 1.0 if task.name != "topology-pair" else 0.5 if problem.answer else 0.0

@@ -94,7 +94,7 @@ def drawn(boundary: Boundary, slope: Slope) -> str:
                 b = _on(corners, two, depth, w[(c + 2) % 3])
                 axes.plot((a[0], b[0]), (a[1], b[1]), color="#ee6677", lw=1.3)
     kind = "separating" if slope.separating else "not separating"
-    axes.set_title(f"A slope on the boundary of genus {boundary.genus}, {kind}; sides with one number are glued")
+    axes.set_title(f"A slope, {kind}; sides with the same number are glued")
     axes.set_axis_off()
     return _svg(figure)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import cache
 from itertools import permutations, product
 
 __all__ = [
@@ -68,14 +69,16 @@ def encode(gluing: Gluing) -> list[int]:
     return [24 * u + PERMS.index(perm) for row in gluing for u, perm in row]
 
 
+@cache
 def inverse(perm: Perm) -> Perm:
     """The inverse permutation."""
     return tuple(perm.index(i) for i in range(4))
 
 
-def rest(*taken: int) -> list[int]:
+@cache
+def rest(*taken: int) -> tuple[int, ...]:
     """The other vertices, ascending."""
-    return [v for v in range(4) if v not in taken]
+    return tuple(v for v in range(4) if v not in taken)
 
 
 def around(gluing: Gluing, t: int, x: int, y: int) -> list[tuple[int, int, int, int, int]]:
@@ -261,7 +264,8 @@ def arcs(gluing: Gluing) -> dict[Arc, int]:
     for t, v, f in product(range(len(gluing)), range(4), range(4)):
         if v != f and (t, v, f) not in found:
             u, p = gluing[t][f]
-            found[t, v, f] = found[u, p[v], p[f]] = len(set(found.values()))
+            # every edge is two entries
+            found[t, v, f] = found[u, p[v], p[f]] = len(found) // 2
     return found
 
 
