@@ -20,7 +20,7 @@ from statepool.tasks.topology.manifold import from_isosig
 PUBLISHED = {2: 8, 3: 74, 4: 2340, 5: 98_204}
 """One edge: Fujii; Frigerio, Martelli and Petronio. The last one was counted here."""
 WORKER = Path(__file__).parent.parent / "workers" / "topo_curver.py"
-PAIRS, QUICK_PAIRS = 10_000, 16
+PAIRS, QUICK_PAIRS = 10_000, 160
 
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
@@ -50,34 +50,41 @@ def _distances(quick: bool) -> Iterator[Row]:
     """Pairs of slopes of genus two, as geodesics: those are in least position with the vertex as a puncture too."""
     count = QUICK_PAIRS if quick else PAIRS
     agree = Row("T3", "pairs of slopes whose distance is curver's", "%", "higher", 100.0, peer="curver 0.5.1")
-    faster = Row("T3b", "the same pairs, time with all geodesics", "x", "higher", 500.0, peer="curver 0.5.1")
+    faster = Row(
+        "T3b", "the same pairs, time with what is done once per curve", "x", "higher", 500.0, peer="curver 0.5.1"
+    )
     python = python_of("topo")
     if python is None:
         agree.note = faster.note = "curver is not installed: make bench-setup ARGS=topo"
         yield from (agree, faster)
         return
-    noise = Random(3)
-    same, total, ours, theirs = 0, 0, 0.0, 0.0
+    noise, asked, found, ours = Random(3), [], [], 0.0
     sigs = list(census(2))
     for sig in sigs:
         boundary = Boundary(from_isosig(sig))
         slopes = [*boundary.slopes(120), *boundary.slopes(60, separating=False)]
         pairs = noise.sample(list(combinations(range(len(slopes)), 2)), count // len(sigs))
+        used = sorted({i for pair in pairs for i in pair})
+        pairs = [(used.index(i), used.index(j)) for i, j in pairs]
+        slopes = [slopes[i] for i in used]
         fresh = Boundary(from_isosig(sig))
         fresh.surface  # noqa: B018 - the metric is made once per manifold
         started = time.process_time()
-        found = [fresh.distance(slopes[i], slopes[j]) for i, j in pairs]
+        found += [fresh.distance(slopes[i], slopes[j]) for i, j in pairs]
         ours += time.process_time() - started
-        asked = {"triangles": _triangles(boundary), "curves": [s.key for s in slopes], "pairs": pairs}
-        done = subprocess.run([python, WORKER], input=json.dumps(asked), capture_output=True, text=True, check=True)
-        answer = json.loads(done.stdout.splitlines()[-1])
-        theirs += answer["seconds"]
-        same += sum(a == b for a, b in zip(found, answer["found"], strict=True))
-        total += len(pairs)
+        asked.append({"triangles": _triangles(boundary), "curves": [s.key for s in slopes], "pairs": pairs})
+    done = subprocess.run([python, WORKER], input=json.dumps(asked), capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout.splitlines()[-1])
+    theirs = [distance for answer in answers for distance in answer["found"]]
+    total, same = len(found), sum(a == b for a, b in zip(found, theirs, strict=True))
+    made, crossed = (sum(answer[name] for answer in answers) for name in ("made", "crossed"))
     agree.value, agree.own = 100.0 * same / total, f"{same:,} of {total:,}"
-    faster.value, faster.own = theirs / ours, f"{1e6 * ours / total:.1f} us"
-    faster.peer_value, faster.peer_unit = 1e6 * theirs / total, "us"
-    faster.note = "processor seconds per pair"
+    faster.value, faster.own = (made + crossed) / ours, f"{1e6 * ours / total:.1f} us"
+    faster.peer_value, faster.peer_unit = 1e6 * (made + crossed) / total, "us"
+    faster.note = (
+        f"processor seconds per pair, with what each side does once per curve (our geodesics, curver's curves); "
+        f"curver's pairs alone {1e6 * crossed / total:.0f} us"
+    )
     yield from (agree, faster)
 
 

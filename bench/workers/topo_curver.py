@@ -1,4 +1,4 @@
-"""curver's intersection numbers of curves on one triangulated surface: JSON in, JSON out."""
+"""curver's intersection numbers of curves on triangulated surfaces: JSON in, JSON out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import curver
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    surface = curver.create_triangulation([tuple(row) for row in asked["triangles"]])
-    curves = [surface(weights) for weights in asked["curves"]]
-    started = time.process_time()
-    found = [int(curves[i].intersection(curves[j])) for i, j in asked["pairs"]]
-    json.dump({"found": found, "seconds": time.process_time() - started}, sys.stdout)
+    answers = []
+    for asked in json.load(sys.stdin):
+        started = time.process_time()
+        surface = curver.create_triangulation([tuple(row) for row in asked["triangles"]])
+        curves = [surface(weights) for weights in asked["curves"]]
+        made = time.process_time()
+        found = [int(curves[i].intersection(curves[j])) for i, j in asked["pairs"]]
+        answers.append({"found": found, "made": made - started, "crossed": time.process_time() - made})
+    json.dump(answers, sys.stdout)
 
 
 if __name__ == "__main__":
