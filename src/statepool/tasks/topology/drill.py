@@ -22,6 +22,7 @@ from statepool.tasks.topology.manifold import (
     from_regina,
     mirrored,
     oriented,
+    regina,
     to_regina,
 )
 from statepool.tasks.topology.spine import decode, encode
@@ -47,9 +48,7 @@ class Planted:
 @cache
 def _unlink(components: int) -> tuple[int, ...]:
     """The exterior of an unlink: solid tori, summed."""
-    import regina
-
-    made = regina.Link(components).complement()
+    made = regina().Link(components).complement()
     made.simplify()
     return from_regina(made)
 

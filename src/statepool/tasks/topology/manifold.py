@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import permutations
 from typing import Any
 
+from statepool.core.errors import InvalidConfig
 from statepool.tasks.topology.errors import InvalidManifold
 
 try:
@@ -28,6 +29,7 @@ __all__ = [
     "from_regina",
     "mirrored",
     "oriented",
+    "regina",
     "to_regina",
 ]
 
@@ -172,16 +174,28 @@ def oriented(gluing: Sequence[int]) -> tuple[int, ...]:
     return tuple(fresh)
 
 
+def regina() -> Any:
+    """Regina.
+
+    Raises:
+        InvalidConfig: The extra is not installed.
+    """
+    try:
+        import regina as found
+    except ImportError as error:
+        raise InvalidConfig(f"topology: {error}; pip install 'statepool[topology]'") from error
+    return found
+
+
 def to_regina(gluing: Sequence[int]) -> Any:
     """The triangulation as Regina's ``Triangulation3``."""
-    import regina
-
-    made = regina.Triangulation3()
+    library = regina()
+    made = library.Triangulation3()
     made.newTetrahedra(len(gluing) // 4)
     for place, code in enumerate(gluing):
         tet, face = made.tetrahedron(place // 4), place % 4
         if tet.adjacentTetrahedron(face) is None:
-            tet.join(face, made.tetrahedron(code // 24), regina.Perm4(*PERMS[code % 24]))
+            tet.join(face, made.tetrahedron(code // 24), library.Perm4(*PERMS[code % 24]))
     return made
 
 
@@ -208,11 +222,10 @@ def from_isosig(sig: str) -> Manifold:
     Raises:
         InvalidManifold: It is no signature, or not of a manifold this room takes.
     """
-    import regina
-
+    library = regina()
     try:
-        made = regina.Triangulation3.fromIsoSig(sig)
-    except (regina.InvalidArgument, TypeError) as error:
+        made = library.Triangulation3.fromIsoSig(sig)
+    except (library.InvalidArgument, TypeError) as error:
         raise InvalidManifold(
             f"manifold: '{sig}' is no isomorphism signature of a triangulation", param="sig"
         ) from error
