@@ -79,3 +79,24 @@ def test_the_checker_needs_no_package() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert checker.main([]) == 0
+
+
+def test_pictures_are_svg_and_the_same_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import xml.etree.ElementTree as ET
+
+    for what in ("slope", "distances"):
+        files = [tmp_path / f"{what}{i}.svg" for i in range(2)]
+        for file in files:
+            assert main(["plot", what, SIG, "--limit", "5", "--out", str(file)]) == 0
+        one, two = (file.read_text() for file in files)
+        assert one == two and ET.fromstring(one).tag.endswith("svg")
+    assert main(["plot", "distances", SIG, "--limit", "1", "--out", str(tmp_path / "x.svg")]) == 2
+    assert "needs two slopes" in capsys.readouterr().err
+
+
+def test_planting_writes_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "p.jsonl"
+    assert main(["plant", "--limit", "2", "--seed", "6", "--out", str(file)]) == 0
+    assert [json.loads(line)["verdict"] for line in lines(capsys)] == ["boundary-reducible"] * 2
+    assert main(["verify", str(file)]) == 0
+    assert "2 boundary-reducible, 2 manifold" in lines(capsys)[0]

@@ -115,6 +115,7 @@ def _codes(made: regina.Triangulation3) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_a_hyperbolic_filling_is_the_one_snappy_knows() -> None:
     """A 2-handle on a genus two manifold leaves two cusps; SnapPy's census knows the result by another road."""
     boundary = Boundary(from_isosig("cMcabbjdw"))

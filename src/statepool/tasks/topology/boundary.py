@@ -57,19 +57,22 @@ class Boundary:
                     across[12 * t + 3 * v + s] = 12 * u + 3 * perm[v] + place[perm[v]][perm[f]]
         self._link = list(across)
         self._alive = [True] * (len(across) // 3)
-        self._members = [{min(i, across[i])} for i in range(len(across))]
-        """Per side: the link edges that its edge stands for, named by their lower side."""
+        self._stands = [{i} for i in range(len(across))]
+        """Per side: the sides of link triangles that run the same way along edges it stands for."""
         self._contract(across)
         sides = [3 * t + s for t in range(len(self._alive)) if self._alive[t] for s in range(3)]
         number = {side: i for i, side in enumerate(sides)}
         self.across = [number[across[side]] for side in sides]
         self.edge = [-1] * len(sides)
-        self.members: list[frozenset[int]] = []
+        self._side = {link: i for i, side in enumerate(sides) for link in self._stands[side]}
+        """Side of a link triangle -> side of the model that runs the same way; contracted ones are missing."""
+        self.edges = 0
+        """Edges of the model: 6g - 3."""
         for i, other in enumerate(self.across):
             if self.edge[i] < 0:
-                self.edge[i] = self.edge[other] = len(self.members)
-                self.members.append(frozenset(self._members[sides[i]]))
-        assert len(self.members) == 6 * self.genus - 3
+                self.edge[i] = self.edge[other] = self.edges
+                self.edges += 1
+        assert self.edges == 6 * self.genus - 3
 
     def _contract(self, across: list[int]) -> None:
         """Contract link edges with two ends until one vertex is left; each takes two triangles away."""
@@ -100,19 +103,16 @@ class Boundary:
         for start, at in mate.items():
             if across[start] // 3 in gone:
                 continue
-            crossed = [start]
+            left = [at]  # the sides over which flat triangles are left run the same way
             while across[at] // 3 in gone:
-                if across[at] in crossed:
-                    return False
-                crossed.append(at)
                 at = mate[across[at]]
-            chains.append((across[start], across[at], [*crossed, at]))
+                left.append(at)
+            chains.append((across[start], across[at], left))
         if len({end for a, b, _ in chains for end in (a, b)}) != len(chains) or len(chains) not in (2, 4):
             return False
-        for a, b, crossed in chains:
-            merged = set().union(*(self._members[i] for i in crossed))
-            across[a], across[b] = b, a
-            self._members[a] = self._members[b] = merged
+        for a, b, left in chains:
+            across[a] = b
+            self._stands[a] |= set().union(*(self._stands[i] for i in left))
         for t in gone:
             self._alive[t] = False
         return True
@@ -133,11 +133,6 @@ class Boundary:
             count += 1
         return corner if count > 1 else None
 
-    @property
-    def edges(self) -> int:
-        """Edges of the model: 6g - 3."""
-        return len(self.members)
-
     @cached_property
     def metric(self) -> Metric:
         """The hyperbolic metric with generic edge lengths that keys and distances are read off."""
@@ -149,25 +144,68 @@ class Boundary:
         return core.Surface(self.across, self.edge, self.metric.matrices, self.metric.reach)
 
     @cached_property
-    def _arcs(self) -> tuple[list[int], list[int]]:
-        """The lower side of each link edge, in order of first appearance; the number of the edge of each side."""
-        seen: dict[int, int] = {}
+    def _arcs(self) -> list[int]:
+        """A side of each link edge, edges in order of first appearance as (tetrahedron, vertex, face)."""
+        seen: set[int] = set()
         order: list[int] = []
         for t in range(self.manifold.tetrahedra):
             for v in range(4):
                 for f in range(4):
-                    if f != v:
-                        side = 12 * t + 3 * v + _AROUND[v].index(f)
-                        low = min(side, self._link[side])
-                        if low not in seen:
-                            seen[low] = len(order)
-                            order.append(low)
-        return order, [seen[min(i, self._link[i])] for i in range(len(self._link))]
+                    if f != v and (side := 12 * t + 3 * v + _AROUND[v].index(f)) not in seen:
+                        seen |= {side, self._link[side]}
+                        order.append(side)
+        return order
 
     def link_weights(self, weights: Sequence[int]) -> list[int]:
         """The curve on the vertex link: 6n weights, edges (tetrahedron, vertex, face) in order of first appearance."""
-        value = {low: weight for weight, lows in zip(weights, self.members, strict=True) for low in lows}
-        return [value.get(low, 0) for low in self._arcs[0]]
+        sides = (self._side.get(link) for link in self._arcs)
+        return [0 if side is None else weights[self.edge[side]] for side in sides]
+
+    def slope_along(self, steps: Sequence[tuple[int, int, int, int, int]]) -> Slope:
+        """The slope of a closed path on the vertex link.
+
+        Args:
+            steps: (tetrahedron, vertex, face, from, to), see :mod:`statepool.tasks.topology.transport`.
+
+        Raises:
+            InvalidCurve: It is no simple closed curve, or bounds a disc.
+        """
+        word: list[int] = []
+        for t, v, f, start, end in steps:
+            s = _AROUND[v].index(f)
+            side = 12 * t + 3 * v + s
+            if (_AROUND[v][(s + 1) % 3], _AROUND[v][(s + 2) % 3]) != (start, end):
+                side = self._link[side]
+            if (kept := self._side.get(side)) is not None:
+                word.append(kept)
+        word = self._tight(word)
+        exits: list[int] = []
+        for side, target in zip(word, [*word[1:], *word[:1]], strict=True):
+            # on the left of the path, around the vertex from one edge to the next
+            out = side // 3 * 3 + (side + 1) % 3
+            while out != target:
+                exits.append(out)
+                side = self.across[out]
+                out = side // 3 * 3 + (side + 1) % 3
+        exits = self._tight(exits)
+        if not exits:
+            raise InvalidCurve("curve: bounds a disc", param="steps")
+        entry = [self.across[side] for side in exits]
+        right = [int(out % 3 == (into + 1) % 3) for into, out in zip(entry, [*exits[1:], *exits[:1]], strict=True)]
+        key = self.metric.key(self.surface, entry, right)
+        return self.slope(list(key))
+
+    def _tight(self, word: Sequence[int]) -> list[int]:
+        """A cyclic word of sides without steps back."""
+        kept: list[int] = []
+        for side in word:
+            if kept and kept[-1] == self.across[side]:
+                kept.pop()
+            else:
+                kept.append(side)
+        while len(kept) > 1 and kept[0] == self.across[kept[-1]]:
+            kept = kept[1:-1]
+        return kept
 
     def slope(self, weights: Sequence[int]) -> Slope:
         """The slope of a normal curve.

@@ -55,7 +55,7 @@ def _read(tetrahedra: int, edges: int, seconds: float | None) -> Iterator[str]:
             for line in search.stdout:
                 yield line.strip()
             if search.wait() and not late.is_set():
-                raise InvalidRequest("census: Regina's search failed; is the extra statepool[topology] installed?")
+                raise InvalidRequest("census: Regina's search failed; pip install 'statepool[topology]' brings it")
         finally:
             search.kill()
             if timer is not None:

@@ -49,17 +49,18 @@ def check_angles(gluing: Gluing, angles: dict[str, Any], strict: bool) -> None:
     value = {}
     for (t, (x, y)), a in zip(product(range(len(gluing)), EDGES), numerators, strict=True):
         demand(a > 0 if strict else a >= 0, "angles: one is not positive")
-        value[t, x, y] = value[t, y, x] = Fraction(a, full)
+        value[t, x, y] = value[t, y, x] = a
     for ring in edges(gluing)[1]:
-        demand(sum(value[t, x, y] for t, x, y, _, _ in ring) == 2, "angles: do not add up to 2 pi around an edge")
+        total = sum(value[t, x, y] for t, x, y, _, _ in ring)
+        demand(total == 2 * full, "angles: do not add up to 2 pi around an edge")
     corner, genus = vertices(gluing)
     for (t, v), vertex in corner.items():
         three = sum(value[t, v, w] for w in rest(v))
         demand(genus[vertex] > 0, "angles: there is a sphere at a vertex")
         if genus[vertex] == 1:
-            demand(three == 1, "angles: do not add up to pi at a torus")
+            demand(three == full, "angles: do not add up to pi at a torus")
         else:
-            demand(three < 1 if strict else three <= 1, "angles: are too large at a corner")
+            demand(three < full if strict else three <= full, "angles: are too large at a corner")
 
 
 # --- fundamental groups ---------------------------------------------------------------------------------------------

@@ -78,6 +78,18 @@ def parser() -> argparse.ArgumentParser:
     verify = command("verify", "check certificates, without Regina", _verify)
     verify.add_argument("files", nargs="+", type=Path)
 
+    plot = command("plot", "draw an SVG: the distances of slopes, or a slope on the boundary cut open", _plot)
+    plot.add_argument("what", choices=("distances", "slope"))
+    _add_manifold(plot)
+    plot.add_argument("--limit", type=int, default=16, help="slopes in the graph of distances (default 16)")
+    plot.add_argument("--weights", help="the slope to draw (default: the first)")
+    plot.add_argument("--out", type=Path, required=True, metavar="FILE")
+
+    plant = command("plant", "drill arcs: simple manifolds with a slope that makes them boundary-reducible", _plant)
+    plant.add_argument("--limit", type=int, default=10, help="default 10")
+    plant.add_argument("--seed", type=int, default=0, help="default 0")
+    plant.add_argument("--out", type=Path, metavar="FILE", help="append certificates here")
+
     return tree
 
 
@@ -234,6 +246,43 @@ def _scan(options: argparse.Namespace) -> int:
 
         print(f"{options.parquet}: {write_table(options.out, options.parquet)} rows", file=sys.stderr)
     return int(bool(done.breaches))
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from statepool.tasks.topology.decide import decide
+    from statepool.tasks.topology.plots import distances, drawn
+
+    boundary = _boundary(options)
+    if options.what == "slope":
+        text = options.weights
+        slope = next(boundary.slopes(1)) if text is None else _slope(boundary, text)
+        picture = drawn(boundary, slope)
+    else:
+        slopes = list(boundary.slopes(options.limit))
+        picture = distances(boundary, slopes, [decide(boundary, slope).verdict for slope in slopes])
+    options.out.write_text(picture)
+    print(options.out)
+    return 0
+
+
+def _plant(options: argparse.Namespace) -> int:
+    from statepool.tasks.topology.boundary import Boundary
+    from statepool.tasks.topology.decide import decide, manifold_record, record_of
+    from statepool.tasks.topology.drill import planted
+
+    for found in islice(planted(options.seed), options.limit):
+        boundary = Boundary(found.manifold)
+        decision = decide(boundary, found.slope)
+        told = {"isosig": found.manifold.isosig, "weights": list(found.slope.weights), "verdict": decision.verdict}
+        print(json.dumps(told), flush=True)
+        if options.out is not None:
+            with options.out.open("a") as file:
+                for record in (
+                    manifold_record(found.manifold, found.angles),
+                    record_of(boundary, found.slope, decision),
+                ):
+                    file.write(json.dumps(record) + "\n")
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import permutations
 from typing import Any
 
+from statepool.core.errors import InvalidConfig
 from statepool.tasks.topology.errors import InvalidManifold
 
 try:
@@ -18,7 +19,19 @@ except ImportError as error:  # pragma: no cover - a machine without a compiler
         f"statepool.tasks.topology needs its native module ({error}); run `make native` with a C++ compiler"
     ) from error
 
-__all__ = ["PERMS", "Manifold", "Skeleton", "core", "from_isosig", "oriented", "to_regina"]
+__all__ = [
+    "MIRROR",
+    "PERMS",
+    "Manifold",
+    "Skeleton",
+    "core",
+    "from_isosig",
+    "from_regina",
+    "mirrored",
+    "oriented",
+    "regina",
+    "to_regina",
+]
 
 core: Any = _topology
 
@@ -117,11 +130,11 @@ class Manifold:
         return str(to_regina(self.gluing).isoSig())
 
 
-def oriented(gluing: Sequence[int]) -> tuple[int, ...]:
-    """The same triangulation, tetrahedra mirrored where needed so that every gluing keeps orientation.
+def mirrored(gluing: Sequence[int]) -> list[bool]:
+    """Which tetrahedra to mirror (swap vertices 2 and 3) so that every gluing keeps orientation.
 
     Raises:
-        InvalidManifold: It is not orientable.
+        InvalidManifold: The triangulation is not orientable.
     """
     count = len(gluing) // 4
     sign = [0] * count
@@ -137,30 +150,70 @@ def oriented(gluing: Sequence[int]) -> tuple[int, ...]:
                 if sign[u] == 0:
                     sign[u] = wanted
                     border.append(u)
-    plain, mirror = (0, 1, 2, 3), (0, 1, 3, 2)
-    maps = [plain if s > 0 else mirror for s in sign]
-    fresh = [0] * (4 * count)
-    for t in range(count):
-        for f in range(4):
-            u, perm = gluing[4 * t + f] // 24, PERMS[gluing[4 * t + f] % 24]
-            images = [0] * 4
-            for i in range(4):
-                images[maps[t][i]] = maps[u][perm[i]]
-            fresh[4 * t + maps[t][f]] = 24 * u + NUMBER[tuple(images)]
+    return [s < 0 for s in sign]
+
+
+MIRROR = (0, 1, 3, 2)
+"""New names of the vertices of a mirrored tetrahedron."""
+
+
+def oriented(gluing: Sequence[int]) -> tuple[int, ...]:
+    """The same triangulation, tetrahedra mirrored where needed so that every gluing keeps orientation.
+
+    Raises:
+        InvalidManifold: It is not orientable.
+    """
+    maps = [MIRROR if mirror else (0, 1, 2, 3) for mirror in mirrored(gluing)]
+    fresh = [0] * len(gluing)
+    for place, code in enumerate(gluing):
+        t, u, perm = place // 4, code // 24, PERMS[code % 24]
+        images = [0] * 4
+        for i in range(4):
+            images[maps[t][i]] = maps[u][perm[i]]
+        fresh[4 * t + maps[t][place % 4]] = 24 * u + NUMBER[tuple(images)]
     return tuple(fresh)
+
+
+def regina() -> Any:
+    """Regina.
+
+    Raises:
+        InvalidConfig: The extra is not installed.
+    """
+    try:
+        import regina as found
+    except ImportError as error:
+        raise InvalidConfig(f"topology: {error}; pip install 'statepool[topology]'") from error
+    return found
 
 
 def to_regina(gluing: Sequence[int]) -> Any:
     """The triangulation as Regina's ``Triangulation3``."""
-    import regina
-
-    made = regina.Triangulation3()
+    library = regina()
+    made = library.Triangulation3()
     made.newTetrahedra(len(gluing) // 4)
     for place, code in enumerate(gluing):
         tet, face = made.tetrahedron(place // 4), place % 4
         if tet.adjacentTetrahedron(face) is None:
-            tet.join(face, made.tetrahedron(code // 24), regina.Perm4(*PERMS[code % 24]))
+            tet.join(face, made.tetrahedron(code // 24), library.Perm4(*PERMS[code % 24]))
     return made
+
+
+def from_regina(made: Any) -> tuple[int, ...]:
+    """The gluing of Regina's ``Triangulation3``, oriented.
+
+    Raises:
+        InvalidManifold: It has boundary faces, or is not orientable.
+    """
+    codes = []
+    for tet in (made.tetrahedron(t) for t in range(made.size())):
+        for face in range(4):
+            other = tet.adjacentTetrahedron(face)
+            if other is None:
+                raise InvalidManifold("manifold: has boundary faces; make it ideal first", param="manifold")
+            perm = tet.adjacentGluing(face)
+            codes.append(24 * other.index() + NUMBER[tuple(perm[i] for i in range(4))])
+    return oriented(codes)
 
 
 def from_isosig(sig: str) -> Manifold:
@@ -169,20 +222,11 @@ def from_isosig(sig: str) -> Manifold:
     Raises:
         InvalidManifold: It is no signature, or not of a manifold this room takes.
     """
-    import regina
-
+    library = regina()
     try:
-        made = regina.Triangulation3.fromIsoSig(sig)
-    except (regina.InvalidArgument, TypeError) as error:
+        made = library.Triangulation3.fromIsoSig(sig)
+    except (library.InvalidArgument, TypeError) as error:
         raise InvalidManifold(
             f"manifold: '{sig}' is no isomorphism signature of a triangulation", param="sig"
         ) from error
-    codes = []
-    for tet in (made.tetrahedron(t) for t in range(made.size())):
-        for face in range(4):
-            other = tet.adjacentTetrahedron(face)
-            if other is None:
-                raise InvalidManifold(f"manifold: '{sig}' has boundary faces; make it ideal first", param="sig")
-            perm = tet.adjacentGluing(face)
-            codes.append(24 * other.index() + NUMBER[tuple(perm[i] for i in range(4))])
-    return Manifold(oriented(codes))
+    return Manifold(from_regina(made))

@@ -56,6 +56,7 @@ class Metric:
         self.across, self.edge = list(across), list(edge)
         # fractional parts of multiples of the golden ratio: generic and spread
         self._shape = [1 + ((e + 1 + 7 * salt) * 0.6180339887498949 % 1) * 0.35 for e in range(len(edge) // 2)]
+        self._scales: dict[int, Any] = {}
         self.walked = 0
         """Geodesics for which 32 digits did not suffice."""
 
@@ -69,32 +70,36 @@ class Metric:
             angles.append(library.acos((cosh[b] * cosh[c] - cosh[a]) / (sinh[b] * sinh[c])))
         return angles
 
-    @cached_property
     def _scale(self) -> Any:
-        """The factor that makes the angles at the vertex add up to 2 pi, to the working precision of the walker."""
+        """The factor that makes the angles at the vertex add up to 2 pi, to mpmath's working precision."""
+        digits = mpmath.mp.dps
+        if digits not in self._scales:
+            with mpmath.workdps(digits + 5):
+                one, two = mpmath.mpf(self._rough), mpmath.mpf(self._rough) * (1 + mpmath.mpf(10) ** -9)
+                # the secant method: each step adds up the right digits of the two before
+                before, here = self._excess(one), self._excess(two)
+                while abs(two - one) > mpmath.mpf(10) ** -digits and here != before:
+                    one, two = two, two - here * (two - one) / (here - before)
+                    before, here = here, self._excess(two)
+                self._scales[digits] = two
+        return self._scales[digits]
+
+    def _excess(self, scale: Any) -> Any:
+        return mpmath.fsum(self._angles(scale, mpmath.mp)) - 2 * mpmath.pi
+
+    @cached_property
+    def _rough(self) -> float:
         low, high = 0.05, 20.0
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if math.fsum(self._angles(middle, math)) > 2 * math.pi else (low, middle)
-        slope = (math.fsum(self._angles(low * 1.0001, math)) - math.fsum(self._angles(low * 0.9999, math))) / (
-            2e-4 * low
-        )
-        with mpmath.workdps(_DIGITS):
-            scale = mpmath.mpf(low)
-            for _ in range(12):
-                step = (mpmath.fsum(self._angles(scale, mpmath.mp)) - 2 * mpmath.pi) / slope
-                scale -= step
-                if abs(step) < mpmath.mpf(10) ** (-_DIGITS + 4):
-                    break
-            return scale
+        return low
 
     def motions(self) -> list[tuple[Motion, Motion]]:
-        """Per side, at mpmath's working precision: from its middle, looking in, to the next one left, and right.
-
-        The scale keeps 36 digits: more would be another metric, in which the vertex is a cone point of 2 pi + 1e-36.
-        """
-        angles = self._angles(self._scale, mpmath.mp)
-        half = [_ahead(self._scale * length / 2) for length in self._shape]
+        """Per side, at mpmath's working precision: from its middle, looking in, to the next one left, and right."""
+        scale = self._scale()
+        angles = self._angles(scale, mpmath.mp)
+        half = [_ahead(scale * length / 2) for length in self._shape]
         left, right = _turn(mpmath.pi / 2), _turn(-mpmath.pi / 2)
         made = []
         for side in range(len(self.edge)):
@@ -121,7 +126,7 @@ class Metric:
     def reach(self) -> list[float]:
         """tanh of half the length of each side."""
         with mpmath.workdps(_DIGITS):
-            return [float(mpmath.tanh(self._scale * self._shape[e] / 2)) for e in self.edge]
+            return [float(mpmath.tanh(self._scale() * self._shape[e] / 2)) for e in self.edge]
 
     def geodesic(self, surface: Any, entry: Sequence[int], right: Sequence[int]) -> Any:
         """The closed geodesic in the free homotopy class of a path: native, or with more digits where it must be."""
@@ -160,7 +165,8 @@ Walk = tuple[list[int], list[int], list[Any], list[Any]]
 
 def walk(metric: Metric, entry: Sequence[int], right: Sequence[int]) -> Walk:
     """The closed geodesic of a path, with as many digits as its length asks for."""
-    with mpmath.workdps(_DIGITS + 2 * len(entry)):
+    # the error at the end of a geodesic grows like e to its length, which is less than two per crossing
+    with mpmath.workdps(_DIGITS + len(entry)):
         return _walk(metric, list(entry), list(right))
 
 

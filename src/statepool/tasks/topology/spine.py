@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import cache
 from itertools import permutations, product
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "demand",
     "edges",
     "encode",
+    "plan_three_two",
+    "plan_two_three",
     "replay",
     "rest",
     "vertices",
@@ -66,14 +69,16 @@ def encode(gluing: Gluing) -> list[int]:
     return [24 * u + PERMS.index(perm) for row in gluing for u, perm in row]
 
 
+@cache
 def inverse(perm: Perm) -> Perm:
     """The inverse permutation."""
     return tuple(perm.index(i) for i in range(4))
 
 
-def rest(*taken: int) -> list[int]:
+@cache
+def rest(*taken: int) -> tuple[int, ...]:
     """The other vertices, ascending."""
-    return [v for v in range(4) if v not in taken]
+    return tuple(v for v in range(4) if v not in taken)
 
 
 def around(gluing: Gluing, t: int, x: int, y: int) -> list[tuple[int, int, int, int, int]]:
@@ -179,7 +184,11 @@ def _named(*order: int) -> Perm:
     return inverse(order)
 
 
-def _two_three(gluing: Gluing, t: int, f: int) -> Gluing:
+Plan = tuple[set[int], dict[tuple[int, int], tuple[int, Perm]], list[tuple[int, int, int, Perm]], int]
+"""What :func:`_rebuild` takes after the gluing."""
+
+
+def plan_two_three(gluing: Gluing, t: int, f: int) -> Plan:
     """New tetrahedron i leaves out the i-th vertex of the face: apex in t, apex beyond, the two others ascending."""
     u, p = gluing[t][f]
     demand(u != t, "moves: a 2-3 move needs two tetrahedra")
@@ -196,10 +205,10 @@ def _two_three(gluing: Gluing, t: int, f: int) -> Gluing:
             perm[2 + [y, z].index(shared)] = 2 + other.index(shared)
             perm[2 + [y, z].index(base[j])] = 2 + other.index(x)
             inner.append((i, 2 + [y, z].index(base[j]), j, tuple(perm)))
-    return _rebuild(gluing, {t, u}, outer, inner, 3)
+    return {t, u}, outer, inner, 3
 
 
-def _three_two(gluing: Gluing, t: int, e: int) -> Gluing:
+def plan_three_two(gluing: Gluing, t: int, e: int) -> Plan:
     """New tetrahedra: apex x, then apex y, over the triangle z, w (of t) and the far vertex of the others."""
     x, y = EDGES[e]
     ring = around(gluing, t, x, y)
@@ -211,7 +220,15 @@ def _three_two(gluing: Gluing, t: int, e: int) -> Gluing:
             names = [0] * 4
             names[apex], names[other], names[c], names[d] = 0, free, *spot
             outer[s, other] = (new, tuple(names))
-    return _rebuild(gluing, {s for s, *_ in ring}, outer, [(0, 0, 1, (0, 1, 2, 3))], 2)
+    return {s for s, *_ in ring}, outer, [(0, 0, 1, (0, 1, 2, 3))], 2
+
+
+def _two_three(gluing: Gluing, t: int, f: int) -> Gluing:
+    return _rebuild(gluing, *plan_two_three(gluing, t, f))
+
+
+def _three_two(gluing: Gluing, t: int, e: int) -> Gluing:
+    return _rebuild(gluing, *plan_three_two(gluing, t, e))
 
 
 def _two_zero(gluing: Gluing, t: int, e: int) -> Gluing:
@@ -247,7 +264,8 @@ def arcs(gluing: Gluing) -> dict[Arc, int]:
     for t, v, f in product(range(len(gluing)), range(4), range(4)):
         if v != f and (t, v, f) not in found:
             u, p = gluing[t][f]
-            found[t, v, f] = found[u, p[v], p[f]] = len(set(found.values()))
+            # every edge is two entries
+            found[t, v, f] = found[u, p[v], p[f]] = len(found) // 2
     return found
 
 

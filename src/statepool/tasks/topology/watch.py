@@ -25,12 +25,12 @@ from statepool.tasks.topology.metric import Metric, crossings, walk
 __all__ = ["breach", "compresses", "in_time", "other_distance"]
 
 
-def breach(isosig: str, boundary: Boundary, pair: tuple[Slope, Slope], distance: int) -> str:
+def breach(isosig: str, boundary: Boundary, pair: tuple[Slope, Slope], distance: int, *, seconds: float = 60.0) -> str:
     """A breach as JSON: the smallest representatives, what each of the three ways says, and whether all confirm it."""
     small = [min((slope, boundary.slope(list(slope.key))), key=lambda s: sum(s.weights)) for slope in pair]
     again = other_distance(boundary, small[0], small[1])
     checked = [_checked(boundary, slope) for slope in small]
-    discs = [compresses(attach_2handle(boundary, slope)) for slope in small]
+    discs = [compresses(attach_2handle(boundary, slope), seconds) for slope in small]
     confirmed = again == distance and checked == ["boundary-reducible"] * 2 and discs == [True, True]
     told = {
         "isosig": isosig,
