@@ -23,11 +23,14 @@ def processes(engine):
     return engine.runner._offload.restart.__self__.processes
 
 
-@pytest.mark.parametrize(("split", "kills"), [("heads", (7,)), slow("request", (1,)), slow("sequence", (2, 9))])
-def test_a_killed_worker_costs_time_and_no_token(engines, split, kills):
+@pytest.mark.parametrize(
+    ("split", "kills", "batches"),
+    [("heads", (7,), 2), slow("request", (1,), 2), slow("sequence", (2, 9), 2), slow("heads", (3, 8), 3)],
+)
+def test_a_killed_worker_costs_time_and_no_token(engines, split, kills, batches):
     asked = list(requests(4, seed=11, lengths=(20, 60), answer=16))
     expected = answers(engines(), asked)
-    apart = engines(attention_workers="2", attention_split=split)
+    apart = engines(attention_workers="2", attention_split=split, attention_batches=batches)
     for request in asked:
         apart.submit(request)
     outputs = []

@@ -106,11 +106,6 @@ class Link:
         self._outs.clear()
         self._words.clear()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the last thing that happened to it was no failure."""
-        return self._socket is not None
-
     def tell(self, request: protocol.Request) -> None:
         """Send words that have no answer."""
         self.traffic.plans += self._send(Kind.WORDS, request_codec.encode(request))
@@ -212,7 +207,9 @@ class Link:
         """Read one message and keep it for whoever waits for it."""
         message = protocol.read(self._connection(), self._patience)
         if message is None:
-            raise ConnectionResetError("it has closed the connection")
+            said = [reply_codec.decode(memoryview(each.body)) for each in self._words]
+            why = [reply.message for reply in said if isinstance(reply, protocol.Refused)]
+            raise ConnectionResetError("; ".join(why) or "it has closed the connection")
         if message.kind == Kind.OUT:
             self._outs[message.lane, message.layer] = message
         else:

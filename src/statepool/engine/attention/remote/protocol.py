@@ -248,9 +248,7 @@ def _fill(connection: socket.socket, out: memoryview, patience: float | None, *,
 
 def ready(connection: socket.socket) -> bool:
     """Whether something can be read now."""
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(_poll(connection, select.POLLIN).poll(0))
 
 
 def wait(connection: socket.socket, patience: float | None, *, write: bool = False) -> bool:
@@ -259,8 +257,7 @@ def wait(connection: socket.socket, patience: float | None, *, write: bool = Fal
     Raises:
         TimeoutError: neither was possible for ``patience`` seconds.
     """
-    poll = select.poll()
-    poll.register(connection, select.POLLIN | (select.POLLOUT if write else 0))
+    poll = _poll(connection, select.POLLIN | (select.POLLOUT if write else 0))
     deadline = None if patience is None else time.monotonic() + patience
     while True:
         left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
@@ -269,3 +266,11 @@ def wait(connection: socket.socket, patience: float | None, *, write: bool = Fal
             return bool(found[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR))
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"nothing moved for {patience:g} s")
+
+
+def _poll(connection: socket.socket, events: int) -> select.poll:
+    if connection.fileno() < 0:
+        raise ConnectionResetError("the connection was closed meanwhile")
+    poll = select.poll()
+    poll.register(connection, events)
+    return poll
