@@ -179,7 +179,8 @@ def test_a_run_whose_judge_never_judges_stops_and_says_so(written, monkeypatch, 
         raise ValueError("no")
 
     monkeypatch.setattr(PythonSteps, "verify", raises)
-    assert main(["train", str(written(imitation=0, steps=1, eval_problems=0))]) == 2
+    easy = {"settings": {"steps": 1, "digits": 1}, "turn_tokens": 64, "temperature": 0.5}  # every one gets to an answer
+    assert main(["train", str(written(imitation=0, steps=1, eval_problems=0, **easy))]) == 2
     assert "'verifier_error': " in capsys.readouterr().err
 
 

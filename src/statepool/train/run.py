@@ -71,7 +71,7 @@ class Run:
         self.engine = Engine(config.engine)
         self.world = World(self.task, model, config.world)
         self.agent = Agent(self.engine, self.task, self.world.open, config.agent)
-        self.publisher = Publisher()
+        self.publisher = Publisher(owner=self.out)
         self._shown: list[Any] = []
 
     @property

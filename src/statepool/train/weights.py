@@ -7,6 +7,7 @@ newest stay: an engine may still be reading the older one.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -24,22 +25,29 @@ from statepool.engine.engine import Engine
 
 _log = logging.getLogger(__name__)
 KEPT = 2
+_PREFIX = "statepool-weights-"
 
 
 class Publisher:
     """Writes versions into a folder of its own, which goes with it.
 
     Args:
-        folder: where; by default a new one in shared memory.
+        folder: where; by default one in shared memory.
+        owner: whose weights they are, such as a run's folder. The same owner gets the same folder in shared memory, so
+            that a killed run leaves one folder and takes it up again; without an owner it is a new one.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, owner: Path | None = None) -> None:
         memory = Path("/dev/shm")  # noqa: S108 - its place on Linux; the folder in it is a fresh one of ours
         if folder is None:
             base = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
             if base is None:
                 _log.warning("there is no shared memory folder here, so weights pass through the temporary folder")
-            folder = Path(tempfile.mkdtemp(prefix="statepool-weights-", dir=base))
+            if owner is None:
+                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            else:
+                name = hashlib.blake2b(str(owner.resolve()).encode(), digest_size=8).hexdigest()
+                folder = Path(base or tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}"
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
 
