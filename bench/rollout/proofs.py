@@ -79,7 +79,7 @@ def _distribution(quick: bool) -> Iterator[Row]:
     from dataclasses import replace
 
     wanted = load(problems=1, size=2000 if quick else 50_000, kv_bytes=8 << 20)
-    group = replace(wanted.groups[0], params=replace(wanted.groups[0].params, max_tokens=2, temperature=3.0))
+    group = replace(wanted.groups[0], params=replace(wanted.groups[0].params, max_tokens=4, temperature=3.0))
     engine = Engine(wanted.engine)
     engine.draft_with(None)
     hosts = LocalHosts([engine], drafts=lambda _: GroupDrafts("group", paths=3, cost=FREE))
@@ -90,10 +90,10 @@ def _distribution(quick: bool) -> Iterator[Row]:
         key = response.tokens[:1]
         counts[key] = counts.get(key, 0) + 1
         chances[key] = float(np.exp(response.logprobs[0]))
-        if len(response.tokens) == 2:
-            pair = response.tokens
+        if len(response.tokens) >= 2:
+            pair = response.tokens[:2]
             counts[pair] = counts.get(pair, 0) + 1
-            chances[pair] = float(np.exp(sum(response.logprobs)))
+            chances[pair] = float(np.exp(sum(response.logprobs[:2])))
     total = len(done.responses)
     accepted = sum(response.accepted for response in done.responses)
     worst = 1.0

@@ -21,7 +21,9 @@ def engine() -> Callable[..., Engine]:
 
     def make(blocks: int, place: int = 0) -> Engine:
         if (blocks, place) not in made:
-            made[blocks, place] = Engine(EngineConfig(kv_bytes=blocks * 16384, max_seqs=16, threads=1))
+            made[blocks, place] = Engine(
+                EngineConfig(kv_bytes=blocks * 16384, max_seqs=16, threads=1, max_waiting=2048)
+            )
         found = made[blocks, place]
         found.draft_with(None)
         found.reset_prefix_cache()

@@ -45,7 +45,24 @@ def test_run_writes_responses_a_trace_a_picture_and_events(config, tmp_path, cap
     assert ET.parse(files["plot"]).getroot().tag.endswith("svg")
 
     again = tmp_path / "again"
-    assert main(["rollout", "run", str(config), "--policy", "verl_group", "--out", str(again)]) == 0
+    assert (
+        main(
+            [
+                "rollout",
+                "run",
+                str(config),
+                "--policy",
+                "verl_group",
+                "--engines",
+                "1",
+                "--drafts",
+                "off",
+                "--out",
+                str(again),
+            ]
+        )
+        == 0
+    )
     assert again.read_bytes() == files["out"].read_bytes()
 
 

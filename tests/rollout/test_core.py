@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.core.errors import InvalidConfig, InvalidRequest
@@ -87,6 +87,7 @@ def campaign(policy: str, seed: int, faults: bool):
     return core, lengths, log
 
 
+@settings(max_examples=40)
 @given(policy=st.sampled_from([*DIVIDED, "lrpt_oracle"]), seed=st.integers(0, 10_000), faults=st.booleans())
 def test_every_job_ends_within_its_memory_whatever_happens(policy, seed, faults):
     core, lengths, log = campaign(policy, seed, faults)

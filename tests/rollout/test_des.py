@@ -6,7 +6,7 @@ import itertools
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.rollout.costs import MOONLIGHT, QWEN_VL, StepTimes, accept_rate, expected_tokens
@@ -28,6 +28,7 @@ def closed(lengths, times):
     return sum(times.rows(j) * (falling[j - 1] - falling[j]) for j in range(1, len(falling)))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=30), st.sampled_from(["verl_group", "divided_rr", "auto"]))
 def test_one_engine_with_room_for_all_takes_what_the_closed_form_says(lengths, policy):
     out = simulate(wanted(lengths), make(policy, 1000), TIMES, instances=1, capacity=10**9)
@@ -37,6 +38,7 @@ def test_one_engine_with_room_for_all_takes_what_the_closed_form_says(lengths, p
     assert again.seconds == pytest.approx(out.seconds, rel=1e-9)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 64))
 def test_context_costs_add_up_whatever_the_chunk(lengths, chunk):
     times = StepTimes(0.03, 2e-3, 1e-5)

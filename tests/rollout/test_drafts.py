@@ -74,6 +74,15 @@ def test_a_limit_inside_an_accepted_draft_cuts_exactly(engine, groups, limit):
     assert all(len(r.tokens) <= limit for r in done.responses)
 
 
+def test_a_very_large_group_drafts_for_its_first_thousand(engine, groups):
+    from dataclasses import replace
+
+    large = [replace(groups[0], size=1030, params=replace(groups[0].params, max_tokens=2))]
+    hosts = LocalHosts([engine(64)], drafts=lambda _: GroupDrafts("group", cost=FREE))
+    done = rollout(hosts, large, policy="verl_request")
+    assert len(done.responses) == 1030 and all(r.drafted == 0 for r in done.responses[1000:])
+
+
 def test_a_group_name_may_come_again_with_another_prompt(engine, groups):
     from dataclasses import replace
 

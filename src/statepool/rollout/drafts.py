@@ -28,6 +28,8 @@ _HEAD = 16
 _PROMPT = -1
 _GROUPS = 512
 """Groups whose texts are kept after their last job has left."""
+_TEXTS = 1000
+"""Members of a group that draft and are drafted from; a tree holds no more than 1023 texts."""
 _LEAST = 0.1
 _ASK = 16
 """Steps without drafts after which one token each is tried."""
@@ -106,6 +108,8 @@ class GroupDrafts:
     def enter(self, task: Task) -> None:
         """See ``Drafts.enter``."""
         group, _, index = task.request.id.rpartition("/")
+        if int(index) >= _TEXTS:
+            return
         name = f"{self._iteration}/{task.request.id if self.source == 'self' else group}"
         texts = self._texts.get(name)
         if texts is None:
@@ -121,7 +125,9 @@ class GroupDrafts:
 
     def gained(self, name: str, tokens: tuple[int, ...]) -> None:
         """See ``Drafts.gained``."""
-        job = self._jobs[name]
+        job = self._jobs.get(name)
+        if job is None:
+            return
         job.texts.extend(job.text, job.length, tokens)
         if self._client is not None:
             self._client.made(job.group, job.text, job.length, tokens)
@@ -135,8 +141,8 @@ class GroupDrafts:
 
     def leave(self, name: str) -> tuple[int, int]:
         """See ``Drafts.leave``."""
-        job = self._jobs.pop(name)
-        return job.drafted, job.accepted
+        job = self._jobs.pop(name, None)
+        return (0, 0) if job is None else (job.drafted, job.accepted)
 
     def lengths(self, probe: int, rest: int, paths: int) -> None:
         """See ``Drafts.lengths``."""

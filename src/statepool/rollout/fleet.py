@@ -341,16 +341,17 @@ class Fleet:
         return found
 
     def _ask(self, message: messages.ToWorker) -> None:
-        """Send to all and wait for their counters."""
+        """Send to all and wait for their counters; one that has ended is replaced, and its successor asked."""
         for each in self._seats:
             each.counters = None
             self._send(each.number, message)
-        deadline = time.monotonic() + self._stall
+        deadline = time.monotonic() + self._stall + self._start
         while not all(each.counters for each in self._seats):
             self._poller.poll(_POLL_MS)
-            for each in self._seats:
+            for each in list(self._seats):
                 self._receive(each)
-                if each.process.poll() is not None:
-                    raise Unavailable(f"engine {each.number} is gone; the next iteration begins with another")
+                if each.process.poll() is not None and not each.counters:
+                    self._replace(each)
+                    self._send(each.number, message)
             if time.monotonic() > deadline:
                 raise Unavailable("an engine does not answer")
