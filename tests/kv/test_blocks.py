@@ -107,3 +107,26 @@ def test_a_colliding_key_is_a_miss():
 def test_an_empty_pool_is_refused():
     with pytest.raises(OutOfBlocks, match="at least 1"):
         BlockPool(0)
+
+
+def test_blocks_that_outlived_an_earlier_pool_are_found():
+    tokens = list(range(32))
+    keys = block_keys(tokens, 16, root_key("model", ""))
+    pool = BlockPool(4)
+    (held,) = pool.take(1)
+    entries = [(3, keys[0], tokens[:16]), (2, keys[1], tokens[16:]), (1, keys[1], tokens[16:]), (held, keys[1], [0])]
+    pool.recover(entries)
+    pool.check()
+    assert pool.match(keys, tokens) == [3, 2], "the first block under a key stays, and a held one is not touched"
+    assert (pool.cached, pool.free, pool.key_of(3), pool.key_of(held)) == (2, 3, keys[0], None)
+
+
+def test_reset_forgets_holders_too():
+    tokens = list(range(16))
+    keys = block_keys(tokens, 16, root_key("model", ""))
+    pool = BlockPool(3)
+    (block,) = pool.take(1)
+    pool.publish(block, keys[0], tokens)
+    pool.reset()
+    pool.check()
+    assert (pool.free, pool.cached, pool.match(keys, tokens)) == (3, 0, [])
