@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from statepool.tasks.topology import spine
 from statepool.tasks.topology.angles import find
 from statepool.tasks.topology.boundary import Boundary
-from statepool.tasks.topology.census import census
-from statepool.tasks.topology.decide import attach_2handle, certify, decide
+from statepool.tasks.topology.censuses import census
 from statepool.tasks.topology.errors import InvalidManifold, OutOfTime
+from statepool.tasks.topology.handles import attach_2handle, certify, decide
 from statepool.tasks.topology.manifold import Manifold, Skeleton, core, from_isosig, oriented, to_regina
 from statepool.tasks.topology.names import names
 

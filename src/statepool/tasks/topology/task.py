@@ -18,9 +18,9 @@ from typing import Any
 from statepool.core.errors import StatepoolError
 from statepool.tasks.base import Message, Problem, Tool, Verdict
 from statepool.tasks.topology.boundary import Boundary
-from statepool.tasks.topology.decide import certify, decide
 from statepool.tasks.topology.drill import Planted, planted
 from statepool.tasks.topology.flips import Flippable
+from statepool.tasks.topology.handles import certify, decide
 from statepool.tasks.topology.manifold import Manifold, from_isosig
 
 __all__ = ["FlipTask", "PairTask", "SlopeTask"]
