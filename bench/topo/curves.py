@@ -14,7 +14,7 @@ from bench.machine import LoadWatch
 from bench.peers.setup import python_of
 from bench.row import Row
 from statepool.tasks.topology.boundary import Boundary
-from statepool.tasks.topology.census import census
+from statepool.tasks.topology.censuses import census
 from statepool.tasks.topology.manifold import from_isosig
 
 PUBLISHED = {2: 8, 3: 74, 4: 2340, 5: 98_204}

@@ -12,12 +12,12 @@ from pathlib import Path
 from bench.machine import LoadWatch
 from bench.row import Row
 from statepool.tasks.topology.boundary import Boundary
-from statepool.tasks.topology.census import census
+from statepool.tasks.topology.censuses import census
 from statepool.tasks.topology.checker import check_file
-from statepool.tasks.topology.decide import certify, decide
 from statepool.tasks.topology.drill import planted
+from statepool.tasks.topology.handles import certify, decide
 from statepool.tasks.topology.manifold import from_isosig
-from statepool.tasks.topology.scan import Plan, scan
+from statepool.tasks.topology.scans import Plan, scan
 
 SIZES = ((2, 1), (3, 1), (4, 2), (4, 1))
 """Censuses of the scan: tetrahedra and edges."""

@@ -19,10 +19,10 @@ from statepool.core.errors import InvalidRequest
 from statepool.tasks.topology import drill, spine, watch
 from statepool.tasks.topology.boundary import Boundary
 from statepool.tasks.topology.checker import Checker, Group, reduced, shorter
-from statepool.tasks.topology.decide import attach_2handle, certify, decide, manifold_record, record_of
 from statepool.tasks.topology.errors import OutOfTime
+from statepool.tasks.topology.handles import attach_2handle, certify, decide, manifold_record, record_of
 from statepool.tasks.topology.manifold import Skeleton, from_isosig, to_regina
-from statepool.tasks.topology.scan import Plan, Progress, block, read_summaries, scan
+from statepool.tasks.topology.scans import Plan, Progress, block, read_summaries, scan
 from statepool.tasks.topology.table import write_table
 from statepool.tasks.topology.task import FlipTask, PairTask, SlopeTask
 from statepool.tasks.topology.words import judge
@@ -135,14 +135,14 @@ def test_whitehead_knows_primitive_words() -> None:
 KILL = """
 import sys
 from pathlib import Path
-from statepool.tasks.topology.census import census
-from statepool.tasks.topology.scan import Plan, scan
+from statepool.tasks.topology.censuses import census
+from statepool.tasks.topology.scans import Plan, scan
 scan(census(3), Plan(slopes=8), Path(sys.argv[1]))
 """
 
 
 def test_a_killed_scan_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
-    from statepool.tasks.topology.census import census
+    from statepool.tasks.topology.censuses import census
 
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     wanted = list(islice(census(3), 20))
@@ -229,7 +229,7 @@ def test_tasks_reward_what_they_ask_for(task: FlipTask | SlopeTask | PairTask) -
     for problem in islice(task.problems(6), 3):
         assert task.prompt(problem) and not task.tools(problem)
         verdict = task.verify(problem, f"Some thoughts.\n{problem.answer}")
-        expected = 1.0 if task.name != "topology-pair" else 0.5 if problem.answer else 0.0
+        expected = 1.0 if task.name != "topology-pair" else {3: 0.5, 4: 0.9, 5: 0.0}[problem.facts["genus"]]
         assert verdict.score == expected, verdict
         for wrong in ("", "no numbers", "[1, 2", '{"isosig": 3, "slopes": []}', "-5,-5", "1,2,3"):
             assert 0.0 <= task.verify(problem, wrong).score < 1.0

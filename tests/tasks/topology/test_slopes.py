@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.tasks.topology.boundary import Boundary
-from statepool.tasks.topology.census import census
+from statepool.tasks.topology.censuses import census
 from statepool.tasks.topology.errors import InvalidCurve
 from statepool.tasks.topology.manifold import from_isosig
 from statepool.tasks.topology.metric import Metric, crossings, walk

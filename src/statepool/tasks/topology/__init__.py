@@ -14,22 +14,23 @@ Example:
 from importlib import import_module
 from typing import Any
 
-# Where names live: the checker must be importable without numpy and the native module.
+# Where names live: the checker must be importable without numpy and the native module. No module is called like a name,
+# since importing a module puts it in its package under its own.
 _HOMES = {
     "BadCertificate": "errors",
     "Boundary": "boundary",
     "Checker": "checker",
-    "Decision": "decide",
+    "Decision": "handles",
     "InvalidCurve": "errors",
     "InvalidManifold": "errors",
     "Manifold": "manifold",
-    "Plan": "scan",
+    "Plan": "scans",
     "Slope": "boundary",
-    "attach_2handle": "decide",
-    "census": "census",
-    "decide": "decide",
+    "attach_2handle": "handles",
+    "census": "censuses",
+    "decide": "handles",
     "from_isosig": "manifold",
-    "scan": "scan",
+    "scan": "scans",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -17,7 +17,7 @@ from statepool.tasks.topology.errors import InvalidCurve
 
 if TYPE_CHECKING:
     from statepool.tasks.topology.boundary import Boundary, Slope
-    from statepool.tasks.topology.scan import Progress
+    from statepool.tasks.topology.scans import Progress
 
 __all__ = ["main"]
 
@@ -125,7 +125,7 @@ def _slope(boundary: Boundary, text: str) -> Slope:
 
 
 def _census(options: argparse.Namespace) -> int:
-    from statepool.tasks.topology.census import census
+    from statepool.tasks.topology.censuses import census
 
     found = islice(census(options.tets, options.edges, seconds=options.time), options.limit)
     if options.count:
@@ -144,7 +144,7 @@ def _slopes(options: argparse.Namespace) -> int:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from statepool.tasks.topology.decide import attach_2handle
+    from statepool.tasks.topology.handles import attach_2handle
     from statepool.tasks.topology.manifold import Skeleton, core, to_regina
 
     boundary = _boundary(options)
@@ -156,7 +156,7 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def _decide(options: argparse.Namespace) -> int:
-    from statepool.tasks.topology.decide import certify, decide, manifold_record, record_of
+    from statepool.tasks.topology.handles import certify, decide, manifold_record, record_of
 
     boundary = _boundary(options)
     slope = _slope(boundary, options.weights)
@@ -194,7 +194,7 @@ def _distance(options: argparse.Namespace) -> int:
 
 def _sources(options: argparse.Namespace) -> Iterator[str]:
     """The manifolds that a scan is about; what is wrong with the options is said before the first."""
-    from statepool.tasks.topology.census import census
+    from statepool.tasks.topology.censuses import census
 
     if not options.census and options.manifolds is None:
         raise InvalidRequest("census: name a census or a file of --manifolds", param="census")
@@ -215,7 +215,7 @@ def _scan(options: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from statepool.tasks.topology.scan import Plan, scan
+    from statepool.tasks.topology.scans import Plan, scan
 
     sources = _sources(options)
     plan = Plan(options.slopes, not options.nonseparating, options.seed, options.effort, options.check)
@@ -249,7 +249,7 @@ def _scan(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from statepool.tasks.topology.decide import decide
+    from statepool.tasks.topology.handles import decide
     from statepool.tasks.topology.plots import distances, drawn
 
     boundary = _boundary(options)
@@ -267,8 +267,8 @@ def _plot(options: argparse.Namespace) -> int:
 
 def _plant(options: argparse.Namespace) -> int:
     from statepool.tasks.topology.boundary import Boundary
-    from statepool.tasks.topology.decide import decide, manifold_record, record_of
     from statepool.tasks.topology.drill import planted
+    from statepool.tasks.topology.handles import decide, manifold_record, record_of
 
     for found in islice(planted(options.seed), options.limit):
         boundary = Boundary(found.manifold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from statepool.tasks.topology.errors import OutOfTime
@@ -17,6 +18,8 @@ def names(gluing: Sequence[int], seconds: float = 30.0) -> dict[str, Any]:
 
     An empty list of names says nothing: SnapPy's censuses hold hyperbolic manifolds only.
     """
+    if find_spec("snappy") is None:
+        return {"snappy": "is not installed; pip install 'statepool[names]'"}
     if any(Skeleton.of(gluing).euler):
         return {"snappy": "takes boundaries that are all tori"}
     try:

@@ -18,14 +18,22 @@ from typing import Any
 from statepool.core.errors import StatepoolError
 from statepool.tasks.base import Message, Problem, Tool, Verdict
 from statepool.tasks.topology.boundary import Boundary
-from statepool.tasks.topology.decide import certify, decide
 from statepool.tasks.topology.drill import Planted, planted
 from statepool.tasks.topology.flips import Flippable
+from statepool.tasks.topology.handles import certify, decide
 from statepool.tasks.topology.manifold import Manifold, from_isosig
 
 __all__ = ["FlipTask", "PairTask", "SlopeTask"]
 
 _SMALL = ("cMcabbjdw", "cMcabbjds", "cMcabbjij", "cMcabbjik", "cMcabbjmk", "cPcbbbdht", "cPcbbbdhq", "cPcbbbihq")
+
+
+_KNOWN = {
+    3: '{"isosig": "dLQbcccdefw", "slopes": [[2,2,2,0,0,0,0,0,0,2,0,0,0,0,0]]}',
+    4: '{"isosig": "eLPkbcdddmgsgv", "slopes": [[0,0,0,0,0,0,2,2,2,0,0,0,0,2,0,0,0,0,0,0,0],'
+    "[0,0,0,0,2,2,0,0,0,0,0,0,0,0,0,0,0,0,0,2,2]]}",
+}
+"""Best answers of :class:`PairTask` by genus, from a scan of the smallest manifolds."""
 
 
 @lru_cache(64)
@@ -163,9 +171,10 @@ class SlopeTask:
 
 @dataclass(frozen=True)
 class PairTask:
-    """Search for a simple manifold with two boundary-reducing separating slopes: an open problem, no answer is known.
+    """Search for a simple manifold with two boundary-reducing separating slopes that cross: no answer is known.
 
-    A problem names a genus of at least three; the reference answer has one such slope, which is worth 0.5.
+    A problem names a genus of at least three. Reference answers have one such slope (genus 3, 0.5) or two that are
+    disjoint (genus 4, 0.9).
     """
 
     name: str = "topology-pair"
@@ -177,14 +186,12 @@ class PairTask:
             genus = noise.choice((3, 4, 5))
             text = (
                 f"Find a simple 3-manifold (an ideal triangulation with one boundary component, of genus {genus}) and "
-                f"two "
-                "different separating slopes on its boundary such that attaching a 2-handle along either makes the "
-                "boundary "
-                "compressible. Answer with JSON on one line: "
+                "two different separating slopes on its boundary, crossing each other if you can, such that attaching "
+                "a 2-handle along either makes the boundary compressible. Answer with JSON on one line: "
                 '{"isosig": "...", "slopes": [[...], [...]]}, weights in the boundary model of '
                 "statepool.tasks.topology."
             )
-            best = '{"isosig": "dLQbcccdefw", "slopes": [[2,2,2,0,0,0,0,0,0,2,0,0,0,0,0]]}' if genus == 3 else ""
+            best = _KNOWN.get(genus, "")
             yield Problem(self.name, ({"role": "user", "content": text},), best, (), facts={"genus": genus})
 
     def prompt(self, problem: Problem) -> Sequence[Message]:
@@ -196,7 +203,7 @@ class PairTask:
         return problem.tools
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
-        """1 for two such slopes, 0.5 for one, 0.1 for a certified simple manifold of that genus, else 0."""
+        """1 for two slopes that cross, 0.9 for two, 0.5 for one, 0.1 for a certified simple manifold, else 0."""
         found = _json(answer)
         if found is None:
             return Verdict(0.0, "there is no line of JSON with isosig and slopes")
@@ -212,8 +219,10 @@ class PairTask:
             slopes = [boundary.slope(weights) for weights in islice(found["slopes"], 2)]
         except StatepoolError as error:
             return Verdict(0.0, error.message)
-        good = {s.key for s in slopes if s.separating and decide(boundary, s).verdict == "boundary-reducible"}
-        return Verdict((0.1, 0.5, 1.0)[len(good)], f"{len(good)} of the slopes make the boundary compressible")
+        good = {s.key: s for s in slopes if s.separating and decide(boundary, s).verdict == "boundary-reducible"}
+        crossed = boundary.distance(*good.values()) if len(good) == 2 else 0
+        score = 1.0 if crossed else (0.1, 0.5, 0.9)[len(good)]
+        return Verdict(score, f"{len(good)} of the slopes make the boundary compressible; two cross {crossed} times")
 
 
 def _json(answer: str) -> dict[str, Any] | None:

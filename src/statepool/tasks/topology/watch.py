@@ -17,8 +17,8 @@ import mpmath
 
 from statepool.tasks.topology.boundary import Boundary, Slope
 from statepool.tasks.topology.checker import Checker
-from statepool.tasks.topology.decide import attach_2handle, certify, decide, manifold_record, record_of
 from statepool.tasks.topology.errors import OutOfTime
+from statepool.tasks.topology.handles import attach_2handle, certify, decide, manifold_record, record_of
 from statepool.tasks.topology.manifold import to_regina
 from statepool.tasks.topology.metric import Metric, crossings, walk
 

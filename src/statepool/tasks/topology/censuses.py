@@ -39,7 +39,7 @@ def census(tetrahedra: int, edges: int = 1, *, seconds: float | None = None) -> 
 
 
 def _read(tetrahedra: int, edges: int, seconds: float | None) -> Iterator[str]:
-    command = [sys.executable, "-m", "statepool.tasks.topology.census", str(tetrahedra), str(edges)]
+    command = [sys.executable, "-m", "statepool.tasks.topology.censuses", str(tetrahedra), str(edges)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as search:
         late = threading.Event()
 

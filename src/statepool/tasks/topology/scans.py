@@ -18,8 +18,8 @@ from typing import Any
 from statepool.core.errors import InvalidRequest
 from statepool.tasks.topology.boundary import Boundary, Slope
 from statepool.tasks.topology.checker import FORMAT, Checker
-from statepool.tasks.topology.decide import certify, decide, manifold_record, record_of
 from statepool.tasks.topology.errors import BadCertificate
+from statepool.tasks.topology.handles import certify, decide, manifold_record, record_of
 from statepool.tasks.topology.manifold import from_isosig
 
 __all__ = ["Plan", "Progress", "block", "read_summaries", "scan"]
