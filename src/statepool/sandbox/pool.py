@@ -316,11 +316,11 @@ class Pool:
 
     def _make(self, shelf: _Shelf) -> Slot:
         began = time.monotonic()
+        shelf.zygote.start()  # before anything is made that a failure would leave
         name = f"{os.getpid()}-{next(self._count)}"
         group = Cgroup(name, self._cgroups)
         self._ledger.write(cgroup=name)
         group.create()
-        shelf.zygote.start()
         slot = Slot(name, shelf.zygote, group, self._reactor)
         try:
             slot.start(self._journal)
