@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from bench.__main__ import main
 from bench.bounds import Bounds
 from bench.checkpoint import SHAPES
 from bench.row import Row, merge
@@ -57,8 +56,3 @@ def test_bounds_count_bytes_and_multiply_adds() -> None:
     assert bounds.prefill_seconds(shape, "int8", 1, 100, "avx2") == pytest.approx(
         linear + 28 * 16 * 128 * 100 * 101 / 16e9
     )
-
-
-def test_a_room_without_benchmarks_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["topo"]) == 2
-    assert "no benchmarks yet" in capsys.readouterr().err

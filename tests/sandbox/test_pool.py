@@ -226,4 +226,5 @@ def test_nothing_grows_with_use(pool):
     before = held()
     use(30)
     after = held()
-    assert after[0] <= before[0] + 2 and after[1] == pytest.approx(before[1], abs=6) and after[2] <= before[2] + 1
+    # One of each per use would be 30 here, and seven or more in the fullest slot; which slot that is may differ.
+    assert after[0] <= before[0] + 2 and after[1] == pytest.approx(before[1], abs=6) and after[2] <= before[2] + 4
