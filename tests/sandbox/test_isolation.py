@@ -103,7 +103,7 @@ def test_the_machine_and_the_next_tenant_do_not_notice(small, name):
     with Sandbox("small", pool=small) as after:
         assert (
             after.run_code(
-                "import os\nlen(os.listdir('/tmp')), len([p for p in os.listdir('/proc') if p.isdigit()])"
+                "import os, sys\nlen([n for n in os.listdir('/tmp') if not sys.prefix.startswith(f'/tmp/{n}')]), len([p for p in os.listdir('/proc') if p.isdigit()])"
             ).text
             == "(0, 1)"
         )
@@ -176,6 +176,7 @@ found += [p for p in sys.path if M in p] + [m for m in sys.modules if M in m] + 
 found += [p for p in os.listdir('/proc') if p.isdigit() and int(p) != os.getpid()]
 found += [l for l in subprocess.run(['cat', '/proc/self/mounts'], capture_output=True, text=True).stdout.splitlines() if M in l]
 found += [socket.gethostname()] if socket.gethostname() != 'sandbox' else []
+found = [f for f in found if not sys.prefix.startswith(f)]  # where the interpreter is, if that is below /tmp
 (found, random.random(), os.getuid())
 """
 
