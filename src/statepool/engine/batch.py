@@ -54,6 +54,18 @@ class Batch:
     contexts: Sequence[Context] = ()
     read: bool = True
 
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What a device, or another process, has to be given: the arrays, by name."""
+        return {
+            "tokens": self.tokens,
+            "positions": self.positions,
+            "slots": self.slots,
+            "block_tables": self.block_tables,
+            "query_start": self.query_start,
+            "context_len": self.context_len,
+        }
+
     @classmethod
     def build(
         cls,

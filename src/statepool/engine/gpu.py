@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -100,8 +100,7 @@ class GpuRunner(CopiedBlocks, OnDevice):
     def forward(self, batch: Batch) -> Any:
         """See ``Runner.forward``; the hidden states stay on the device."""
         d, rows = self.decoder, batch.tokens.size
-        arrays = [item.name for item in fields(batch) if item.name != "contexts"]
-        placed = replace(batch, **{name: self._place(getattr(batch, name)) for name in arrays})
+        placed = replace(batch, **{name: self._place(array) for name, array in batch.arrays.items()})
         x: Any = self._empty(rows, d.hidden_size)
         query: Any = self._empty(rows, d.heads * d.head_dim)
         mixed: Any = torch.empty_like(query)

@@ -18,7 +18,6 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ class StagedRunner(DecoderRunner):
         """See ``Runner.forward``. Without ``batch.read`` it returns when the first stage is done, with nothing."""
         x = super().forward(batch)
         self._number += 1
-        step = _Step(self._number, batch.read, {item.name: getattr(batch, item.name) for item in _ARRAYS})
+        step = _Step(self._number, batch.read, batch.arrays)
         self._send(_words.encode(step), [x])
         if not batch.read:
             return x[:0]
@@ -246,9 +245,6 @@ def _end(first: socket.socket, last: socket.socket, processes: list[subprocess.P
     last.close()
     for process in processes:
         process.wait()
-
-
-_ARRAYS = tuple(item for item in fields(Batch) if item.name not in ("contexts", "read"))
 
 
 class _Stage(DecoderRunner):
