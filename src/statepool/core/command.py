@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from .errors import StatepoolError
 
-__all__ = ["Adder", "Command", "adder", "run"]
+__all__ = ["Adder", "Command", "Served", "adder", "run", "serve"]
+
+_PARENT_POLL_SECONDS = 0.5
 
 Command = Callable[[argparse.Namespace], int]
 """What a command does; answers its exit status."""
@@ -35,6 +39,36 @@ def adder(tree: argparse.ArgumentParser) -> Adder:
         return found
 
     return command
+
+
+class Served(Protocol):
+    """Something that serves in threads of its own."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def close(self) -> None:
+        """End."""
+
+
+def serve(served: Served, announce: Callable[[], str], with_parent: bool) -> int:
+    """Start ``served``, print one line once it answers, and close it when a signal asks for that.
+
+    Args:
+        served: what to run.
+        announce: gives the line, which whoever started this process may wait for.
+        with_parent: end as well when the process that started this one has.
+    """
+    stop, parent = threading.Event(), os.getppid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    served.start()
+    print(announce(), flush=True)
+    while not stop.wait(_PARENT_POLL_SECONDS):
+        if with_parent and os.getppid() != parent:
+            break
+    served.close()
+    return 0
 
 
 def run(program: str, options: argparse.Namespace) -> int:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 
-from statepool.core.command import adder, run
+from statepool.core.command import adder, run, serve
 from statepool.core.config import parse_size
 from statepool.core.errors import Unavailable
 from statepool.kv.pool.client import NodeLink
@@ -18,29 +15,25 @@ from statepool.kv.pool.node import Node, NodeConfig
 
 __all__ = ["main"]
 
-_PARENT_POLL_SECONDS = 0.5
-
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
     tree = argparse.ArgumentParser(prog="statepool pool", description="The shared pool of KV blocks.")
     command = adder(tree)
-    serve = command("serve", "lend memory and disk of this machine to engines", _serve)
-    serve.add_argument(
+    lend = command("serve", "lend memory and disk of this machine to engines", _serve)
+    lend.add_argument(
         "--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port (0: a free one)"
     )
-    serve.add_argument(
-        "--block-bytes", required=True, metavar="SIZE", help="size of a block; statepool pool size MODEL"
-    )
-    serve.add_argument("--memory-bytes", default="1GiB", metavar="SIZE", help="memory to lend (default 1GiB)")
-    serve.add_argument("--disk-path", type=Path, metavar="FILE", help="file for blocks on disk (default: none)")
-    serve.add_argument("--disk-bytes", default="4GiB", metavar="SIZE", help="most bytes of that file (default 4GiB)")
-    serve.add_argument(
+    lend.add_argument("--block-bytes", required=True, metavar="SIZE", help="size of a block; statepool pool size MODEL")
+    lend.add_argument("--memory-bytes", default="1GiB", metavar="SIZE", help="memory to lend (default 1GiB)")
+    lend.add_argument("--disk-path", type=Path, metavar="FILE", help="file for blocks on disk (default: none)")
+    lend.add_argument("--disk-bytes", default="4GiB", metavar="SIZE", help="most bytes of that file (default 4GiB)")
+    lend.add_argument(
         "--lease-s", type=float, default=10.0, metavar="S", help="an engine silent for so long loses its leases"
     )
-    serve.add_argument("--eviction", default="lru", help="which block goes first (default lru)")
-    serve.add_argument("--name", default="", help="name of the node (default: its address)")
-    serve.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
+    lend.add_argument("--eviction", default="lru", help="which block goes first (default lru)")
+    lend.add_argument("--name", default="", help="name of the node (default: its address)")
+    lend.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
     stats = command("stats", "what nodes hold", _stats)
     stats.add_argument("address", nargs="+", help="address of a node")
     stats.add_argument("--json", action="store_true", help="print one JSON object a node")
@@ -60,16 +53,11 @@ def _serve(options: argparse.Namespace) -> int:
             name=options.name,
         )
     )
-    stop, parent = threading.Event(), os.getppid()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    node.start()
-    print(f"pool node at {node.address}: {node.stats().slots} blocks of {options.block_bytes} bytes", flush=True)
-    while not stop.wait(_PARENT_POLL_SECONDS):
-        if options.with_parent and os.getppid() != parent:
-            break
-    node.close()
-    return 0
+
+    def announcement() -> str:
+        return f"pool node at {node.address}: {node.stats().slots} blocks of {options.block_bytes} bytes"
+
+    return serve(node, announcement, options.with_parent)
 
 
 def _stats(options: argparse.Namespace) -> int:

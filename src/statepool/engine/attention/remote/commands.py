@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import threading
 
-from statepool.core.command import adder, run
+from statepool.core.command import adder, run, serve
 from statepool.core.errors import Corruption, InvalidConfig, Unavailable
 from statepool.engine.attention.remote.link import figures
 from statepool.engine.attention.remote.node import AttentionNode
@@ -17,19 +14,17 @@ from statepool.native import kernels
 
 __all__ = ["main"]
 
-_PARENT_POLL_SECONDS = 0.5
-
 
 def main(arguments: list[str]) -> int:
     """Run one command; returns the exit status."""
     tree = argparse.ArgumentParser(prog="statepool attention", description="Attention workers.")
     command = adder(tree)
-    serve = command("serve", "lend memory and its bandwidth to a model that runs elsewhere", _serve)
-    serve.add_argument(
+    lend = command("serve", "lend memory and its bandwidth to a model that runs elsewhere", _serve)
+    lend.add_argument(
         "--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port (0: a free one)"
     )
-    serve.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
-    serve.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
+    lend.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
+    lend.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
     stats = command("stats", "what workers hold and have done", _stats)
     stats.add_argument("address", nargs="+", help="address of a worker")
     stats.add_argument("--json", action="store_true", help="print one JSON object a worker")
@@ -37,23 +32,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    parent = os.getppid()
     node = AttentionNode(options.listen)
     if options.threads is not None and kernels is not None:
         try:
             kernels.set_threads(options.threads)
         except ValueError as error:
             raise InvalidConfig(str(error), param="threads") from None
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    node.start()
-    print(f"attention worker at {node.reachable}", flush=True)
-    while not stop.wait(_PARENT_POLL_SECONDS):
-        if options.with_parent and os.getppid() != parent:
-            break
-    node.close()
-    return 0
+    return serve(node, lambda: f"attention worker at {node.reachable}", options.with_parent)
 
 
 def _stats(options: argparse.Namespace) -> int:
