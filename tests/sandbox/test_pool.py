@@ -113,8 +113,7 @@ def test_manifests(tmp_path, pool):
     with pytest.raises(InvalidRequest, match="preloads"):
         Template.read(path)
     with pytest.raises(InvalidRequest, match="leads out"):
-        pool.add(Template("out", files={"../../etc/passwd": "x"}))
-        Sandbox("out", pool=pool)
+        Template("out", files={"../../etc/passwd": "x"})
 
 
 def test_a_slot_that_dies_is_noticed_and_replaced(pool):
@@ -131,6 +130,31 @@ def test_a_slot_that_dies_is_noticed_and_replaced(pool):
     os.kill(pool._shelves["py"].zygote.pid, signal.SIGKILL)
     with Sandbox(pool=pool) as other:
         assert other.run_code("1 + 1").text == "2"
+
+
+def test_pools_of_one_process_share_no_cgroup(pool):
+    with Pool(low=0) as other, Sandbox(pool=pool) as one, Sandbox(pool=other) as two:
+        assert one.lease.slot.name != two.lease.slot.name
+        assert one.lease.slot.cgroup.paths.keys() == two.lease.slot.cgroup.paths.keys()
+        assert not set(one.lease.slot.cgroup.paths.values()) & set(two.lease.slot.cgroup.paths.values())
+        one.run_code("x = 1")
+        two.close()
+        other.close()
+        assert one.run_code("x").text == "1"
+
+
+def test_kernels_that_end_while_they_wait_cost_their_slots_only(pool, caplog):
+    pool.settle()
+    pool.fill("py", 3)
+    for slot, _ in list(pool._shelves["py"].parked):
+        assert slot.signal(slot.tenant[2].process(), signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while slot._last_exit[1] != -signal.SIGKILL:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    with Sandbox(pool=pool) as sandbox:
+        assert sandbox.run_code("1 + 1").text == "2"
+    assert "exit code -9" in caplog.text
 
 
 def _groups(pids):

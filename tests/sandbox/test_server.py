@@ -188,6 +188,9 @@ def test_forks_and_snapshots(remote):
     assert moment.snapshot_id in [item.snapshot_id for item in remote.list_snapshots().next_items()]
     assert interpreter.Sandbox.delete_snapshot(moment.snapshot_id)
     remote.commands.run("sleep 100", background=True)
+    remote.run_code(
+        "import glob\nwhile not any(b'sleep\\x00100' in open(path, 'rb').read() for path in glob.glob('/proc/*/cmdline')): ..."
+    )
     with pytest.raises(e2b.SandboxException, match="sleep 100"):
         remote.create_snapshot()
     for one in (*kids, back):

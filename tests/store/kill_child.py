@@ -17,8 +17,9 @@ import statepool.store
 from statepool.core.errors import StatepoolError
 
 
-def open_store(path: str) -> statepool.store.Store:
-    return statepool.store.open(path, capacity="8MiB", segment_size="64KiB", checkpoint_every="256KiB")
+def open_store(path: str | Path, **options: Any) -> statepool.store.Store:
+    """Whoever opens the folder first makes the store, be it the test after a kill before there was one."""
+    return statepool.store.open(path, capacity="8MiB", segment_size="64KiB", checkpoint_every="256KiB", **options)
 
 
 def work(path: str, acks: int) -> None:
@@ -89,4 +90,5 @@ def main() -> None:
         sys.stdout.flush()
 
 
-main()
+if __name__ == "__main__":
+    main()

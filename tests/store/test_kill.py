@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.store.kill_child import open_store
 
 import statepool.store
 
@@ -58,7 +59,7 @@ class Killer:
         if not (self.path / "meta").exists():
             return  # killed before there was a store
         self.without_heap(self.acknowledged("power"))
-        with statepool.store.open(self.path) as store:
+        with open_store(self.path) as store:
             self.last = verify(store, self.acknowledged("power", "process"))
             store.sync()
             assert self.without_heap(self.last) == self.last
@@ -66,7 +67,7 @@ class Killer:
     def without_heap(self, acknowledged: int) -> int:
         copy = self.path.with_name("copy")
         shutil.copytree(self.path, copy, ignore=shutil.ignore_patterns("spare", "unfinished"))
-        with statepool.store.open(copy, shared=False) as store:
+        with open_store(copy, shared=False) as store:
             last = verify(store, acknowledged)
         shutil.rmtree(copy)
         return last

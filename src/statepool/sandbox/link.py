@@ -58,13 +58,13 @@ class Link:
             self.pid = int(answer["pid"])
         return self.pid
 
-    def last_words(self) -> str:
+    def last_words(self) -> str | None:
         """What a kernel that has ended said last, if anything."""
         self.channel.socket.settimeout(0.1)
         try:
-            return str(self.channel.receive()[0].get("error", "it said nothing"))
-        except Closed:
-            return "it said nothing"
+            return str(self.channel.receive()[0]["error"])
+        except (Closed, KeyError):
+            return None
 
     def close(self) -> None:
         """Close our ends; the kernel ends with them."""

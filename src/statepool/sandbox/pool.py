@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from statepool.core.errors import InvalidRequest, Overloaded
+from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError
 from statepool.sandbox import caps, ledger, policy
 from statepool.sandbox.cgroup import Cgroup, roots
 from statepool.sandbox.errors import SandboxError, SlotFailed
@@ -35,6 +35,9 @@ _GRACE = 0.05
 """Seconds to wait for a slot that is being cleaned before another is made."""
 _MOST_USES = 1000
 """Slots are made anew after so many tenants, so that nothing can pile up in one."""
+
+_NAMES = itertools.count()
+"""Of slots: one count for all pools of this process, since cgroups have their names."""
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class Pool:
         self._reactor = Reactor()
         self._shelves: dict[str, _Shelf] = {}
         self._lock = threading.RLock()
-        self._count = itertools.count()
+        self._count = itertools.count(int.from_bytes(os.urandom(2), "little"))
         self._uids: set[int] = set()
         self._busy: set[Slot] = set()
         self._making = self._cleaning = 0
@@ -231,6 +234,14 @@ class Pool:
             self._busy.discard(slot)
         self._destroy(slot)
 
+    def drain(self, template: str) -> None:
+        """End the slots of this template that wait; the next one is made anew."""
+        with self._lock:
+            shelf = self._shelf(template)
+            waiting, shelf.parked = shelf.parked, []
+        for slot, _ in waiting:
+            self._destroy(slot)
+
     def take_uid(self) -> int:
         """A user id that no living sandbox has."""
         if self._userns:
@@ -317,7 +328,7 @@ class Pool:
     def _make(self, shelf: _Shelf) -> Slot:
         began = time.monotonic()
         shelf.zygote.start()  # before anything is made that a failure would leave
-        name = f"{os.getpid()}-{next(self._count)}"
+        name = f"{os.getpid()}-{next(_NAMES)}"
         group = Cgroup(name, self._cgroups)
         self._ledger.write(cgroup=name)
         group.create()
@@ -388,7 +399,7 @@ class Pool:
         try:
             if not self._closed:
                 self.fill(template, want)
-        except (SandboxError, OSError) as error:
+        except (StatepoolError, OSError) as error:
             _log.warning("template %s: %s", template, error)
             shelf.arrivals = 0.0  # not again before somebody asks
 
@@ -401,7 +412,7 @@ class Pool:
                     return
                 try:
                     work()
-                except (SandboxError, OSError) as error:
+                except (StatepoolError, OSError) as error:
                     _log.warning("a slot could not be cleaned: %s", error)
             now = time.monotonic()
             if now >= tick:
@@ -419,7 +430,7 @@ class Pool:
         for act in acts:
             try:
                 act()
-            except (SandboxError, OSError) as error:
+            except (StatepoolError, OSError) as error:
                 _log.warning("a sandbox whose time was over could not be ended: %s", error)
         for name in used:
             self._refill(name)

@@ -189,12 +189,14 @@ class Sandbox:
                 self.context.attach(link)
                 break
             except Closed:
-                _log.warning("a kernel that waited had ended (%s); another slot is taken", link.last_words())
+                why = slot.why_ended(link)
+                _log.warning("a kernel that waited had ended (%s); a new slot is made", why)
                 self.context.drop()
                 pool.discard(slot, "its kernel had ended")
                 pool.give_uid(uid)
+                pool.drain(template)  # what ended this one may have ended all that waited with it
                 if attempt == _ATTEMPTS - 1:
-                    raise SlotFailed(f"template {template}: kernels end before they are used") from None
+                    raise SlotFailed(f"template {template}: kernels end before they are used: {why}") from None
             except StatepoolError:
                 pool.release(slot, uid, domain, slot.generation + 1)
                 raise

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 from statepool.sandbox.cgroup import Cgroup
 from statepool.sandbox.channel import Channel, Closed, pair
-from statepool.sandbox.errors import SandboxGone, SlotFailed
+from statepool.sandbox.errors import SandboxError, SandboxGone, SlotFailed
 from statepool.sandbox.link import Link
 from statepool.sandbox.template import Limits, Template, skeleton
 
@@ -147,9 +148,12 @@ class Zygote:
 
     def _start(self) -> None:
         if not (self.folder / "skeleton").exists():
-            (self.folder / "skeleton").mkdir(parents=True)
-            (self.folder / "base").mkdir()
-            skeleton(self.template, self.folder / "skeleton")
+            (self.folder / "base").mkdir(parents=True, exist_ok=True)
+            made = self.folder / "unfinished"
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            skeleton(self.template, made)
+            made.rename(self.folder / "skeleton")
         if self._channel is not None:
             self._channel.close()
         ours, theirs = pair()
@@ -197,6 +201,7 @@ class Slot:
         self.alive = False
         self.tenant: tuple[int, Limits, Link] | None = None
         """User id, limits and kernel that wait for the next tenant."""
+        self._last_exit = (0, 0)
         self.channel, self._theirs = pair()
 
     def start(self, born: Callable[[int], None]) -> None:
@@ -290,8 +295,10 @@ class Slot:
                     os.close(fd)
             else:
                 future.set_result((message, fds))
-        elif message.get("op") == "exit" and self.on_exit is not None:
-            self.on_exit(message["pid"], message["code"])
+        elif message.get("op") == "exit":
+            self._last_exit = (message["pid"], message["code"])
+            if self.on_exit is not None:
+                self.on_exit(message["pid"], message["code"])
         elif message.get("op") == "failed":
             _log.warning("slot %s has failed: %s", self.name, message["error"])
 
@@ -305,6 +312,17 @@ class Slot:
                 future.set_exception(SandboxGone("the sandbox has ended"))
         if self.on_lost is not None:
             self.on_lost(self)
+
+    def why_ended(self, link: Link) -> str:
+        """What is known of the end of a kernel that waited here."""
+        try:
+            pid = link.process()
+        except (SandboxError, OSError) as error:
+            return str(error)
+        words = link.last_words()
+        if words is None and self._last_exit[0] == pid:
+            words = f"exit code {self._last_exit[1]}"
+        return words or "it said nothing"
 
     def reset(self, network: bool) -> str | None:
         """Make it clean for the next tenant; answers what is wrong, if anything is. A new network where ``network``."""

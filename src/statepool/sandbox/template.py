@@ -84,7 +84,7 @@ class Template:
         name: what callers ask for.
         preload: modules the zygote imports; they cost every sandbox nothing.
         warm: code the zygote runs once after that, to import what cells import lazily.
-        files: text by path below ``/home/user``.
+        files: text by relative path below ``/home/user``.
         env: variables of every process.
         limits: defaults for its sandboxes.
         layers: folders of files on top of the root, the last one uppermost.
@@ -116,6 +116,9 @@ class Template:
                 raise InvalidRequest(
                     f"template {self.name}: {path!r} holds a colon, comma or backslash", param="layers"
                 )
+        for name in self.files:
+            if os.path.isabs(name) or os.path.normpath(name).split("/")[0] in ("..", "."):
+                raise InvalidRequest(f"template {self.name}: {name!r} leads out of {HOME}", param="files")
 
     def limited(self, **changes: Any) -> Limits:
         """The limits with the changes that are not None."""
@@ -193,9 +196,7 @@ def skeleton(template: Template, folder: Path) -> None:
     (etc / "group").write_text("root:x:0:\nuser:x:1000:\n")
     (etc / "passwd").write_text(passwd(1000))
     for name, text in template.files.items():
-        path = (folder / HOME.lstrip("/") / name).resolve()
-        if not path.is_relative_to((folder / HOME.lstrip("/")).resolve()):
-            raise InvalidRequest(f"template {template.name}: {name!r} leads out of {HOME}", param="files")
+        path = folder / HOME.lstrip("/") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
