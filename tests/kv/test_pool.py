@@ -258,9 +258,9 @@ def test_a_node_that_stands_still_counts_as_gone(tmp_path):
     with node_process(addresses[0]) as first, node_process(addresses[1]) as second:
         pool = client(addresses, BLOCK, replicas=2, timeout=1.5)
         pool.save(keys, rows, keys[0])
-        first.send_signal(signal.SIGSTOP)
+        _stop(first)
         assert pool.load(keys, empty(10)) == 10
-        second.send_signal(signal.SIGSTOP)
+        _stop(second)
         assert pool.load(keys, empty(10)) == 0
         for process in (first, second):
             process.send_signal(signal.SIGCONT)
@@ -303,6 +303,11 @@ def test_strangers_do_not_disturb_a_node(tmp_path):
 
 
 # -- tools ---------------------------------------------------------------------------------------------
+
+
+def _stop(process):
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)  # until every thread of it has stopped
 
 
 def _until(holds, seconds=20):
