@@ -151,6 +151,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--attention-split", help="what each of them has: auto (default), heads, request or sequence")
     group.add_argument("--attention-batches", metavar="N", help="parts of a batch under way at once (default 2)")
+    group.add_argument("--attention-here", metavar="N", help="KV heads that stay with the model (default 0)")
     group.add_argument("--attention-patience", metavar="S", help="a worker silent for so long is lost (default 10)")
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 

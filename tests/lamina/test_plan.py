@@ -72,6 +72,23 @@ def test_the_equal_cost_table(record_property):
     assert sum(batches) / len(batches) >= 2.3
 
 
+def test_heads_that_stay_make_the_declined_cell_pay():
+    """Conversations on Llama 3 70B fill the compute devices' memory too: two of eight heads stay, and parting pays."""
+    shape, work = MODELS["llama3-70b"], WORKLOADS["azure-conv"]
+    whole, partial = (choose(shape, work, H100, H20, 45.0, partial=each) for each in (False, True))
+    assert whole.declined and not partial.declined
+    assert partial.best.layout.here and partial.best.tokens_s > 1.1 * whole.best.tokens_s
+    # By hand: what each side holds, and what a step waits for.
+    layout, best = partial.best.layout, partial.best
+    stay = layout.here / 8
+    each = best.batch / 2 * work.context * shape.kv_token
+    assert best.here_s == pytest.approx(stay * each / (layout.compute * 0.8 * H100.bandwidth))
+    assert best.attention_s == pytest.approx((1 - stay) * each / (layout.memory * 0.8 * H20.bandwidth))
+    held = best.batch * work.context * shape.kv_token
+    room = layout.compute * (0.9 * H100.memory - 2e9) - shape.weights
+    assert held * stay <= room * 1.000001 and held * (1 - stay) <= layout.memory * 0.9 * H20.memory * 1.000001
+
+
 @given(st.floats(1, 50), st.floats(1, 50), st.floats(0, 30), st.integers(1, 4))
 def test_the_cycle_of_the_pipeline(model, attend, wire, batches):
     """Events against max(n/(n-1) t_m, n t_a, t_m + t_a + net): neither faster nor slower."""
@@ -80,7 +97,7 @@ def test_the_cycle_of_the_pipeline(model, attend, wire, batches):
     assert found == pytest.approx(bound, rel=1e-6)
 
 
-@pytest.mark.parametrize("layout", [Layout(4), Layout(2, 4, 1), Layout(2, 4, 2), Layout(2, 4, 3)])
+@pytest.mark.parametrize("layout", [Layout(4), Layout(2, 4, 1), Layout(2, 4, 2), Layout(2, 4, 3), Layout(3, 2, 2, 2)])
 def test_events_agree_with_the_closed_form(layout):
     shape, work = MODELS["llama3-70b"], WORKLOADS["azure-code"]
     closed = estimate(shape, work, layout, H100, H20)

@@ -25,6 +25,31 @@ def test_bits_are_those_of_one_process(engines, nodes, workers, split, batches):
     assert answers(apart, asked) == whole, "from cached blocks"
 
 
+@pytest.mark.parametrize(("workers", "here", "batches"), [(1, 1, 1), (1, 3, 2), (2, 2, 2), (3, 1, 3)])
+def test_heads_that_stay_with_the_model_change_no_bit(engines, nodes, tmp_path, workers, here, batches):
+    model = write_model(tmp_path / "four", num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=4096)
+    asked = list(requests(5, seed=here, prefix=range(40, 90)))
+    settings = {"kv_bytes": 8 << 20, "max_batched_tokens": 64}
+    whole = answers(engines(model, **settings), asked)
+    addresses = nodes(workers)
+    apart = engines(
+        model, attention_workers=",".join(addresses), attention_here=here, attention_batches=batches, **settings
+    )
+    assert answers(apart, asked) == whole
+    assert answers(apart, asked) == whole, "from cached blocks"
+    apart.runner.write_blocks([3, 5], apart.runner.read_blocks([5, 3]))
+    apart.runner.write_blocks([3, 5], apart.runner.read_blocks([5, 3]))
+    assert answers(apart, asked) == whole, "blocks were exchanged and exchanged back"
+
+
+def test_a_number_of_heads_that_cannot_stay_is_named(engines, nodes):
+    for here, split in ((2, "heads"), (1, "sequence"), (-1, "heads")):
+        with pytest.raises(InvalidConfig, match="attention_here"):
+            engines(attention_workers=",".join(nodes(1)), attention_here=here, attention_split=split)
+    with pytest.raises(InvalidConfig, match="attention_here"):
+        engines(attention_here=1)
+
+
 @pytest.mark.parametrize("split", ["heads", "request", "sequence"])
 def test_contexts_of_several_segments(engines, nodes, split):
     """Chunked prompts that cross segments of 1024 tokens, and a second request that shares their beginning."""

@@ -42,6 +42,7 @@ class EngineConfig:
         attention_workers: a number of attention workers to start, or addresses of such that run already, separated by
             commas: KV blocks and attention are theirs; see docs/lamina.md. ``None`` keeps both here.
         attention_split: what each of them has: ``"heads"``, ``"request"``, ``"sequence"``, or ``"auto"``.
+        attention_here: KV heads that stay with the model; it attends for them while the workers do for the others.
         attention_patience: seconds without an answer after which an attention worker counts as lost.
         attention_batches: parts of a batch under way at once, so that the model computes while they attend.
         trace_selection: a file that gets a line of JSON for every token and layer: which clusters wave attention read.
@@ -71,6 +72,7 @@ class EngineConfig:
     attention_workers: str | None = None
     attention_split: str = "auto"
     attention_batches: int = 2
+    attention_here: int = 0
     attention_patience: float = 10.0
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class EngineConfig:
             raise InvalidConfig(
                 f"attention_patience must be above 0, got {self.attention_patience}", param="attention_patience"
             )
+        if self.attention_here < 0 or (self.attention_here and self.attention_workers is None):
+            raise InvalidConfig("attention_here must be 0, or more with attention_workers", param="attention_here")
         for name in ("max_model_len", "threads", "wave_bytes", "kv_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:

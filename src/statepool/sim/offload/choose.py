@@ -32,14 +32,21 @@ class Choice:
         return not self.best.layout.memory
 
 
-def layouts(compute: Device, memory: Device, budget: float) -> Iterator[Layout]:
-    """Every layout of at most ``budget`` dollars per hour."""
+def layouts(compute: Device, memory: Device, budget: float, kv_heads: int = 0) -> Iterator[Layout]:
+    """Every layout of at most ``budget`` dollars per hour; with ``kv_heads``, those too where some of them stay.
+
+    A memory device that costs nothing comes with a compute device, one with each.
+    """
     for count in range(1, int(budget / compute.price) + 1):
         yield Layout(count)
-        for more in range(1, int((budget - count * compute.price) / memory.price) + 1):
+        most = int((budget - count * compute.price) / memory.price) if memory.price else count
+        for more in range(1, most + 1):
             for batches in _BATCHES:
                 if count % max(batches - 1, 1) == 0:
                     yield Layout(count, more, batches)
+                    for here in range(1, kv_heads):
+                        if (kv_heads - here) % more == 0:
+                            yield Layout(count, more, batches, here)
 
 
 def choose(
@@ -50,15 +57,18 @@ def choose(
     budget: float,
     rate: Efficiency | None = None,
     slo_tbt: float = math.inf,
+    partial: bool = False,
 ) -> Choice:
     """The layout of most tokens per second for at most ``budget`` dollars per hour; the cheaper one of two equal ones.
+
+    With ``partial``, some KV heads may stay with the model.
 
     Raises:
         InvalidConfig: nothing of that price holds the model and a request, or is fast enough.
     """
     found = [
         each
-        for layout in layouts(compute, memory, budget)
+        for layout in layouts(compute, memory, budget, shape.kv_heads if partial else 0)
         if (each := estimate(shape, work, layout, compute, memory, rate, slo_tbt)) is not None
     ]
     if not found:

@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attention", metavar="MODEL", help=f"{', '.join(MODELS)}, or a folder: plan devices for it")
     group.add_argument("--compute", default="h100", metavar="NAME", help=f"{', '.join(DEVICES)} (default h100)")
     group.add_argument("--memory", default="h20", metavar="NAME", help="device of the attentions (default h20)")
+    group.add_argument("--partial", action="store_true", help="let KV heads stay with the model where that is faster")
     group.add_argument("--prices", default="", metavar="NAME=DOLLARS,…", help="per hour, instead of the built-in ones")
     group.add_argument("--slo-tbt", type=float, default=math.inf, metavar="S", help="most seconds between tokens")
     group.add_argument("--plot", type=Path, metavar="FILE", help="SVG of tokens per dollar over the budget")
@@ -50,7 +51,9 @@ def plan(options: argparse.Namespace) -> int:
     budget = _BUDGET if options.budget is None else options.budget
     if not (budget > 0 and options.slo_tbt > 0):
         raise InvalidConfig("budget and slo_tbt must be above 0", param="budget")
-    found = [(work, choose(shape, work, compute, memory, budget, slo_tbt=options.slo_tbt)) for work in works]
+    found = [
+        (work, choose(shape, work, compute, memory, budget, None, options.slo_tbt, options.partial)) for work in works
+    ]
     if options.plot is not None:
         options.plot.write_text(draw(shape, works, compute, memory, budget, options.slo_tbt))
     if options.json:
@@ -128,4 +131,6 @@ def _verdict(choice: Choice) -> str:
     per_dollar = choice.apart.tokens_dollar / choice.together.tokens_dollar - 1
     say = "stays together" if choice.declined else "attention workers pay"
     ratio = choice.apart.batch / choice.together.batch
+    if choice.apart.layout.here:
+        say += f" (--attention-here {choice.apart.layout.here})"
     return f"{say}: {gain:+.1%} tokens/s, {per_dollar:+.1%} tokens/$, batch {ratio:.2f} times as large when apart"

@@ -95,6 +95,8 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
         "h100": Device("h100", 11.06, 989e12, 80e9, 3.35e12),
         "h20": Device("h20", 4.63, 148e12, 96e9, 4.0e12),
         "tpu-v6e": Device("tpu-v6e", 2.70, 918e12, 32e9, 1.64e12),
+        # The machine around an accelerator, which comes with it: eight channels of DDR5-4800, PCIe 5 x16. Ours.
+        "host": Device("host", 0.0, 4e12, 512e9, 0.307e12, 55e9),
     }
 )
 MODELS: Mapping[str, Shape] = MappingProxyType(
@@ -118,12 +120,14 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
 class Layout:
     """``compute`` devices with the weights and ``memory`` devices with the KV; no memory devices: both on the first.
 
-    ``batches`` are under way at once, on ``batches - 1`` replicas of the model (one, if there is one batch).
+    ``batches`` are under way at once, on ``batches - 1`` replicas of the model (one, if there is one batch). ``here``
+    KV heads stay on the compute devices, which attend for them while the memory devices do for the others.
     """
 
     compute: int
     memory: int = 0
     batches: int = 1
+    here: int = 0
 
     @property
     def replicas(self) -> int:
@@ -135,7 +139,8 @@ class Layout:
         """For people."""
         if not self.memory:
             return f"{self.compute} together"
-        return f"DOP({self.compute},{self.memory}), {self.batches} batch{'es' if self.batches > 1 else ''}"
+        stay = f", {self.here} here" if self.here else ""
+        return f"DOP({self.compute},{self.memory}), {self.batches} batch{'es' if self.batches > 1 else ''}{stay}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,7 @@ class Estimate:
     Attributes:
         batch: requests that fit.
         model_s, attention_s, network_s: of one of its batches, all layers.
+        here_s: of the attentions on the compute devices, for the heads that stay there.
         step_s: seconds between two tokens of a request.
         tokens_s: over all requests.
         dollars: per hour.
@@ -172,6 +178,7 @@ class Estimate:
     model_s: float
     attention_s: float
     network_s: float
+    here_s: float
     step_s: float
     tokens_s: float
     dollars: float
@@ -201,7 +208,8 @@ def attention_s(shape: Shape, device: Device, count: float, tokens: float, rate:
 def network_s(shape: Shape, compute: Device, memory: Device, layout: Layout, batch: float, rate: Efficiency) -> float:
     """Seconds of a batch's messages, over as many links as both sides have."""
     line = min(layout.compute / layout.replicas * compute.network, layout.memory * memory.network)
-    return shape.wire_bytes(batch) / (line * rate.network) + shape.layers * rate.latency
+    away = 1 - layout.here / shape.kv_heads
+    return away * shape.wire_bytes(batch) / (line * rate.network) + shape.layers * rate.latency
 
 
 def estimate(
@@ -219,7 +227,10 @@ def estimate(
     """
     rate = rate or Efficiency()
     room = layout.compute * (compute.memory * rate.memory - rate.workspace) - layout.replicas * shape.weights
-    kv_room = room if not layout.memory else layout.memory * memory.memory * rate.memory
+    stay = layout.here / shape.kv_heads
+    kv_room = room if not layout.memory else layout.memory * memory.memory * rate.memory / (1 - stay)
+    if stay:
+        kv_room = min(kv_room, room / stay)
     most = kv_room / (shape.kv_token * work.context)
     if room < 0 or most < max(layout.batches, 1):
         return None
@@ -241,19 +252,23 @@ def _with_batch(
 ) -> Estimate:
     each, n, replicas = batch / layout.batches, layout.batches, layout.replicas
     slices = model_s(shape, compute, layout.compute / replicas, each, rate)
+    here = 0.0
     if not layout.memory:
         attend = attention_s(shape, compute, layout.compute, batch * work.context, rate)
         step, wire, partition = slices + attend, 0.0, "–"
     else:
-        attend = attention_s(shape, memory, layout.memory, each * work.context, rate)
+        stay = layout.here / shape.kv_heads
+        here = attention_s(shape, compute, layout.compute / replicas, stay * each * work.context, rate)
+        attend = attention_s(shape, memory, layout.memory, (1 - stay) * each * work.context, rate)
         wire = network_s(shape, compute, memory, layout, each, rate)
-        step = max(n / replicas * slices, n * attend, slices + attend + wire)
-        partition = "heads" if shape.kv_heads % layout.memory == 0 else "sequence"
+        step = max(n / replicas * (slices + here), n * attend, slices + max(here, attend + wire))
+        partition = "heads" if (shape.kv_heads - layout.here) % layout.memory == 0 else "sequence"
     bound: Literal["memory", "model", "attention", "round"] = "memory"
     if layout.memory:
-        bound = "model" if step == n / replicas * slices else "attention" if step == n * attend else "round"
+        model = n / replicas * (slices + here)
+        bound = "model" if step == model else "attention" if step == n * attend else "round"
     dollars = layout.compute * compute.price + layout.memory * memory.price
-    return Estimate(layout, batch, slices, attend, wire, step, batch / step, dollars, partition, bound)
+    return Estimate(layout, batch, slices, attend, wire, here, step, batch / step, dollars, partition, bound)
 
 
 def shape_of(path: Path) -> Shape:

@@ -45,7 +45,8 @@ class Pipeline:
     Args:
         batches: how many.
         slices: attentions per step.
-        costs: seconds of (model, attention, network) of one slice of batch ``j``, asked when it begins.
+        costs: seconds of (model, attention, network, attention beside the model) of one slice of batch ``j``, asked
+            when it begins.
         done: called when batch ``j`` has ended a step, at that time; answers whether it goes on.
     """
 
@@ -53,7 +54,7 @@ class Pipeline:
         self,
         batches: int,
         slices: int,
-        costs: Callable[[int], tuple[float, float, float]],
+        costs: Callable[[int], tuple[float, float, float, float]],
         done: Callable[[int, float], bool],
     ) -> None:
         self.events = Events()
@@ -69,16 +70,16 @@ class Pipeline:
 
     def _slice(self, batch: int, part: int) -> None:
         """Slice ``part`` of a step is ready: it takes its replica in the order of readiness."""
-        model, attend, wire = self._costs(batch)
+        model, attend, wire, here = self._costs(batch)
         at = (batch + part) % len(self._replica_free)
         begin = max(self.events.now, self._replica_free[at])
-        self._replica_free[at] = begin + model
-        self.events.at(begin + model + wire / 2, self._attend, batch, part, attend, wire)
+        free = self._replica_free[at] = begin + model + here
+        self.events.at(begin + model + wire / 2, self._attend, batch, part, attend, wire, free)
 
-    def _attend(self, batch: int, part: int, seconds: float, wire: float) -> None:
+    def _attend(self, batch: int, part: int, seconds: float, wire: float, free: float) -> None:
         begin = max(self.events.now, self._pool_free)
         self._pool_free = begin + seconds
-        self.events.at(begin + seconds + wire / 2, self._back, batch, part)
+        self.events.at(max(begin + seconds + wire / 2, free), self._back, batch, part)
 
     def _back(self, batch: int, part: int) -> None:
         if (part + 1) % self._slices == 0 and not self._done(batch, self.events.now):
@@ -95,7 +96,7 @@ def pipeline(model: float, attend: float, wire: float, batches: int, slices: int
             ends.append(now)
         return len(ends) < steps
 
-    Pipeline(batches, slices, lambda _: (model, attend, wire), done).run()
+    Pipeline(batches, slices, lambda _: (model, attend, wire, 0.0), done).run()
     half = len(ends) // 2
     return (ends[-1] - ends[half]) / (len(ends) - 1 - half)
 
@@ -114,9 +115,12 @@ def measure(
     """Tokens per second of a layout with requests of drawn lengths, always as many as fit; 0 if none does."""
     rate, draw = rate or Efficiency(), random.Random(seed)
     room = layout.compute * (compute.memory * rate.memory - rate.workspace) - layout.replicas * shape.weights
-    kv_room = room if not layout.memory else layout.memory * memory.memory * rate.memory
     if room < 0:
         return 0.0
+    stay = layout.here / shape.kv_heads
+    kv_room = room if not layout.memory else layout.memory * memory.memory * rate.memory / (1 - stay)
+    if stay:
+        kv_room = min(kv_room, room / stay)
     capacity = kv_room / shape.kv_token / layout.batches
     batches = [_Batch() for _ in range(layout.batches)]
 
@@ -136,15 +140,16 @@ def measure(
     if not all(batch.contexts for batch in batches):
         return 0.0
 
-    def costs(j: int) -> tuple[float, float, float]:
+    def costs(j: int) -> tuple[float, float, float, float]:
         batch = batches[j]
         size, tokens = len(batch.contexts), batch.tokens
         slice_s = model_s(shape, compute, layout.compute / layout.replicas, size, rate)
         if not layout.memory:
-            return (slice_s + attention_s(shape, compute, layout.compute, tokens, rate)) / slices, 0.0, 0.0
-        attend = attention_s(shape, memory, layout.memory, tokens, rate)
+            return (slice_s + attention_s(shape, compute, layout.compute, tokens, rate)) / slices, 0.0, 0.0, 0.0
+        here = attention_s(shape, compute, layout.compute / layout.replicas, stay * tokens, rate)
+        attend = attention_s(shape, memory, layout.memory, (1 - stay) * tokens, rate)
         wire = network_s(shape, compute, memory, layout, size, rate)
-        return slice_s / slices, attend / slices, wire / slices
+        return slice_s / slices, attend / slices, wire / slices, here / slices
 
     made, first, last, count = 0, 0.0, 0.0, 0
 

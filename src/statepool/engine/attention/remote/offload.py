@@ -116,6 +116,7 @@ def remote_runner(
         addresses,
         config.attention_split,
         config.attention_batches,
+        config.attention_here,
         patience=config.attention_patience,
         restart=restart,
     )

@@ -3,7 +3,7 @@
 Three ways to divide the KV of a model over workers (Lamina, 4.3; the third is ours):
 
 * ``heads``: every worker has every token of some KV heads. Balanced whatever the lengths; their number must divide the
-  model's KV heads.
+  model's KV heads, or what is left of them where some stay with the model.
 * ``request``: every worker has whole requests, the next one going where the least is.
 * ``sequence``: the segments of 1024 tokens of a request go round the workers, each of which answers with what it has
   seen of them, and the model worker folds the parts in the order of positions. Any number of workers, balanced for long
@@ -94,22 +94,31 @@ class Placement(Protocol):
         ...
 
 
-def place(split: str, workers: int, layout: KVLayout, heads: int, blocks: int) -> Placement:
+def place(split: str, workers: int, layout: KVLayout, heads: int, blocks: int, here: int = 0) -> Placement:
     """The placement called ``split`` for a model of ``heads`` query heads; ``auto`` is heads if it can be, or sequence.
+
+    The first ``here`` KV heads are no worker's.
 
     Raises:
         InvalidConfig: no such split, or the KV heads cannot be divided.
     """
+    left = layout.kv_heads - here
+    if here and (split not in ("auto", "heads") or left < 1):
+        raise InvalidConfig(
+            f"attention_here must be below the model's {layout.kv_heads} KV heads, with attention_split heads; got "
+            f"{here}, {split}",
+            param="attention_here",
+        )
     if split == "auto":
-        split = "sequence" if layout.kv_heads % workers else "heads"
+        split = "sequence" if left % workers and not here else "heads"
     if split == "heads":
-        if layout.kv_heads % workers:
+        if left % workers:
             raise InvalidConfig(
-                f"{layout.kv_heads} KV heads cannot be divided among {workers} attention workers; take another number, "
+                f"{left} KV heads cannot be divided among {workers} attention workers; take another number, "
                 "or attention_split sequence",
-                param="attention_split",
+                param="attention_here" if here else "attention_split",
             )
-        return ByHeads(workers, layout)
+        return ByHeads(workers, layout, here)
     if split not in SPLITS:
         raise InvalidConfig(
             f"attention_split must be auto, {', '.join(SPLITS)}, got {split!r}", param="attention_split"
@@ -118,11 +127,12 @@ def place(split: str, workers: int, layout: KVLayout, heads: int, blocks: int) -
 
 
 class ByHeads:
-    """Every worker has some KV heads of every block."""
+    """Every worker has some KV heads of every block; the first ``here`` are the model's own."""
 
-    def __init__(self, workers: int, layout: KVLayout) -> None:
+    def __init__(self, workers: int, layout: KVLayout, here: int = 0) -> None:
         self.workers = workers
-        self._each = layout.kv_heads // workers
+        self._first, self._of = here, layout.kv_heads
+        self._each = (layout.kv_heads - here) // workers
         self.shares = [KVLayout(layout.layers, self._each, layout.head_dim, layout.dtype)] * workers
 
     def moves(self, batch: Batch) -> list[Move]:
@@ -137,22 +147,23 @@ class ByHeads:
 
     def query_of(self, errand: Errand, query: F32) -> F32:
         """See ``Placement``."""
-        each = query.shape[1] // self.workers
-        return np.ascontiguousarray(query[:, errand.worker * each : (errand.worker + 1) * each])
+        rows, heads, width = query.shape
+        groups = query.reshape(rows, self._of, heads // self._of, width)[:, self.heads_of(errand.worker)]
+        return np.ascontiguousarray(groups).reshape(rows, -1, width)
 
     def keys_of(self, errand: Errand, kv: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See ``Placement``."""
-        return np.ascontiguousarray(kv[:, :, self._heads(errand.worker)])
+        return np.ascontiguousarray(kv[:, :, self.heads_of(errand.worker)])
 
     def gather(self, errands: Sequence[Errand], answers: Sequence[F32], ops: Any, out: F32) -> None:
         """See ``Placement``."""
-        parts = out.reshape(len(out), self.workers, -1)
+        parts = out.reshape(len(out), self._of, -1)
         for errand, answer in zip(errands, answers, strict=True):
-            parts[:, errand.worker] = answer.reshape(len(out), -1)
+            parts[:, self.heads_of(errand.worker)] = answer.reshape(len(out), self._each, -1)
 
     def share_of(self, worker: int, blocks: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See ``Placement``."""
-        return np.ascontiguousarray(blocks[:, :, :, self._heads(worker)])
+        return np.ascontiguousarray(blocks[:, :, :, self.heads_of(worker)])
 
     def owners(self, blocks: Sequence[int]) -> list[list[int]]:
         """See ``Placement``."""
@@ -162,8 +173,10 @@ class ByHeads:
         """See ``Placement``."""
         return list(range(self.workers))
 
-    def _heads(self, worker: int) -> slice:
-        return slice(worker * self._each, (worker + 1) * self._each)
+    def heads_of(self, worker: int) -> slice:
+        """The KV heads of a worker."""
+        begin = self._first + worker * self._each
+        return slice(begin, begin + self._each)
 
 
 class BySpan:

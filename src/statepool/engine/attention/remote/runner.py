@@ -7,7 +7,7 @@ Per layer and token the queries leave first; while keys and values are computed,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from statepool.core.errors import KVLost
 from statepool.engine.attention.remote import lanes
+from statepool.engine.attention.remote.here import Here
 from statepool.engine.attention.remote.link import Link, Traffic
-from statepool.engine.attention.remote.placement import BySpan, Errand, Placement, place
+from statepool.engine.attention.remote.placement import ByHeads, BySpan, Errand, Placement, place
 from statepool.engine.attention.remote.protocol import Entry, Hello, Publish
 from statepool.engine.batch import Batch
 from statepool.engine.config import Quant
@@ -39,6 +40,7 @@ class Offload:
         addresses: of the attention workers.
         split: ``heads``, ``request``, ``sequence`` or ``auto``; see ``placement``.
         batches: lanes under way at once; 1 waits for every attention.
+        here: KV heads that stay with the model, whose attention runs while the workers attend for the others.
         early: send queries before keys and values are computed; else behind them, so that nothing overlaps.
         patience: seconds without progress after which a worker counts as lost.
         restart: brings workers of this process back; called before each attempt to reach them again.
@@ -47,6 +49,7 @@ class Offload:
     addresses: Sequence[str]
     split: str = "auto"
     batches: int = 2
+    here: int = 0
     early: bool = True
     patience: float = 10.0
     reach: float = 20.0
@@ -81,7 +84,8 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         self._blocks = blocks
         self._identity = identity
         count = len(offload.addresses)
-        self.placement: Placement = place(offload.split, count, layout, decoder.heads, blocks)
+        self.placement: Placement = place(offload.split, count, layout, decoder.heads, blocks, offload.here)
+        self._here = self._stay(replace(layout, kv_heads=offload.here)) if offload.here else None
         self.links: list[Link] = []
         self._lanes: list[Lane] = []
         self._fresh: list[Entry] = []
@@ -102,6 +106,8 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
             self._lanes.append(Lane(number, x[rows], part, errands))
             for errand in errands:
                 self.links[errand.worker].plan(errand.plan)
+            if self._here is not None:
+                self._here.plan(errands[0].plan)
         if self._lanes:
             lanes.rotate(len(self._lanes), d.layers + 1, self._slice)
         return x
@@ -127,9 +133,14 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         if self._offload.early:
             self._send_queries(lane, layer, query)
         self._layers[layer].keys_values(*at, kv)
+        if self._here is not None:  # while the workers read; what has its keys may go on in another thread
+            self._here.attend(lane.number, layer, query, kv)
         self._send_keys(lane, layer, kv)
         if not self._offload.early:
             self._send_queries(lane, layer, query)
+
+    def _stay(self, layout: KVLayout) -> Here:
+        return Here(kernels, layout, self._layout.kv_heads, self._blocks)
 
     def _embed(self, tokens: npt.NDArray[np.int32]) -> Any:
         """Rows of the residual stream ``[T][hidden]``."""
@@ -152,12 +163,14 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
 
     def _collect(self, lane: Lane, layer: int) -> F32:
         d = self.decoder
+        mixed = np.empty((len(lane.x), d.heads * d.head_dim), np.float32)
         answers: list[F32] = []
         for errand in lane.errands:
             message = self.links[errand.worker].out(lane.number, layer)
             answers.append(np.frombuffer(message.body, np.float32))
-        mixed = np.empty((len(lane.x), d.heads * d.head_dim), np.float32)
         self.placement.gather(lane.errands, answers, kernels, mixed)
+        if self._here is not None:
+            self._here.put(lane.number, mixed)
         return mixed
 
     # -- blocks ------------------------------------------------------------------------------------
@@ -170,11 +183,12 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
             if mine:
                 part = self.links[worker].read(mine)
                 at = [places[block] for block in mine]
-                if isinstance(self.placement, BySpan):
-                    found[at] = part
+                if isinstance(self.placement, ByHeads):
+                    found[:, :, :, self.placement.heads_of(worker)] = part
                 else:
-                    heads = part.shape[3]
-                    found[:, :, :, worker * heads : (worker + 1) * heads] = part
+                    found[at] = part
+        if self._here is not None:
+            found[:, :, :, : self._offload.here] = self._here.read(blocks)
         return found
 
     def write_blocks(self, blocks: list[int], data: npt.NDArray[Any]) -> None:
@@ -182,6 +196,8 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
         if blocks:
             for worker in self.placement.homes(blocks):
                 self.links[worker].write(blocks, self.placement.share_of(worker, data))
+            if self._here is not None:
+                self._here.write(blocks, data)
 
     def copy_block(self, source: int, target: int) -> None:
         """See ``Runner.copy_block``."""
@@ -223,9 +239,9 @@ class RemoteRunner(CopiedBlocks, DecoderRunner):
     def _meet(self, fresh: bool = False) -> list[Entry]:
         """Connect to every worker; the full blocks of an earlier model worker that can still be used."""
         self.close()
-        placed = (
-            f"{self._identity}/{type(self.placement).__name__}/{self._offload.split}/{len(self._offload.addresses)}"
-        )
+        kind, offload = type(self.placement).__name__, self._offload
+        placed = f"{self._identity}/{kind}/{offload.split}/{offload.here}/{len(offload.addresses)}"
+        fresh = fresh or self._here is not None  # the heads kept here ended with the model worker before this one
         self.links, held = [], []
         for number, (address, share) in enumerate(zip(self._offload.addresses, self.placement.shares, strict=True)):
             hello = Hello(
