@@ -13,8 +13,14 @@ def test_the_file_is_that_of_one_process(tmp_path):
     files = [tmp_path / "ray.jsonl", tmp_path / "one.jsonl"]
     for file, how in zip(files, (["--ray"], ["--workers", "1"]), strict=True):
         done = subprocess.run(
-            [sys.executable, "-m", "statepool.cli", "topo", "scan", "--census", "2:1", "--slopes", "5", "--out", file]
-            + how,
+            [
+                sys.executable,
+                "-m",
+                "statepool.cli",
+                *["topo", "scan", "--census", "2:1", "--slopes", "5", "--out"],
+                file,
+                *how,
+            ],
             capture_output=True,
             text=True,
             timeout=300,

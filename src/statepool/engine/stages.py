@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool import native
+from statepool.core import sockets
 from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.core.wire import Codec
 from statepool.engine.batch import Batch
@@ -36,7 +37,6 @@ from statepool.engine.models import parse_config
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.engine.runner import F32, DecoderRunner
 from statepool.kv import KVLayout
-from statepool.kv.pool import protocol
 
 __all__ = ["StagedRunner", "shares"]
 
@@ -219,14 +219,14 @@ class StagedRunner(DecoderRunner):
 
     def _receive(self) -> None:
         try:
-            body = protocol.receive(self._last)
+            body = sockets.receive(self._last)
             if body is None:
                 raise ConnectionResetError("a stage has ended")
             done = _words.decode(body)
             assert isinstance(done, _Done)
             if done.rows:
                 answer = np.empty((done.rows, self.decoder.hidden_size), np.float32)
-                protocol.receive_into(self._last, answer.data.cast("B"))
+                sockets.receive_into(self._last, answer.data.cast("B"))
                 self._answers.append(answer)
         except OSError as error:
             raise Unavailable(f"a stage of the model does not answer: {error}") from error
@@ -234,7 +234,7 @@ class StagedRunner(DecoderRunner):
 
     def _send(self, body: bytes, arrays: list[F32] | None = None) -> None:
         try:
-            protocol.send(self._first, body, arrays or ())
+            sockets.send(self._first, body, arrays or ())
         except OSError as error:
             raise Unavailable(f"a stage of the model does not answer: {error}") from error
 
@@ -269,11 +269,11 @@ def _serve(stage: _Stage, before: socket.socket, after: socket.socket, last: boo
 
     def listen() -> None:
         with suppress(OSError):
-            while (body := protocol.receive(before)) is not None:
+            while (body := sockets.receive(before)) is not None:
                 word, x = _words.decode(body), None
                 if isinstance(word, _Step):
                     x = np.empty((len(word.batch["tokens"]), stage.decoder.hidden_size), np.float32)
-                    protocol.receive_into(before, x.data.cast("B"))
+                    sockets.receive_into(before, x.data.cast("B"))
                 arrived.put((word, x))
         arrived.put(None)
 
@@ -289,7 +289,7 @@ def _serve(stage: _Stage, before: socket.socket, after: socket.socket, last: boo
             if last:
                 body, rest = _words.encode(_Done(word.number, len(x) * word.read)), rest if word.read else []
         if not (last and isinstance(word, _Weights)):
-            protocol.send(after, body, rest)
+            sockets.send(after, body, rest)
 
 
 def _ops(start: _Start) -> Any:
@@ -314,7 +314,7 @@ def main(memory: int, before: int, after: int) -> int:
     decoder = parse_config(Checkpoint(Path(start.path)).config)
     stage = _Stage(ops, decoder, start, start.layout.map(memory, start.blocks))
     with suppress(BrokenPipeError, ConnectionResetError):
-        protocol.send(target, _words.encode(_Done(0)))
+        sockets.send(target, _words.encode(_Done(0)))
         _serve(stage, source, target, start.end == decoder.layers)
     return 0
 

@@ -21,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
+from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.pool import protocol
-from statepool.kv.pool.protocol import receive, receive_into, reply_codec, request_codec, send
+from statepool.kv.pool.protocol import reply_codec, request_codec
 
 __all__ = ["NodeLink", "Pool", "PoolCounts", "Row"]
 
@@ -65,7 +67,7 @@ class NodeLink:
     """
 
     def __init__(self, address: str, block_bytes: int | None = None, timeout: float = 0.5) -> None:
-        protocol.check_address(address)
+        sockets.check_address(address)
         self.address = address
         self._size = block_bytes or 0
         self._timeout = timeout
@@ -132,7 +134,7 @@ class NodeLink:
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            self._socket = protocol.connect(self.address, self._timeout)
+            self._socket = sockets.connect(self.address, self._timeout)
             welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
             self._stride = welcome.slot_bytes
             self._memory = self._attach(welcome) if self._size and self.address.startswith("unix:") else None

@@ -18,11 +18,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
+from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.eviction import EVICTIONS, Eviction
 from statepool.kv.pool import protocol
 from statepool.kv.pool.disk import DiskTier
-from statepool.kv.pool.protocol import receive, receive_into, reply_codec, request_codec, send
+from statepool.kv.pool.protocol import reply_codec, request_codec
 from statepool.kv.pool.slots import Lease, SlotTable
 
 __all__ = ["Node", "NodeConfig"]
@@ -100,12 +102,12 @@ class Node:
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
-        self._listener = protocol.listen(config.listen)
+        self._listener = sockets.listen(config.listen)
 
     @property
     def address(self) -> str:
         """Where it listens, with the port it has been given."""
-        return protocol.address_of(self._listener, self.config.listen)
+        return sockets.address_of(self._listener, self.config.listen)
 
     def start(self) -> None:
         """Serve in threads of its own."""
@@ -156,7 +158,7 @@ class Node:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            protocol.tune(connection)
+            sockets.tune(connection)
             self._connections.add(connection)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 

@@ -1,19 +1,12 @@
-"""The words between a pool node and its clients, and how they travel.
+"""The words between a pool node and its clients: msgpack bodies of messages (``core.sockets``).
 
-A message is four bytes of length and a msgpack body; the bytes of blocks follow ``Write`` and ``Blocks`` as they are,
-one after the other. Addresses are ``unix:/path`` or ``tcp://host:port``.
+The bytes of blocks follow ``Write`` and ``Blocks`` as they are, one after the other.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import msgspec
 
-from statepool.core.errors import Corruption, InvalidConfig
 from statepool.core.wire import Codec
 
 __all__ = [
@@ -33,20 +26,9 @@ __all__ = [
     "Stored",
     "Welcome",
     "Write",
-    "check_address",
-    "connect",
-    "listen",
-    "receive",
-    "receive_into",
     "reply_codec",
     "request_codec",
-    "send",
-    "tune",
 ]
-
-_BUFFER = 4 << 20
-_LONGEST = 64 << 20
-"""A message without its blocks; more is no message of ours."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -167,134 +149,3 @@ Reply = Welcome | Refused | Count | Granted | Blocks | Stored
 
 request_codec: Codec[Request] = Codec(Request)
 reply_codec: Codec[Reply] = Codec(Reply)
-
-
-def _parse(address: str) -> tuple[int, Any]:
-    kind, _, rest = address.partition(":")
-    if kind == "unix" and rest:
-        return socket.AF_UNIX, rest
-    host, _, port = rest.removeprefix("//").rpartition(":")
-    if kind == "tcp" and host and port.isdigit():
-        return socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))
-    raise InvalidConfig(f"pool address {address!r} must be unix:/path or tcp://host:port", param="pool")
-
-
-def check_address(address: str) -> None:
-    """Raise InvalidConfig unless ``address`` is one."""
-    _parse(address)
-
-
-def connect(address: str, timeout: float) -> socket.socket:
-    """A connection on which no wait takes longer than ``timeout`` seconds.
-
-    Raises:
-        InvalidConfig: not an address. OSError: nobody there.
-    """
-    family, where = _parse(address)
-    connection = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout)
-        tune(connection)
-        connection.connect(where)
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def tune(connection: socket.socket) -> None:
-    """Small words at once, and room for blocks on their way while those before them are checked."""
-    if connection.family != socket.AF_UNIX:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            connection.setsockopt(socket.SOL_SOCKET, side, _BUFFER)
-
-
-def listen(address: str) -> socket.socket:
-    """A socket that listens at ``address``.
-
-    Raises:
-        InvalidConfig: not an address, or it cannot be listened on.
-    """
-    family, where = _parse(address)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if family == socket.AF_UNIX and _abandoned(where):
-            Path(where).unlink()
-        if family != socket.AF_UNIX:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tune(listener)
-        listener.bind(where)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise InvalidConfig(f"cannot listen at {address}: {error.strerror}", param="listen") from None
-    return listener
-
-
-def address_of(listener: socket.socket, asked: str) -> str:
-    """Where a socket listens that ``listen`` made for ``asked``: with the port it was given, if that was 0."""
-    if listener.family == socket.AF_UNIX:
-        return asked
-    host, port = listener.getsockname()[:2]
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
-def _abandoned(path: str) -> bool:
-    """Whether a socket lies there that nobody listens on any more."""
-    if not Path(path).exists():
-        return False
-    try:
-        connect(f"unix:{path}", 1).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
-def send(connection: socket.socket, body: bytes, blocks: Sequence[Any] = ()) -> None:
-    """Send a message and the bytes that follow it."""
-    parts = [memoryview(len(body).to_bytes(4, "little") + body), *(memoryview(block).cast("B") for block in blocks)]
-    while parts:
-        sent = connection.sendmsg(parts[:512])
-        while parts and sent >= parts[0].nbytes:
-            sent -= parts.pop(0).nbytes
-        if sent:
-            parts[0] = parts[0][sent:]
-
-
-def receive(connection: socket.socket) -> bytes | None:
-    """The next message; None if the other side has closed.
-
-    Raises:
-        Corruption: no message of ours. OSError: the connection broke, or nothing came in time.
-    """
-    head = bytearray(4)
-    if not _fill(connection, memoryview(head), at_start=True):
-        return None
-    size = int.from_bytes(head, "little")
-    if size > _LONGEST:
-        raise Corruption(f"a message of {size} bytes is none of the pool's")
-    body = bytearray(size)
-    receive_into(connection, memoryview(body))
-    return bytes(body)
-
-
-def receive_into(connection: socket.socket, out: memoryview) -> None:
-    """Fill ``out`` from the connection.
-
-    Raises:
-        OSError: it broke, or nothing came in time.
-    """
-    _fill(connection, out, at_start=False)
-
-
-def _fill(connection: socket.socket, out: memoryview, *, at_start: bool) -> bool:
-    got = 0
-    while got < out.nbytes:
-        count = connection.recv_into(out[got:])
-        if count == 0:
-            if at_start and got == 0:
-                return False
-            raise ConnectionResetError("the other side closed in the middle of a message")
-        got += count
-    return True

@@ -17,10 +17,10 @@ import msgspec
 import numpy.typing as npt
 
 from statepool.core.errors import Corruption, InvalidConfig, KVLost
+from statepool.core.sockets import connect
 from statepool.engine.attention.remote import protocol
 from statepool.engine.attention.remote.incoming import Outgoing
 from statepool.engine.attention.remote.protocol import Entry, Hello, Kind, Message, Reply, reply_codec, request_codec
-from statepool.kv.pool.protocol import connect
 
 __all__ = ["Link", "Traffic", "figures"]
 

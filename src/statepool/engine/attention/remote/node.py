@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from statepool.core.errors import Corruption, InvalidConfig
+from statepool.core.sockets import address_of, listen, tune
 from statepool.engine.attention.remote.incoming import Incoming
 from statepool.engine.attention.remote.protocol import (
     Entry,
@@ -41,7 +42,6 @@ from statepool.engine.attention.remote.protocol import (
 )
 from statepool.engine.attention.remote.share import Share
 from statepool.kv.layout import KVLayout
-from statepool.kv.pool.protocol import address_of, listen, tune
 from statepool.native import kernels, reason
 
 __all__ = ["AttentionNode"]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from statepool.core.errors import InvalidConfig
+from statepool.core.sockets import check_address
 from statepool.engine import cuda
 from statepool.engine.attention.remote.runner import Offload, RemoteRunner, ToldPool
 from statepool.engine.attention.spec import AttentionSpec
@@ -22,7 +23,6 @@ from statepool.engine.config import EngineConfig
 from statepool.engine.loader import Checkpoint
 from statepool.engine.models.decoder import DecoderConfig
 from statepool.kv import KVLayout
-from statepool.kv.pool.protocol import check_address
 from statepool.native import kernels, reason
 
 __all__ = ["LocalWorkers", "remote_runner"]
