@@ -22,6 +22,7 @@ from statepool.sandbox.server.registry import Registry
 
 __all__ = ["create_app", "serve"]
 
+_FINISH_SECONDS = 2
 _THREADS = 256
 
 
@@ -123,4 +124,7 @@ def serve(registry: Registry, host: str, port: int, api_key: str | None) -> None
     """Serve until interrupted."""
     import uvicorn
 
-    uvicorn.run(create_app(registry, api_key=api_key), host=host, port=port, log_level="warning", access_log=False)
+    app = create_app(registry, api_key=api_key)
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False}
+    # A stream of a command ends with its sandbox, and that only behind the requests that are under way.
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_FINISH_SECONDS, **quiet)
