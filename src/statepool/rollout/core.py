@@ -90,7 +90,11 @@ class Core:
                 job.phase = "waiting"
                 self.policy.enter(job)
             case Finished(number, generated):
-                job = self._leave(number, generated)
+                job = self._job(number)
+                if job.phase == "tool":  # the world had the last word
+                    job.generated = generated
+                else:
+                    self._leave(number, generated)
                 job.phase = "done"
                 job.group.lengths.append(generated)
                 job.group.longest = max(job.group.longest, generated)

@@ -163,11 +163,15 @@ class Fleet:
         if self._moving.pop(name, None) is None:
             self._send(number, messages.Drop(name))
 
+    def forget(self, number: int, name: str) -> None:
+        """See ``Hosts.forget``."""
+        self._send(number, messages.Drop(name))
+
     def draft(self, number: int, probe: int, rest: int, paths: int) -> None:
         """See ``Hosts.draft``."""
         self._send(number, messages.Lengths(probe, rest, paths))
 
-    def poll(self) -> list[tuple[int, Notice]]:
+    def poll(self, seconds: float) -> list[tuple[int, Notice]]:
         """See ``Hosts.poll``.
 
         Raises:
@@ -175,7 +179,7 @@ class Fleet:
             StatepoolError: an engine refuses what it was told.
         """
         found: list[tuple[int, Notice]] = []
-        ready = dict(self._poller.poll(_POLL_MS))
+        ready = dict(self._poller.poll(round(seconds * 1000)))
         for each in self._seats:
             if each.socket in ready:
                 for message in self._receive(each):
@@ -333,7 +337,8 @@ class Fleet:
                 raise message.problem.error()
             if isinstance(message, messages.Ready):
                 blocks = message.blocks * BLOCK_SIZE
-                each.seat = Seat(min(self._capacity or blocks, blocks), self._config.max_seqs)
+                capacity = min(self._capacity or blocks, blocks)
+                each.seat = Seat(capacity, self._config.max_seqs, message.info.max_model_len)
                 each.ready = True
             elif isinstance(message, messages.Counters):
                 each.counters = message

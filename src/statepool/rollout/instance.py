@@ -23,12 +23,17 @@ __all__ = ["FolderStates", "Gain", "Instance", "MemoryStates", "StatePool", "Tas
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A chunk to run: ``request`` behind its first ``output`` tokens, until it has ``stop`` of them."""
+    """A chunk to run: ``request`` behind its first ``output`` tokens, until it has ``stop`` of them.
+
+    ``history`` counts the last tokens of the prompt that are of turns before: with a session of the request's name
+    their KV is on the engine, or in the state pool.
+    """
 
     request: Request
     output: tuple[int, ...]
     stop: int
     probe: bool = False
+    history: int = 0
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -174,6 +179,7 @@ class Instance:
         self._held: dict[str, _Held] = {}
         self._parked: dict[str, int] = {}  # blocks of each, longest parked first
         self._lengths: dict[str, int] = {}
+        self._sessions: set[str] = set()
         self._steps = 0
         self.refilled = 0
         """Output tokens whose KV was lost and had to be computed again."""
@@ -182,7 +188,7 @@ class Instance:
 
     def begin(self, iteration: str) -> None:
         """Forget what an iteration before has left, and its texts: their names may come again."""
-        for name in [*self._held, *self._parked]:
+        for name in {*self._held, *self._parked, *self._sessions}:
             self.abort(name)
         if self._drafts is not None:
             self._drafts.begin(iteration)
@@ -255,17 +261,23 @@ class Instance:
             self._drafts.lengths(probe, rest, paths)
 
     def release(self, name: str) -> None:
-        """Give the KV of a parked job to the state pool, for another engine."""
+        """Give the KV of a job that rests here to the state pool, for another engine."""
         if self._parked.pop(name, None) is not None:
             length = self._lengths.pop(name)
             self._states.put(_state_name(name, length), self.engine.export_state(name, pooled=True))
+        elif name in self._sessions:
+            self._sessions.discard(name)
+            self._states.put(name, self.engine.sessions.give("", name))
 
     def abort(self, name: str) -> None:
-        """Drop a job."""
+        """Drop a job, and what is kept of its turns."""
         if self._held.pop(name, None) is not None and self._drafts is not None:
             self._drafts.leave(name)
         self._parked.pop(name, None)
         self.engine.abort(name)
+        if name in self._sessions:
+            self._sessions.discard(name)
+            self.engine.sessions.drop("", name)
 
     def _bring(self, task: Task) -> None:
         """Take a job into the engine that is not here: from the state pool, or computed again from its tokens."""
@@ -276,13 +288,16 @@ class Instance:
             self._states.drop(kept)
             if state is not None and self._adopt(state):
                 return
-        self.refilled += len(task.output)
         if task.output:
+            self.refilled += len(task.output)
             seed = task.request.params.seed
             assert seed is not None
             self.engine.take_over(task.request, seed, task.output)
-        else:
-            self.engine.submit(task.request)
+            return
+        if task.history and task.request.id not in self._sessions and not self._adopt_session(task.request.id):
+            self.refilled += task.history
+        self._sessions.discard(task.request.id)
+        self.engine.submit(task.request)
 
     def _make_room(self) -> None:
         """Let parked jobs go until all that may be needed fits beside those that stay."""
@@ -297,10 +312,23 @@ class Instance:
             return False
         return True
 
+    def _adopt_session(self, name: str) -> bool:
+        state = self._states.get(name)
+        self._states.drop(name)
+        if state is None:
+            return False
+        try:
+            self.engine.sessions.take("", name, state)
+        except Corruption:
+            return False
+        return True
+
     def _leave(self, name: str, output: Any) -> Gain:
         counts = self._drafts.leave(name) if self._drafts is not None else (0, 0)
         gain = self._tell(name)
-        del self._held[name]
+        request = self._held.pop(name).task.request
+        if output is not None and output.finish_reason != "error" and request.session is not None:
+            self._sessions.add(name)  # the engine keeps the KV of a turn until somebody goes on, or nobody will
         return msgspec.structs.replace(
             gain,
             left=True,
