@@ -180,6 +180,9 @@ class Instance:
         self._parked: dict[str, int] = {}  # blocks of each, longest parked first
         self._lengths: dict[str, int] = {}
         self._sessions: set[str] = set()
+        """Jobs between two turns, whose KV the engine keeps as a session."""
+        self._released: dict[str, str] = {}
+        """Jobs that had to make room, and where the state pool has their KV."""
         self._steps = 0
         self.refilled = 0
         """Output tokens whose KV was lost and had to be computed again."""
@@ -190,6 +193,7 @@ class Instance:
         """Forget what an iteration before has left, and its texts: their names may come again."""
         for name in {*self._held, *self._parked, *self._sessions}:
             self.abort(name)
+        self._released.clear()
         if self._drafts is not None:
             self._drafts.begin(iteration)
 
@@ -260,20 +264,33 @@ class Instance:
         if self._drafts is not None:
             self._drafts.lengths(probe, rest, paths)
 
-    def release(self, name: str) -> None:
-        """Give the KV of a job that rests here to the state pool, for another engine."""
+    def release(self, name: str) -> str | None:
+        """Give the KV of a job that rests here to the state pool, for another engine; under which name it lies there.
+
+        None if the pool has no room, or the job left nothing here.
+        """
         if self._parked.pop(name, None) is not None:
-            length = self._lengths.pop(name)
-            self._states.put(_state_name(name, length), self.engine.export_state(name, pooled=True))
+            key = _state_name(name, self._lengths.pop(name))
+            kept = self._states.put(key, self.engine.export_state(name, pooled=True))
         elif name in self._sessions:
             self._sessions.discard(name)
-            self._states.put(name, self.engine.sessions.give("", name))
+            key = name
+            kept = self._states.put(key, self.engine.sessions.give("", name))
+        else:
+            return self._released.pop(name, None)
+        return key if kept else None
+
+    @staticmethod
+    def state_name(task: Task) -> str:
+        """The name under which the state pool has the KV of a chunk that begins."""
+        return _state_name(task.request.id, len(task.output)) if task.output else task.request.id
 
     def abort(self, name: str) -> None:
         """Drop a job, and what is kept of its turns."""
         if self._held.pop(name, None) is not None and self._drafts is not None:
             self._drafts.leave(name)
         self._parked.pop(name, None)
+        self._released.pop(name, None)
         self.engine.abort(name)
         if name in self._sessions:
             self._sessions.discard(name)
@@ -281,9 +298,10 @@ class Instance:
 
     def _bring(self, task: Task) -> None:
         """Take a job into the engine that is not here: from the state pool, or computed again from its tokens."""
+        self._released.pop(task.request.id, None)
         if task.output:
             # The number of tokens is part of the name: after a loss an older state may still be there.
-            kept = _state_name(task.request.id, len(task.output))
+            kept = self.state_name(task)
             state = self._states.get(kept)
             self._states.drop(kept)
             if state is not None and self._adopt(state):
@@ -303,7 +321,10 @@ class Instance:
         """Let parked jobs go until all that may be needed fits beside those that stay."""
         wanted = sum(held.blocks for held in self._held.values())
         while self._parked and wanted + sum(self._parked.values()) > self.engine.pool.total:
-            self.release(next(iter(self._parked)))
+            name = next(iter(self._parked))
+            key = self.release(name)
+            if key is not None:
+                self._released[name] = key
 
     def _adopt(self, state: bytes) -> bool:
         try:
