@@ -266,7 +266,7 @@ def _main(arguments: list[str]) -> int:
         options.listen,
         options.ttl,
         lambda: not options.with_parent or os.getppid() == parent,
-        lambda endpoint: print(f"draft server at {endpoint}", flush=True),
+        lambda endpoint: print(f"draft server at {endpoint}", flush=True),  # noqa: T201 - whoever started it waits
         None if text is None else ChannelKeys.of_server(text),
     )
     return 0

@@ -42,7 +42,8 @@ class ChannelKeys:
     @classmethod
     def of_server(cls, text: str) -> ChannelKeys:
         """The keys by which such a server guards its socket, from ``server_text``."""
-        return cls(*text.encode().split(), b"", b"")
+        public, secret = text.encode().split()
+        return cls(public, secret, b"", b"")
 
     def guard(self, socket: Any) -> None:
         """Let the gateway's ``socket`` accept only peers with the keys."""
