@@ -116,9 +116,8 @@ class State:
         for _, number in loads:
             if self.instances[number].fits(need):
                 return number
-        self.refused = min(need, self.refused)
-        if loads is self.loads or need == self.refused:
-            self.roomier.clear()
+        self.refused = need
+        self.roomier.clear()
         return None
 
     def up(self) -> list[Instance]:
