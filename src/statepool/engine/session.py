@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
+import msgspec
+import numpy as np
 import numpy.typing as npt
 
-from statepool.core.errors import NotFound
+from statepool.core.errors import Corruption, NotFound
 from statepool.engine.runner import Runner
 from statepool.kv import BlockPool
 from statepool.kv.layout import BLOCK_SIZE
@@ -128,6 +131,29 @@ class SessionStore:
                 self._park(session)
                 return True
         return False
+
+    def give(self, salt: str, name: str) -> bytes:
+        """Take a session out as bytes, for the store of another engine."""
+        self.park(salt, name)
+        session = self._sessions.pop((salt, name))
+        assert session.parked is not None
+        kv = session.parked
+        state = (session.tokens, session.root, kv.shape, kv.dtype.str, kv.tobytes())
+        body = msgspec.msgpack.encode(state)
+        return body + blake2b(body, digest_size=16).digest()
+
+    def take(self, salt: str, name: str, data: bytes) -> None:
+        """Keep a session that another engine gave; one of other weights or layout is never claimed.
+
+        Raises:
+            Corruption: the bytes are damaged.
+        """
+        body, checksum = data[:-16], data[-16:]
+        if blake2b(body, digest_size=16).digest() != checksum:
+            raise Corruption("the session is damaged; its KV is computed again from its tokens")
+        tokens, root, shape, dtype, raw = msgspec.msgpack.decode(body)
+        parked = np.frombuffer(raw, np.dtype(dtype)).reshape(shape)
+        self._sessions[salt, name] = Session(tuple(tokens), root, [], parked)
 
     def clear(self) -> None:
         """Drop every session (their KV belongs to older weights)."""

@@ -9,8 +9,21 @@ After Seer (arXiv 2511.14617). The tokens of a response are a function of (weigh
 
 from __future__ import annotations
 
-from statepool.rollout.groups import ChunkRecord, Group, Response
+from statepool.rollout.groups import ChunkRecord, Group, Response, Segment
 from statepool.rollout.hosts import LocalHosts
 from statepool.rollout.live import Progressed, Rollout, rollout
+from statepool.rollout.speech import Speech
+from statepool.rollout.tools import Tools
 
-__all__ = ["ChunkRecord", "Group", "LocalHosts", "Progressed", "Response", "Rollout", "rollout"]
+__all__ = [
+    "ChunkRecord",
+    "Group",
+    "LocalHosts",
+    "Progressed",
+    "Response",
+    "Rollout",
+    "Segment",
+    "Speech",
+    "Tools",
+    "rollout",
+]

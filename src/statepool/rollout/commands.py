@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--policy", help=f"{', '.join(NAMES)}")
     live.add_argument("--drafts", help="group, self or off")
     live.add_argument("--engines", metavar="N", help="processes")
+    live.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster that places them; auto, or local")
     live.add_argument("--seed", metavar="S", help="of the iteration")
     live.add_argument("--out", metavar="FILE", help="JSON lines, one per response")
     live.add_argument("--trace", metavar="FILE", help="JSON lines with the chunks of every response")
@@ -98,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
             }
             record = EventLog(stack.enter_context(options.events.open("w")), header)
         fleet = stack.enter_context(
-            Fleet(engine, config.engines, drafts=config.drafts, paths=config.paths, pin=config.pin)
+            Fleet(engine, config.engines, ray=config.ray, drafts=config.drafts, paths=config.paths, pin=config.pin)
         )
         view = stack.enter_context(View(sys.stderr))
         journal = Path(config.journal) if config.journal else None

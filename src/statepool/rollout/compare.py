@@ -76,7 +76,7 @@ def compare(
     tokens: list[tuple[int, ...]] | None = None
     with ExitStack() as stack:
         fleets = {
-            drafts: stack.enter_context(Fleet(engine, config.engines, drafts=drafts, pin=config.pin))
+            drafts: stack.enter_context(Fleet(engine, config.engines, ray=config.ray, drafts=drafts, pin=config.pin))
             for drafts in {arm.drafts for arm in arms}
         }
         for _ in range(rounds):

@@ -22,6 +22,8 @@ class RolloutConfig:
 
     Args:
         engines: processes, each with its own KV.
+        ray: address of a Ray cluster that places them (``auto`` for the one this machine belongs to, ``local`` for one
+            made here); None: processes of this machine.
         prompts: JSON lines with ``id`` and one of ``messages``, ``prompt`` (text) or ``prompt_token_ids``.
         task: instead of ``prompts``: a built-in family of problems, or several with commas; answers are then verified.
         problems: how many of the task's problems.
@@ -39,6 +41,7 @@ class RolloutConfig:
     """
 
     engines: int = 2
+    ray: str | None = None
     prompts: str | None = None
     task: str | None = None
     problems: int = 16

@@ -8,6 +8,7 @@ operation: the job leaves with its KV in the pool and waits to be placed again.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 
 from statepool.core.errors import InvalidRequest
@@ -53,10 +54,6 @@ class Core:
         self._planned: dict[int, tuple[int, int]] = {}
         self._drafts: dict[int, Draft] = {}
         self._touched: set[int] = set()
-        self._stuck: tuple[int, int] | None = None
-        """The job that found no room last, and what it needed."""
-        self._freed: set[int] = set()
-        """Instances with more room since."""
         self.decisions = 0
         """Dispatches so far."""
         policy.begin(self.state)
@@ -90,7 +87,11 @@ class Core:
                 job.phase = "waiting"
                 self.policy.enter(job)
             case Finished(number, generated):
-                job = self._leave(number, generated)
+                job = self._job(number)
+                if job.phase == "tool":  # the world had the last word
+                    job.generated = generated
+                else:
+                    self._leave(number, generated)
                 job.phase = "done"
                 job.group.lengths.append(generated)
                 job.group.longest = max(job.group.longest, generated)
@@ -132,13 +133,13 @@ class Core:
             raise InvalidRequest(f"job {number} does not run", param="job")
         instance = self.state.instances[job.at]
         del instance.running[number]
-        instance.count -= 1
+        self.state.load(instance, -1)
         instance.reserved -= job.reserved
         instance.probes -= job.probe
         self.state.reserved -= job.reserved
         self.state.running -= 1
         self._touched.add(instance.number)
-        self._freed.add(instance.number)
+        self.state.roomier.add(instance.number)
         job.home, job.at, job.reserved, job.generated = job.at, None, 0, generated
         return job
 
@@ -150,7 +151,8 @@ class Core:
             instances[number] = Instance(number, capacity, seats)
         else:
             raise InvalidRequest(f"instance {number} is here already, or joins before its turn", param="instance")
-        self._freed.add(number)
+        insort(self.state.loads, (0, number))
+        self.state.roomier.add(number)
         self.state.capacity += capacity
         self.state.seats += seats
         self._touched.add(number)
@@ -162,6 +164,7 @@ class Core:
         if not instance.alive:
             raise InvalidRequest(f"instance {number} is lost already", param="instance")
         instance.alive = False
+        self.state.loads.remove((instance.count, number))
         self.state.capacity -= instance.capacity
         self.state.seats -= instance.seats
         for job in list(instance.running.values()):
@@ -194,17 +197,13 @@ class Core:
         while (job := policy.next()) is not None:
             tokens = policy.chunk_of(job)
             need = -(-(job.tokens + tokens) // self._block) * self._block if policy.divided else 0
-            if self._stuck == (job.number, need) and not self._room(need):
-                break
             number = policy.place(job, need)
             if number is None:
-                self._stuck = (job.number, need)
-                self._freed.clear()
                 break
             policy.take(job)
             instance = instances[number]
             instance.running[job.number] = job
-            instance.count += 1
+            self.state.load(instance, 1)
             instance.reserved += need
             instance.probes += job.probe
             self.state.reserved += need
@@ -214,14 +213,6 @@ class Core:
             self._touched.add(number)
             self.decisions += 1
             out.append(Dispatch(job.number, number, tokens, job.home))
-
-    def _room(self, need: int) -> bool:
-        """Whether an instance that changed since ``need`` found no room has it now; the others still have none."""
-        for number in self._freed:
-            instance = self.state.instances[number]
-            if instance.alive and instance.count < instance.seats and instance.reserved + need <= instance.capacity:
-                return True
-        return False
 
     def _plan_drafts(self, out: list[Decision]) -> None:
         assert self._planner is not None

@@ -7,9 +7,9 @@ sharing: engines go on with what they have, and a new server asks for what it mi
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +20,18 @@ from typing import Any
 import msgspec
 import zmq
 
+from statepool.cluster import Program
+from statepool.cluster.blocking import BlockingLauncher
 from statepool.core.wire import Codec
+from statepool.serve.channel import ChannelKeys, join
+from statepool.serve.kept import KeptProcesses
 
 __all__ = ["DraftClient", "DraftServer", "TokenLogs"]
 
 _TTL = 600.0
 _WAIT_MS = 500
+_SERVER_KEYS = "STATEPOOL_DRAFT_SERVER_KEYS"
+"""Environment variable by which a server is told what its peers must have."""
 
 
 class Append(msgspec.Struct, frozen=True, tag=True):
@@ -114,12 +120,22 @@ class TokenLogs:
         return entry
 
 
-def serve(address: str, ttl: float, alive: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
-    """Answer until ``alive()`` is false."""
+def serve(
+    address: str,
+    ttl: float,
+    alive: Callable[[], bool],
+    announce: Callable[[str], None],
+    keys: ChannelKeys | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Answer until ``alive()`` is false; ``announce`` is told where, ``keys`` are what a peer must have."""
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
+    if keys is not None:
+        keys.guard(socket)
     socket.bind(address)
+    announce(socket.getsockopt_string(zmq.LAST_ENDPOINT))
     logs = TokenLogs(ttl)
     missing: dict[bytes, list[tuple[str, int, int]]] = {}
     try:
@@ -144,43 +160,41 @@ def serve(address: str, ttl: float, alive: Callable[[], bool], clock: Callable[[
 
 
 class DraftServer:
-    """The server in a process of its own; ``keep`` starts another when it has ended.
+    """The server in a process of its own; another takes its place, at the same address, when it ends.
 
     Args:
-        folder: where its socket is.
+        launcher: who starts it.
+        folder: where its socket is, on this machine.
+        keys: what engines on other machines must have to reach it; None on one machine.
         ttl: seconds after which a group nobody names is forgotten.
+
+    Raises:
+        InvalidConfig: it does not start.
     """
 
-    def __init__(self, folder: Path, ttl: float = _TTL) -> None:
-        self.address = f"ipc://{folder / 'drafts'}"
-        self._ttl = ttl
-        self.replaced = 0
-        self._process = self._spawn()
+    def __init__(
+        self, launcher: BlockingLauncher, folder: Path, keys: ChannelKeys | None = None, ttl: float = _TTL
+    ) -> None:
+        environment = {} if keys is None else {_SERVER_KEYS: keys.server_text()}
+        program = Program("statepool.rollout.draft_server", ("--ttl", str(ttl)), environment)
+        address = "tcp://{host}:*" if launcher.remote else f"ipc://{folder / 'drafts'}"
+        self._launcher = launcher
+        self._kept = KeptProcesses("draft server", launcher.launcher, [program], [address])
+        launcher.call(self._kept.start())
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self._kept.addresses[0]
 
     @property
     def pid(self) -> int:
         """Of the process that serves now."""
-        return self._process.pid
-
-    def keep(self) -> None:
-        """Replace a server that has ended."""
-        if self._process.poll() is not None:
-            self.replaced += 1
-            self._process = self._spawn()
+        return self._kept.pids[0]
 
     def close(self) -> None:
         """End the process."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "statepool.rollout.draft_server", self.address, str(self._ttl)]
-        return subprocess.Popen(words)
+        self._launcher.call(self._kept.close())
 
 
 class DraftClient:
@@ -196,6 +210,7 @@ class DraftClient:
         self._socket: Any = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 64)
+        join(self._socket)
         self._socket.connect(address)
         self._every = every
         self._steps = 0
@@ -238,12 +253,24 @@ class DraftClient:
         return True
 
 
-def _main(address: str, ttl: float) -> int:
+def _main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="statepool.rollout.draft_server", description="Texts that engines share.")
+    parser.add_argument("--listen", required=True, metavar="ENDPOINT", help="of ZeroMQ")
+    parser.add_argument("--ttl", type=float, default=_TTL, help="seconds without a word after which a group is dropped")
+    parser.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
+    options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
-    serve(address, ttl, lambda: os.getppid() == parent)
+    text = os.environ.get(_SERVER_KEYS)
+    serve(
+        options.listen,
+        options.ttl,
+        lambda: not options.with_parent or os.getppid() == parent,
+        lambda endpoint: print(f"draft server at {endpoint}", flush=True),  # noqa: T201 - whoever started it waits
+        None if text is None else ChannelKeys.of_server(text),
+    )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1], float(sys.argv[2])))
+    sys.exit(_main(sys.argv[1:]))

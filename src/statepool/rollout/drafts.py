@@ -113,15 +113,17 @@ class GroupDrafts:
         name = f"{self._iteration}/{task.request.id if self.source == 'self' else group}"
         texts = self._texts.get(name)
         if texts is None:
-            prompt = np.array(task.request.prompt, np.int32)
+            prompt = np.array(task.request.prompt[: len(task.request.prompt) - task.history], np.int32)
             texts = self._texts[name] = _Texts(group_tree(), prompt[-_HEAD:])
             texts.tree.append(_PROMPT, prompt)
             if len(self._texts) > _GROUPS:
                 self._forget()
         self._texts.move_to_end(name)
-        texts.extend(int(index), 0, task.output)
-        stop = min(task.stop, task.request.params.max_tokens)
-        self._jobs[task.request.id] = _Job(texts, name, int(index), len(task.output), stop, task.probe)
+        before = task.request.prompt[len(task.request.prompt) - task.history :]
+        texts.extend(int(index), 0, before + task.output)
+        stop = task.history + min(task.stop, task.request.params.max_tokens)
+        length = task.history + len(task.output)
+        self._jobs[task.request.id] = _Job(texts, name, int(index), length, stop, task.probe)
 
     def gained(self, name: str, tokens: tuple[int, ...]) -> None:
         """See ``Drafts.gained``."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,8 @@ from typing import Any
 import numpy.typing as npt
 import zmq
 
+from statepool.cluster import Process, Program
+from statepool.cluster.blocking import BlockingLauncher
 from statepool.core.errors import InvalidConfig, InvalidRequest, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats
 from statepool.kv.layout import BLOCK_SIZE
@@ -24,12 +26,14 @@ from statepool.rollout.budget import StepCost
 from statepool.rollout.draft_server import DraftServer
 from statepool.rollout.hosts import Joined, Lost, Notice, Seat
 from statepool.rollout.instance import Task
+from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys
 
 __all__ = ["Fleet"]
 
 log = logging.getLogger("statepool.rollout")
 
 _POLL_MS = 100
+_END_SECONDS = 5.0
 _LIVES = 5
 """Deaths of one engine after which it is given up."""
 
@@ -39,7 +43,7 @@ class _Seat:
     """One engine process."""
 
     number: int
-    process: subprocess.Popen[bytes]
+    process: Process
     socket: Any
     ready: bool = False
     seat: Seat = field(default_factory=lambda: Seat(0, 0))
@@ -50,11 +54,16 @@ class _Seat:
 
 
 class Fleet:
-    """``count`` engine processes of one machine. Use it as a context manager.
+    """``count`` engine processes, of this machine or placed by Ray. Use it as a context manager.
+
+    On one machine the KV of jobs that move lies in memory that the engines share; between machines messages carry it,
+    guarded by keys that nobody else has.
 
     Args:
-        config: of each engine.
+        config: of each engine; its model must be found on every machine.
         count: how many.
+        ray: address of a Ray cluster, ``auto`` for the one this machine belongs to, ``local`` for one made here; None:
+            processes of this machine.
         capacity: tokens of KV to use on each; None: all.
         states_bytes: most bytes of KV that wait between chunks.
         report_every: steps after which engines tell what running jobs have gained.
@@ -67,7 +76,7 @@ class Fleet:
         start_seconds: time an engine has to load.
 
     Raises:
-        InvalidConfig: a count below 1.
+        InvalidConfig: a count below 1, or no Ray cluster at the address.
         StatepoolError: an engine could not be built.
     """
 
@@ -76,6 +85,7 @@ class Fleet:
         config: EngineConfig,
         count: int,
         *,
+        ray: str | None = None,
         capacity: int | None = None,
         states_bytes: int = 1 << 30,
         report_every: int = 16,
@@ -100,11 +110,17 @@ class Fleet:
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-", dir=shared if shared.is_dir() else None))
         self._states = self._folder / "states"
         self._states.mkdir()
+        try:
+            self._launcher = BlockingLauncher(ray)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._keys = ChannelKeys.new() if self._launcher.remote else None
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._build: Mapping[str, Any] = {
             "config": config,
-            "states": str(self._states),
+            "states": None if self._launcher.remote else str(self._states),
             "states_bytes": states_bytes,
             "report_every": report_every,
             "drafts": drafts,
@@ -116,8 +132,10 @@ class Fleet:
         self.drafts = None if drafts == "off" else drafts
         self._seats: list[_Seat] = []
         self._moving: dict[str, tuple[int, int, Task]] = {}  # from, to
-        self._server = DraftServer(self._folder) if drafts == "group" and count > 1 else None
+        self._server: DraftServer | None = None
         try:
+            if drafts == "group" and count > 1:
+                self._server = DraftServer(self._launcher, self._folder, self._keys)
             self._seats = [self._spawn(number) for number in range(count)]
             self._wait_ready()
         except BaseException:
@@ -139,7 +157,7 @@ class Fleet:
         self._iteration = iteration
         self._moving.clear()
         for each in list(self._seats):
-            if each.process.poll() is not None:
+            if each.process.returncode is not None:
                 self._replace(each)
         self._wait_ready()
         for each in self._seats:
@@ -163,11 +181,15 @@ class Fleet:
         if self._moving.pop(name, None) is None:
             self._send(number, messages.Drop(name))
 
+    def forget(self, number: int, name: str) -> None:
+        """See ``Hosts.forget``."""
+        self._send(number, messages.Drop(name))
+
     def draft(self, number: int, probe: int, rest: int, paths: int) -> None:
         """See ``Hosts.draft``."""
         self._send(number, messages.Lengths(probe, rest, paths))
 
-    def poll(self) -> list[tuple[int, Notice]]:
+    def poll(self, seconds: float) -> list[tuple[int, Notice]]:
         """See ``Hosts.poll``.
 
         Raises:
@@ -175,7 +197,7 @@ class Fleet:
             StatepoolError: an engine refuses what it was told.
         """
         found: list[tuple[int, Notice]] = []
-        ready = dict(self._poller.poll(_POLL_MS))
+        ready = dict(self._poller.poll(round(seconds * 1000)))
         for each in self._seats:
             if each.socket in ready:
                 for message in self._receive(each):
@@ -183,15 +205,13 @@ class Fleet:
                         each.jobs -= sum(gain.left for gain in message.gains)
                         found += [(each.number, gain) for gain in message.gains]
                     elif isinstance(message, messages.Released):
-                        self._arrive(message.id)
+                        self._arrive(message.id, message.state)
                     elif isinstance(message, messages.Ready):
                         found.append((each.number, Joined(each.seat)))
         for each in list(self._seats):
             if self._gone(each):
                 found.append((each.number, Lost()))
                 self._replace(each)
-        if self._server is not None:
-            self._server.keep()
         return found
 
     def stats(self) -> list[EngineStats]:
@@ -236,18 +256,17 @@ class Fleet:
     def close(self) -> None:
         """End all processes. Safe to call twice."""
         for each in self._seats:
-            if each.process.poll() is None:
+            if each.process.returncode is None:
                 each.socket.send(messages.to_worker.encode(messages.Stop()))
         for each in self._seats:
-            try:
-                each.process.wait(5)
-            except subprocess.TimeoutExpired:
-                each.process.kill()
-                each.process.wait()
+            self._launcher.end(each.process, _END_SECONDS)
             each.socket.close(0)
         self._seats = []
+        if self._context.closed:
+            return
         if self._server is not None:
             self._server.close()
+        self._launcher.close()
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -257,23 +276,33 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _arrive(self, name: str) -> None:
-        """The KV of a job that moves is in the state pool, or lost: its chunk begins where it is to run."""
+    def _arrive(self, name: str, state: bytes | None = None) -> None:
+        """The KV of a job that moves is in the state pool, here, or lost: its chunk begins where it is to run."""
         moving = self._moving.pop(name, None)
         if moving is not None:
-            self._send(moving[1], messages.Run(moving[2]))
+            self._send(moving[1], messages.Run(moving[2], state))
 
     # -- processes -----------------------------------------------------------------------------------------
 
     def _spawn(self, number: int, deaths: int = 0) -> _Seat:
-        import os
-
         socket = self._context.socket(zmq.PAIR)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             socket.setsockopt(option, 0)
-        endpoint = f"ipc://{self._folder / f'{number}-{deaths}'}"
-        socket.bind(endpoint)
-        process = subprocess.Popen([sys.executable, "-m", "statepool.rollout.worker", endpoint])
+        if self._keys is not None:
+            self._keys.guard(socket)
+        socket.bind(self._launcher.launcher.endpoint(self._folder / f"{number}-{deaths}"))
+        program = Program(
+            "statepool.rollout.worker",
+            (socket.getsockopt_string(zmq.LAST_ENDPOINT),),
+            {} if self._keys is None else {KEYS_VARIABLE: self._keys.text()},
+            cpus=self._config.threads or 1,
+            memory_bytes=self._config.kv_bytes,
+        )
+        try:
+            process = self._launcher.spawn(program)
+        except BaseException:
+            socket.close(0)
+            raise
         cores = sorted(os.sched_getaffinity(0)) if self._pin else []
         core = cores[number % len(cores)] if cores else None
         self._poller.register(socket, zmq.POLLIN)
@@ -291,13 +320,13 @@ class Fleet:
             self._poller.poll(_POLL_MS)
             for each in self._seats:
                 self._receive(each)
-                if each.process.poll() is not None and not each.ready:
+                if each.process.returncode is not None and not each.ready:
                     raise Unavailable(f"engine {each.number} ended while it was loading")
             if time.monotonic() > deadline:
                 raise Unavailable(f"the engines have not loaded within {self._start:g} s")
 
     def _gone(self, each: _Seat) -> bool:
-        if each.process.poll() is not None:
+        if each.process.returncode is not None:
             return True
         silent = time.monotonic() - each.heard
         if each.ready and not each.jobs:
@@ -306,10 +335,10 @@ class Fleet:
         return silent > (self._stall if each.ready else self._start)
 
     def _replace(self, each: _Seat) -> None:
-        status = each.process.poll()
+        status = each.process.returncode
         log.warning("engine %d is replaced: %s", each.number, "silent" if status is None else f"ended with {status}")
-        each.process.kill()
-        each.process.wait()
+        each.process.send_signal(signal.SIGKILL)
+        self._launcher.end(each.process, _END_SECONDS)
         self._poller.unregister(each.socket)
         each.socket.close(0)
         if each.deaths + 1 >= _LIVES:
@@ -333,7 +362,8 @@ class Fleet:
                 raise message.problem.error()
             if isinstance(message, messages.Ready):
                 blocks = message.blocks * BLOCK_SIZE
-                each.seat = Seat(min(self._capacity or blocks, blocks), self._config.max_seqs)
+                capacity = min(self._capacity or blocks, blocks)
+                each.seat = Seat(capacity, self._config.max_seqs, message.info.max_model_len)
                 each.ready = True
             elif isinstance(message, messages.Counters):
                 each.counters = message
@@ -350,7 +380,7 @@ class Fleet:
             self._poller.poll(_POLL_MS)
             for each in list(self._seats):
                 self._receive(each)
-                if each.process.poll() is not None and not each.counters:
+                if each.process.returncode is not None and not each.counters:
                     self._replace(each)
                     self._send(each.number, message)
             if time.monotonic() > deadline:

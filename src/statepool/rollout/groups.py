@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Literal
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.request import Request, SamplingParams
+from statepool.tasks import Verdict
 
-__all__ = ["ChunkRecord", "Group", "Response", "request_id"]
+__all__ = ["ChunkRecord", "Group", "Response", "Segment", "request_id"]
 
 _SEPARATOR = "/"
 _PARAMS = SamplingParams(max_tokens=256, logprobs=0)
@@ -66,15 +68,31 @@ class ChunkRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """Output tokens of one speaker; ``logprobs`` are empty for the world's, which nobody sampled."""
+
+    role: Literal["model", "world"]
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """One finished member of a group.
 
     Attributes:
-        tokens: ids of the output, the end token included.
-        logprobs: of the distribution each token was sampled from; empty unless ``params.logprobs`` was set.
+        tokens: ids of the output, end tokens and what the world said included.
+        logprobs: of the distribution each token was sampled from, 0 for the world's tokens; empty unless
+            ``params.logprobs`` was set.
+        text: what the model said.
+        finish_reason: ``stop``, ``length``; of conversations also ``turns`` and ``lost``, see ``tools.Tools``.
         version: of the weights that made it.
         drafted, accepted: draft tokens verified and found right.
         chunks: where its parts were made.
+        said: stretches of ``tokens``, from and to, that the world said.
+        verdict: of the world; None without one.
+        faults: what went wrong in the world, by name.
+        calls: seconds at which the world was asked and answered.
     """
 
     group: str
@@ -87,6 +105,28 @@ class Response:
     drafted: int = 0
     accepted: int = 0
     chunks: tuple[ChunkRecord, ...] = ()
+    said: tuple[tuple[int, int], ...] = ()
+    verdict: Verdict | None = None
+    faults: tuple[str, ...] = ()
+    calls: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The output by who said it, in order."""
+        found: list[Segment] = []
+        at = 0
+        for start, stop in (*self.said, (len(self.tokens), len(self.tokens))):
+            if start > at:
+                found.append(Segment("model", self.tokens[at:start], self.logprobs[at:start]))
+            if stop > start:
+                found.append(Segment("world", self.tokens[start:stop]))
+            at = stop
+        return found
+
+    @property
+    def chosen(self) -> int:
+        """Tokens the model chose."""
+        return len(self.tokens) - sum(stop - start for start, stop in self.said)
 
 
 def request_id(group: str, index: int) -> str:

@@ -22,6 +22,8 @@ class Seat:
 
     capacity: int
     seats: int
+    context: int = 1 << 62
+    """Most tokens of one sequence, prompt included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,16 @@ class Hosts(Protocol):
         """Drop a job."""
         ...
 
+    def forget(self, number: int, name: str) -> None:
+        """Nobody will go on with a job that rests on an engine."""
+        ...
+
     def draft(self, number: int, probe: int, rest: int, paths: int) -> None:
         """Choose draft lengths of an engine."""
         ...
 
-    def poll(self) -> list[tuple[int, Notice]]:
-        """Let engines work and tell what came of it; waits a little if nothing comes."""
+    def poll(self, seconds: float) -> list[tuple[int, Notice]]:
+        """Let engines work and tell what came of it; waits up to ``seconds`` if nothing comes."""
         ...
 
     def stats(self) -> list[EngineStats]:
@@ -126,7 +132,8 @@ class LocalHosts:
         found = []
         for engine in self.engines:
             all_of_it = engine.pool.total * BLOCK_SIZE
-            found.append(Seat(min(self._capacity or all_of_it, all_of_it), engine.config.max_seqs))
+            capacity = min(self._capacity or all_of_it, all_of_it)
+            found.append(Seat(capacity, engine.config.max_seqs, engine.info.max_model_len))
         return found
 
     def version(self) -> str:
@@ -150,12 +157,17 @@ class LocalHosts:
         """See ``Hosts.abort``."""
         self.instances[number].abort(name)
 
+    def forget(self, number: int, name: str) -> None:
+        """See ``Hosts.forget``."""
+        self.instances[number].abort(name)
+
     def draft(self, number: int, probe: int, rest: int, paths: int) -> None:
         """See ``Hosts.draft``."""
         self.instances[number].draft(probe, rest, paths)
 
-    def poll(self) -> list[tuple[int, Notice]]:
-        """See ``Hosts.poll``."""
+    def poll(self, seconds: float) -> list[tuple[int, Notice]]:
+        """See ``Hosts.poll``; engines of this process work in it, so it never waits."""
+        del seconds
         found: list[tuple[int, Notice]] = list(self._refused)
         self._refused.clear()
         for number, instance in enumerate(self.instances):

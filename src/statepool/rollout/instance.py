@@ -23,12 +23,17 @@ __all__ = ["FolderStates", "Gain", "Instance", "MemoryStates", "StatePool", "Tas
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A chunk to run: ``request`` behind its first ``output`` tokens, until it has ``stop`` of them."""
+    """A chunk to run: ``request`` behind its first ``output`` tokens, until it has ``stop`` of them.
+
+    ``history`` counts the last tokens of the prompt that are of turns before: with a session of the request's name
+    their KV is on the engine, or in the state pool.
+    """
 
     request: Request
     output: tuple[int, ...]
     stop: int
     probe: bool = False
+    history: int = 0
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -174,6 +179,10 @@ class Instance:
         self._held: dict[str, _Held] = {}
         self._parked: dict[str, int] = {}  # blocks of each, longest parked first
         self._lengths: dict[str, int] = {}
+        self._sessions: set[str] = set()
+        """Jobs between two turns, whose KV the engine keeps as a session."""
+        self._released: dict[str, str] = {}
+        """Jobs that had to make room, and where the state pool has their KV."""
         self._steps = 0
         self.refilled = 0
         """Output tokens whose KV was lost and had to be computed again."""
@@ -182,8 +191,9 @@ class Instance:
 
     def begin(self, iteration: str) -> None:
         """Forget what an iteration before has left, and its texts: their names may come again."""
-        for name in [*self._held, *self._parked]:
+        for name in {*self._held, *self._parked, *self._sessions}:
             self.abort(name)
+        self._released.clear()
         if self._drafts is not None:
             self._drafts.begin(iteration)
 
@@ -254,41 +264,67 @@ class Instance:
         if self._drafts is not None:
             self._drafts.lengths(probe, rest, paths)
 
-    def release(self, name: str) -> None:
-        """Give the KV of a parked job to the state pool, for another engine."""
+    def release(self, name: str) -> str | None:
+        """Give the KV of a job that rests here to the state pool, for another engine; under which name it lies there.
+
+        None if the pool has no room, or the job left nothing here.
+        """
         if self._parked.pop(name, None) is not None:
-            length = self._lengths.pop(name)
-            self._states.put(_state_name(name, length), self.engine.export_state(name, pooled=True))
+            key = _state_name(name, self._lengths.pop(name))
+            kept = self._states.put(key, self.engine.export_state(name, pooled=True))
+        elif name in self._sessions:
+            self._sessions.discard(name)
+            key = name
+            kept = self._states.put(key, self.engine.sessions.give("", name))
+        else:
+            return self._released.pop(name, None)
+        return key if kept else None
+
+    @staticmethod
+    def state_name(task: Task) -> str:
+        """The name under which the state pool has the KV of a chunk that begins."""
+        return _state_name(task.request.id, len(task.output)) if task.output else task.request.id
 
     def abort(self, name: str) -> None:
-        """Drop a job."""
+        """Drop a job, and what is kept of its turns."""
         if self._held.pop(name, None) is not None and self._drafts is not None:
             self._drafts.leave(name)
         self._parked.pop(name, None)
+        self._released.pop(name, None)
         self.engine.abort(name)
+        if name in self._sessions:
+            self._sessions.discard(name)
+            self.engine.sessions.drop("", name)
 
     def _bring(self, task: Task) -> None:
         """Take a job into the engine that is not here: from the state pool, or computed again from its tokens."""
+        self._released.pop(task.request.id, None)
         if task.output:
             # The number of tokens is part of the name: after a loss an older state may still be there.
-            kept = _state_name(task.request.id, len(task.output))
+            kept = self.state_name(task)
             state = self._states.get(kept)
             self._states.drop(kept)
             if state is not None and self._adopt(state):
                 return
-        self.refilled += len(task.output)
         if task.output:
+            self.refilled += len(task.output)
             seed = task.request.params.seed
             assert seed is not None
             self.engine.take_over(task.request, seed, task.output)
-        else:
-            self.engine.submit(task.request)
+            return
+        if task.history and task.request.id not in self._sessions and not self._adopt_session(task.request.id):
+            self.refilled += task.history
+        self._sessions.discard(task.request.id)
+        self.engine.submit(task.request)
 
     def _make_room(self) -> None:
         """Let parked jobs go until all that may be needed fits beside those that stay."""
         wanted = sum(held.blocks for held in self._held.values())
         while self._parked and wanted + sum(self._parked.values()) > self.engine.pool.total:
-            self.release(next(iter(self._parked)))
+            name = next(iter(self._parked))
+            key = self.release(name)
+            if key is not None:
+                self._released[name] = key
 
     def _adopt(self, state: bytes) -> bool:
         try:
@@ -297,10 +333,23 @@ class Instance:
             return False
         return True
 
+    def _adopt_session(self, name: str) -> bool:
+        state = self._states.get(name)
+        self._states.drop(name)
+        if state is None:
+            return False
+        try:
+            self.engine.sessions.take("", name, state)
+        except Corruption:
+            return False
+        return True
+
     def _leave(self, name: str, output: Any) -> Gain:
         counts = self._drafts.leave(name) if self._drafts is not None else (0, 0)
         gain = self._tell(name)
-        del self._held[name]
+        request = self._held.pop(name).task.request
+        if output is not None and output.finish_reason != "error" and request.session is not None:
+            self._sessions.add(name)  # the engine keeps the KV of a turn until somebody goes on, or nobody will
         return msgspec.structs.replace(
             gain,
             left=True,

@@ -16,6 +16,7 @@ import msgspec
 
 from statepool.core.errors import InvalidRequest
 from statepool.rollout.groups import Group
+from statepool.tasks import Verdict
 
 __all__ = ["Journal", "Kept"]
 
@@ -30,6 +31,21 @@ class Kept:
     finish: str | None = None
     drafted: int = 0
     accepted: int = 0
+    said: list[tuple[int, int]] = field(default_factory=list)
+    """Stretches of ``tokens`` that the world said."""
+    verdict: Verdict | None = None
+    faults: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> int:
+        """Tokens that the model chose."""
+        return len(self.tokens) - sum(stop - start for start, stop in self.said)
+
+    def record(self, name: str) -> tuple[Any, ...]:
+        """All of it, for a journal that has nothing of it yet."""
+        verdict = None if self.verdict is None else (self.verdict.score, self.verdict.reason)
+        world = (self.said, verdict, self.faults)
+        return (name, 0, self.tokens, self.logprobs, self.text, self.finish, self.drafted, self.accepted, world)
 
 
 class Journal:
@@ -68,7 +84,11 @@ class Journal:
             raise
 
     def add(self, records: Sequence[tuple[Any, ...]]) -> None:
-        """Keep (id, start, tokens, logprobs, text, finish, drafted, accepted) of some responses; durable on return."""
+        """Keep what some responses have gained; durable on return.
+
+        Each is (id, start, tokens, logprobs, text, finish, drafted, accepted), and of a conversation, which is kept
+        when it is over, also what the world said: (stretches, verdict, faults).
+        """
         self._log.append(list(records))
 
     def clear(self) -> None:
@@ -87,7 +107,7 @@ class Journal:
         self.close()
 
     def _take(self, *records: Any) -> None:
-        for name, start, tokens, logprobs, text, finish, drafted, accepted in records:
+        for name, start, tokens, logprobs, text, finish, drafted, accepted, *world in records:
             kept = self.kept.setdefault(name, Kept())
             if start != len(kept.tokens):
                 raise InvalidRequest(f"the journal misses tokens of {name} before {start}", param="journal")
@@ -97,6 +117,10 @@ class Journal:
             kept.finish = finish
             kept.drafted += drafted
             kept.accepted += accepted
+            for said, verdict, faults in world:
+                kept.said = [(first, last) for first, last in said]
+                kept.verdict = None if verdict is None else Verdict(*verdict)
+                kept.faults = tuple(faults)
 
 
 def _fingerprint(groups: Sequence[Group], seed: int, version: str) -> str:

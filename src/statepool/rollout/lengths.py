@@ -46,43 +46,58 @@ class LengthPrior:
         return cls(math.log(max(limit / 5, 2.0)), 0.8, 0.8)
 
 
+class _Learnt:
+    """What the members of one group have told: the weight of it, their weighted log lengths, the mean it makes likely."""
+
+    __slots__ = ("mean", "total", "weight")
+
+    def __init__(self, mean: tuple[float, float]) -> None:
+        self.weight = self.total = 0.0
+        self.mean = mean
+
+
 class Posterior:
     """Means of all groups, kept up to date one job at a time."""
 
     def __init__(self, prior: LengthPrior) -> None:
         self.prior = prior
-        self._weights: dict[int, float] = {}
-        self._sums: dict[int, float] = {}
+        self._groups: dict[int, _Learnt] = {}
         self._shares: dict[int, tuple[float, float]] = {}
+        self._own = 1.0 / prior.between**2
+        self._inner = 1.0 / prior.within**2
+        self._unseen = (prior.mean, prior.between**2)
 
     def group(self, group: Group) -> tuple[float, float]:
         """Mean and variance of a group's mean log length."""
-        prior = self.prior
-        precision = 1.0 / prior.between**2
-        inner = 1.0 / prior.within**2
-        weight = self._weights.get(group.number, 0.0) * inner
-        total = precision + weight
-        return (precision * prior.mean + self._sums.get(group.number, 0.0) * inner) / total, 1.0 / total
+        learnt = self._groups.get(group.number)
+        return self._unseen if learnt is None else learnt.mean
 
     def see(self, job: Job, *, finished: bool) -> None:
         """``job`` has ``generated`` tokens, and has ended or not."""
-        number = job.group.number
-        weight, value = self._shares.pop(job.number, (0.0, 0.0))
-        weights = self._weights.get(number, 0.0) - weight
-        sums = self._sums.get(number, 0.0) - weight * value
-        self._weights[number], self._sums[number] = weights, sums
+        learnt = self._groups.get(job.group.number)
+        if learnt is None:
+            learnt = self._groups[job.group.number] = _Learnt(self._unseen)
+        weight, value = self._shares.get(job.number, (0.0, 0.0))
+        learnt.weight -= weight
+        learnt.total -= weight * value
         log = math.log(max(job.generated, 1))
         if finished and job.generated < job.limit:
             weight, value = 1.0, log
         else:
-            mean, _ = self.group(job.group)
+            mean = self._mean(learnt)[0]
             scale = self.prior.within
             at = (log - mean) / scale
             hazard = _hazard(at)
             weight = min(max(hazard * (hazard - at), _TINY), 1.0)
             value = mean + scale * hazard / weight
         self._shares[job.number] = (weight, value)
-        self._weights[number], self._sums[number] = weights + weight, sums + weight * value
+        learnt.weight += weight
+        learnt.total += weight * value
+        learnt.mean = self._mean(learnt)
+
+    def _mean(self, learnt: _Learnt) -> tuple[float, float]:
+        precision = self._own + learnt.weight * self._inner
+        return (self._own * self.prior.mean + learnt.total * self._inner) / precision, 1.0 / precision
 
     def remaining(self, job: Job, quantile: float) -> float:
         """Tokens that ``job`` will not exceed with chance ``quantile``, given that it has not ended yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from statepool.rollout.events import (
     Draft,
     Event,
     Finished,
+    Free,
     InstanceJoined,
     InstanceLost,
     Progress,
     Submit,
+    ToolReturn,
+    ToolWait,
 )
 from statepool.rollout.groups import ChunkRecord, Group, Response, request_id
 from statepool.rollout.hosts import Hosts, Joined, LocalHosts, Lost
@@ -33,8 +36,15 @@ from statepool.rollout.journal import Journal, Kept
 from statepool.rollout.lengths import LengthPrior
 from statepool.rollout.policies import make
 from statepool.rollout.policies.base import DraftPlanner, Policy
+from statepool.rollout.tools import Conversation, Tools, ToolThreads
+from statepool.tasks import Turn
 
 __all__ = ["Controller", "Progressed", "Rollout", "rollout"]
+
+_WAIT = 0.1
+"""Seconds to wait for news of engines."""
+_TOOL_WAIT = 0.005
+"""The same while tools run, whose news come from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,12 @@ class _Live:
     chunks: list[ChunkRecord] = field(default_factory=list)
     began: float = 0.0
     start: int = 0
+    talk: Conversation = field(default_factory=Conversation)
+
+    @property
+    def name(self) -> str:
+        """In engines and logs."""
+        return request_id(self.group.id, self.index)
 
 
 class Controller:
@@ -104,7 +120,9 @@ class Controller:
         policy: decides; see ``policies.make``.
         seed: with group, index and position the key of all noise.
         planner: chooses draft lengths.
-        journal: folder of a store that keeps what is made; a killed controller goes on from it.
+        tools: the world's side, where responses take several turns.
+        journal: folder of a store that keeps what is made; a killed controller goes on from it. A conversation is kept
+            when it is over; one that was not begins anew, since what its tools had done died with them.
         on_response: called with each response as it ends.
         on_progress: called a few times a second.
         record: called with every batch of events and the decisions on it.
@@ -122,6 +140,7 @@ class Controller:
         *,
         seed: int = 0,
         planner: DraftPlanner | None = None,
+        tools: Tools | None = None,
         journal: Path | None = None,
         on_response: Callable[[Response], None] | None = None,
         on_progress: Callable[[Progressed], None] | None = None,
@@ -133,6 +152,8 @@ class Controller:
         self._hosts = hosts
         self._groups = list(groups)
         self._seed = seed
+        self._tools = tools
+        self._threads: ToolThreads | None = None
         self._core = Core(policy, planner, BLOCK_SIZE)
         self._journal_folder = journal
         self._journal: Journal | None = None
@@ -144,6 +165,7 @@ class Controller:
         self._jobs: list[_Live] = []
         self._numbers: dict[str, int] = {}
         self._looked = 0.0
+        self._room = max(min(seat.capacity, seat.context) for seat in hosts.seats())
         for group in self._groups:
             self._check(group, policy)
             for index in range(group.size):
@@ -168,6 +190,15 @@ class Controller:
         return done
 
     def _run(self) -> Rollout:
+        if self._tools is None:
+            return self._iterate()
+        self._threads = ToolThreads(self._tools)
+        try:
+            return self._iterate()
+        finally:
+            self._threads.close()
+
+    def _iterate(self) -> Rollout:
         self._hosts.begin(secrets.token_hex(8))
         before = self._counts()
         self._begun = self._clock()
@@ -177,15 +208,18 @@ class Controller:
         places = {group.id: place for place, group in enumerate(self._groups)}
         for job in self._jobs:
             if job.kept.finish is None:
-                have, group = len(job.kept.tokens), job.group
+                have, group = job.kept.chosen, job.group
                 limit = group.params.max_tokens
                 events.append(Submit(job.number, places[group.id], job.index, len(group.prompt), limit, have))
             elif self._on_response is not None:
                 self._on_response(self._response(job))
         self._decide(events)
         while self._core.state.left:
-            notices = self._hosts.poll()
+            busy = self._threads is not None and self._threads.busy
+            notices = self._hosts.poll(_TOOL_WAIT if busy else _WAIT)
             events = self._events(notices)
+            if busy:
+                events += self._answers(0.0 if self._core.state.running else _WAIT)
             if events:
                 self._decide(events)
             self._look()
@@ -212,7 +246,7 @@ class Controller:
         for number, notice in notices:
             if isinstance(notice, Lost):
                 running = self._core.state.instances[number].running
-                known = tuple((job, len(self._jobs[job].kept.tokens)) for job in sorted(running))
+                known = tuple((job, self._jobs[job].kept.chosen) for job in sorted(running))
                 events.append(InstanceLost(number, known))
             elif isinstance(notice, Joined):
                 events.append(InstanceJoined(number, notice.seat.capacity, notice.seat.seats))
@@ -222,16 +256,23 @@ class Controller:
                 if event is None:
                     continue
                 events.append(event)
-                records.append((notice.id, notice.start, notice.tokens, notice.logprobs, notice.text,
-                                notice.finish, notice.drafted, notice.accepted))  # fmt: skip
-                if notice.finish is not None:
+                if self._tools is None:
+                    records.append((notice.id, notice.start, notice.tokens, notice.logprobs, notice.text,
+                                    notice.finish, notice.drafted, notice.accepted))  # fmt: skip
+                if job.kept.finish is not None:
                     ended.append(job)
+        self._keep(records, ended)
+        return events
+
+    def _keep(self, records: list[tuple[Any, ...]], ended: Sequence[_Live]) -> None:
+        """Write down what is new, then hand over the responses that are complete."""
+        if self._tools is not None:
+            records = [job.kept.record(job.name) for job in ended]
         if records and self._journal is not None:
             self._journal.add(records)
         if self._on_response is not None:
             for job in ended:
                 self._on_response(self._response(job))
-        return events
 
     def _gained(self, job: _Live, number: int, gain: Gain) -> Event | None:
         running = self._core.state.jobs[job.number]
@@ -240,20 +281,68 @@ class Controller:
         if gain.error is not None:
             raise StatepoolError(f"{gain.id}: {gain.error}")
         kept = job.kept
-        assert gain.start == len(kept.tokens), "a report is missing"
+        assert job.talk.start + gain.start == len(kept.tokens), "a report is missing"
         kept.tokens += gain.tokens
         kept.logprobs += gain.logprobs
         kept.text += gain.text
         kept.drafted += gain.drafted
         kept.accepted += gain.accepted
-        have = len(kept.tokens)
+        have = kept.chosen
         if not gain.left:
             return Progress(job.number, have)
-        job.chunks.append(ChunkRecord(number, job.began, self._clock() - self._begun, job.start, have))
+        now = self._clock() - self._begun
+        job.chunks.append(ChunkRecord(number, job.began, now, job.start, len(kept.tokens)))
         if gain.finish is None:
             return ChunkDone(job.number, have)
+        if self._threads is not None and gain.finish == "stop":
+            job.talk.calls.append((now, now))
+            self._threads.ask(job.number, job.talk, job.group.id, job.index, kept.tokens[job.talk.start :])
+            return ToolWait(job.number, have)
+        if self._threads is not None:
+            self._threads.close_one(job.talk)
         kept.finish = gain.finish
         return Finished(job.number, have)
+
+    # -- what the world says ----------------------------------------------------------------------------
+
+    def _answers(self, seconds: float) -> list[Event]:
+        assert self._threads is not None
+        events: list[Event] = []
+        ended = []
+        for number, turn in self._threads.answers(seconds):
+            job = self._jobs[number]
+            job.talk.calls[-1] = (job.talk.calls[-1][0], self._clock() - self._begun)
+            event = self._answered(job, turn)
+            events.append(event)
+            if isinstance(event, Finished):
+                self._threads.close_one(job.talk)
+                ended.append(job)
+        self._keep([], ended)
+        return events
+
+    def _answered(self, job: _Live, turn: Turn) -> Event:
+        """Take what the world said; the response goes on, or is over."""
+        assert self._tools is not None
+        kept, tools = job.kept, self._tools
+        kept.faults += turn.faults
+        said: list[int] = []
+        if turn.content is None:
+            kept.verdict, kept.finish = turn.verdict, "stop" if turn.verdict is not None else "lost"
+        elif job.talk.turns >= tools.turns:
+            kept.finish = "turns"
+        else:
+            said = tools.speech.said(turn.content, turn.role, tools.speech.ended(kept.tokens))
+            most = job.group.params.max_tokens - kept.chosen
+            if most < 1 or len(job.group.prompt) + len(kept.tokens) + len(said) + most > self._room:
+                kept.finish = "length"
+        if kept.finish is not None:
+            return Finished(job.number, kept.chosen)
+        kept.said.append((len(kept.tokens), len(kept.tokens) + len(said)))
+        kept.tokens += said
+        if kept.logprobs:
+            kept.logprobs += [0.0] * len(said)
+        job.talk.start = len(kept.tokens)
+        return ToolReturn(job.number, len(said))
 
     # -- what the scheduler says ------------------------------------------------------------------------
 
@@ -265,22 +354,42 @@ class Controller:
             match decision:
                 case Dispatch(number, instance, tokens, source):
                     job = self._jobs[number]
-                    have = len(job.kept.tokens)
-                    job.began, job.start = self._clock() - self._begun, have
-                    request = job.group.request(job.index, self._seed)
-                    probe = self._core.state.jobs[number].probe
-                    task = Task(request, tuple(job.kept.tokens), have + tokens, probe)
-                    self._hosts.start(instance, task, source)
+                    job.began, job.start = self._clock() - self._begun, len(job.kept.tokens)
+                    self._hosts.start(instance, self._task(job, tokens), source)
+                case Free(number) if self._tools is not None:
+                    home = self._core.state.jobs[number].home
+                    if home is not None:
+                        self._hosts.forget(home, self._jobs[number].name)
                 case Draft(instance, probes, rest, paths):
                     self._hosts.draft(instance, probes, rest, paths)
                 case Abort(number, instance):
-                    self._hosts.abort(instance, request_id(self._jobs[number].group.id, self._jobs[number].index))
+                    self._hosts.abort(instance, self._jobs[number].name)
+
+    def _task(self, job: _Live, tokens: int) -> Task:
+        """The next ``tokens`` of a response, as its engine is asked for them; a turn is a request of its own."""
+        request, kept, start = job.group.request(job.index, self._seed), job.kept, job.talk.start
+        probe = self._core.state.jobs[job.number].probe
+        output = tuple(kept.tokens[start:])
+        if self._tools is not None:
+            params, tools = request.params, self._tools
+            most = params.max_tokens - (kept.chosen - len(output))
+            ends = () if tools.speech.call_end is None else (tools.speech.call_end,)
+            params = replace(
+                params,
+                max_tokens=min(most, tools.turn_tokens or most),
+                stop_token_ids=(*params.stop_token_ids, *ends),
+                show_special=None,
+            )
+            prompt = request.prompt + tuple(kept.tokens[:start])
+            request = replace(request, prompt=prompt, params=params, session=request.id)
+        return Task(request, output, len(output) + tokens, probe, history=start)
 
     def _response(self, job: _Live) -> Response:
         kept = job.kept
         return Response(
             job.group.id, job.index, tuple(kept.tokens), tuple(kept.logprobs), kept.text, kept.finish or "abort",
             self._version, kept.drafted, kept.accepted, tuple(job.chunks),
+            tuple(kept.said), kept.verdict, kept.faults, tuple(job.talk.calls),
         )  # fmt: skip
 
     def _look(self) -> None:
@@ -290,7 +399,7 @@ class Controller:
         self._looked = now
         state = self._core.state
         running = [
-            (request_id(self._jobs[job.number].group.id, job.index), job.generated)
+            (self._jobs[job.number].name, job.generated)
             for instance in state.instances
             for job in instance.running.values()
         ]
@@ -300,9 +409,8 @@ class Controller:
         self._on_progress(Progressed(total - state.left, total, tokens, now - self._begun, tuple(running)))
 
     def _check(self, group: Group, policy: Policy) -> None:
-        seats = self._hosts.seats()
         most = len(group.prompt) + group.params.max_tokens
-        room = max(seat.capacity for seat in seats)
+        room = max(seat.capacity for seat in self._hosts.seats())
         if policy.divided and most > room:
             raise InvalidRequest(
                 f"group {group.id!r} may need {most} tokens of KV and no engine has more than {room}; "
@@ -335,7 +443,7 @@ def rollout(
         chunk: tokens after which a response may move; None: an eighth of the longest ``max_tokens``, at least 16.
         seed: of the iteration; with (group, index, position) the key of all noise.
         prior: of lengths, fitted to an iteration before (``LengthPrior.fit``).
-        settings: of ``Controller``: journal, on_response, on_progress, record, planner.
+        settings: of ``Controller``: tools, journal, on_response, on_progress, record, planner.
 
     Raises:
         InvalidRequest, InvalidConfig: what was asked for is impossible; the message names the field.
@@ -343,7 +451,13 @@ def rollout(
     """
     if not groups:
         raise InvalidRequest("a rollout needs at least one group", param="groups")
-    hosts = engines if hasattr(engines, "poll") else LocalHosts(engines if isinstance(engines, Sequence) else [engines])
+    mine = not hasattr(engines, "poll")
+    hosts = LocalHosts(engines if isinstance(engines, Sequence) else [engines]) if mine else engines
     if isinstance(policy, str):
         policy = make(policy, chunk or default_chunk(groups), seed=seed, prior=prior, drafts=hosts.drafts)
-    return Controller(hosts, groups, policy, seed=seed, **settings).run()
+    try:
+        return Controller(hosts, groups, policy, seed=seed, **settings).run()
+    except BaseException:
+        if mine:
+            hosts.begin("")  # the engines are somebody's: nothing of this iteration stays in them
+        raise

@@ -18,8 +18,8 @@ class Build(msgspec.Struct, frozen=True, tag=True):
     """First message: make this engine."""
 
     config: EngineConfig
-    states: str
-    """Folder of the states between chunks."""
+    states: str | None
+    """Folder of the states between chunks, which engines of one machine share; None: messages carry them."""
     states_bytes: int
     report_every: int
     drafts: str = "off"
@@ -44,6 +44,8 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     """Begin a chunk."""
 
     task: Task
+    state: bytes | None = None
+    """Its KV, from an engine on another machine."""
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
@@ -98,6 +100,8 @@ class Released(msgspec.Struct, frozen=True, tag=True):
     """The KV of a job is where another engine finds it."""
 
     id: str
+    state: bytes | None = None
+    """That KV, where engines share no folder."""
 
 
 class Counters(msgspec.Struct, frozen=True, tag=True):

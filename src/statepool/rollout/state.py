@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -72,6 +73,10 @@ class Instance:
     count: int = 0
     """How many run."""
 
+    def fits(self, need: int) -> bool:
+        """Whether one more chunk that needs ``need`` tokens can be promised its room."""
+        return self.alive and self.count < self.seats and self.reserved + need <= self.capacity
+
 
 @dataclass(slots=True)
 class State:
@@ -87,6 +92,33 @@ class State:
     """Sums over the instances that are up."""
     left: int = 0
     """Jobs that are not finished."""
+    loads: list[tuple[int, int]] = field(default_factory=list)
+    """How many jobs run on each instance that is up, and its number, in order."""
+    refused: int = 1 << 62
+    """A chunk that needs as much as this fits nowhere but, perhaps, on those with ``roomier``."""
+    roomier: set[int] = field(default_factory=set)
+    """Instances that have come up or given something back since that was found."""
+
+    def load(self, instance: Instance, change: int) -> None:
+        """``change`` more jobs run on an instance."""
+        entry = (instance.count, instance.number)
+        if instance.alive:
+            del self.loads[bisect_left(self.loads, entry)]
+            insort(self.loads, (instance.count + change, instance.number))
+        instance.count += change
+
+    def fitting(self, need: int) -> int | None:
+        """The instance with the fewest jobs that has room for ``need`` tokens, the first of equals; None: none has."""
+        if need >= self.refused:
+            loads = sorted((self.instances[number].count, number) for number in self.roomier)
+        else:
+            loads = self.loads
+        for _, number in loads:
+            if self.instances[number].fits(need):
+                return number
+        self.refused = need
+        self.roomier.clear()
+        return None
 
     def up(self) -> list[Instance]:
         """Instances that take work."""

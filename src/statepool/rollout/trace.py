@@ -31,13 +31,13 @@ def trace_line(response: Response, prompt_len: int, max_len: int, iteration: int
         "group": response.group,
         "idx": response.index,
         "prompt_len": prompt_len,
-        "out_len": len(response.tokens),
+        "out_len": response.chosen,
         "max_len": max_len,
         "finish_reason": response.finish_reason,
         "policy_version": response.version,
         "chunks": [[c.instance, round(c.began, 6), round(c.ended, 6), c.start, c.stop] for c in response.chunks],
         "draft": [response.drafted, response.accepted],
-        "tools": [],
+        "tools": [[round(asked, 6), round(told, 6)] for asked, told in response.calls],
     }
 
 

@@ -21,7 +21,8 @@ from statepool.rollout import messages
 from statepool.rollout.budget import StepCost
 from statepool.rollout.draft_server import DraftClient
 from statepool.rollout.drafts import GroupDrafts
-from statepool.rollout.instance import FolderStates, Instance
+from statepool.rollout.instance import FolderStates, Instance, MemoryStates
+from statepool.serve.channel import join
 from statepool.serve.messages import Problem
 
 log = logging.getLogger("statepool.rollout")
@@ -37,7 +38,8 @@ class Worker:
 
         self._socket = socket
         engine = Engine(build.config)
-        states = FolderStates(Path(build.states), build.states_bytes)
+        self._carried = MemoryStates(build.states_bytes) if build.states is None else None
+        states = self._carried or FolderStates(Path(build.states or ""), build.states_bytes)
         self._client = DraftClient(build.server, build.fetch_every) if build.server is not None else None
         drafts = None
         if build.drafts != "off":
@@ -83,13 +85,19 @@ class Worker:
         match message:
             case messages.Begin(iteration):
                 instance.begin(iteration)
-            case messages.Run(task):
+            case messages.Run(task, state):
+                if self._carried is not None and state is not None:
+                    self._carried.put(instance.state_name(task), state)
                 refused = instance.start(task)
                 if refused is not None:
                     self.send(messages.Gains([refused]))
             case messages.Release(name):
-                instance.release(name)
-                self.send(messages.Released(name))
+                key = instance.release(name)
+                state = None
+                if self._carried is not None and key is not None:
+                    state = self._carried.get(key)
+                    self._carried.drop(key)
+                self.send(messages.Released(name, state))
             case messages.Drop(name):
                 instance.abort(name)
             case messages.Lengths(probe, rest, paths):
@@ -114,6 +122,7 @@ def main(endpoint: str) -> int:
     socket = context.socket(zmq.PAIR)
     for option, value in ((zmq.LINGER, 1000), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
         socket.setsockopt(option, value)
+    join(socket)
     socket.connect(endpoint)
     try:
         if not socket.poll(30_000):

@@ -35,6 +35,16 @@ class ChannelKeys:
         """What the engine has to know."""
         return " ".join(key.decode() for key in (self.gateway_public, self.engine_public, self.engine_secret))
 
+    def server_text(self) -> str:
+        """What a server that is a process of its own has to know."""
+        return " ".join(key.decode() for key in (self.gateway_public, self.gateway_secret))
+
+    @classmethod
+    def of_server(cls, text: str) -> ChannelKeys:
+        """The keys by which such a server guards its socket, from ``server_text``."""
+        public, secret = text.encode().split()
+        return cls(public, secret, b"", b"")
+
     def guard(self, socket: Any) -> None:
         """Let the gateway's ``socket`` accept only peers with the keys."""
         socket.curve_server = True

@@ -38,6 +38,11 @@ class KeptProcesses:
         self._processes: list[Process] = []
         self._watchers: list[asyncio.Task[None]] = []
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of those that run now, each on its machine."""
+        return [process.pid for process in self._processes]
+
     async def start(self) -> None:
         """Start all and wait until they listen.
 

@@ -62,32 +62,27 @@ class Policy:
         return min(self.chunk, job.limit - job.generated) if self.divided else job.limit - job.generated
 
     def place(self, job: Job, need: int) -> int | None:
-        """The instance for a chunk that needs ``need`` tokens of KV; None: none has room now."""
-        return select_instance(self.state.instances, job, need)
+        """The instance for a chunk that needs ``need`` tokens of KV; None: none has room now.
+
+        Where the KV lies while loads are even, else where the fewest jobs run.
+        """
+        state = self.state
+        if job.home is not None and state.instances[job.home].fits(need) and _even(state.loads):
+            return job.home
+        return state.fitting(need)
 
 
 def select_instance(instances: list[Instance], job: Job, need: int) -> int | None:
-    """Where the KV lies while loads are even, else where the fewest jobs run; only where everything fits."""
-    best = None
-    fewest, least, most = 1 << 60, 1 << 60, -1
-    home = job.home
-    stays = False
-    for instance in instances:
-        if not instance.alive:
-            continue
-        count = instance.count
-        if count < least:
-            least = count
-        if count > most:
-            most = count
-        if count < instance.seats and instance.reserved + need <= instance.capacity:
-            if instance.number == home:
-                stays = True
-            if count < fewest:
-                fewest, best = count, instance.number
-    if stays and most - least <= _BALANCED:
-        return home
-    return best
+    """The rule of ``Policy.place`` among some of the instances."""
+    loads = sorted((instance.count, instance.number) for instance in instances if instance.alive)
+    fitting = [instance for instance in instances if instance.fits(need)]
+    if _even(loads) and any(instance.number == job.home for instance in fitting):
+        return job.home
+    return min(fitting, key=lambda instance: (instance.count, instance.number)).number if fitting else None
+
+
+def _even(loads: list[tuple[int, int]]) -> bool:
+    return bool(loads) and loads[-1][0] - loads[0][0] <= _BALANCED
 
 
 def least_loaded(instances: list[Instance]) -> int | None:
