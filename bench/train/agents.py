@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,8 +14,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.row import Row
+from statepool.engine.engine import Engine
+from statepool.tasks.catalog import draw, find
+from statepool.train.agent import Agent, Job
 from statepool.train.checkpoint import read_curve
+from statepool.train.config import read
+from statepool.train.policy import OwnPolicy, scatter
+from statepool.train.prefix_tree import hidden, plant
+from statepool.train.world import World
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tool_agent.yaml"
 SHORT = {"imitation": 4, "steps": 4, "prompts": 4, "members": 4, "eval_problems": 16, "eval_every": 4, "warmup": 2}
@@ -32,9 +41,11 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
 
 
 def _example(seeds: Sequence[int]) -> Iterator[Row]:
-    curves, seconds, cpus = [], [], []
+    curves, seconds, cpus, far = [], [], [], ""
     for seed in seeds:
-        curve, wall, cpu = _train(seed, {})
+        with tempfile.TemporaryDirectory() as folder:
+            curve, wall, cpu = _train(Path(folder), seed, {})
+            far = far or from_float64(Path(folder) / "run" / "model")
         curves.append(curve)
         seconds.append(wall)
         cpus.append(cpu)
@@ -64,12 +75,13 @@ def _example(seeds: Sequence[int]) -> Iterator[Row]:
     mean = sum(line["gap_mean"] * line["learned"] for line in played) / max(tokens, 1)
     steps = sum(line["gap_max"] <= 1e-4 for line in played)
     row.own = f"mean {mean:.1e} over {tokens:.0f} tokens"
-    row.note = f"at most 1e-4 in {steps} of {len(played)} steps; float32 on both sides"
+    row.note = f"at most 1e-4 in {steps} of {len(played)} steps. Distance from float64, {far}"
     yield row
 
 
 def _without_tool() -> Row:
-    curve, _, _ = _train(0, {"settings": {"steps": 2, "digits": 2, "tool": False}, "steps": 20})
+    with tempfile.TemporaryDirectory() as folder:
+        curve, _, _ = _train(Path(folder), 0, {"settings": {"steps": 2, "digits": 2, "tool": False}, "steps": 20})
     looks = [line["held_out"] for line in curve if "held_out" in line]
     row = Row("B2", "the same questions trained and asked without the tool: held-out success", "share", "lower", 0.40)
     row.value, row.own = max(looks), " ".join(f"{look:.2f}" for look in looks)
@@ -77,35 +89,65 @@ def _without_tool() -> Row:
 
 
 def _killed(times: int) -> Row:
+    """Kill a run at drawn steps, at a drawn moment within each, and compare with one that nobody killed."""
     noise = random.Random(7)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
-        _run(_config(Path(folder), whole, SHORT), None)
+        _run(_config(Path(folder), whole, SHORT))
+        one = read_curve(whole)
         path = _config(Path(folder), broken, SHORT)
-        kills = 0
-        while kills < times and _run(path, noise.uniform(3, 12)):
-            kills += 1
-        _run(path, None)
-        one, other = (_timeless(read_curve(place)) for place in (whole, broken))
-        differing = sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
-        same = (whole / "model" / "model.safetensors").read_bytes() == (
-            broken / "model" / "model.safetensors"
-        ).read_bytes()
-    row = Row("B3", "lines of the curve that differ after kills at random moments", "lines", "lower", 0.0)
-    row.value, row.own = float(differing + (not same)), f"{kills} kills, {len(one)} lines"
-    row.note = f"weights {'equal' if same else 'DIFFER'} byte for byte"
+        steps = sorted(noise.sample(range(len(one) - 1), times))
+        for step in steps:
+            _kill(path, broken, step, noise.uniform(0.0, one[step + 1]["seconds"]))
+        _run(path)
+        other = read_curve(broken)
+        pairs = itertools.zip_longest(map(_timeless, one), map(_timeless, other))
+        differing = sum(a != b for a, b in pairs)
+        model = Path("model") / "model.safetensors"
+        same = (whole / model).read_bytes() == (broken / model).read_bytes()
+    row = Row("B3", "lines of the curve that differ after SIGKILL at drawn steps", "lines", "lower", 0.0)
+    row.value, row.own = float(differing + (not same)), f"{times} kills, {len(one)} lines"
+    row.note = f"killed in steps {', '.join(str(step + 1) for step in steps)}"
+    row.note += f"; weights {'equal' if same else 'DIFFER'} byte for byte"
     return row
 
 
-def _train(seed: int, changes: dict[str, Any]) -> tuple[list[dict[str, Any]], float, float]:
-    """The curve of one run of the example, its wall and CPU seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        before, began = os.times(), time.monotonic()
-        _run(_config(Path(folder), out, {**changes, "seed": seed}), None)
-        wall, after = time.monotonic() - began, os.times()
-        cpu = after.children_user + after.children_system - before.children_user - before.children_system
-        return read_curve(out), wall, cpu
+def from_float64(model: Path) -> str:
+    """How far the engine's log-probabilities, and those of torch's own float32 sums, are from float64."""
+    config = read(EXAMPLE, {"model": str(model), "threads": 1})
+    task = find(config.train.task, config.train.settings)
+    world = World(task, model, config.world)
+    try:
+        agent = Agent(Engine(config.engine), task, world.open, config.agent)
+        found = agent.run([Job(problem, i, 4, i) for i, problem in enumerate(draw(task, 1, 16))])
+    finally:
+        world.close()
+    samples = [t.sample() for t in found]
+    net, wide = OwnPolicy(model), OwnPolicy(model)
+    wide.module.double()
+    tree = plant(samples)
+    with torch.no_grad():
+        exact = wide.score(samples)
+        logits = net.module.logits(hidden(net.module, tree)[tree.predictors])
+        plain = scatter(logits, tree.targets, tree.rows, tree.columns, tree.shape, 1.0)
+    said = torch.zeros_like(exact.logprobs)
+    for row, trajectory in enumerate(found):
+        values = trajectory.logprobs()
+        said[row, : len(values)] = torch.tensor(values)
+    kept = exact.mask > 0
+    sides = (("engine", said), ("torch's own float32", plain.logprobs.double()))
+    off = {name: (values - exact.logprobs)[kept].abs() for name, values in sides}
+    return ", ".join(f"{name}: mean {values.mean():.1e}, most {values.max():.1e}" for name, values in off.items())
+
+
+def _train(folder: Path, seed: int, changes: dict[str, Any]) -> tuple[list[dict[str, Any]], float, float]:
+    """The curve of one run of the example in ``folder``, its wall and CPU seconds."""
+    out = folder / "run"
+    before, began = os.times(), time.monotonic()
+    _run(_config(folder, out, {**changes, "seed": seed}))
+    wall, after = time.monotonic() - began, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return read_curve(out), wall, cpu
 
 
 def _config(folder: Path, out: Path, changes: dict[str, Any]) -> Path:
@@ -117,20 +159,39 @@ def _config(folder: Path, out: Path, changes: dict[str, Any]) -> Path:
     return path
 
 
-def _run(path: Path, seconds: float | None) -> bool:
-    """Run to the end, or kill it after so long; True if it was killed."""
-    command = [sys.executable, "-m", "statepool.cli", "train", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def _run(path: Path) -> None:
+    """Run to the end.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(_command(path), capture_output=True, text=True, timeout=3600, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+
+
+def _kill(path: Path, out: Path, step: int, seconds: float) -> None:
+    """Start or go on, and kill it so long after the line of ``step``.
+
+    Raises:
+        RuntimeError: it ended by itself, or did not get there.
+    """
+    process = subprocess.Popen(_command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _, said = process.communicate(timeout=seconds if seconds is not None else 7200)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return True
-    if process.returncode:
-        raise RuntimeError(said.decode()[-2000:])
-    return False
+        end = time.monotonic() + 900
+        while not any(line["step"] >= step for line in read_curve(out)):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the run to be killed in step {step + 1} did not get there")
+            time.sleep(0.02)
+        time.sleep(seconds)
+    finally:
+        process.kill()
+        process.wait()
 
 
-def _timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in curve]
+def _command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "statepool.cli", "train", str(path)]
+
+
+def _timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "seconds"}

@@ -32,6 +32,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "steps": 40,
     },
 }
+SEEDS = 5
 BATCH = {"prompts": 16, "members": 8, "warmup": 3, "threads": 1, "target": TARGET, "window": WINDOW}
 
 
@@ -55,7 +56,7 @@ def _race(row: Row, given: dict[str, Any], quick: bool) -> tuple[str, str]:
     peer = python_of("trl")
     if peer is None:
         return "", "trl is not installed: python -m bench.peers.setup trl"
-    seeds = range(1 if quick else 5)
+    seeds = range(1 if quick else SEEDS)
     ratios, ours, theirs, curves = [], [], [], []
     for seed in seeds:
         mine = _lines([sys.executable, "-m", "bench.train.own_worker"], {**given, "seed": seed})

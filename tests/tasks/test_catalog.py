@@ -3,6 +3,7 @@
 import itertools
 import random
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from statepool.tasks.arithmetic import ColumnAddition
 from statepool.tasks.catalog import draw, find, is_held_out, names
 from statepool.tasks.retrieval import Retrieval
 from statepool.tasks.tools import PythonSteps
+from statepool.tasks.verifiers import VerifiersTask
 
 OWN = [ColumnAddition(3, 7), PythonSteps(3, 2), PythonSteps(2, 2, tool=False), Retrieval(256)]
 
@@ -80,6 +82,8 @@ def test_names_lead_to_tasks():
         ("environment", {}, "make"),
         ("environment", {"make": "nowhere:Maze"}, "cannot be found"),
         ("environment", {"make": "random:Random", "best": 0}, "best must be above 0"),
+        ("verifiers", {"make": "random:Random"}, "has no dataset"),
+        ("verifiers", {"make": "random:Random", "best": 0}, "best must be above 0"),
     ],
 )
 def test_what_cannot_be_found_is_named(name, settings, said):
@@ -135,6 +139,105 @@ def test_an_environment_is_a_conversation(make):
         assert (turn.content, turn.role) == ("higher", "user")
     assert turn.verdict.score == 1.0
     world.close()
+
+
+def test_environments_that_begin_alike_are_told_apart_by_their_seed():
+    task = EnvironmentTask(Guess)
+    ours, kept = draw(task, 0, 20), draw(task, 0, 5, held_out=True)
+    assert not {p.facts["seed"] for p in ours} & {p.facts["seed"] for p in kept}
+
+
+class Rows:
+    """A rubric and an environment in the form of verifiers: say the word, then say it again."""
+
+    dataset: ClassVar = [{"question": f"Say {word}.", "answer": word, "info": {"n": len(word)}} for word in "abcdefgh"]
+    system_prompt = "Repeat."
+    max_turns = 3
+
+    def __init__(self):
+        self.rubric = self
+
+    async def setup_state(self, state):
+        return {**state, "right": 0}
+
+    async def env_response(self, messages, state):
+        assert messages[0]["role"] == "system"
+        assert messages[-1]["role"] == "assistant"
+        return [{"role": "user", "content": "Again."}]
+
+    async def is_completed(self, state):
+        return state["turn"] == 2
+
+    async def score_rollout(self, state):
+        said = [m["content"] for m in state["completion"] if m["role"] == "assistant"]
+        assert len(state["trajectory"]) == state["turn"]
+        state["reward"] = 2.0 * sum(word == state["answer"] for word in said) / len(said)
+
+
+class OldRows(Rows):
+    """The members as they were before 0.1.8, without coroutines, and a rubric that returns its score."""
+
+    setup_state = None
+
+    def env_response(self, messages, state, **_):
+        return {"role": "user", "content": "Again."}, {**state, "old": True}
+
+    def is_completed(self, messages, state):
+        return len(messages) >= 3
+
+    def score_rollout(self, state):
+        assert state["old"]
+        return SimpleNamespace(reward=2.0 * (state["completion"][-1]["content"] == state["answer"]))
+
+
+class OneTurn(Rows):
+    env_response = None
+    setup_state = None
+
+
+@pytest.mark.parametrize("make", [Rows, OldRows])
+def test_an_environment_of_verifiers_is_a_conversation_its_rubric_judges(make):
+    task = VerifiersTask(make, best=2.0)
+    problem = next(task.problems(1))
+    assert problem == next(task.problems(1))
+    assert [m["role"] for m in problem.messages] == ["system", "user"]
+    for second, score in ((problem.answer, 1.0), ("?", 0.5 if make is Rows else 0.0)):
+        world = task.open(problem)
+        turn = world.reply(f"<think>hm</think>{problem.answer}")
+        assert (turn.content, turn.role, turn.verdict) == ("Again.", "user", None)
+        assert world.reply(second).verdict.score == score
+        world.close()
+
+
+def test_one_turn_and_turns_used_up_are_judged_too(monkeypatch):
+    task = VerifiersTask(OneTurn, best=2.0)
+    problem = next(task.problems(2))
+    assert task.verify(problem, problem.answer).score == 1.0
+    assert task.verify(problem, "?").score == 0.0
+
+    async def never(self, state):
+        return False
+
+    monkeypatch.setattr(Rows, "is_completed", never)
+    world = VerifiersTask(Rows).open(problem)
+    assert [world.reply("?").verdict for _ in range(2)] == [None, None]
+    assert world.reply("?").verdict.score == 0.0
+
+    async def nothing(self, state):
+        state["reward"] = float("nan")
+
+    monkeypatch.setattr(Rows, "score_rollout", nothing)
+    turn = VerifiersTask(OneTurn).open(problem).reply("?")
+    assert (turn.verdict, turn.faults) == (None, ("verifier_error",))
+
+
+def test_too_few_different_problems_are_an_error_not_an_endless_search(monkeypatch):
+    monkeypatch.setattr(Rows, "dataset", Rows.dataset[:1])
+    task = VerifiersTask(Rows)
+    kept = is_held_out(next(task.problems(0)))
+    assert len(draw(task, 0, 3, held_out=kept)) == 3
+    with pytest.raises(InvalidConfig, match=f"only 0 are {'for training' if kept else 'held out'}"):
+        draw(task, 0, 3, held_out=not kept)
 
 
 def test_an_environment_ends_after_its_turns_and_refuses_rewards_that_are_none():

@@ -19,7 +19,7 @@ def shared_engine():
 def engine(shared_engine, tmp_path):
     """The engine with the weights it came with."""
     if shared_engine.version != "0":
-        publisher = Publisher(tmp_path / "weights")
+        publisher = Publisher(tmp_path / "original")
         publisher.publish(load(bundled.path()).tensors(), "0")
         take_up(shared_engine, publisher.folder)
     return shared_engine

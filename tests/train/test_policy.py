@@ -1,5 +1,6 @@
 """Every way to score gives the numbers of every other, and what is published is what is learned."""
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from statepool.core.errors import InvalidCheckpoint, InvalidConfig, NotFound
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
 from statepool.train import lora, policy
-from statepool.train.prefix_tree import Sample
+from statepool.train.prefix_tree import Sample, hidden, plant
 from statepool.train.weights import KEPT, Publisher, current, take_up
 
 
@@ -43,6 +44,47 @@ def test_transformers_scores_the_same(own):
     assert torch.allclose(mine.logprobs, theirs.logprobs, atol=2e-4)
     assert torch.allclose(mine.entropy, theirs.entropy, atol=2e-3)
     assert {n for n, _ in own.tensors()} == {n for n, _ in other.tensors()}
+
+
+def test_the_trainer_says_what_the_engine_says_and_both_are_near_float64(engine, tmp_path):
+    """Text the model never saw, with sharp attention, behind prompts that share pages or parts of one."""
+    mine = policy.load(bundled.path())
+    with torch.no_grad():
+        for layer in mine.module.model.layers:
+            layer.self_attn.q_norm.weight *= 1.3
+    publisher = Publisher(tmp_path / "weights")
+    publisher.publish(mine.tensors(), "sharp")
+    take_up(engine, publisher.folder)
+    samples = [s for size in (5, 16, 47, 80) for s in drawn(4, prompt=size, length=2 * size)]
+    wide = copy.deepcopy(mine)
+    wide.module.double()
+    scored, exact = mine.score(samples), wide.score(samples)
+    with torch.no_grad():
+        assert torch.equal(mine.score(samples).logprobs, scored.logprobs)
+        plain = scatter_plain(mine, samples)
+    kept = scored.mask > 0
+    said = torch.zeros_like(scored.logprobs)
+    for row, sample in enumerate(samples):
+        values = torch.from_numpy(engine.score(sample.tokens))[sample.prompt - 1 :]
+        said[row, : len(values)] = values
+    off = {
+        name: (values.double() - exact.logprobs).detach()[kept].abs()
+        for name, values in {"trainer": scored.logprobs, "engine": said, "torch": plain}.items()
+    }
+    assert (scored.logprobs - said).detach()[kept].abs().max() <= 1e-5
+    assert off["trainer"].mean() <= off["torch"].mean()  # so the engine's sums are the ones to take
+    assert off["trainer"].max() <= 2e-3
+    for way in (scored, exact):
+        (way.logprobs * way.mask).sum().backward()
+    for one, other in zip(mine.module.parameters(), wide.module.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() <= 1e-3 * other.grad.norm()
+
+
+def scatter_plain(mine, samples):
+    """Log-probabilities by torch's float32 alone."""
+    tree = plant(samples)
+    logits = mine.module.logits(hidden(mine.module, tree)[tree.predictors])
+    return policy.scatter(logits, tree.targets, tree.rows, tree.columns, tree.shape, 1.0).logprobs
 
 
 def test_block_attention_with_one_block_is_full_attention(own):

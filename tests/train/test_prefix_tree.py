@@ -97,3 +97,10 @@ def test_shared_prompts_are_computed_once():
     prompt, answers = list(range(30)), [[1, 2, 3]] * 8
     tree = plant([Sample(prompt + a, [False] * 30 + [True] * 3, 30) for a in answers])
     assert tree.computed == 30 + 8 * 2  # the last token of a sequence predicts nothing
+
+
+def test_a_long_response_does_not_widen_the_short_ones():
+    answers = [[7] * 5] * 6 + [[7] * 4, [7] * 41]
+    tree = plant([Sample([1, 2, *a], [False] * 2 + [True] * len(a), 2) for a in answers])
+    assert [tuple(level.ids.shape) for level in tree.levels] == [(1, 1), (1, 1), (1, 40), (7, 4)]
+    assert tree.computed == 2 + 40 + 7 * 4

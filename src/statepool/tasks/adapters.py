@@ -19,7 +19,7 @@ from statepool.core.errors import InvalidConfig
 from statepool.tasks.base import Message, Problem, Tool, Turn, Verdict
 from statepool.tasks.synthetic.episode import reply
 
-__all__ = ["Environment", "EnvironmentTask", "ReasoningGym"]
+__all__ = ["Environment", "EnvironmentTask", "ReasoningGym", "found"]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 64
@@ -106,20 +106,21 @@ class EnvironmentTask:
     def __post_init__(self) -> None:
         if not self.best > 0:
             raise InvalidConfig(f"best must be above 0, got {self.best}", param="best")
-        self._maker()
+        found(self.make)
 
     def problems(self, seed: int) -> Iterator[Problem]:
         """Yield one problem per seed of the environment, without end."""
         rng = Random(f"{self.name} {seed}")
         while True:
             start = rng.getrandbits(31)
-            environment = self._maker()(**self.settings)
+            environment = found(self.make)(**self.settings)
             text = _read(_reset(environment, start))[0]
             _close(environment)
             messages: list[Message] = [{"role": "user", "content": text}]
             if self.instructions:
                 messages.insert(0, {"role": "system", "content": self.instructions})
-            yield Problem(self.name, tuple(messages), "", (), facts={"seed": start})
+            # The seed tells problems apart, and held-out ones from others: many environments all begin alike.
+            yield Problem(self.name, tuple(messages), "", (str(start),), facts={"seed": start})
 
     def prompt(self, problem: Problem) -> Sequence[Message]:
         """The instructions, and the first observation as a user's message."""
@@ -136,19 +137,9 @@ class EnvironmentTask:
 
     def open(self, problem: Problem) -> Environment:
         """The environment at the problem's start."""
-        environment = self._maker()(**self.settings)
+        environment = found(self.make)(**self.settings)
         _reset(environment, problem.facts["seed"])
         return Environment(environment, self.best, self.turns)
-
-    def _maker(self) -> Callable[..., Any]:
-        if not isinstance(self.make, str):
-            return self.make
-        module, _, name = self.make.partition(":")
-        try:
-            found: Callable[..., Any] = getattr(import_module(module), name)
-        except (ModuleNotFoundError, AttributeError, ValueError) as error:
-            raise InvalidConfig(f"environment {self.make!r} cannot be found: {error}", param="make") from None
-        return found
 
 
 class Environment:
@@ -176,6 +167,22 @@ class Environment:
     def close(self) -> None:
         """Close the environment, if it can be."""
         _close(self._environment)
+
+
+def found(make: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What makes an environment, where it is given as ``module:name``.
+
+    Raises:
+        InvalidConfig: there is no such module or name.
+    """
+    if not isinstance(make, str):
+        return make
+    module, _, name = make.partition(":")
+    try:
+        maker: Callable[..., Any] = getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise InvalidConfig(f"environment {make!r} cannot be found: {error}", param="make") from None
+    return maker
 
 
 def _reset(environment: Any, seed: int) -> Any:

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from itertools import islice
 from typing import Any
 
 from statepool.core.errors import InvalidConfig
@@ -20,7 +21,11 @@ _TASKS = {
     "retrieval": "statepool.tasks.retrieval:Retrieval",
     "reasoning-gym": "statepool.tasks.adapters:ReasoningGym",
     "environment": "statepool.tasks.adapters:EnvironmentTask",
+    "verifiers": "statepool.tasks.verifiers:VerifiersTask",
     "sequences": "statepool.tasks.sequences.task:SequenceTask",
+    "topology-flips": "statepool.tasks.topology.task:FlipTask",
+    "topology-slope": "statepool.tasks.topology.task:SlopeTask",
+    "topology-pair": "statepool.tasks.topology.task:PairTask",
     "facts": "statepool.tasks.synthetic:FACTS",
     "chains": "statepool.tasks.synthetic:CHAINS",
     "sums": "statepool.tasks.synthetic:SUMS",
@@ -29,6 +34,8 @@ _TASKS = {
 }
 HELD_OUT_SHARE = 8
 """One problem in so many is held out."""
+PATIENCE = 250
+"""Problems to look at for each one wanted, before a task counts as having too few."""
 
 
 def names() -> list[str]:
@@ -80,11 +87,18 @@ def is_held_out(problem: Problem) -> bool:
 
 
 def draw(task: Task, seed: int, count: int, held_out: bool = False) -> list[Problem]:
-    """The first ``count`` problems of a seed that are, or are not, held out."""
-    found: list[Problem] = []
-    for problem in task.problems(seed):
-        if is_held_out(problem) == held_out:
-            found.append(problem)
-            if len(found) == count:
-                break
+    """The first ``count`` problems of a seed that are, or are not, held out.
+
+    Raises:
+        InvalidConfig: there are so few different problems that none, or hardly any, are of the wanted kind.
+    """
+    kept = (problem for problem in islice(task.problems(seed), PATIENCE * count) if is_held_out(problem) == held_out)
+    found = list(islice(kept, count))
+    if len(found) < count:
+        kind = "held out" if held_out else "for training"
+        raise InvalidConfig(
+            f"task {task.name!r}: of {PATIENCE * count} problems drawn only {len(found)} are {kind}; it has too few "
+            "different ones, so give it more, or leave held-out problems out with eval_problems: 0",
+            param="task",
+        )
     return found

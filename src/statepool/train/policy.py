@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from statepool.core.errors import InvalidCheckpoint, InvalidConfig
 from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.spec import AttentionSpec
+from statepool.train.engine_forward import EngineForward
+from statepool.train.lora import merged
 from statepool.train.packed import block_states
-from statepool.train.prefix_tree import Sample, hidden, plant
+from statepool.train.prefix_tree import Sample, Tree, hidden, plant, valued
 from statepool.train.torch_model import PINNED, Qwen3, Shape
 
 
@@ -93,8 +96,20 @@ class OwnPolicy:
             states, targets, rows, columns, shape = block_states(self.module, samples, self._attention)
             return scatter(self.module.logits(states), targets, rows, columns, shape, temperature)
         tree = plant(samples)
-        states = hidden(self.module, tree)[tree.predictors]
-        return scatter(self.module.logits(states), tree.targets, tree.rows, tree.columns, tree.shape, temperature)
+        return scatter(self._logits(tree), tree.targets, tree.rows, tree.columns, tree.shape, temperature)
+
+    def _logits(self, tree: Tree) -> Tensor:
+        """Logits of what is to be learned: in float32 the engine's own, with torch's gradients."""
+        weights = {name: tensor.detach().numpy() for name, tensor in merged(self.module)}
+        if any(value.dtype != np.float32 for value in weights.values()):
+            return self.module.logits(hidden(self.module, tree)[tree.predictors])
+        engine = EngineForward(self.module.shape, weights)
+        values = list(engine.states(tree))
+        logits = torch.from_numpy(engine.logits(values[-1][tree.predictors.numpy()]))
+        if not torch.is_grad_enabled():
+            return logits
+        states = hidden(self.module, tree, [torch.from_numpy(value) for value in values])
+        return valued(self.module.logits(states[tree.predictors]), logits)
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """See ``Policy.tensors``."""
