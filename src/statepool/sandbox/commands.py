@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
-from statepool.sandbox import remote_commands
+from statepool.sandbox import remote_commands, template_commands
 
 if TYPE_CHECKING:
     from statepool.sandbox.sandbox import Sandbox
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--network", action="store_true", help="let sandboxes ask for hosts they may reach")
 
     remote_commands.add(command)
+    template_commands.add(command)
 
     tools = command("mcp", "offer one sandbox as tools over MCP, on standard input and output", _mcp)
     _add_kind(tools)

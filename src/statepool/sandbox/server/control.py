@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.sandbox.server.registry import Record, Registry
+from statepool.sandbox.template import Template
 
 __all__ = ["ENVD_VERSION", "routes"]
 
@@ -103,6 +104,9 @@ def routes(registry: Registry) -> list[Route]:
         found = registry.forget(request.path_params["id"])
         return Response(status_code=204) if found else _missing(request.path_params["id"])
 
+    def templates(request: Request, body: dict[str, Any]) -> Any:
+        return [_kind(template) for template in registry.pool.templates.values()]
+
     def metrics(request: Request, body: dict[str, Any]) -> Any:
         found = record(request)
         usage, limits = found.sandbox.metrics(), found.sandbox.limits
@@ -138,6 +142,7 @@ def routes(registry: Registry) -> list[Route]:
         ("POST", f"{named}/fork", fork),
         ("POST", f"{named}/snapshots", snapshot),
         ("GET", "/snapshots", snapshots),
+        ("GET", "/templates", templates),
         ("DELETE", "/templates/{id}", forget),
         ("GET", f"{named}/metrics", metrics),
         ("GET", f"{named}/logs", lambda request, _: {"logs": [], "logEntries": []}),
@@ -208,6 +213,21 @@ def _detail(record: Record) -> dict[str, Any]:
         "diskSizeMB": limits.files_bytes >> 20,
         "state": record.state,
         "metadata": record.metadata,
+    }
+
+
+def _kind(template: Template) -> dict[str, Any]:
+    limits = template.limits
+    return {
+        "templateID": template.name,
+        "names": [template.name],
+        "public": False,
+        "buildStatus": "ready",
+        "cpuCount": max(1, round(limits.cpus)),
+        "memoryMB": limits.memory_bytes >> 20,
+        "diskSizeMB": limits.files_bytes >> 20,
+        "envdVersion": ENVD_VERSION,
+        "about": f"imports {', '.join(template.preload)}" if template.preload else "plain Python",
     }
 
 
