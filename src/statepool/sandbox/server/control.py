@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -17,11 +17,12 @@ from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.sandbox.server.registry import Record, Registry
 from statepool.sandbox.template import Template
 
-__all__ = ["ENVD_VERSION", "routes"]
+__all__ = ["ENVD_VERSION", "page", "refused", "routes"]
 
 ENVD_VERSION = "0.6.4"
 """Which features the SDK believes the inside to have."""
 _SECONDS = 300
+_PAGE = 100
 
 
 def routes(registry: Registry) -> list[Route]:
@@ -60,10 +61,7 @@ def routes(registry: Registry) -> list[Route]:
             for item in registry.records()
             if (not states or item.state in states) and wanted.items() <= item.metadata.items()
         ]
-        start, limit = int(query.get("nextToken") or 0), min(int(query.get("limit") or 100), 100)
-        page = [_detail(item) for item in found[start : start + limit]]
-        headers = {"x-next-token": str(start + limit)} if start + limit < len(found) else {}
-        return JSONResponse(page, headers=headers)
+        return page([_detail(item) for item in found], query)
 
     def end(request: Request, body: dict[str, Any]) -> Response:
         if registry.close(request.path_params["id"]):
@@ -148,6 +146,16 @@ def routes(registry: Registry) -> list[Route]:
         ("GET", f"{named}/logs", lambda request, _: {"logs": [], "logEntries": []}),
     ]
     return [Route(path, work(act), methods=[method]) for method, path, act in table]
+
+
+def page(found: Sequence[Any], query: Mapping[str, str]) -> JSONResponse:
+    """The part of a list that was asked for; a header says where the next one begins."""
+    try:
+        start, limit = int(query.get("nextToken") or 0), min(int(query.get("limit") or _PAGE), _PAGE)
+    except ValueError:
+        raise InvalidRequest("nextToken, limit: must be whole numbers", param="limit") from None
+    headers = {"x-next-token": str(start + limit)} if start + limit < len(found) else {}
+    return JSONResponse(found[start : start + limit], headers=headers)
 
 
 def refused(error: StatepoolError) -> JSONResponse:
