@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--vllm-metric-names", action="store_const", const=True, help="also export vLLM's metric names")
     group.add_argument("--no-chat-page", action="store_true", help="serve no page at /")
 
+    _add_code(serve)
     _add_cluster(serve)
 
     chat = command("chat", "talk to a model in the terminal", _chat)
@@ -156,6 +157,20 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", help="auto (default), native, cuda or torch")
 
 
+def _add_code(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("code", "Run the code of the code_interpreter tool; see docs/sandbox.md.")
+    group.add_argument(
+        "--sandbox", dest="code_containers", action="store_const", const=32, help="run code, in at most 32 containers"
+    )
+    group.add_argument("--code-containers", metavar="N", help="run code, in at most N containers (default 0: none)")
+    group.add_argument("--code-seconds", metavar="S", help="most time of one cell (default 60)")
+    group.add_argument("--code-idle-seconds", metavar="S", help="a container unused for so long ends (default 1200)")
+    group.add_argument("--code-memory-bytes", metavar="SIZE", help="most memory of one container (default 1GiB)")
+    group.add_argument("--code-calls", metavar="N", help="most cells of one response (default 16)")
+    group.add_argument("--code-driver", help="ns (root), userns (any user) or auto (default)")
+    group.add_argument("--code-template", metavar="FILE", help="kind of sandbox, in TOML (default: plain Python)")
+
+
 def _add_cluster(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("cluster", "Several engine processes behind one address; see docs/cluster.md.")
     group.add_argument("--prefill", metavar="N", help="engines that compute prompts and hand requests on (default 0)")
@@ -193,7 +208,7 @@ def _add_text(command: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace, configs: list[type]) -> Any:
     from statepool.core.config import Settings
 
-    settings = Settings(configs, ignore=["engine", "cluster"])
+    settings = Settings(configs, ignore=["engine", "cluster", "code"])
     if options.config is not None:
         settings.read_file(options.config)
     settings.read_environment(os.environ)
@@ -228,12 +243,13 @@ def _text(options: argparse.Namespace) -> str:
 
 def _serve(options: argparse.Namespace) -> int:
     from statepool.engine.config import EngineConfig
-    from statepool.serve.config import ClusterConfig, ServeConfig
+    from statepool.serve.config import ClusterConfig, CodeConfig, ServeConfig
     from statepool.serve.server import serve
 
-    settings = _settings(options, [EngineConfig, ServeConfig, ClusterConfig])
+    parts: dict[str, type] = {"engine": EngineConfig, "cluster": ClusterConfig, "code": CodeConfig}
+    settings = _settings(options, [ServeConfig, *parts.values()])
     page = Path(__file__).parent / "dashboard" / "chat"
-    fixed: dict[str, Any] = {"engine": settings.build(EngineConfig), "cluster": settings.build(ClusterConfig)}
+    fixed: dict[str, Any] = {name: settings.build(part) for name, part in parts.items()}
     if settings.source("chat_page") is None:
         fixed["chat_page"] = page if (page / "index.html").is_file() and not options.no_chat_page else None
     return serve(settings.build(ServeConfig, **fixed)) or 0

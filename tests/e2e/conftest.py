@@ -68,23 +68,24 @@ class Server:
 def run_server(model: Path | str, python: str = sys.executable, **settings):
     """Start a server over ``model``; stop it in the end. Settings are fields of ServeConfig or EngineConfig."""
     engine = {"model": str(model), "threads": 1, "kv_bytes": 8 << 20, **settings.pop("engine", {})}
-    cluster = settings.pop("cluster", {})
+    cluster, code = settings.pop("cluster", {}), settings.pop("code", {})
     settings = {"port": 0, "chat_page": str(CHAT_PAGE), **settings}
     program = (
         "import sys, json; from pathlib import Path\n"
         "from statepool.engine.config import EngineConfig\n"
-        "from statepool.serve.config import ClusterConfig, ServeConfig\n"
+        "from statepool.serve.config import ClusterConfig, CodeConfig, ServeConfig\n"
         "from statepool.serve.server import serve\n"
-        "engine, cluster, settings = map(json.loads, sys.argv[1:])\n"
+        "engine, cluster, code, settings = map(json.loads, sys.argv[1:])\n"
         "settings['chat_page'] = Path(settings['chat_page'])\n"
         "cluster = ClusterConfig(**{k: Path(v) if k == 'pool_dir' else v for k, v in cluster.items()})\n"
+        "settings['code'] = CodeConfig(**code)\n"
         "sys.exit(serve(ServeConfig(engine=EngineConfig(**engine), cluster=cluster, **settings)))"
     )
     begin = time.monotonic()
     # A file, since a pipe that nobody empties would stop the server in the middle of a warning.
     complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
     process = subprocess.Popen(
-        [python, "-W", "error", "-c", program, *map(json.dumps, (engine, cluster, settings))],
+        [python, "-W", "error", "-c", program, *map(json.dumps, (engine, cluster, code, settings))],
         stdout=subprocess.PIPE,
         stderr=complaints,
         text=True,

@@ -1,5 +1,6 @@
 """Commands, terminals and files of a sandbox."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -120,3 +121,31 @@ def test_any_name_and_any_bytes(sandbox, name, data):
     assert sandbox.files.read(name) == data
     assert [entry.name for entry in sandbox.files.list() if entry.name == name] == [name]
     sandbox.files.remove(name)
+
+
+def test_a_kind_is_built_shown_and_listed(tmp_path, capsys):
+    from statepool.sandbox.commands import main
+
+    manifest, code = tmp_path / "kind.toml", tmp_path / "cell.py"
+    manifest.write_text('preload = ["json"]\n[limits]\nmemory_bytes = "64MiB"\n')
+    code.write_text("import csv, wave")
+    assert main(["template", "build", str(manifest), "--trace", str(code), "--json"]) == 0
+    built = json.loads(capsys.readouterr().out)
+    assert built["name"] == "kind" and {"csv", "wave"} <= set(built["imports"]) and "json" not in built["imports"]
+    assert main(["template", "show", str(manifest)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["limits"]["memory_bytes"] == 64 << 20 and "/usr" in shown["sees"]
+    code.write_text("1 / 0")
+    assert main(["template", "build", str(manifest), "--trace", str(code)]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert main(["template", "show", str(tmp_path / "none.toml")]) == 2
+    assert main(["template", "list", "--url", "http://127.0.0.1:9"]) == 2
+
+
+def test_a_user_measures_what_a_kind_costs(capsys):
+    from statepool.sandbox.commands import main
+
+    assert main(["bench", "--starts", "2", "--burst", "6", "--at-once", "3", "--forks", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["burst_errors"] == 0 and 0 < told["start_p50_ms"] <= told["start_p99_ms"] and told["forks_ms"] > 0
+    assert main(["bench", "--starts", "0"]) == 2

@@ -72,6 +72,7 @@ def start_engine(echo_model):
 @pytest.fixture(scope="session")
 def start_gateway(start_engine, served):
     """An async context manager: an HTTP client of a gateway over the echo engine, and its state."""
+    from statepool.serve.containers import Containers
     from statepool.serve.gateway import build_app
     from statepool.serve.metrics import ServerMetrics
     from statepool.serve.response_store import ResponseStore
@@ -83,9 +84,13 @@ def start_gateway(start_engine, served):
             await engine.wait_ready()
             config = ServeConfig(**settings)
             metrics = ServerMetrics(config.vllm_metric_names)
-            state = GatewayState(config, engine, metrics, ResponseStore(config.stored_responses), model=served)
+            containers, responses = Containers(config.code), ResponseStore(config.stored_responses)
+            state = GatewayState(config, engine, metrics, responses, containers, model=served)
             transport = httpx.ASGITransport(build_app(state), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
-                yield client, state
+            try:
+                async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=20) as client:
+                    yield client, state
+            finally:
+                await containers.aclose()
 
     return start

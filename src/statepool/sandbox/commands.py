@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
-from statepool.sandbox import remote_commands
+from statepool.sandbox import remote_commands, template_commands
 
 if TYPE_CHECKING:
+    from statepool.cluster import Program
     from statepool.sandbox.sandbox import Sandbox
+    from statepool.sandbox.template import Template
 
 __all__ = ["main"]
 
@@ -45,8 +48,13 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--ready", type=int, default=2, metavar="N", help="slots that wait ready per kind (default 2)")
     serve.add_argument("--most", type=int, default=512, metavar="N", help="sandboxes at once (default 512)")
     serve.add_argument("--network", action="store_true", help="let sandboxes ask for hosts they may reach")
+    serve.add_argument(
+        "--nodes", type=int, metavar="N", help="N servers behind this address, each with --most of its own"
+    )
+    serve.add_argument("--ray", metavar="ADDRESS", help="let this Ray cluster place the nodes; auto, local")
 
     remote_commands.add(command)
+    template_commands.add(command)
 
     tools = command("mcp", "offer one sandbox as tools over MCP, on standard input and output", _mcp)
     _add_kind(tools)
@@ -126,18 +134,40 @@ def _writer(stream: TextIO) -> Callable[[str], None]:
 
 def _serve(options: argparse.Namespace) -> int:
     from statepool.sandbox.pool import Pool
-    from statepool.sandbox.server.app import serve
+    from statepool.sandbox.server.app import create_app, serve
     from statepool.sandbox.server.registry import Registry
     from statepool.sandbox.template import Template
 
     templates = [Template.read(path) for path in options.template]
-    with Pool(
-        templates, driver=options.driver, low=options.ready, high=max(8, options.ready), most=options.most
-    ) as pool:
+    if options.nodes is not None or options.ray is not None:
+        return _serve_nodes(options, templates)
+    high = min(max(8, options.ready), options.most)
+    with Pool(templates, driver=options.driver, low=options.ready, high=high, most=options.most) as pool:
         for name in pool.templates:
             pool.fill(name, options.ready)
         print(f"sandboxes on http://{options.host}:{options.port}, driver {pool.driver}", file=sys.stderr)
-        serve(Registry(pool, network=options.network), options.host, options.port, options.api_key)
+        serve(create_app(Registry(pool, network=options.network), api_key=options.api_key), options.host, options.port)
+    return 0
+
+
+def _serve_nodes(options: argparse.Namespace, templates: list[Template]) -> int:
+    """A front before nodes that are processes here, or where Ray puts them."""
+    from statepool.cluster import launcher
+    from statepool.sandbox.server.front import serve_front
+    from statepool.sandbox.server.node import program
+    from statepool.sandbox.server.nodes import Nodes
+
+    count = 1 if options.nodes is None else options.nodes
+    if count < 1:
+        raise InvalidRequest(f"--nodes: must be at least 1, got {count}", param="nodes")
+    starter, key = launcher(options.ray), secrets.token_hex(20)
+
+    def make(name: str) -> Program:
+        settings = {name: getattr(options, name) for name in ("driver", "ready", "most", "network")}
+        return program(name, key, templates, remote=starter.remote, **settings)
+
+    print(f"sandboxes on http://{options.host}:{options.port}, nodes: {count}", file=sys.stderr)
+    serve_front(Nodes(starter, make, count, key), options.host, options.port, options.api_key)
     return 0
 
 

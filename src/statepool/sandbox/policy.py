@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Choice", "Parked", "choose", "wanted"]
+__all__ = ["Choice", "NodeLoad", "Parked", "by_room", "choose", "wanted"]
 
 Kind = Literal["reuse", "switch", "cold"]
 
@@ -53,3 +53,19 @@ def choose(parked: Sequence[Parked], template: str, domain: str | None, slots: i
 def wanted(low: int, high: int, arrivals_per_second: float, start_seconds: float) -> int:
     """How many slots of a template should wait: enough for what arrives while one is being made, within bounds."""
     return max(low, min(high, math.ceil(arrivals_per_second * start_seconds)))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLoad:
+    """A node of several: how many sandboxes it has, and how many it may have."""
+
+    name: str
+    live: int
+    most: int
+
+
+def by_room(nodes: Sequence[NodeLoad]) -> list[str]:
+    """Names of the nodes, the emptiest first, of equal ones the first in ``nodes``; the order to ask them in, since
+    what is known of a node is a moment old: only it can say that it is full.
+    """
+    return [node.name for node in sorted(nodes, key=lambda node: node.live / node.most)]

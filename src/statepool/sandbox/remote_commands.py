@@ -16,7 +16,7 @@ from typing import IO, Any
 from statepool.core.command import Adder
 from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unauthorized, Unavailable
 
-__all__ = ["add"]
+__all__ = ["add", "add_server", "ask"]
 
 _SECONDS = 60.0
 
@@ -52,18 +52,23 @@ def add(command: Adder) -> None:
         made.add_argument("id", help="the sandbox")
         commands.append(made)
     for made in commands:
-        made.add_argument("--url", default=os.environ.get("E2B_API_URL", "http://127.0.0.1:8100"), help="the server")
-        made.add_argument("--api-key", default=os.environ.get("E2B_API_KEY", ""), help="its key (default $E2B_API_KEY)")
+        add_server(made)
+
+
+def add_server(command: argparse.ArgumentParser) -> None:
+    """Options that name the server."""
+    command.add_argument("--url", default=os.environ.get("E2B_API_URL", "http://127.0.0.1:8100"), help="the server")
+    command.add_argument("--api-key", default=os.environ.get("E2B_API_KEY", ""), help="its key (default $E2B_API_KEY)")
 
 
 def _create(options: argparse.Namespace) -> int:
-    made = _json(options, "POST", "/v2/sandboxes", {"templateID": options.template, "timeout": options.seconds})
+    made = ask(options, "POST", "/v2/sandboxes", {"templateID": options.template, "timeout": options.seconds})
     print(made["sandboxID"])
     return 0
 
 
 def _ps(options: argparse.Namespace) -> int:
-    for item in _json(options, "GET", "/v2/sandboxes"):
+    for item in ask(options, "GET", "/v2/sandboxes"):
         print(f"{item['sandboxID']}  {item['state']:<8} {item['templateID']:<16} ends {item['endAt'][:19]}")
     return 0
 
@@ -104,14 +109,14 @@ def _cp(options: argparse.Namespace) -> int:
 
 
 def _fork(options: argparse.Namespace) -> int:
-    for item in _json(options, "POST", f"/sandboxes/{options.id}/fork", {"count": options.count, "timeout": 3600}):
+    for item in ask(options, "POST", f"/sandboxes/{options.id}/fork", {"count": options.count, "timeout": 3600}):
         print(item["sandbox"]["sandboxID"])
     return 0
 
 
 def _snapshot(options: argparse.Namespace) -> int:
     body = {"name": options.name} if options.name else {}
-    print(_json(options, "POST", f"/sandboxes/{options.id}/snapshots", body)["snapshotID"])
+    print(ask(options, "POST", f"/sandboxes/{options.id}/snapshots", body)["snapshotID"])
     return 0
 
 
@@ -130,11 +135,16 @@ def _place(text: str) -> tuple[str | None, str]:
 
 def _inside(options: argparse.Namespace, name: str, port: int) -> dict[str, str]:
     """Headers of a request to the inside of a sandbox."""
-    token = _json(options, "GET", f"/sandboxes/{name}")["envdAccessToken"]
+    token = ask(options, "GET", f"/sandboxes/{name}")["envdAccessToken"]
     return {"E2b-Sandbox-Id": name, "E2b-Sandbox-Port": str(port), "X-Access-Token": token}
 
 
-def _json(options: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask(options: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the server answers, from JSON.
+
+    Raises:
+        StatepoolError: it refuses, or does not answer.
+    """
     with _open(options, method, path, None if body is None else json.dumps(body).encode()) as answer:
         return json.loads(answer.read())
 

@@ -79,6 +79,37 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeConfig:
+    """The code interpreter: sandboxes in which the server runs what the model writes.
+
+    Args:
+        code_containers: sandboxes at once; 0 runs no code.
+        code_seconds: most time of one cell.
+        code_idle_seconds: a container that nobody has used for so long ends.
+        code_memory_bytes: most memory of one container.
+        code_calls: most cells of one response.
+        code_driver: ``ns`` (root), ``userns`` (any user) or ``auto``, the strongest that works here.
+        code_template: manifest of the kind of sandbox, in TOML; None is plain Python.
+    """
+
+    code_containers: int = 0
+    code_seconds: float = 60.0
+    code_idle_seconds: float = 1200.0
+    code_memory_bytes: int = 1 << 30
+    code_calls: int = 16
+    code_driver: str = "auto"
+    code_template: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("code_containers", 0), ("code_memory_bytes", 16 << 20), ("code_calls", 1)):
+            if getattr(self, name) < least:
+                raise InvalidConfig(f"{name} must be at least {least}, got {getattr(self, name)}", param=name)
+        for name in ("code_seconds", "code_idle_seconds"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} must be above 0, got {getattr(self, name)}", param=name)
+
+
+@dataclass(frozen=True, slots=True)
 class ServeConfig:
     """What to serve, where, and for whom.
 
@@ -95,6 +126,7 @@ class ServeConfig:
         vllm_metric_names: export the metrics under vLLM's names as well.
         stored_responses: answers of ``/v1/responses`` kept for ``previous_response_id``.
         cluster: several engines instead of one.
+        code: the code interpreter; off by default.
     """
 
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -109,6 +141,7 @@ class ServeConfig:
     vllm_metric_names: bool = False
     stored_responses: int = 512
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -20,7 +20,7 @@ from statepool.core.errors import StatepoolError, Unavailable
 from statepool.serve import messages_routes, rl, sessions, status, tokenize
 from statepool.serve.admission import Admission, failure
 from statepool.serve.errors import body_for, of_validation
-from statepool.serve.openai import routes
+from statepool.serve.openai import containers, routes
 from statepool.serve.openai.schema import Shape
 from statepool.serve.routing import new_router
 from statepool.serve.state import GatewayState, State
@@ -90,7 +90,8 @@ def build_app(state: GatewayState) -> FastAPI:
 
 
 def _routers() -> tuple[APIRouter, ...]:
-    return (routes.router, messages_routes.router, sessions.router, tokenize.router, rl.router, status.router, router)
+    named = (routes, containers, messages_routes, sessions, tokenize, rl, status)
+    return (*(module.router for module in named), router)
 
 
 def _methods_at(path: str) -> list[str]:

@@ -11,10 +11,11 @@ from statepool.core.errors import NotFound
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A finished response: its body, and the messages that led to it, its own included."""
+    """A finished response: its body, the messages that led to it, its own included, and the container of its code."""
 
     body: dict[str, Any]
     messages: list[dict[str, Any]]
+    container_id: str | None = None
 
 
 class ResponseStore:

@@ -56,14 +56,15 @@ async def _serve(config: ServeConfig, factory: str) -> int:
         ready = asyncio.create_task(engine.wait_ready())
         import uvicorn
 
+        from statepool.serve.containers import Containers
         from statepool.serve.gateway import build_app
         from statepool.serve.metrics import QUEUE, ServerMetrics
         from statepool.serve.response_store import ResponseStore
         from statepool.serve.state import GatewayState
 
-        state = GatewayState(
-            config, engine, ServerMetrics(config.vllm_metric_names), ResponseStore(config.stored_responses)
-        )
+        containers = Containers(config.code)
+        metrics, responses = ServerMetrics(config.vllm_metric_names), ResponseStore(config.stored_responses)
+        state = GatewayState(config, engine, metrics, responses, containers)
         engine.on_queue_seconds = lambda seconds: state.metrics.observe(QUEUE, seconds)
         app = build_app(state)
         server = uvicorn.Server(
@@ -88,6 +89,7 @@ async def _serve(config: ServeConfig, factory: str) -> int:
         finally:
             server.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)
+            await containers.aclose()
     finally:
         listener.close()
         await engine.close()

@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 
 from statepool.core.errors import Unavailable
 from statepool.serve.config import ServeConfig
+from statepool.serve.containers import Containers
 from statepool.serve.metrics import ServerMetrics
 from statepool.serve.response_store import ResponseStore
 from statepool.serve.served_model import ServedModel
@@ -26,6 +27,7 @@ class GatewayState:
     engine: Serving
     metrics: ServerMetrics
     responses: ResponseStore
+    containers: Containers
     model: ServedModel | None = None
     """``None`` while loading."""
     draining: bool = False

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from statepool.core.errors import StatepoolError
 from statepool.engine.request import Output
+from statepool.serve.interpreter import CodeJob, Interpreted
 from statepool.serve.job import Event, Job, PlainJob
 from statepool.serve.metrics import CANCELLED, E2E, GENERATED, ITL, PROMPT, SUCCESS, TTFT
 from statepool.serve.state import GatewayState
@@ -56,9 +57,17 @@ async def answer(request: HttpRequest, state: GatewayState, job: Job, *, stream:
     """
     if not stream:
         return await answer_whole(request, state, job)
-    clock = Watch(state, len(job.requests), request.scope.get(ARRIVED))
-    outputs = await unless_gone(request, state.engine.submit(*job.requests))
+    clock = Watch(state, request.scope.get(ARRIVED))
+    outputs = await unless_gone(request, submit(state, job))
     return EventResponse(state, job, outputs, clock)
+
+
+async def submit(state: GatewayState, job: PlainJob) -> Outputs:
+    """What the engine makes of ``job``; of one that runs code, with the cells and the turns that follow them."""
+    outputs = await state.engine.submit(*job.requests)
+    if isinstance(job, CodeJob) and job.runs_code:
+        return Interpreted(state.engine, state.containers, job, outputs)
+    return outputs
 
 
 async def answer_whole(request: HttpRequest, state: GatewayState, job: PlainJob) -> Response:
@@ -67,8 +76,8 @@ async def answer_whole(request: HttpRequest, state: GatewayState, job: PlainJob)
     Raises:
         StatepoolError: the engine refuses the job.
     """
-    clock = Watch(state, len(job.requests), request.scope.get(ARRIVED))
-    outputs = await unless_gone(request, state.engine.submit(*job.requests))
+    clock = Watch(state, request.scope.get(ARRIVED))
+    outputs = await unless_gone(request, submit(state, job))
     async with contextlib.aclosing(outputs):
         try:
             await unless_gone(request, _collect(job, outputs, clock))
@@ -82,6 +91,7 @@ async def _collect(job: PlainJob, outputs: Outputs, clock: Watch) -> None:
     async for output in outputs:
         clock.note(output)
         job.push(output)
+    clock.finish()
 
 
 async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
@@ -152,6 +162,7 @@ class EventResponse(Response):
             log.warning("a stream ended early: %s", error.message)
             await self._put(send, self._job.failed(error))
         else:
+            self._clock.finish()
             await self._put(send, self._job.closing())
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -164,12 +175,11 @@ class EventResponse(Response):
 class Watch:
     """Takes the times of one call."""
 
-    def __init__(self, state: GatewayState, sequences: int, arrived: float | None) -> None:
+    def __init__(self, state: GatewayState, arrived: float | None) -> None:
         """``arrived`` is when the request came in, on the state's clock."""
         self._state = state
         self._start = state.clock() if arrived is None else arrived
         self._last: dict[str, float] = {}
-        self._open = sequences
 
     def note(self, output: Output) -> None:
         """Put one output on the books."""
@@ -185,9 +195,10 @@ class Watch:
             self._last[output.id] = now
         if output.finish_reason is not None:
             metrics.count(SUCCESS, output.finish_reason)
-            self._open -= 1
             if output.usage is not None:
                 metrics.observe(PROMPT, output.usage.prompt_tokens)
                 metrics.observe(GENERATED, output.usage.completion_tokens)
-            if self._open == 0:
-                metrics.observe(E2E, now - self._start)
+
+    def finish(self) -> None:
+        """The call is answered."""
+        self._state.metrics.observe(E2E, self._state.clock() - self._start)

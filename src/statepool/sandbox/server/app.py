@@ -5,7 +5,6 @@ sandbox.
 from __future__ import annotations
 
 import contextlib
-import hmac
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from statepool.core.errors import StatepoolError
 from statepool.sandbox.errors import SandboxGone
 from statepool.sandbox.server import cells, control, envd, folders
+from statepool.sandbox.server.doors import LOCKED, gone, locked
 from statepool.sandbox.server.registry import Registry
 
 __all__ = ["create_app", "serve"]
@@ -38,7 +38,8 @@ def create_app(registry: Registry, *, api_key: str | None = None) -> ASGIApp:
         registry.close_all()
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok", "driver": registry.pool.driver})
+        pool = registry.pool
+        return JSONResponse({"status": "ok", "driver": pool.driver, "busy": pool.busy(), "most": pool.most})
 
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(_metrics(registry), media_type="text/plain; version=0.0.4")
@@ -55,15 +56,8 @@ def create_app(registry: Registry, *, api_key: str | None = None) -> ASGIApp:
         if scope["type"] == "http" and "e2b-sandbox-id" in headers:
             await _data(registry, headers, scope, receive, send)
             return
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-        open_paths = ("/health",)
-        if (
-            scope["type"] == "http"
-            and api_key
-            and scope["path"] not in open_paths
-            and not hmac.compare_digest(given, api_key)
-        ):
-            await JSONResponse({"code": 401, "message": "X-API-Key: missing or wrong"}, 401)(scope, receive, send)
+        if scope["type"] == "http" and locked(scope["path"], headers, api_key):
+            await LOCKED(scope, receive, send)
             return
         await plane(scope, receive, send)
 
@@ -94,10 +88,7 @@ async def _data(registry: Registry, headers: dict[str, str], scope: Scope, recei
         else:
             answer = JSONResponse({"code": 404, "message": f"no such path: {path}"}, 404)
     except SandboxGone as error:
-        # This is how E2B's proxy says that a sandbox has gone; its SDK reads the words.
-        gone = error.param is None
-        message = f"The sandbox was not found: {error.message}" if gone else error.message
-        answer = JSONResponse({"code": 502 if gone else 404, "message": message}, 502 if gone else 404)
+        answer = gone(error)
     except StatepoolError as error:
         answer = control.refused(error)
     await answer(scope, receive, send)
@@ -120,11 +111,10 @@ def _metrics(registry: Registry) -> str:
     return "\n".join(lines) + "\n"
 
 
-def serve(registry: Registry, host: str, port: int, api_key: str | None) -> None:
-    """Serve until interrupted."""
+def serve(app: ASGIApp, host: str, port: int) -> None:
+    """Serve an application until interrupted."""
     import uvicorn
 
-    app = create_app(registry, api_key=api_key)
     quiet: dict[str, Any] = {"log_level": "warning", "access_log": False}
     # A stream of a command ends with its sandbox, and that only behind the requests that are under way.
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_FINISH_SECONDS, **quiet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -15,12 +15,14 @@ from starlette.routing import Route
 
 from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.sandbox.server.registry import Record, Registry
+from statepool.sandbox.template import Template
 
-__all__ = ["ENVD_VERSION", "routes"]
+__all__ = ["ENVD_VERSION", "page", "refused", "routes"]
 
 ENVD_VERSION = "0.6.4"
 """Which features the SDK believes the inside to have."""
 _SECONDS = 300
+_PAGE = 100
 
 
 def routes(registry: Registry) -> list[Route]:
@@ -59,10 +61,7 @@ def routes(registry: Registry) -> list[Route]:
             for item in registry.records()
             if (not states or item.state in states) and wanted.items() <= item.metadata.items()
         ]
-        start, limit = int(query.get("nextToken") or 0), min(int(query.get("limit") or 100), 100)
-        page = [_detail(item) for item in found[start : start + limit]]
-        headers = {"x-next-token": str(start + limit)} if start + limit < len(found) else {}
-        return JSONResponse(page, headers=headers)
+        return page([_detail(item) for item in found], query)
 
     def end(request: Request, body: dict[str, Any]) -> Response:
         if registry.close(request.path_params["id"]):
@@ -103,6 +102,9 @@ def routes(registry: Registry) -> list[Route]:
         found = registry.forget(request.path_params["id"])
         return Response(status_code=204) if found else _missing(request.path_params["id"])
 
+    def templates(request: Request, body: dict[str, Any]) -> Any:
+        return [_kind(template) for template in registry.pool.templates.values()]
+
     def metrics(request: Request, body: dict[str, Any]) -> Any:
         found = record(request)
         usage, limits = found.sandbox.metrics(), found.sandbox.limits
@@ -138,11 +140,22 @@ def routes(registry: Registry) -> list[Route]:
         ("POST", f"{named}/fork", fork),
         ("POST", f"{named}/snapshots", snapshot),
         ("GET", "/snapshots", snapshots),
+        ("GET", "/templates", templates),
         ("DELETE", "/templates/{id}", forget),
         ("GET", f"{named}/metrics", metrics),
         ("GET", f"{named}/logs", lambda request, _: {"logs": [], "logEntries": []}),
     ]
     return [Route(path, work(act), methods=[method]) for method, path, act in table]
+
+
+def page(found: Sequence[Any], query: Mapping[str, str]) -> JSONResponse:
+    """The part of a list that was asked for; a header says where the next one begins."""
+    try:
+        start, limit = int(query.get("nextToken") or 0), min(int(query.get("limit") or _PAGE), _PAGE)
+    except ValueError:
+        raise InvalidRequest("nextToken, limit: must be whole numbers", param="limit") from None
+    headers = {"x-next-token": str(start + limit)} if start + limit < len(found) else {}
+    return JSONResponse(found[start : start + limit], headers=headers)
 
 
 def refused(error: StatepoolError) -> JSONResponse:
@@ -208,6 +221,21 @@ def _detail(record: Record) -> dict[str, Any]:
         "diskSizeMB": limits.files_bytes >> 20,
         "state": record.state,
         "metadata": record.metadata,
+    }
+
+
+def _kind(template: Template) -> dict[str, Any]:
+    limits = template.limits
+    return {
+        "templateID": template.name,
+        "names": [template.name],
+        "public": False,
+        "buildStatus": "ready",
+        "cpuCount": max(1, round(limits.cpus)),
+        "memoryMB": limits.memory_bytes >> 20,
+        "diskSizeMB": limits.files_bytes >> 20,
+        "envdVersion": ENVD_VERSION,
+        "about": f"imports {', '.join(template.preload)}" if template.preload else "plain Python",
     }
 
 

@@ -28,6 +28,8 @@ class Record:
     metadata: dict[str, str]
     ends: float
     auto_pause: bool = False
+    prefix: str = ""
+    """Of the id: the node that it is on."""
     token: str = field(default_factory=lambda: secrets.token_hex(20))
     services: dict[str, Any] = field(default_factory=dict)
     """Wire services bound to this sandbox, made when first used."""
@@ -35,7 +37,7 @@ class Record:
     @property
     def id(self) -> str:
         """Name in the API."""
-        return self.sandbox.id
+        return self.prefix + self.sandbox.id
 
     @property
     def state(self) -> str:
@@ -64,9 +66,12 @@ class Record:
 class Registry:
     """All sandboxes and snapshots of one server."""
 
-    def __init__(self, pool: Pool, *, network: bool = False) -> None:
-        """With ``network`` sandboxes may ask for egress through the proxy; otherwise such a request is refused."""
+    def __init__(self, pool: Pool, *, network: bool = False, node: str = "") -> None:
+        """With ``network`` sandboxes may ask for egress through the proxy; otherwise such a request is refused.
+        ``node`` is the name of this server among several; ids begin with it.
+        """
         self.pool = pool
+        self._prefix = f"{node}-" if node else ""
         self._network = network
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}
@@ -86,7 +91,7 @@ class Registry:
         if network and not self._network:
             raise InvalidRequest("network: this server gives no egress; start it with --network", param="network")
         with self._lock:
-            moment = self._snapshots.get(template)
+            moment = self._snapshots.get(template.removeprefix(self._prefix))
         if moment is not None:
             sandbox = moment.fork()[0]
         else:
@@ -121,17 +126,21 @@ class Registry:
             self._snapshots[name] = moment
         if old is not None:
             old.close()
-        return name, moment
+        return self._prefix + name, moment
 
     def snapshots(self, source: str | None = None) -> list[str]:
         """Names, of one sandbox's moments or of all."""
         with self._lock:
-            return [name for name, moment in self._snapshots.items() if source in (None, moment.source)]
+            return [
+                self._prefix + name
+                for name, moment in self._snapshots.items()
+                if source in (None, self._prefix + moment.source)
+            ]
 
     def forget(self, name: str) -> bool:
         """Give a snapshot up; answers whether it was there."""
         with self._lock:
-            moment = self._snapshots.pop(name, None)
+            moment = self._snapshots.pop(name.removeprefix(self._prefix), None)
         if moment is not None:
             moment.close()
         return moment is not None
@@ -178,6 +187,7 @@ class Registry:
             self.forget(name)
 
     def _keep(self, record: Record, seconds: float) -> Record:
+        record.prefix = self._prefix
         try:
             self.set_timeout(record, seconds)
         except InvalidRequest:

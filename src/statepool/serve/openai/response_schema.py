@@ -55,7 +55,30 @@ class InputReasoning(Shape):
     type: Literal["reasoning"]
 
 
-InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning
+class InputLogs(Shape):
+    """What a cell printed."""
+
+    type: Literal["logs"]
+    logs: str
+
+
+class InputImage(Shape):
+    """A figure a cell drew; the model sees that there was one."""
+
+    type: Literal["image"]
+    url: str
+
+
+class InputInterpreterCall(Shape):
+    """A cell of an earlier answer, with what it gave."""
+
+    type: Literal["code_interpreter_call"]
+    code: str | None = None
+    container_id: str
+    outputs: list[InputLogs | InputImage] | None = None
+
+
+InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning | InputInterpreterCall
 
 
 class ResponseTool(Shape):
@@ -66,6 +89,37 @@ class ResponseTool(Shape):
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+
+
+class NetworkPolicy(Shape):
+    """Whether a container reaches others."""
+
+    type: Literal["disabled", "allowlist"]
+
+
+MemoryLimit = Literal["1g", "4g", "16g", "64g"]
+
+
+class AutoContainer(Shape):
+    """The container of the response that is continued, or a new one."""
+
+    type: Literal["auto"]
+    file_ids: list[str] | None = None
+    memory_limit: MemoryLimit | None = None
+    network_policy: NetworkPolicy | None = None
+
+
+class InterpreterTool(Shape):
+    """Python in a sandbox of the server, which runs the model's cells itself."""
+
+    type: Literal["code_interpreter"]
+    container: Name | AutoContainer
+
+
+class ResponseChosenInterpreter(Shape):
+    """The model must begin by running code."""
+
+    type: Literal["code_interpreter"]
 
 
 class ResponseChosenTool(Shape):
@@ -92,6 +146,9 @@ class ResponseText(Shape):
     verbosity: str | None = None
 
 
+AnyTool = Annotated[ResponseTool | InterpreterTool, Field(discriminator="type")]
+
+
 class ResponseRequest(Sampling):
     """Body of ``POST /v1/responses``."""
 
@@ -100,8 +157,9 @@ class ResponseRequest(Sampling):
     previous_response_id: str | None = None
     store: bool | None = None
     max_output_tokens: Count | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseChosenTool | None = None
+    tools: Annotated[list[AnyTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseChosenTool | ResponseChosenInterpreter | None = None
+    max_tool_calls: Count | None = Field(None, description="Most cells the code interpreter may run.")
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
     top_logprobs: LogprobCount | None = None
@@ -158,6 +216,7 @@ class ResponseBody(Shape):
     tool_choice: str | JsonObject
     tools: list[JsonObject]
     max_output_tokens: int | None
+    max_tool_calls: int | None = None
     previous_response_id: str | None
     store: bool
     text: JsonObject

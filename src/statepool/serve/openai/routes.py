@@ -60,7 +60,9 @@ async def create_response(body: ResponseRequest, request: HttpRequest, state: St
     """Create a response, possibly as the continuation of an earlier one."""
     model = state.ready_model()
     created = int(state.wall_clock())
-    job = await translate(request, lambda: ResponseJob(body, model, state.responses, new_response_id(), created))
+    job = await translate(
+        request, lambda: ResponseJob(body, model, state.responses, state.containers, new_response_id(), created)
+    )
     return await answer(request, state, job, stream=bool(body.stream))
 
 
