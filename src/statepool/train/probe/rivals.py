@@ -18,6 +18,7 @@ from statepool.engine.engine import Engine
 from statepool.kv.layout import BLOCK_SIZE, tokens_of
 
 F32 = npt.NDArray[np.float32]
+RIVALS = ("oracle", "quest", "moba-gate", "streaming", "random")
 _TABLES = 1 / 32 + 0.232 / 32
 """Centroids of all clusters and means of the estimated ones, per token: half a token each, 16 tokens per cluster."""
 
@@ -26,19 +27,19 @@ class Rival:
     """An attention backend for one kind of choice.
 
     ``oracle`` takes the keys of the largest weight, ``quest`` pages of 16 by the bound of their smallest and largest
-    coordinates, ``moba`` pages of 16 by their mean key, ``streaming`` the newest, ``random`` any.
+    coordinates, ``moba-gate`` pages of 16 by their mean key, ``streaming`` the newest, ``random`` any.
     """
 
     def __init__(self, kind: str, share: float, exact: Any, storage: npt.NDArray[Any], head_dim: int) -> None:
         self.name = kind
-        self._share = share + (0 if kind in ("oracle", "quest", "moba") else _TABLES)
+        self._share = share + (0 if kind in ("oracle", "quest", "moba-gate") else _TABLES)
         self._exact, self._storage, self._head_dim = exact, storage, head_dim
         self._config = WaveConfig()
 
     @classmethod
-    def engine(cls, kind: str, share: float) -> Engine:
+    def engine(cls, model: str, kind: str, share: float) -> Engine:
         """An engine whose layers all choose this way."""
-        engine = Engine(EngineConfig(quant="fp32", attention="wave"))
+        engine = Engine(EngineConfig(model=model, quant="fp32", attention="wave"))
         runner: Any = engine.runner
         exact = runner.backends[0]._exact
         runner.backends[:] = [cls(kind, share, exact, runner.storage, runner.decoder.head_dim)] * len(runner.backends)
@@ -78,7 +79,7 @@ class Rival:
         if self.name == "oracle":
             return np.argsort(-_softmax(q @ keys.T * scale), kind="stable")[:budget]
         pages = keys.reshape(-1, BLOCK_SIZE, self._head_dim)
-        if self.name == "moba":
+        if self.name == "moba-gate":
             scores = q @ pages.mean(1).T
         else:
             scores = np.maximum(q[:, None] * pages.min(1), q[:, None] * pages.max(1)).sum(2)
