@@ -43,7 +43,8 @@ def moba_attention(
         ``[T][heads][head_dim]`` in the type of ``q``; sums are float32 (float64 for float64).
 
     Raises:
-        InvalidConfig: ``block`` or ``topk`` below 1, or Triton where it is not installed. InvalidRequest: shapes, borders or ``select`` that do not fit.
+        InvalidConfig: ``block`` or ``topk`` below 1, or Triton where it cannot run.
+        InvalidRequest: shapes, borders or ``select`` that do not fit.
     """
     config = MobaConfig(block, topk)
     _check(q, k, v, select)
@@ -105,8 +106,10 @@ def _document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select: str) 
 def _takes_triton(q: Tensor, kernels: str) -> bool:
     if kernels == "auto":
         return q.is_cuda and q.dtype != torch.float64 and find_spec("triton") is not None
-    if kernels == "triton" and find_spec("triton") is None:
-        raise InvalidConfig("kernels asks for triton, which is not installed", param="kernels")
+    if kernels not in ("torch", "triton"):
+        raise InvalidConfig(f"kernels must be auto, torch or triton, got {kernels!r}", param="kernels")
+    if kernels == "triton" and (find_spec("triton") is None or q.dtype == torch.float64):
+        raise InvalidConfig("kernels=triton needs triton installed, and at most float32", param="kernels")
     return kernels == "triton"
 
 
@@ -114,7 +117,7 @@ def _triton_document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select
     from statepool.train.moba_triton import Lists, TritonBlocks
 
     lists = Lists(chosen_blocks(q, k, config, select), config.block)
-    out: Tensor = TritonBlocks.apply(*(x.transpose(0, 1).contiguous() for x in (q, k, v)), lists)
+    out: Tensor = TritonBlocks.apply(*(x.transpose(0, 1).to(q.dtype).contiguous() for x in (q, k, v)), lists)
     return out.transpose(0, 1)
 
 

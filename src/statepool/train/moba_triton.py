@@ -1,9 +1,9 @@
 """Block attention in Triton: the pieces of ``statepool.train.moba``, tile by tile over gathered queries.
 
-Forward, one program takes a tile of the queries that read one block; what it gets is a part of each query's answer, at a
-place of its own, and the parts are merged by their log-sum-exp. Backward, one program takes a tile of a block's keys and
-visits all queries that read them, and another a tile of queries. No program adds to what another writes, so gradients
-have the same bits each time, and nothing of the size of queries times blocks is kept.
+Forward, one program takes a tile of the queries that read one block; what it gets is a part of each query's answer, at
+a place of its own, and the parts are merged by their log-sum-exp. Backward, one program takes a tile of a block's keys
+and visits all queries that read them, and another a tile of queries. No program adds to what another writes, so
+gradients have the same bits each time, and nothing of the size of queries times blocks is kept.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -188,6 +188,7 @@ class TritonBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lists: Lists) -> Tensor:
+        """Attend, and keep what the gradients need."""
         heads, count, width = q.shape
         parts = torch.zeros(heads, lists.slots, count, width, dtype=torch.float32, device=q.device)
         tops = torch.full(parts.shape[:3], -torch.inf, dtype=torch.float32, device=q.device)
@@ -206,6 +207,7 @@ class TritonBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v."""
         q, k, v, out, lse = ctx.saved_tensors
         lists, (heads, count, width) = ctx.lists, q.shape
         grad = grads[0].to(q.dtype).contiguous()
@@ -214,11 +216,35 @@ class TritonBlocks(torch.autograd.Function):
         dk, dv = torch.empty_like(k, dtype=torch.float32), torch.empty_like(v, dtype=torch.float32)
         constants, scale = _constants(q, k, lists), width**-0.5
         _backward_queries[(lists.most_tiles, heads)](
-            q, k, v, grad, lse, spread, lists.places, lists.starts, lists.tile_ends, parts, scale, count, lists.blocks,
+            q,
+            k,
+            v,
+            grad,
+            lse,
+            spread,
+            lists.places,
+            lists.starts,
+            lists.tile_ends,
+            parts,
+            scale,
+            count,
+            lists.blocks,
             **constants,
         )
         _backward_keys[(lists.blocks * -(-lists.block // KEYS), len(k))](
-            q, k, v, grad, lse, spread, lists.places, lists.starts, dk, dv, scale, count, lists.blocks,
+            q,
+            k,
+            v,
+            grad,
+            lse,
+            spread,
+            lists.places,
+            lists.starts,
+            dk,
+            dv,
+            scale,
+            count,
+            lists.blocks,
             **constants,
         )
         return parts.sum(1).to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None

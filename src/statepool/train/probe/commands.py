@@ -12,7 +12,15 @@ from statepool.core.errors import InvalidConfig
 
 __all__ = ["main"]
 
-_EVALUATED = ("full", "wave", "wave:estimator=diag2", "wave:paper,update_segment=256", "wave:estimate=0")
+_EVALUATED = (
+    "full",
+    "wave",
+    "wave:tokens_per_cluster=8",
+    "wave:tokens_per_cluster=4",
+    "wave:estimator=diag2",
+    "wave:paper,update_segment=256",
+    "wave:estimate=0",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -82,16 +82,17 @@ def score(name: str, engine: Engine, asked: Sequence[Question]) -> Score:
     return Score(name, right, sum(len(question.answers) for question in asked))
 
 
-def engine_of(model: str, name: str, share: float) -> Engine:
+def engine_of(model: str, name: str, share: float, tokens_per_cluster: int = 16) -> Engine:
     """An engine in float32 whose attention is ``name``: ``full``, a rival's name, or as ``--attention`` has it.
 
     Args:
         model: as in ``EngineConfig``.
         name: where it is a wave without ``retrieve``, ``share`` stands for it.
-        share: of the clusters, that a wave reads whole; rivals read as many bytes.
+        share: of the clusters, that a wave reads whole.
+        tokens_per_cluster: of the wave whose bytes a rival may read.
     """
     if name in RIVALS:
-        return Rival.engine(model, name, share)
+        return Rival.engine(model, name, share, tokens_per_cluster)
     if name.partition(":")[0] == "wave" and "retrieve=" not in name:
         name += f"{',' if ':' in name else ':'}retrieve={share}"
     return Engine(EngineConfig(model=model, quant="fp32", attention=name))
