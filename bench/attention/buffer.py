@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from bench.attention.data import draw
-from bench.attention.probe import problems
 from bench.checkpoint import CACHE
 from bench.machine import LoadWatch
 from bench.row import Row
@@ -24,6 +23,7 @@ from statepool.engine.engine import Engine
 from statepool.engine.request import Request, SamplingParams
 from statepool.kv.tiers import open_scratch
 from statepool.native import kernels
+from statepool.train.probe.judge import TAIL, facts
 
 THREADS, HEADS, KV_HEADS, CONTEXT, WIDTH, LAYERS = 2, 16, 8, 131072, 128, 2
 _SHARE, _CHUNK = 0.05, 20
@@ -49,9 +49,9 @@ def _recorded(quick: bool) -> Row:
     wave = wave.backends[0]
     wave.buffer = WaveBuffer(64, int(_SHARE * 1900 * engine.info.kv_token_bytes), _folder())
     steps = 0
-    for i, problem in enumerate(problems(engine, 3 if quick else 32)):
+    for i, asked in enumerate(facts(engine, 3 if quick else 32, 1900)):
         params = SamplingParams(max_tokens=128, temperature=1.0, seed=i, ignore_eos=True)
-        outputs = engine.generate([Request(f"r{i}", problem.prompt, params)])[f"r{i}"]
+        outputs = engine.generate([Request(f"r{i}", asked.tokens[: asked.body + TAIL], params)])[f"r{i}"]
         steps += sum(len(output.tokens) for output in outputs)
     counts = wave.buffer.counts
     row.value = counts.hit_ratio

@@ -41,6 +41,11 @@ _ROOMS = {
     "topo": ("statepool.tasks.topology.commands", False, "handle additions on 3-manifolds, certified"),
     "rollout": ("statepool.rollout.commands", False, "answer groups of prompts for training"),
     "train": ("statepool.train.commands", True, "train a model on a task: statepool train CONFIG.yaml"),
+    "probe": (
+        "statepool.train.probe.commands",
+        False,
+        "train a small retrieval model, judge attention by its answers",
+    ),
     "eval": ("statepool.train.commands", True, "how well a model does on held-out problems of a task"),
 }
 """Commands that a room runs itself: its module, whether it wants to see the command's name, and what it does."""

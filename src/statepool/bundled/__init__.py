@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+NAMES = ("tiny", "probe")
+"""A small model that talks, and one that finds needles (``statepool probe``)."""
+
 
 def path(name: str = "tiny") -> Path:
     """Return the folder of a bundled model, in the Hugging Face layout.

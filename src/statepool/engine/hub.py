@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from statepool.bundled import path as bundled_path
+from statepool import bundled
 from statepool.core.errors import InvalidCheckpoint
 
 _FILES = ["*.json", "*.safetensors", "*.jinja"]
 
 
 def resolve(model: str) -> Path:
-    """The directory of ``model``: ``"tiny"``, a path, or an ``owner/name`` id from the hub's cache or the hub.
+    """The directory of ``model``: a bundled name, a path, or an ``owner/name`` id from the hub's cache or the hub.
 
     Raises:
         InvalidCheckpoint: nothing of that name can be had.
     """
-    if model == "tiny":
-        return bundled_path("tiny")
+    if model in bundled.NAMES:
+        return bundled.path(model)
     path = Path(model).expanduser()
     if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         return path

@@ -7,13 +7,14 @@ pass computes weights anew from the merged log-sum-exp, so nothing of the size o
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidConfig, InvalidRequest
 from statepool.engine.attention.moba.config import MobaConfig
 
 
@@ -25,6 +26,7 @@ def moba_attention(
     block: int = 512,
     topk: int = 3,
     select: Literal["head", "group"] = "head",
+    kernels: Literal["auto", "torch", "triton"] = "auto",
 ) -> Tensor:
     """Causal block attention of packed documents.
 
@@ -35,19 +37,22 @@ def moba_attention(
         block: tokens per block.
         topk: blocks a query reads, its own counted.
         select: each query head chooses for itself, or those of a KV head choose together by the sum of their scores.
+        kernels: ``auto`` takes Triton for tensors on a GPU, where it is installed, and torch else.
 
     Returns:
         ``[T][heads][head_dim]`` in the type of ``q``; sums are float32 (float64 for float64).
 
     Raises:
-        InvalidConfig: ``block`` or ``topk`` below 1. InvalidRequest: shapes, borders or ``select`` that do not fit.
+        InvalidConfig: ``block`` or ``topk`` below 1, or Triton where it cannot run.
+        InvalidRequest: shapes, borders or ``select`` that do not fit.
     """
     config = MobaConfig(block, topk)
     _check(q, k, v, select)
     borders = [0, len(q)] if cu_seqlens is None else [int(x) for x in cu_seqlens]
     if borders[0] != 0 or borders[-1] != len(q) or any(b < a for a, b in pairwise(borders)):
         raise InvalidRequest(f"cu_seqlens must rise from 0 to {len(q)}, got {borders}", param="cu_seqlens")
-    parts = [_document(q[a:b], k[a:b], v[a:b], config, select) for a, b in pairwise(borders) if a < b]
+    document = _triton_document if _takes_triton(q, kernels) else _document
+    parts = [document(q[a:b], k[a:b], v[a:b], config, select) for a, b in pairwise(borders) if a < b]
     return torch.cat(parts) if parts else torch.zeros_like(q)
 
 
@@ -96,6 +101,24 @@ def _document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select: str) 
     queries, keys, values = (x.transpose(0, 1).to(wide).contiguous() for x in (q, k, v))
     out: Tensor = _Blocks.apply(queries, keys, values, _pieces(chosen, config.block), chosen.shape[1])
     return out.transpose(0, 1).to(q.dtype)
+
+
+def _takes_triton(q: Tensor, kernels: str) -> bool:
+    if kernels == "auto":
+        return q.is_cuda and q.dtype != torch.float64 and find_spec("triton") is not None
+    if kernels not in ("torch", "triton"):
+        raise InvalidConfig(f"kernels must be auto, torch or triton, got {kernels!r}", param="kernels")
+    if kernels == "triton" and (find_spec("triton") is None or q.dtype == torch.float64):
+        raise InvalidConfig("kernels=triton needs triton installed, and at most float32", param="kernels")
+    return kernels == "triton"
+
+
+def _triton_document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select: str) -> Tensor:
+    from statepool.train.moba_triton import Lists, TritonBlocks
+
+    lists = Lists(chosen_blocks(q, k, config, select), config.block)
+    out: Tensor = TritonBlocks.apply(*(x.transpose(0, 1).to(q.dtype).contiguous() for x in (q, k, v)), lists)
+    return out.transpose(0, 1)
 
 
 def _pieces(chosen: Tensor, block: int) -> list[Piece]:

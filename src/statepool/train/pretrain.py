@@ -87,13 +87,7 @@ class Run:
             train_tokenizer(sample_text(recipe.seed), recipe.shape.vocab_size).save(str(trained))
         self.corpus = Corpus(Tokenizer.from_file(str(trained)))
         self.model = Qwen3(recipe.shape, recipe.seed)
-        matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
-        words: dict[str, Any] = {"params": [self.model.model.embed_tokens.weight]}
-        norms: dict[str, Any] = {"params": [p for p in self.model.parameters() if p.ndim == 1]}
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
-            torch.optim.AdamW([words, norms], lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-        )
+        self.optimizers = optimizers(self.model, recipe.learning_rate, recipe.weight_decay)
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -141,6 +135,17 @@ class Run:
         self.step += 1
         self.tokens += stage.length * stage.batch
         return loss.item()
+
+
+def optimizers(model: Qwen3, rate: float, weight_decay: float) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices, AdamW for the embedding and, in a group of their own, the norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    words: dict[str, Any] = {"params": [model.model.embed_tokens.weight]}
+    norms: dict[str, Any] = {"params": [p for p in model.parameters() if p.ndim == 1]}
+    return (
+        Muon(matrices, lr=rate, weight_decay=weight_decay),
+        torch.optim.AdamW([words, norms], lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    )
 
 
 def masked_loss(model: Qwen3, ids: Tensor, learn: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <vector>
 
@@ -45,8 +46,8 @@ struct Call {
   int64_t group() const { return heads / pool.kv_heads; }
 };
 
-// The blocks a vector at block `current` reads, ascending, itself last.
-void choose(const Call& call, const Part& part, int64_t kv_head, const float* q, int64_t current, float* scores,
+// The blocks a vector at block `current` reads, ascending, itself last; answers how many means it took to choose.
+int64_t choose(const Call& call, const Part& part, int64_t kv_head, const float* q, int64_t current, float* scores,
             std::vector<int32_t>& chosen) {
   const int64_t hd = call.pool.head_dim(), wanted = std::min(call.topk - 1, current);
   chosen.clear();
@@ -68,15 +69,17 @@ void choose(const Call& call, const Part& part, int64_t kv_head, const float* q,
     for (int32_t i = 0; i < current; ++i) chosen.push_back(i);
   }
   chosen.push_back(static_cast<int32_t>(current));
+  return wanted < current ? current : 0;
 }
 
-void run_vector(const Call& call, const Part& part, int64_t position, int64_t kv_head, const float* q, float* out) {
+// Answers how many rows of head_dim numbers it read: means, keys and values.
+int64_t run_vector(const Call& call, const Part& part, int64_t position, int64_t kv_head, const float* q, float* out) {
   const int64_t hd = call.pool.head_dim(), current = position / call.block, pages = call.block / kPage;
   Scratch& s = scratch_of_thread();
   s.memory.reserve(static_cast<size_t>(2 * hd + 4 + kPage + 2 * kPage * hd + current));
   float *acc = s.memory.data(), *acc2 = acc + hd, *m = acc2 + hd, *scores = m + 4, *widened = scores + kPage,
         *gate = widened + 2 * kPage * hd;
-  choose(call, part, kv_head, q, current, gate, s.order);
+  int64_t read = choose(call, part, kv_head, q, current, gate, s.order);
   SegmentJob job{};
   job.q = q;
   job.vectors = job.group = 1;
@@ -94,6 +97,7 @@ void run_vector(const Call& call, const Part& part, int64_t position, int64_t kv
     const int64_t seen = std::min(job.first_position + 1, call.block);
     job.pages = static_cast<int>(std::min((seen + kPage - 1) / kPage, pages));
     job.blocks = part.pages + block * pages;
+    read += 2 * job.pages * kPage;
     job.m = first ? m : m + 2;
     job.l = first ? m + 1 : m + 3;
     job.acc = first ? acc : acc2;
@@ -102,11 +106,12 @@ void run_vector(const Call& call, const Part& part, int64_t position, int64_t kv
     first = false;
   }
   ops.finish(acc, m[1], out, static_cast<int>(hd));
+  return read;
 }
 
 using Means = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-void moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<const int32_t, 2> tables,
+int64_t moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<const int32_t, 2> tables,
           Array<const int32_t, 1> query_start, Array<const int32_t, 1> context_len, std::vector<Means> means,
           int64_t block, int64_t topk, float scale, Array<float, 2> out) {
   Call call{KvPool(pool_array), layer, extent(q, 1), block, topk, scale};
@@ -139,14 +144,18 @@ void moba(Array<const float, 3> q, PoolArray pool_array, int64_t layer, Array<co
     for (int64_t row = part.begin; row < part.end; ++row) owner[static_cast<size_t>(row)] = static_cast<int32_t>(r);
     parts.push_back(part);
   }
+  std::atomic<int64_t> read{0};
   parallel_for(rows * call.heads, 4, [&](int64_t begin, int64_t end) {
+    int64_t mine = 0;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / call.heads, head = i % call.heads;
       const Part& part = parts[static_cast<size_t>(owner[static_cast<size_t>(row)])];
       const int64_t position = part.context - (part.end - row);
-      run_vector(call, part, position, head / call.group(), q.data() + i * hd, out.data() + i * hd);
+      mine += run_vector(call, part, position, head / call.group(), q.data() + i * hd, out.data() + i * hd);
     }
+    read += mine;
   });
+  return read;
 }
 
 // Mean key of one block, summed in order of position.
@@ -192,7 +201,8 @@ void bind_moba(nb::module_& m) {
   m.def("moba", &moba, "q"_a.noconvert(), "pool"_a.noconvert(), "layer"_a, "block_tables"_a.noconvert(),
         "query_start"_a.noconvert(), "context_len"_a.noconvert(), "means"_a, "block"_a, "topk"_a, "scale"_a,
         "out"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
-        "Block attention of q [T, heads, hd]: the own block and the topk - 1 past ones with the best mean key.");
+        "Block attention of q [T, heads, hd]: the own block and the topk - 1 past ones with the best mean key. Answers how "
+        "many rows of hd numbers were read: means, keys and values.");
   m.def("moba_means", &moba_means, "pool"_a.noconvert(), "layer"_a, "pages"_a.noconvert(), "block"_a,
         "out"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(), "Mean keys float32 [kv_heads, blocks, hd] of whole blocks.");
 }

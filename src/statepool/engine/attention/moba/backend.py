@@ -41,11 +41,13 @@ class MobaAttention:
         self._head_dim = head_dim
         self._config = config
         self._scale = head_dim**-0.5
+        self.rows_read = 0
+        """Means, keys and values that queries have read so far, each ``head_dim`` numbers."""
 
     def attend(self, layer: int, query: F32, batch: Batch, out: F32) -> None:
         """See ``Backend.attend``."""
         assert kernels is not None
-        kernels.moba(
+        self.rows_read += kernels.moba(
             query.reshape(query.shape[0], -1, self._head_dim),
             self._storage,
             layer,

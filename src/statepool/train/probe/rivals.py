@@ -1,7 +1,8 @@
 """Other ways to choose what is read, as plain NumPy: for their answers, not for their speed.
 
 Each reads sink and local tokens plus as many bytes of the rest as the wave index at the same share of clusters: its
-tokens, and its tables of centroids and means counted as tokens.
+tokens, and its tables of centroids and means counted as tokens, less what the other's own tables take. The oracle reads
+as many tokens as the wave index does.
 """
 
 from __future__ import annotations
@@ -18,30 +19,38 @@ from statepool.engine.engine import Engine
 from statepool.kv.layout import BLOCK_SIZE, tokens_of
 
 F32 = npt.NDArray[np.float32]
-_TABLES = 1 / 32 + 0.232 / 32
-"""Centroids of all clusters and means of the estimated ones, per token: half a token each, 16 tokens per cluster."""
+RIVALS = ("oracle", "quest", "moba-gate", "streaming", "random")
+_TABLES = (1 + WaveConfig().estimate) / 2
+"""Tables of a cluster, in tokens: a centroid, and a mean where it is estimated, half a token each."""
+_OWN_TABLES = {"quest": 1 / BLOCK_SIZE, "moba-gate": 1 / 2 / BLOCK_SIZE}
+"""What others keep and read of every page, in tokens per token."""
 
 
 class Rival:
     """An attention backend for one kind of choice.
 
     ``oracle`` takes the keys of the largest weight, ``quest`` pages of 16 by the bound of their smallest and largest
-    coordinates, ``moba`` pages of 16 by their mean key, ``streaming`` the newest, ``random`` any.
+    coordinates, ``moba-gate`` pages of 16 by their mean key, ``streaming`` the newest, ``random`` any.
     """
 
-    def __init__(self, kind: str, share: float, exact: Any, storage: npt.NDArray[Any], head_dim: int) -> None:
+    def __init__(
+        self, kind: str, share: float, tokens_per_cluster: int, exact: Any, storage: npt.NDArray[Any], head_dim: int
+    ) -> None:
         self.name = kind
-        self._share = share + (0 if kind in ("oracle", "quest", "moba") else _TABLES)
+        tables = 0.0 if kind == "oracle" else _TABLES / tokens_per_cluster - _OWN_TABLES.get(kind, 0.0)
+        self._share = share + max(tables, 0.0)
         self._exact, self._storage, self._head_dim = exact, storage, head_dim
         self._config = WaveConfig()
 
     @classmethod
-    def engine(cls, kind: str, share: float) -> Engine:
-        """An engine whose layers all choose this way."""
-        engine = Engine(EngineConfig(quant="fp32", attention="wave"))
+    def engine(cls, model: str, kind: str, share: float, tokens_per_cluster: int) -> Engine:
+        """An engine whose layers all choose this way, with the bytes of such a wave index."""
+        engine = Engine(EngineConfig(model=model, quant="fp32", attention="wave"))
         runner: Any = engine.runner
         exact = runner.backends[0]._exact
-        runner.backends[:] = [cls(kind, share, exact, runner.storage, runner.decoder.head_dim)] * len(runner.backends)
+        runner.backends[:] = [
+            cls(kind, share, tokens_per_cluster, exact, runner.storage, runner.decoder.head_dim)
+        ] * len(runner.backends)
         return engine
 
     def attend(self, layer: int, query: F32, batch: Batch, out: F32) -> None:
@@ -78,7 +87,7 @@ class Rival:
         if self.name == "oracle":
             return np.argsort(-_softmax(q @ keys.T * scale), kind="stable")[:budget]
         pages = keys.reshape(-1, BLOCK_SIZE, self._head_dim)
-        if self.name == "moba":
+        if self.name == "moba-gate":
             scores = q @ pages.mean(1).T
         else:
             scores = np.maximum(q[:, None] * pages.min(1), q[:, None] * pages.max(1)).sum(2)

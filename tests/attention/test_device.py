@@ -1,0 +1,156 @@
+"""Triton's sparse attention against float64: without a GPU in Triton's interpreter, which proves logic alone."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from tests.attention.test_moba import draw, masked, visible
+
+from statepool.core.errors import InvalidConfig, InvalidRequest
+from statepool.engine.attention.wave.config import WaveConfig
+from statepool.train.moba import moba_attention
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+TYPES = [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 4e-2, 4e-4 * 10)]
+"""With the largest and the mean distance from float64; the published test of MoBA allows 4e-2 for bf16."""
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "most", "mean"), TYPES)
+@pytest.mark.parametrize(
+    ("borders", "heads", "kv_heads", "width", "block", "topk", "select"),
+    [
+        ((0, 50, 50, 150), 4, 2, 32, 32, 3, "head"),
+        ((0, 70), 2, 1, 20, 16, 2, "group"),
+        ((0, 40), 3, 3, 16, 16, 9, "head"),
+    ],
+)
+def test_blocks_and_their_gradients(borders, heads, kv_heads, width, block, topk, select, dtype, most, mean):
+    tensors = [x.to(DEVICE).requires_grad_() for x in draw(1, borders[-1], heads, kv_heads, width, dtype)]
+    out = moba_attention(*tensors, torch.tensor(borders), block, topk, select, kernels="triton")
+    exact = [x.detach().cpu().double().requires_grad_() for x in tensors]
+    seen = visible(tensors[0].detach().cpu(), tensors[1].detach().cpu(), borders, block, topk, select)
+    want = masked(*exact, seen)
+    weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    (out * weight.to(DEVICE)).float().sum().backward()
+    (want * weight).sum().backward()
+    for mine, theirs in ((out, want), *zip((x.grad for x in tensors), (x.grad for x in exact), strict=True)):
+        error = (mine.detach().cpu().double() - theirs.detach()).abs()
+        assert error.max() < most * max(1, theirs.detach().abs().max())
+        assert error.mean() < mean
+
+
+def test_kernels_that_cannot_run_are_named():
+    q, k, v = draw(5, 8, 2, 2, 16, torch.float64)
+    with pytest.raises(InvalidConfig, match="at most float32"):
+        moba_attention(q, k, v, kernels="triton")
+    with pytest.raises(InvalidConfig, match="auto, torch or triton"):
+        moba_attention(q, k, v, kernels="cuda")
+
+
+@needs_triton
+@pytest.mark.parametrize(("streams", "count", "clusters", "width"), [(2, 130, 40, 32), (1, 64, 3, 20), (1, 5, 5, 16)])
+def test_each_key_goes_to_the_first_nearest_centroid(streams, count, clusters, width):
+    from statepool.engine.attention.wave.device.triton_cluster import assign, members, sums
+
+    g = torch.Generator().manual_seed(0)
+    # Small integers: products are exact, and many are equal.
+    keys = torch.randint(-3, 4, (streams, count, width), generator=g).float()
+    centroids = torch.randint(-1, 2, (streams, clusters, width), generator=g).float()
+    best = assign(keys.to(DEVICE), centroids.to(DEVICE)).cpu()
+    scores = keys.double() @ centroids.double().transpose(1, 2)
+    first = (scores == scores.amax(2, keepdim=True)).int().argmax(2)
+    assert torch.equal(best.long(), first)
+    order, offsets = members(best.to(DEVICE), clusters)
+    total = sums(keys.to(DEVICE), order, offsets).cpu()
+    want = torch.zeros(streams, clusters, width).index_put_(
+        (torch.arange(streams)[:, None].expand_as(first), first), keys, accumulate=True
+    )
+    assert torch.equal(total, want)
+
+
+def paged(dtype, group, width, config, count=260, streams=2):
+    from statepool.engine.attention.wave.device.index import DeviceWaveIndex
+
+    g = torch.Generator().manual_seed(3)
+    centres = torch.randn(streams, 12, width, generator=g)
+    keys = centres[:, torch.randint(0, 12, (count,), generator=g)] + 0.3 * torch.randn(streams, count, width, generator=g)
+    values, query = torch.randn(keys.shape, generator=g), 2 * torch.randn(streams, group, width, generator=g)
+    keys, values, query = keys.to(dtype), values.to(dtype), query.to(dtype).float()
+    index = DeviceWaveIndex.build(keys.to(DEVICE), values.to(DEVICE), config)
+    out, lse = index.decode(query.to(DEVICE))
+    return keys.double(), values.double(), query.double(), index, out.cpu().double(), lse.cpu().double()
+
+
+@needs_triton
+@pytest.mark.parametrize(("dtype", "most", "mean"), TYPES)
+@pytest.mark.parametrize(("group", "width"), [(2, 32), (1, 20), (7, 16)])
+def test_reading_every_cluster_is_attention(dtype, most, mean, group, width):
+    config = WaveConfig(tokens_per_cluster=8, segment=128, update_segment=64, local=10, retrieve=1.0, estimate=0.0)
+    keys, values, query, _, out, lse = paged(dtype, group, width, config)
+    scores = query @ keys.transpose(1, 2) * width**-0.5
+    want = scores.softmax(2) @ values
+    assert (out - want).abs().max() < most
+    assert (out - want).abs().mean() < mean
+    assert (lse - scores.logsumexp(2)).abs().max() < most
+
+
+@needs_triton
+@pytest.mark.parametrize("estimator", ["mean", "iso2"])
+def test_the_three_zones(estimator):
+    """What is read, estimated and left out, written down cluster by cluster in float64."""
+    config = WaveConfig(
+        tokens_per_cluster=8, segment=128, update_segment=64, local=10, retrieve=0.2, estimate=0.4, estimator=estimator
+    )
+    keys, values, query, index, out, lse = paged(torch.float32, 2, 32, config)
+    scale, sink, local = 32**-0.5, config.sink, config.local
+    for stream in range(len(keys)):
+        k, v, q = keys[stream], values[stream], query[stream]
+        sizes, centroids = index.sizes[stream].cpu(), index.centroids[stream].cpu().double()
+        body, clusters = k[sink:-local], len(sizes)
+        # Members by distance from the stored means: each key's row in its cluster's pages is found again there.
+        rows = index.pages[:, 0].reshape(-1, 32).cpu().double()
+        member = torch.zeros(clusters, len(body), dtype=torch.bool)
+        for c in range(clusters):
+            first = int(index.first_page[stream, c]) * 8
+            for row in rows[first : first + int(sizes[c])]:
+                member[c, (body - row).abs().sum(1).argmin()] = True
+        assert (member.sum(0) == 1).all()
+        assert torch.equal(member.sum(1), sizes)
+        x = q @ centroids.T * scale
+        log_n = sizes.double().log()
+        if estimator == "iso2":
+            variance = index.spread[stream].cpu().double() * (q * scale).square().sum(1, keepdim=True)
+            size = log_n.clamp_min(0)
+            x = x + torch.where(variance <= 2 * size, variance / 2, (2 * size * variance).sqrt() - size)
+        order = (x + log_n).softmax(1).sum(0).argsort(descending=True)
+        read, estimated = round(0.2 * clusters), round(0.4 * clusters)
+        seen = torch.zeros(len(k), dtype=torch.bool)
+        seen[:sink] = seen[-local:] = True
+        seen[sink:-local] |= member[order[:read]].any(0)
+        some = order[read : read + estimated]
+        means = torch.stack([v[sink:-local][member[c]].mean(0) for c in some])
+        scores = torch.cat([q @ k[seen].T * scale, (x + log_n)[:, some]], dim=1)
+        want = scores.softmax(1) @ torch.cat([v[seen], means])
+        torch.testing.assert_close(out[stream], want, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(lse[stream], scores.logsumexp(1), atol=2e-5, rtol=2e-5)
+
+
+@needs_triton
+def test_wrong_arguments_of_an_index():
+    from statepool.engine.attention.wave.device.index import DeviceWaveIndex
+
+    keys = torch.zeros(1, 60, 16)
+    with pytest.raises(InvalidRequest, match="60 tokens are too few"):
+        DeviceWaveIndex.build(keys, keys, WaveConfig())
+    with pytest.raises(InvalidRequest, match="keys and values must both be"):
+        DeviceWaveIndex.build(keys, keys[:, :4], WaveConfig())
+    with pytest.raises(InvalidConfig, match="diag2 is not built"):
+        DeviceWaveIndex.build(keys, keys, WaveConfig(estimator="diag2"))
