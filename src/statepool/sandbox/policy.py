@@ -50,9 +50,12 @@ def choose(parked: Sequence[Parked], template: str, domain: str | None, slots: i
     return None
 
 
-def wanted(low: int, high: int, arrivals_per_second: float, start_seconds: float) -> int:
-    """How many slots of a template should wait: enough for what arrives while one is being made, within bounds."""
-    return max(low, min(high, math.ceil(arrivals_per_second * start_seconds)))
+def wanted(low: int, high: int, drain_per_second: float, start_seconds: float) -> int:
+    """How many slots of a template should wait: as many as go while one is made, within bounds.
+
+    ``drain_per_second`` is what is taken less what comes back: who gives back as fast as he takes needs no more.
+    """
+    return max(low, min(high, math.ceil(drain_per_second * start_seconds)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,14 @@ _NAMES = itertools.count()
 
 @dataclass(slots=True)
 class _Shelf:
-    """One template: its zygote, the slots that wait, and how fast they are asked for."""
+    """One template: its zygote, the slots that wait, and how much faster they are taken than given back."""
 
     zygote: Zygote
     parked: list[tuple[Slot, policy.Parked]] = field(default_factory=list)
-    arrivals: float = 0.0
+    drain: float = 0.0
     since_tick: int = 0
+    """Taken less given back."""
+    idle: bool = True
     starting: int = 0
     start_seconds: float = 0.02
 
@@ -157,6 +159,7 @@ class Pool:
         shelf = self._shelf(template)
         with self._lock:
             shelf.since_tick += 1
+            shelf.idle = False
         choice, taken = self._wait_for(shelf, domain)
         if choice.kind == "reuse" and taken is not None:
             if len(shelf.parked) < self.low:
@@ -225,6 +228,8 @@ class Pool:
         """Give a slot back; it is cleaned behind the caller's back, or ended if it cannot be."""
         with self._lock:
             self._dirty.append((slot, uid, domain, uses))
+            if (shelf := self._shelves.get(slot.zygote.template.name)) is not None:
+                shelf.since_tick -= 1
         self._work.put(lambda: self._clean_one(None))
 
     def discard(self, slot: Slot, reason: str) -> None:
@@ -395,13 +400,13 @@ class Pool:
 
     def _refill(self, template: str) -> None:
         shelf = self._shelves[template]
-        want = policy.wanted(self.low, self.high, shelf.arrivals, shelf.start_seconds)
+        want = policy.wanted(self.low, self.high, shelf.drain, shelf.start_seconds)
         try:
             if not self._closed:
                 self.fill(template, want)
         except (StatepoolError, OSError) as error:
             _log.warning("template %s: %s", template, error)
-            shelf.arrivals = 0.0  # not again before somebody asks
+            shelf.drain, shelf.idle = 0.0, True  # not again before somebody asks
 
     def _keep(self) -> None:
         tick = time.monotonic() + _TICK
@@ -423,10 +428,10 @@ class Pool:
         with self._lock:
             due = [key for key, (when, _) in self._due.items() if when <= now]
             acts = [self._due.pop(key)[1] for key in due]
-            used = [name for name, shelf in self._shelves.items() if shelf.arrivals > 0.01 or shelf.since_tick]
+            used = [name for name, shelf in self._shelves.items() if shelf.drain > 0.01 or not shelf.idle]
             for shelf in self._shelves.values():
-                shelf.arrivals += _SMOOTH * (shelf.since_tick / _TICK - shelf.arrivals)
-                shelf.since_tick = 0
+                shelf.drain += _SMOOTH * (shelf.since_tick / _TICK - shelf.drain)
+                shelf.since_tick, shelf.idle = 0, True
         for act in acts:
             try:
                 act()

@@ -334,6 +334,7 @@ class Slot:
         if "problem" in answer:
             return str(answer["problem"])
         self.generation += 1
+        self._last_exit = (0, 0)
         for kind, pids in self.cgroup.processes().items():
             if pids != {self.pid}:
                 return f"the cgroup of {kind} holds {sorted(pids - {self.pid})}"
