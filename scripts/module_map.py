@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- map: written by scripts/module_map.py -->", "<!-- end of map -->"
 ROOMS = (
     "cli",
+    "house",
     "dashboard",
     "train",
     "rollout",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["main", "parser"]
 
 _ROOMS = {
+    "up": ("statepool.house.commands", True, "start the whole platform on this machine, or on a Ray cluster"),
+    "config": ("statepool.house.commands", True, "check the file of statepool up (statepool config --help)"),
     "pool": ("statepool.kv.pool.commands", False, "a node of the shared KV pool (statepool pool --help)"),
     "attention": (
         "statepool.engine.attention.remote.commands",
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--drain-seconds", help="time for running requests after SIGTERM (default 30)")
     group.add_argument("--vllm-metric-names", action="store_const", const=True, help="also export vLLM's metric names")
     group.add_argument("--no-chat-page", action="store_true", help="serve no page at /")
+    group.add_argument("--no-dashboard", action="store_true", help="serve no pages at /dashboard")
 
     _add_code(serve)
     _add_cluster(serve)
@@ -247,17 +250,18 @@ def _text(options: argparse.Namespace) -> str:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from statepool.dashboard import CHAT, Sources, mounted
     from statepool.engine.config import EngineConfig
     from statepool.serve.config import ClusterConfig, CodeConfig, ServeConfig
     from statepool.serve.server import serve
 
     parts: dict[str, type] = {"engine": EngineConfig, "cluster": ClusterConfig, "code": CodeConfig}
     settings = _settings(options, [ServeConfig, *parts.values()])
-    page = Path(__file__).parent / "dashboard" / "chat"
     fixed: dict[str, Any] = {name: settings.build(part) for name, part in parts.items()}
     if settings.source("chat_page") is None:
-        fixed["chat_page"] = page if (page / "index.html").is_file() and not options.no_chat_page else None
-    return serve(settings.build(ServeConfig, **fixed)) or 0
+        fixed["chat_page"] = None if options.no_chat_page else CHAT
+    extend = None if options.no_dashboard else mounted(Sources())
+    return serve(settings.build(ServeConfig, **fixed), extend=extend)
 
 
 def _chat(options: argparse.Namespace) -> int:

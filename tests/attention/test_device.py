@@ -81,7 +81,9 @@ def paged(dtype, group, width, config, count=260, streams=2):
 
     g = torch.Generator().manual_seed(3)
     centres = torch.randn(streams, 12, width, generator=g)
-    keys = centres[:, torch.randint(0, 12, (count,), generator=g)] + 0.3 * torch.randn(streams, count, width, generator=g)
+    keys = centres[:, torch.randint(0, 12, (count,), generator=g)] + 0.3 * torch.randn(
+        streams, count, width, generator=g
+    )
     values, query = torch.randn(keys.shape, generator=g), 2 * torch.randn(streams, group, width, generator=g)
     keys, values, query = keys.to(dtype), values.to(dtype), query.to(dtype).float()
     index = DeviceWaveIndex.build(keys.to(DEVICE), values.to(DEVICE), config)

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     live.add_argument("--plot", metavar="FILE", help="SVG of who ran where and when")
     live.add_argument("--journal", metavar="FOLDER", help="where a killed run goes on from")
     live.add_argument("--events", type=Path, metavar="FILE", help="every event and decision, for replay")
+    live.add_argument("--timeline", type=Path, metavar="FILE", help="what runs where, as it happens, for the dashboard")
     live.add_argument("--json", action="store_true", help="print one JSON object")
     _add_sim(command("sim", "run an iteration on simulated engines, with the scheduler of the live ones", _sim))
     bench = command("bench", "run one iteration under several policies in turn and compare", _bench)
@@ -81,6 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     from statepool.rollout.fleet import Fleet
     from statepool.rollout.live import default_chunk, rollout
     from statepool.rollout.report import summary
+    from statepool.rollout.timeline import Timeline
     from statepool.rollout.trace import EventLog, draw, trace_line, write_trace
     from statepool.rollout.view import View
 
@@ -88,7 +90,8 @@ def _run(options: argparse.Namespace) -> int:
     chunk = config.chunk or default_chunk(groups)
     drafts = None if config.drafts == "off" else config.drafts
     with ExitStack() as stack:
-        record = None
+        records: list[Any] = []
+        answered = None
         if options.events is not None:
             header = {
                 "policy": config.policy,
@@ -97,7 +100,12 @@ def _run(options: argparse.Namespace) -> int:
                 "drafts": drafts,
                 "block": BLOCK_SIZE,
             }
-            record = EventLog(stack.enter_context(options.events.open("w")), header)
+            records.append(EventLog(stack.enter_context(options.events.open("w")), header))
+        if options.timeline is not None:
+            options.timeline.parent.mkdir(parents=True, exist_ok=True)
+            timeline = Timeline(stack.enter_context(options.timeline.open("w")), config.engines, config.policy)
+            records.append(timeline.record)
+            answered = timeline.answered
         fleet = stack.enter_context(
             Fleet(engine, config.engines, ray=config.ray, drafts=config.drafts, paths=config.paths, pin=config.pin)
         )
@@ -111,7 +119,8 @@ def _run(options: argparse.Namespace) -> int:
             seed=config.seed,
             journal=journal,
             on_progress=view.show,
-            record=record,
+            on_response=answered,
+            record=(lambda *moment: [record(*moment) for record in records]) if records else None,
         )
     sizes = {group.id: (len(group.prompt), group.params.max_tokens) for group in groups}
     figures = summary(done, problems, _tasks(config.task))

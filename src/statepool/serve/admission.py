@@ -71,6 +71,8 @@ class Admission:
         wanted = self._state.config.api_key
         if wanted is None or path in _OPEN_PATHS or path.startswith("/chat/"):
             return
+        if any(path == page or path.startswith(f"{page}/static/") for page in self._state.pages.values()):
+            return
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not secrets.compare_digest(given.encode(), wanted.encode()):

@@ -39,12 +39,13 @@ class Health(Shape):
 
     status: str
     model: str
+    pages: dict[str, str]
 
 
 @router.get("/health", response_model=Health, tags=["operate"])
 async def health(state: State) -> Response:
     """200 when requests are accepted, else 503."""
-    return json_response({"status": "ok", "model": state.ready_model().id})
+    return json_response({"status": "ok", "model": state.ready_model().id, "pages": state.pages})
 
 
 @router.get(

@@ -30,6 +30,8 @@ class ServedModel:
     """Unix time of loading."""
     tool_format: str | None = None
     """Name of the tool-call format, when it is not to be taken from the template."""
+    attention: str = "full"
+    """The kind its engines run, with its settings."""
 
     @property
     def id(self) -> str:

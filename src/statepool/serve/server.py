@@ -11,9 +11,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import uvloop
 
@@ -24,20 +24,33 @@ from statepool.serve.messages import ENGINE_FACTORY
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from statepool.serve.state import GatewayState
     from statepool.serve.surface import Serving
 
 log = logging.getLogger("statepool.serve")
 
+Extend: TypeAlias = "Callable[[FastAPI], None]"
+
 _LAST_BYTES_SECONDS = 3
 
 
-def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY) -> int:
+def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY, extend: Extend | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit status. See ``run``."""
+    return uvloop.run(run(config, factory=factory, extend=extend))
+
+
+async def run(config: ServeConfig, *, factory: str = ENGINE_FACTORY, extend: Extend | None = None) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit status.
 
     The first signal stops admission and lets running requests finish for ``drain_seconds``; a second one
     ends them.
+
+    Args:
+        config: what to serve, and where.
+        factory: what makes an engine.
+        extend: adds routes to the application, such as those of the dashboard.
 
     Raises:
         InvalidConfig: the address cannot be listened on.
@@ -46,10 +59,6 @@ def serve(config: ServeConfig, *, factory: str = ENGINE_FACTORY) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # It warns once per write to a connection that is lost, until it says so itself; a crowd that leaves fills the log.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    return uvloop.run(_serve(config, factory))
-
-
-async def _serve(config: ServeConfig, factory: str) -> int:
     listener = _listen(config)
     engine = await _start(config, factory)
     try:
@@ -67,6 +76,8 @@ async def _serve(config: ServeConfig, factory: str) -> int:
         state = GatewayState(config, engine, metrics, responses, containers)
         engine.on_queue_seconds = lambda seconds: state.metrics.observe(QUEUE, seconds)
         app = build_app(state)
+        if extend is not None:
+            extend(app)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -130,6 +141,7 @@ async def _load(state: GatewayState, ready: asyncio.Task[object]) -> None:
         template=ChatTemplate.load(info.path),
         created=int(state.wall_clock()),
         tool_format=state.config.tool_format,
+        attention=state.config.engine.attention,
     )
     state.model.tool_parser([])
 
@@ -158,6 +170,7 @@ def _announce(config: ServeConfig, listener: socket.socket, state: GatewayState)
     lines = [f"serving {state.model.id} ({state.model.info.quant})", f"  API   http://{name}:{port}/v1"]
     if config.chat_page is not None:
         lines.append(f"  chat  http://{name}:{port}/")
+    lines += [f"  {label}  http://{name}:{port}{path}" for label, path in state.pages.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 

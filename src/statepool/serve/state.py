@@ -33,6 +33,8 @@ class GatewayState:
     draining: bool = False
     active: int = 0
     """Generation calls between arrival and last byte."""
+    pages: dict[str, str] = field(default_factory=dict)
+    """Further pages by name, each at a path that needs no key, and neither does what lies below it in ``/static/``."""
     clock: Callable[[], float] = field(default=time.monotonic)
     wall_clock: Callable[[], float] = field(default=time.time)
 

@@ -14,11 +14,11 @@ from statepool.kv.pool.protocol import Stored
 from statepool.serve.cluster import Cluster
 from statepool.serve.openai.schema import Shape
 from statepool.serve.routing import new_router
-from statepool.serve.state import State
+from statepool.serve.state import GatewayState, State
 from statepool.serve.surface import EngineLoad
 from statepool.serve.transport import json_response
 
-__all__ = ["NodeStatus", "router"]
+__all__ = ["NodeStatus", "router", "standing"]
 
 router = new_router()
 
@@ -48,9 +48,13 @@ class ClusterStatus(Shape):
 async def cluster(state: State) -> Response:
     """Engines by role with their load, and what the nodes of the KV pool hold."""
     state.ready_model()
-    engines = [asdict(load) for load in state.engine.loads()]
+    return json_response(await standing(state))
+
+
+async def standing(state: GatewayState) -> dict[str, list[dict[str, object]]]:
+    """``engines`` and ``nodes`` of this moment, with the fields of ``ClusterStatus``."""
     nodes = await asyncio.gather(*(asyncio.to_thread(_node, address) for address in state.engine.pool_addresses()))
-    return json_response({"engines": engines, "nodes": nodes})
+    return {"engines": [asdict(load) for load in state.engine.loads()], "nodes": list(nodes)}
 
 
 class RoleChange(Shape):

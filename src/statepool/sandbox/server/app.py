@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -19,6 +20,7 @@ from statepool.sandbox.errors import SandboxGone
 from statepool.sandbox.server import cells, control, envd, folders
 from statepool.sandbox.server.doors import LOCKED, gone, locked
 from statepool.sandbox.server.registry import Registry
+from statepool.sandbox.server.status import status
 
 __all__ = ["create_app", "serve"]
 
@@ -44,11 +46,20 @@ def create_app(registry: Registry, *, api_key: str | None = None) -> ASGIApp:
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(_metrics(registry), media_type="text/plain; version=0.0.4")
 
+    async def standing(_: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(status, registry))
+
     async def failed(_: Request, error: Exception) -> Response:
         assert isinstance(error, StatepoolError)
         return control.refused(error)
 
-    routes = [Route("/health", health), Route("/metrics", metrics), *control.routes(registry), cells.fusion(registry)]
+    routes = [
+        Route("/health", health),
+        Route("/metrics", metrics),
+        Route("/status", standing),
+        *control.routes(registry),
+        cells.fusion(registry),
+    ]
     plane = Starlette(routes=routes, lifespan=lifespan, exception_handlers={StatepoolError: failed})
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

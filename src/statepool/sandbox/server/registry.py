@@ -30,6 +30,8 @@ class Record:
     auto_pause: bool = False
     prefix: str = ""
     """Of the id: the node that it is on."""
+    parent: str | None = None
+    """The sandbox it was forked from, or the snapshot it began from."""
     token: str = field(default_factory=lambda: secrets.token_hex(20))
     services: dict[str, Any] = field(default_factory=dict)
     """Wire services bound to this sandbox, made when first used."""
@@ -90,10 +92,12 @@ class Registry:
         """A new sandbox of a template, or from a snapshot of that name."""
         if network and not self._network:
             raise InvalidRequest("network: this server gives no egress; start it with --network", param="network")
+        parent = None
         with self._lock:
             moment = self._snapshots.get(template.removeprefix(self._prefix))
         if moment is not None:
             sandbox = moment.fork()[0]
+            parent = template
         else:
             # What SDKs call their defaults is plain Python here.
             kind = (
@@ -102,7 +106,7 @@ class Registry:
                 else {"base": "py", "code-interpreter-v1": "py"}.get(template, template)
             )
             sandbox = Sandbox(kind, pool=self.pool, env=env, network=network)
-        return self._keep(Record(sandbox, template, metadata or {}, 0.0, auto_pause), seconds)
+        return self._keep(Record(sandbox, template, metadata or {}, 0.0, auto_pause, parent=parent), seconds)
 
     def fork(self, source: str, count: int, seconds: float) -> list[Record]:
         """Sandboxes that go on from where this one is. A paused one is resumed for it and paused again."""
@@ -115,7 +119,9 @@ class Registry:
         finally:
             if paused:
                 record.sandbox.pause()
-        return [self._keep(Record(kid, record.template, dict(record.metadata), 0.0), seconds) for kid in kids]
+        return [
+            self._keep(Record(kid, record.template, dict(record.metadata), 0.0, parent=source), seconds) for kid in kids
+        ]
 
     def snapshot(self, source: str, name: str | None) -> tuple[str, Snapshot]:
         """Keep a moment under a name."""

@@ -16,5 +16,6 @@ def model_card(model: ServedModel) -> dict[str, Any]:
         "owned_by": "statepool",
         "max_model_len": model.info.max_model_len,
         "quant": model.info.quant,
+        "attention": model.attention,
         "parameters": model.info.parameters,
     }

@@ -146,6 +146,7 @@ class ModelCard(Shape):
     owned_by: str
     max_model_len: int
     quant: str
+    attention: str
     parameters: int
 
 

@@ -95,7 +95,14 @@ def _merge_kernel(m_in, l_in, acc_in, out, lse, stretches, WIDTH: tl.constexpr, 
 
 
 def decode(
-    query: Tensor, pages: Tensor, table: Tensor, filled: Tensor, scores: Tensor, means: Tensor, chosen: Tensor, scale: float
+    query: Tensor,
+    pages: Tensor,
+    table: Tensor,
+    filled: Tensor,
+    scores: Tensor,
+    means: Tensor,
+    chosen: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one token per context over listed pages and estimated clusters.
 
