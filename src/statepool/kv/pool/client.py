@@ -11,7 +11,7 @@ import mmap
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -25,6 +25,7 @@ from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
 from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.pool import protocol
+from statepool.kv.pool.mooncake import Mover
 from statepool.kv.pool.protocol import reply_codec, request_codec
 
 __all__ = ["NodeLink", "Pool", "PoolCounts", "Row"]
@@ -37,6 +38,8 @@ Row = npt.NDArray[Any]
 _REST_SECONDS = 0.5
 _BATCH = 256
 _PIECE = 128 << 10
+_STAGING = 32 << 20
+"""Bytes of memory that blocks pass through on their way by Mooncake."""
 R = TypeVar("R")
 
 
@@ -73,6 +76,7 @@ class NodeLink:
         self._timeout = timeout
         self._socket: socket.socket | None = None
         self._memory: memoryview | None = None
+        self._moved: _Moved | None = None
         self._stride = 0
         self._resting_until = 0.0
 
@@ -84,13 +88,13 @@ class NodeLink:
     def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
         """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it)."""
         self._connected()
-        if self._memory is None:
+        if self._memory is None and self._moved is None:
             return self._load_sent(keys, rows)
         lease = self._ask(protocol.Get(list(keys)), protocol.Granted)
         good = 0
         try:
-            for slot, checksum, row in zip(lease.slots, lease.checksums, rows, strict=False):
-                if _copy(row, self._slot(slot)) != checksum:
+            for block, checksum, row in zip(self._blocks(lease.slots), lease.checksums, rows, strict=False):
+                if _copy(row, block) != checksum:
                     break
                 good += 1
         finally:
@@ -101,13 +105,17 @@ class NodeLink:
     def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         """Give the node the blocks it does not have; how many those were."""
         self._connected()
-        if self._memory is None:
+        if self._memory is None and self._moved is None:
             sums = [_checksum(row) for row in rows]
             return self._ask(protocol.Write(list(keys), sums), protocol.Count, rows).count
         lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
         if not lease.slots:
             return 0
-        sums = [_copy(self._slot(slot), rows[index]) for index, slot in zip(lease.indices, lease.slots, strict=True)]
+        wanted = [rows[index] for index in lease.indices]
+        if self._moved is not None:
+            sums = self._moved.write(lease.slots, wanted)
+        else:
+            sums = [_copy(self._slot(slot), row) for slot, row in zip(lease.slots, wanted, strict=True)]
         return self._ask(protocol.Finish(lease.lease, sums), protocol.Count).count
 
     def stats(self) -> protocol.Stored:
@@ -128,7 +136,9 @@ class NodeLink:
         """End the connection, and with it every lease."""
         if self._socket is not None:
             self._socket.close()
-        self._socket = self._memory = None
+        if self._moved is not None:
+            self._moved.close()
+        self._socket = self._memory = self._moved = None
 
     # -- small parts -------------------------------------------------------------------------------
 
@@ -138,6 +148,7 @@ class NodeLink:
             welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
             self._stride = welcome.slot_bytes
             self._memory = self._attach(welcome) if self._size and self.address.startswith("unix:") else None
+            self._moved = self._reach(welcome) if self._size and welcome.transfer else None
         return self._socket
 
     def _attach(self, welcome: protocol.Welcome) -> memoryview | None:
@@ -151,6 +162,19 @@ class NodeLink:
             return memoryview(mmap.mmap(descriptor, welcome.slots * welcome.slot_bytes))
         finally:
             os.close(descriptor)
+
+    def _reach(self, welcome: protocol.Welcome) -> _Moved | None:
+        """The node's memory through Mooncake; None where this side cannot."""
+        assert self._socket is not None
+        try:
+            mover = Mover.shared(self._socket.getsockname()[0], welcome.transfer)
+            return _Moved(mover, welcome, self._size)
+        except InvalidConfig as error:
+            log.warning("blocks of %s travel through its socket: %s", self.address, error.message)
+            return None
+
+    def _blocks(self, slots: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        return map(self._slot, slots) if self._moved is None else self._moved.read(slots)
 
     def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
         assert self._memory is not None
@@ -187,6 +211,40 @@ class NodeLink:
         if not isinstance(reply, kind):
             raise Corruption(f"pool node {self.address} answered {type(reply).__name__}")
         return reply
+
+
+class _Moved:
+    """A node's slots through Mooncake, by way of registered memory of this side."""
+
+    def __init__(self, mover: Mover, welcome: protocol.Welcome, size: int) -> None:
+        self._mover, self._node, self._size = mover, welcome, size
+        self._staging = np.empty((max(1, min(_BATCH, _STAGING // size)), size), np.uint8)
+        self._at = int(self._staging.ctypes.data)
+        mover.register(self._at, self._staging.nbytes)
+
+    def read(self, slots: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Each block, until the next few are read."""
+        for some, mine, theirs in self._pieces(slots):
+            self._mover.read(self._node.session, mine, theirs, self._size)
+            yield from self._staging[: len(some)]
+
+    def write(self, slots: Sequence[int], rows: Sequence[Row]) -> list[int]:
+        """Fill slots; the checksums of what they hold then."""
+        sums: list[int] = []
+        for some, mine, theirs in self._pieces(slots):
+            sums += [_copy(self._staging[i], rows[len(sums) + i]) for i in range(len(some))]
+            self._mover.write(self._node.session, mine, theirs, self._size)
+        return sums
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._mover.release(self._at)
+
+    def _pieces(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], list[int], list[int]]]:
+        for at in range(0, len(slots), len(self._staging)):
+            some = slots[at : at + len(self._staging)]
+            mine = [self._at + i * self._size for i in range(len(some))]
+            yield some, mine, [self._node.base + slot * self._node.slot_bytes for slot in some]
 
 
 class Pool:

@@ -33,6 +33,12 @@ def main(arguments: list[str]) -> int:
     )
     lend.add_argument("--eviction", default="lru", help="which block goes first (default lru)")
     lend.add_argument("--name", default="", help="name of the node (default: its address)")
+    lend.add_argument(
+        "--transfer",
+        default="",
+        metavar="tcp|rdma",
+        help="move blocks by Mooncake's transfer engine (default: sockets)",
+    )
     lend.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
     stats = command("stats", "what nodes hold", _stats)
     stats.add_argument("address", nargs="+", help="address of a node")
@@ -51,6 +57,7 @@ def _serve(options: argparse.Namespace) -> int:
             lease_s=options.lease_s,
             eviction=options.eviction,
             name=options.name,
+            transfer=options.transfer,
         )
     )
 

@@ -18,12 +18,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
 from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.eviction import EVICTIONS, Eviction
 from statepool.kv.pool import protocol
 from statepool.kv.pool.disk import DiskTier
+from statepool.kv.pool.mooncake import Mover
 from statepool.kv.pool.protocol import reply_codec, request_codec
 from statepool.kv.pool.slots import Lease, SlotTable
 
@@ -50,6 +53,8 @@ class NodeConfig:
         lease_s: seconds after which an engine that does not answer loses what it holds.
         eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.
         name: of the node; by default its address.
+        transfer: ``tcp`` or ``rdma``: other machines read and write its memory through Mooncake's transfer engine;
+            ``""``: through sockets.
     """
 
     listen: str
@@ -60,11 +65,14 @@ class NodeConfig:
     lease_s: float = 10.0
     eviction: str = "lru"
     name: str = ""
+    transfer: str = ""
 
     def __post_init__(self) -> None:
         for field in ("block_bytes", "memory_bytes", "disk_bytes"):
             if getattr(self, field) < 1:
                 raise InvalidConfig(f"{field} must be at least 1, got {getattr(self, field)}", param=field)
+        if self.transfer and not self.listen.startswith("tcp://"):
+            raise InvalidConfig(f"transfer {self.transfer!r} needs a tcp:// address to listen at", param="transfer")
         if not self.lease_s > 0:
             raise InvalidConfig(f"lease_s must be above 0, got {self.lease_s}", param="lease_s")
         if self.eviction not in EVICTIONS:
@@ -90,6 +98,9 @@ class Node:
         self.descriptor = os.memfd_create("statepool-kv", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, slots * self.slot_bytes)
         self._memory = memoryview(mmap.mmap(self.descriptor, slots * self.slot_bytes))
+        self._mover = None if not config.transfer else Mover(_host(config.listen), config.transfer)
+        if self._mover is not None:
+            self._mover.register(_address(self._memory), len(self._memory))
         self._table = SlotTable(slots, _order(config), config.lease_s)
         self._lock = threading.Lock()
         self._disk = None
@@ -132,6 +143,8 @@ class Node:
             self._disk.close()
         if self.config.listen.startswith("unix:"):
             Path(self.config.listen.removeprefix("unix:")).unlink(missing_ok=True)
+        if self._mover is not None:
+            self._mover.release(_address(self._memory))
         os.close(self.descriptor)
 
     def stats(self) -> protocol.Stored:
@@ -203,7 +216,7 @@ class Node:
                     own = self.config.block_bytes
                     tell(protocol.Refused(f"the pool's blocks have {own} bytes, this model's {size}"))
                     return
-                tell(protocol.Welcome(self._name(), os.getpid(), self.descriptor, self._table.slots, self.slot_bytes))
+                tell(self._welcome())
             case protocol.Match(keys=keys):
                 with self._lock:
                     found = self._match(keys)
@@ -242,6 +255,12 @@ class Node:
                 tell(protocol.Count(dropped))
             case protocol.Stats():
                 tell(self.stats())
+
+    def _welcome(self) -> protocol.Welcome:
+        known = (self._name(), os.getpid(), self.descriptor, self._table.slots, self.slot_bytes)
+        if self._mover is None:
+            return protocol.Welcome(*known)
+        return protocol.Welcome(*known, self.config.transfer, self._mover.session, _address(self._memory))
 
     def _name(self) -> str:
         return self.config.name or self.config.listen
@@ -323,6 +342,14 @@ class Node:
                     self._table.release(lease.id)
                     return
                 self._table.finish(lease.id, [loaded], time.monotonic())
+
+
+def _host(address: str) -> str:
+    return address.removeprefix("tcp://").rpartition(":")[0]
+
+
+def _address(memory: memoryview) -> int:
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def _order(config: NodeConfig) -> Eviction[bytes]:

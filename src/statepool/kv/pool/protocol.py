@@ -93,13 +93,18 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Answer to Hello: the node, and where its memory is for a process of the same machine."""
+    """Answer to Hello: the node, and where its memory is for a process of the same machine; with ``transfer``, also
+    where for Mooncake's transfer engine.
+    """
 
     node: str
     pid: int
     descriptor: int
     slots: int
     slot_bytes: int
+    transfer: str = ""
+    session: str = ""
+    base: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
