@@ -1,4 +1,4 @@
-"""Rows A9 and A10: blocks between processes, by the pool, a bare socket, a bare copy and Mooncake's engine."""
+"""Rows A9 to A11: blocks between processes, by the pool, a bare socket, a bare copy and Mooncake's engine."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
         yield from _same_host(pairs, log)
     if wanted("A10"):
         yield from _sockets(pairs, log)
+    if wanted("A11"):
+        yield from _store(pairs, log)
 
 
 def _pool(kind: str, block: int, count: int, log: Path) -> Worker:
@@ -67,6 +69,43 @@ def _sockets(pairs: int, log: Path) -> Iterator[Row]:
         with _pool("tcp", block, count, log) as ours, _pool("socket", block, count, log) as bare:
             _fill(row, duel(ours, bare, case, pairs))
         row.load, row.command = watch.stop(), "python -m bench serve --only A10"
+        yield row
+
+
+def _store(pairs: int, log: Path) -> Iterator[Row]:
+    """Blocks of 1 MiB given to a node and taken from it, verified, against Mooncake's store, each as it is fastest."""
+    block, count = MIB, 32
+    python = python_of("serve")
+    cases = (
+        ("A11a", "given to the pool one by one", "save", 1, 8.0),
+        ("A11b", "given in batches of 32", "save", 32, 8.0),
+        ("A11c", "taken from the pool one by one", "load", 1, 3.0),
+        ("A11d", "taken in batches of 32", "load", 32, 3.0),
+    )
+    watch = LoadWatch()
+    peer_name = "Mooncake store, TCP, registered memory"
+    rows = [
+        Row(name, f"blocks of 1 MiB, verified, {what}", "x", "higher", target, peer=peer_name, peer_unit="GB/s")
+        for name, what, *_, target in cases
+    ]
+    if python is None:
+        for row in rows:
+            row.note = "the peer is not installed: python -m bench.peers.setup serve"
+    else:
+        try:
+            with (
+                _pool("unix", block, count, log) as ours,
+                Worker("mooncake", python, "mooncake_store.py", log, 2) as peer,
+            ):
+                peer.load(block=block, count=count)
+                for row, (_, _, what, batch, _) in zip(rows, cases, strict=True):
+                    _fill(row, duel(ours, peer, {"what": what, "repeats": 4, "batch": batch}, pairs))
+        except WorkerError as error:
+            for row in rows:
+                row.note = row.note or str(error)
+    load = watch.stop()
+    for row in rows:
+        row.load, row.command = load, "python -m bench serve --only A11"
         yield row
 
 

@@ -49,9 +49,13 @@ class Blocks:
             self._socket = _bare_server(block * count)
         return {}
 
-    def run(self, what: str, repeats: int, seed: int = 0) -> dict[str, Any]:
-        """Move all blocks ``repeats`` times: ``load`` from the other side, ``save`` to it."""
+    def run(self, what: str, repeats: int, batch: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Move all blocks ``repeats`` times, ``batch`` at once or all: ``load`` from the other side, ``save`` to it."""
+        batch = batch or len(self._rows)
+        pieces = [slice(at, at + batch) for at in range(0, len(self._rows), batch)]
         seconds = 0.0
+        if what == "load" and self._kind in ("unix", "tcp"):
+            self._pool.save(self._keys, self._rows)  # those that saves of other blocks have pushed out
         for _ in range(repeats):
             keys = [os.urandom(16) for _ in self._rows] if what == "save" else []
             started = time.perf_counter()
@@ -65,9 +69,9 @@ class Blocks:
                     while view:
                         view = view[self._socket.recv_into(view) :]
             elif what == "save":
-                assert self._pool.save(keys, self._rows) == len(keys)
+                assert sum(self._pool.save(keys[p], self._rows[p]) for p in pieces) == len(keys)
             else:
-                assert self._pool.load(self._keys, self._out) == len(self._keys)
+                assert sum(self._pool.load(self._keys[p], self._out[p]) for p in pieces) == len(self._keys)
             seconds += time.perf_counter() - started
         if self._kind in ("unix", "tcp") and what == "load":
             assert all(np.array_equal(a, b) for a, b in zip(self._out, self._rows, strict=True))
