@@ -1,4 +1,4 @@
-"""A12: the probe model trained with full attention and with MoBA's two hybrids, on the same texts to the same length."""
+"""A12: the probe model trained with full attention and with MoBA's two hybrids, on the same texts."""
 
 from __future__ import annotations
 
