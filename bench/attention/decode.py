@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.attention.data import draw
 from bench.bounds import Bounds, probe
 from bench.checkpoint import CACHE, to_bf16
 from bench.duel import Result, Worker, WorkerError, duel
 from bench.machine import LoadWatch
 from bench.peers.setup import python_of
 from bench.row import Row
+from statepool.engine.attention.measure import draw
 from statepool.engine.attention.wave import WaveConfig, WaveIndex
 from statepool.native import kernels
 
