@@ -89,7 +89,8 @@ class Layers:
 
     def wave(self, number: int) -> npt.NDArray[np.float32]:
         """The same by the wave index."""
-        return self.indexes[number % self.layers].decode(self._queries[number % _QUERIES]).out
+        query: npt.NDArray[np.float32] = self._queries[number % _QUERIES]
+        return self.indexes[number % self.layers].decode(query).out
 
     def moba(self, number: int) -> npt.NDArray[np.float32]:
         """The same by blocks."""
@@ -138,8 +139,8 @@ def draw(rng: np.random.Generator, heads: int, count: int, width: int) -> tuple[
     """Keys around ``count / 16`` centres and random values: bf16 bits ``[heads][count][width]``."""
     centres = rng.standard_normal((heads, max(count // 16, 1), width), np.float32)
     near = np.take_along_axis(centres, rng.integers(0, centres.shape[1], (heads, count, 1)), axis=1)
-    keys = near + 0.5 * rng.standard_normal((heads, count, width), np.float32)
-    return _bf16(keys), _bf16(rng.standard_normal(keys.shape, np.float32))
+    spread, values = rng.standard_normal((2, heads, count, width), np.float32)
+    return _bf16(near + 0.5 * spread), _bf16(values)
 
 
 def _bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
