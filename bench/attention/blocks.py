@@ -12,7 +12,7 @@ from torch.nn import functional
 from bench.machine import LoadWatch
 from bench.proofs import Proof
 from bench.proofs import run as prove
-from bench.row import Row
+from bench.row import Row, asked
 from statepool.train.moba import moba_attention
 
 _BLOCK, _TOPK, _HEADS, _WIDTH = 512, 3, 2, 128
@@ -66,7 +66,7 @@ PROOFS = (
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """A9a at 16K and A9b at 32K tokens, then the proofs."""
     for name, count, target in (("A9a", 16384, 0.9), ("A9b", 32768, 11.0)):
-        if not only or any(name.startswith(one) for one in only):
+        if asked(name, only):
             yield _forward(name, count // 4 if quick else count, target, 1 if quick else 3)
     yield from prove(PROOFS, only)
 

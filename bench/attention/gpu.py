@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from bench.machine import LoadWatch
-from bench.row import Row
+from bench.row import Row, asked
 
 _NO_GPU = "no CUDA device here; on a machine with one: python -m bench attention --only A13,A14"
 
@@ -28,7 +28,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
         ),
     )
     for row in rows:
-        if only and not any(row.id.startswith(one) for one in only):
+        if not asked(row.id, only):
             continue
         row.command = "python -m bench attention --only A13,A14"
         watch = LoadWatch()

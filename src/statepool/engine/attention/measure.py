@@ -89,12 +89,11 @@ class Layers:
 
     def wave(self, number: int) -> npt.NDArray[np.float32]:
         """The same by the wave index."""
-        query: npt.NDArray[np.float32] = self._queries[number % _QUERIES]
-        return self.indexes[number % self.layers].decode(query).out
+        return self.indexes[number % self.layers].decode(self._queries[number % _QUERIES]).out
 
     def moba(self, number: int) -> npt.NDArray[np.float32]:
         """The same by blocks."""
-        query = self._queries[number % _QUERIES].reshape(1, -1)
+        query: npt.NDArray[np.float32] = self._queries[number % _QUERIES].reshape(1, -1)
         batch = Batch.build(
             [([0], self.tokens - 1, self._table(number).tolist())], [self._contexts[number % self.layers]]
         )
