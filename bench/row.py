@@ -49,6 +49,11 @@ class Row:
         return asdict(self) | {"pass": self.passed}
 
 
+def asked(name: str, only: Sequence[str]) -> bool:
+    """Whether a row is among those asked for: by its id, by its id without the letter, or because all are."""
+    return not only or name in only or name.rstrip("abcdefgh") in only
+
+
 def merge(path: Path, room: str, machine: dict[str, Any], rows: Sequence[Row]) -> None:
     """Write the rows of one room and their machine as JSON; rows of other ids already in the file stay."""
     kept = {row["id"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}

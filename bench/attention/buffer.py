@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.attention.data import draw
 from bench.checkpoint import CACHE
 from bench.machine import LoadWatch
 from bench.row import Row
+from statepool.engine.attention.measure import draw
 from statepool.engine.attention.wave import Segment, WaveBuffer, WaveConfig
 from statepool.engine.attention.wave.index import SegmentView
 from statepool.engine.config import EngineConfig

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.attention.data import draw
 from bench.bounds import Bounds, probe
 from bench.checkpoint import CACHE, to_bf16
 from bench.duel import Result, Worker, WorkerError, duel
 from bench.machine import LoadWatch
 from bench.peers.setup import python_of
 from bench.row import Row
+from statepool.engine.attention.measure import draw
 from statepool.engine.attention.wave import WaveConfig, WaveIndex
 from statepool.native import kernels
 
@@ -28,7 +28,7 @@ _LAYERS = {64: 4, 128: 2}
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """A1a, A2a to A2c at head dimension 128, A1b, A2d to A2f at 64, A6a and A6b (build)."""
-    wanted = [name for name in ("A1", "A2", "A6") if not only or any(one.startswith(name) for one in only)]
+    wanted = [name for name in ("A1", "A2", "A6") if not only or any(one.rstrip("abcdef") == name for one in only)]
     if "A1" in wanted or "A2" in wanted:
         bounds = probe(THREADS)
         for width in (128, 64):

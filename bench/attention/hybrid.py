@@ -1,4 +1,4 @@
-"""A12: the probe model trained with full attention and with MoBA's two hybrids, on the same texts to the same length."""
+"""A12: the probe model trained with full attention and with MoBA's two hybrids, on the same texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from random import Random
 import torch
 
 from bench.machine import LoadWatch
-from bench.row import Row
+from bench.row import Row, asked
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.train.probe.recipe import Recipe, Stage, draw, loss_of, train
 from statepool.train.torch_model import Qwen3
@@ -25,7 +25,7 @@ _HELD_OUT = 32
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """A12a: 90 % of the tokens with blocks and 10 % in full. A12b: the last layer in full."""
-    wanted = [name for name in ("A12a", "A12b") if not only or any(name.startswith(one) for one in only)]
+    wanted = [name for name in ("A12a", "A12b") if asked(name, only)]
     if not wanted:
         return
     torch.set_num_threads(1)

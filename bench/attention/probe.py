@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bench.machine import LoadWatch
-from bench.row import Row
+from bench.row import Row, asked
 from statepool.train.probe.judge import engine_of, questions, score
 from statepool.train.probe.rivals import RIVALS
 
@@ -22,7 +22,7 @@ _TEXTS = {
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """A3a at 1.8 % of the clusters and A3b at 5 % on the probe; A3c and A3d the same on the model that talks."""
     for model, names in (("probe", ("A3a", "A3b")), ("tiny", ("A3c", "A3d"))):
-        wanted = [name for name in names if not only or any(name.startswith(one) for one in only)]
+        wanted = [name for name in names if asked(name, only)]
         if wanted:
             yield from _rows(model, names, wanted, quick)
 

@@ -69,7 +69,9 @@ def draw(seed, count, heads, kv_heads, width, dtype=torch.float32):
         ((0, 70), 8, 2, 16, 16, 2),
     ],
 )
-def test_values_and_gradients_are_those_of_the_mask(borders, heads, kv_heads, width, block, topk, select):
+def test_values_and_gradients_are_those_of_the_mask(
+    borders, heads, kv_heads, width, block, topk, select, record_property
+):
     tensors = [x.requires_grad_() for x in draw(1, borders[-1], heads, kv_heads, width)]
     out = moba_attention(*tensors, torch.tensor(borders), block, topk, select)
     exact = [x.detach().double().requires_grad_() for x in tensors]
@@ -78,8 +80,11 @@ def test_values_and_gradients_are_those_of_the_mask(borders, heads, kv_heads, wi
     weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(2))
     (out * weight).sum().backward()
     (want * weight).sum().backward()
+    distances = [(out.detach().double() - want.detach()).abs().max()]
     for mine, theirs in zip(tensors, exact, strict=True):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
+        distances.append((mine.grad.double() - theirs.grad).abs().max())
+    record_property("distance", max(map(float, distances)))
 
 
 def test_a_zero_query_likes_all_blocks_alike_and_takes_the_first():
@@ -131,7 +136,7 @@ needs_native = pytest.mark.skipif(kernels is None, reason="needs the native modu
 
 @needs_native
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_engine_s_kernel_agrees_with_torch_row_by_row_and_whole(bf16):
+def test_the_engine_s_kernel_agrees_with_torch_row_by_row_and_whole(bf16, record_property):
     count, heads, kv_heads, width, config = 150, 6, 2, 32, MobaConfig(16, 3)
     q, k, v = draw(6, count, heads, kv_heads, width)
     if bf16:
@@ -167,7 +172,32 @@ def test_the_engine_s_kernel_agrees_with_torch_row_by_row_and_whole(bf16):
         pieces.append(run(at, at + step, context))
         at += step
     assert at == count
-    assert np.concatenate(pieces).tobytes() == whole.tobytes()
+    together = np.concatenate(pieces)
+    record_property("different", int((together.view(np.int32) != whole.view(np.int32)).any(axis=1).sum()))
+    assert together.tobytes() == whole.tobytes()
+
+
+@needs_native
+@pytest.mark.parametrize("blocks", [4, 40, 160])
+def test_a_decoded_token_reads_few_rows(blocks, record_property):
+    """Two rows for each token of ``topk`` blocks, and one mean for each block: not the context."""
+    width, block, topk, heads = 16, 32, 3, 2
+    count = blocks * block
+    pool = np.ones((count // 16, 1, 2, 1, 16 * width), np.float32)
+    backend, context = MobaAttention(pool, width, MobaConfig(block, topk)), Context(0)
+
+    def run(first, stop):
+        batch = Batch.build([(list(range(stop - first)), first, list(range(count // 16)))], [context])
+        query = np.ones((stop - first, heads * width), np.float32)
+        backend.attend(0, query, batch, np.empty_like(query))
+        return backend.rows_read
+
+    before = run(0, count - 1)
+    read = (run(count - 1, count) - before) / heads
+    share = read / (2 * topk * block + blocks)
+    record_property("share", share)
+    assert read == 2 * topk * block + blocks - 1
+    assert share <= 1
 
 
 @needs_native

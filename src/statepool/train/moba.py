@@ -7,6 +7,7 @@ pass computes weights anew from the merged log-sum-exp, so nothing of the size o
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -56,16 +57,21 @@ def moba_attention(
     return torch.cat(parts) if parts else torch.zeros_like(q)
 
 
+_OWN, _PAST = 128, 1024
+"""Most queries of a piece: of a block's own, so that few products are of keys ahead, and of later blocks'."""
+
+
 class Piece(NamedTuple):
-    """The queries of one head that read one block, of one document."""
+    """Queries of one head that read one block, of one document; of its own queries, only the keys they may see."""
 
     head: int
     start: int
     stop: int
     rows: Tensor
-    """int64, the block's own queries first, in order."""
     places: Tensor
     """int64, ``slot * T + row``: which of its parts this is for each query."""
+    causal: bool
+    """Whether the queries are those of the last keys, in order, and none sees ahead."""
 
 
 def chosen_blocks(q: Tensor, k: Tensor, config: MobaConfig, select: str) -> Tensor:
@@ -130,8 +136,12 @@ def _pieces(chosen: Tensor, block: int) -> list[Piece]:
         order = torch.argsort(slots.flatten(), stable=True)
         sizes = torch.bincount(slots.flatten() + 1, minlength=-(-count // block) + 1).tolist()
         for number, places in enumerate(order.split(sizes)[1:]):
-            stop = min((number + 1) * block, count)
-            pieces.append(Piece(head, number * block, stop, places % count, places))
+            start, stop = number * block, min((number + 1) * block, count)
+            for part in places[: stop - start].split(_OWN):
+                last = int(part[-1]) + 1
+                pieces.append(Piece(head, start, last, part, part, True))
+            later = places[stop - start :].split(_PAST)
+            pieces += [Piece(head, start, stop, part % count, part, False) for part in later if len(part)]
     return pieces
 
 
@@ -146,14 +156,22 @@ class _Blocks(torch.autograd.Function):
         out, lse = torch.empty_like(q), q.new_empty(heads, count)
         parts = q.new_empty(slots * count, width)
         tops, sums = q.new_empty(slots * count), q.new_empty(slots * count)
+        # One room for all pieces: fresh memory for each costs as much as its products.
+        rows = max((len(piece.rows) for piece in pieces), default=0)
+        keys = max((piece.stop - piece.start for piece in pieces), default=0)
+        room = q.new_empty(rows * width), q.new_empty(rows * keys)
+        by_head: list[list[Piece]] = [[] for _ in range(heads)]
+        for piece in pieces:
+            by_head[piece.head].append(piece)
         for head in range(heads):
             parts.zero_(), tops.fill_(-torch.inf), sums.zero_()
-            for piece in pieces[head * len(pieces) // heads : (head + 1) * len(pieces) // heads]:
-                weights = _scores(scaled[head], k[head // group], piece)
+            for piece in by_head[head]:
+                weights = _scores(scaled[head], k[head // group], piece, room)
                 top = weights.amax(1)
                 weights.sub_(top[:, None]).exp_()
                 tops[piece.places], sums[piece.places] = top, weights.sum(1)
-                parts[piece.places] = weights @ v[head // group, piece.start : piece.stop]
+                values = v[head // group, piece.start : piece.stop]
+                parts[piece.places] = torch.mm(weights, values, out=_shaped(room[0], len(weights), width))
             by_slot = tops.view(slots, count)
             share = (by_slot - by_slot.amax(0)).exp_()
             total = (share * sums.view(slots, count)).sum(0)
@@ -172,7 +190,7 @@ class _Blocks(torch.autograd.Function):
         scaled, spread = q * scale, (grad * out).sum(2)
         for piece in ctx.pieces:
             head, kv, span = piece.head, piece.head // group, slice(piece.start, piece.stop)
-            weights = _scores(scaled[head], k[kv], piece).sub_(lse[head, piece.rows, None]).exp_()
+            weights = _scores(scaled[head], k[kv], piece, None).sub_(lse[head, piece.rows, None]).exp_()
             above = grad[head, piece.rows]
             dv[kv, span] += weights.T @ above
             weights *= (above @ v[kv, span].T).sub_(spread[head, piece.rows, None])
@@ -181,12 +199,23 @@ class _Blocks(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _scores(q: Tensor, k: Tensor, piece: Piece) -> Tensor:
-    """``[rows][block]``; a block's own queries do not see ahead."""
-    scores = q[piece.rows] @ k[piece.start : piece.stop].T
-    own = piece.stop - piece.start
-    ahead = torch.ones(own, own, dtype=torch.bool, device=q.device).triu_(1)
-    scores[:own].masked_fill_(ahead, -torch.inf)
+def _shaped(memory: Tensor, *shape: int) -> Tensor:
+    """The beginning of ``memory`` in another shape."""
+    return memory[: math.prod(shape)].view(shape)
+
+
+def _scores(q: Tensor, k: Tensor, piece: Piece, room: tuple[Tensor, Tensor] | None) -> Tensor:
+    """``[rows][keys]``, -inf for keys ahead; ``room`` for queries and scores is used if given."""
+    keys, count = k[piece.start : piece.stop], len(piece.rows)
+    if room is None:
+        scores = q[piece.rows] @ keys.T
+    else:
+        gathered = torch.index_select(q, 0, piece.rows, out=_shaped(room[0], count, q.shape[1]))
+        scores = torch.mm(gathered, keys.T, out=_shaped(room[1], count, len(keys)))
+    if piece.causal:
+        own = len(piece.rows)
+        ahead = torch.ones(own, own, dtype=torch.bool, device=q.device).triu_(1)
+        scores[:, -own:].masked_fill_(ahead, -torch.inf)
     return scores
 
 

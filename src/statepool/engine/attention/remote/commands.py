@@ -28,16 +28,49 @@ def main(arguments: list[str]) -> int:
     stats = command("stats", "what workers hold and have done", _stats)
     stats.add_argument("address", nargs="+", help="address of a worker")
     stats.add_argument("--json", action="store_true", help="print one JSON object a worker")
+    bench = command("bench", "what a token costs here: exact, by the wave index, by blocks", _bench)
+    bench.add_argument("--tokens", type=int, default=32768, metavar="N", help="of the context (default 32768)")
+    bench.add_argument("--dim", type=int, default=128, metavar="N", help="of a head (default 128)")
+    bench.add_argument("--heads", type=int, default=16, metavar="N", help="default 16")
+    bench.add_argument("--kv-heads", type=int, default=8, metavar="N", help="default 8")
+    bench.add_argument("--layers", type=int, default=4, metavar="N", help="in turn (default 4)")
+    bench.add_argument("--threads", type=int, metavar="N", help="threads of the kernels (default: all cores)")
+    bench.add_argument("--json", action="store_true", help="print one JSON object a kind")
     return run("statepool attention", tree.parse_args(arguments))
+
+
+def _use(threads: int | None) -> None:
+    if threads is not None and kernels is not None:
+        try:
+            kernels.set_threads(threads)
+        except ValueError as error:
+            raise InvalidConfig(str(error), param="threads") from None
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from statepool.engine.attention.measure import Layers
+    from statepool.engine.attention.wave import WaveConfig
+
+    _use(options.threads)
+    made = Layers(options.tokens, options.dim, options.heads, options.kv_heads, options.layers, WaveConfig())
+    costs = made.costs()
+    if not options.json:
+        print(f"building the wave index: {made.build_seconds:.3g} s a layer")
+    for cost in costs:
+        if options.json:
+            print(json.dumps({"kind": cost.name, "milliseconds": cost.milliseconds, "byte_ratio": cost.byte_ratio}))
+        else:
+            faster = costs[0].milliseconds / cost.milliseconds
+            print(
+                f"{cost.name:6} {cost.milliseconds:8.3f} ms a layer, {faster:5.2f} times as fast, "
+                f"{cost.byte_ratio:5.1f} times fewer bytes"
+            )
+    return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
     node = AttentionNode(options.listen)
-    if options.threads is not None and kernels is not None:
-        try:
-            kernels.set_threads(options.threads)
-        except ValueError as error:
-            raise InvalidConfig(str(error), param="threads") from None
+    _use(options.threads)
     return serve(node, lambda: f"attention worker at {node.reachable}", options.with_parent)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -90,6 +92,18 @@ class DeviceWaveIndex:
             config, pages, (bases + slots).int(), filled, bases + steady + first, sizes, int(each.max()),
             centroids.to(keys.dtype), means.to(keys.dtype), spread,
         )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: Sequence[DeviceWaveIndex]) -> DeviceWaveIndex:
+        """One index of the streams of several, built with the same settings over contexts of the same length."""
+        bases = [0, *accumulate(len(part.pages) for part in parts)]
+        moved = [
+            replace(part, steady=part.steady + base, first_page=part.first_page + base)
+            for part, base in zip(parts, bases, strict=False)
+        ]
+        names = [item.name for item in fields(cls) if item.name not in ("config", "most_pages")]
+        tensors = {name: torch.cat([getattr(part, name) for part in moved]) for name in names}
+        return cls(config=parts[0].config, most_pages=max(part.most_pages for part in parts), **tensors)
 
     def decode(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """(out float32 ``[streams][group][width]``, lse ``[streams][group]``) of ``query`` float32 of the same shape.

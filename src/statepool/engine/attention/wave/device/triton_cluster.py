@@ -82,7 +82,7 @@ def members(best: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
 
 
 def sums(rows: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    """float32 ``[streams][clusters][width]``: the sum of each cluster's ``rows`` float32 ``[streams][tokens][width]``."""
+    """float32 ``[streams][clusters][width]``: the sum of each cluster's ``rows`` ``[streams][tokens][width]``."""
     streams, count, width = rows.shape
     clusters = offsets.shape[1] - 1
     total = torch.empty(streams, clusters, width, dtype=torch.float32, device=rows.device)

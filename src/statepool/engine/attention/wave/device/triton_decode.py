@@ -2,8 +2,8 @@
 
 A page holds eight keys and then their values, so a cluster is a few pages and a step's clusters are a list of page
 numbers. A program takes one KV head with its query heads and one stretch of that list, or of the list of clusters that
-are estimated: those are keys as well, whose scores are known and whose values are their means. A second kernel merges the
-stretches in order.
+are estimated: those are keys as well, whose scores are known and whose values are their means. A second kernel merges
+the stretches in order.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -25,7 +25,7 @@ TILE, STRETCH = 32, 256
 
 @triton.jit
 def _fold(m, l, acc, s, v, DOT: tl.constexpr):
-    """Online softmax: (m, l, acc) of the keys so far, with scores ``s`` [group, tile] and values ``v`` [tile, width]."""
+    """Online softmax: (m, l, acc) of the keys so far, with scores ``s`` [group, tile] and values ``v``."""
     top = tl.maximum(tl.maximum(m, tl.max(s, axis=1)), -1e30)
     correction, p = tl.exp(m - top), tl.exp(s - top[:, None])
     more = tl.dot(p.to(v.dtype).to(DOT), v.to(DOT), input_precision="ieee")

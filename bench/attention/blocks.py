@@ -1,0 +1,105 @@
+"""A9 to A11, A16: block attention's forward against SDPA, and what the tests of blocks and lossless drafts recorded."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.nn import functional
+
+from bench.machine import LoadWatch
+from bench.proofs import Proof
+from bench.proofs import run as prove
+from bench.row import Row, asked
+from statepool.train.moba import moba_attention
+
+_BLOCK, _TOPK, _HEADS, _WIDTH = 512, 3, 2, 128
+_TESTS = "tests/attention"
+PROOFS = (
+    Proof(
+        "A10",
+        "largest distance of block attention and its gradients from a mask in float64, float32",
+        "",
+        "lower",
+        1e-5,
+        "max",
+        (f"{_TESTS}/test_moba.py::test_values_and_gradients_are_those_of_the_mask",),
+        "distance",
+    ),
+    Proof(
+        "A11a",
+        "tokens decoded one by one whose bits differ from the prompt's rows",
+        "tokens",
+        "lower",
+        0.0,
+        "sum",
+        (f"{_TESTS}/test_moba.py::test_the_engine_s_kernel_agrees_with_torch_row_by_row_and_whole",),
+        "different",
+    ),
+    Proof(
+        "A11b",
+        "rows a decoded token reads, of 2 topk B + N / B",
+        "x",
+        "lower",
+        1.0,
+        "max",
+        (f"{_TESTS}/test_moba.py::test_a_decoded_token_reads_few_rows",),
+        "share",
+    ),
+    Proof(
+        "A16a",
+        "drafts by the wave index: cases whose bits are not those without drafts",
+        "failures",
+        "lower",
+        0.0,
+        "failed",
+        (
+            f"{_TESTS}/test_draft.py::test_same_bits_whatever_happens",
+            f"{_TESTS}/test_draft.py::test_drafts_are_made_and_held",
+        ),
+    ),
+)
+
+
+def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
+    """A9a at 16K and A9b at 32K tokens, then the proofs."""
+    for name, count, target in (("A9a", 16384, 0.9), ("A9b", 32768, 11.0)):
+        if asked(name, only):
+            yield _forward(name, count // 4 if quick else count, target, 1 if quick else 3)
+    yield from prove(PROOFS, only)
+
+
+def _forward(name: str, count: int, target: float, pairs: int) -> Row:
+    """The two in turn, one thread each, the CPU time of each."""
+    where = f"{count // 1024}K tokens, block {_BLOCK}, topk {_TOPK}, {_HEADS} heads, d = {_WIDTH}, float32"
+    ideal = (count / 2) / ((_TOPK - 1) * _BLOCK + _BLOCK / 2)
+    of_ideal = name == "A9a"
+    what = "block attention forward, speed-up over SDPA" + (", of what the products allow" if of_ideal else "")
+    row = Row(name, f"{what}, {where}", "x", "higher", target, command="python -m bench attention --only A9")
+    torch.set_num_threads(1)
+    watch = LoadWatch()
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(count, _HEADS, _WIDTH, generator=g) for _ in range(3))
+    dense = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
+    ratios, own = [], []
+    with torch.no_grad():
+        moba_attention(q[:2048], k[:2048], v[:2048], None, _BLOCK, _TOPK)
+        for _ in range(pairs):
+            own.append(_seconds(lambda: moba_attention(q, k, v, None, _BLOCK, _TOPK)))
+            full = _seconds(lambda: functional.scaled_dot_product_attention(*dense, is_causal=True))
+            ratios.append(full / own[-1])
+    ratio = statistics.median(ratios)
+    row.value = ratio / ideal if of_ideal else ratio
+    row.own = f"{statistics.median(own):.3g} s of CPU"
+    row.peer, row.peer_value, row.peer_unit = "torch SDPA", ratio * statistics.median(own), "s of CPU"
+    row.note = f"{ratio:.2f} times SDPA, {ideal:.1f} allowed"
+    row.load = watch.stop()
+    return row
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.process_time()
+    run()
+    return time.process_time() - began
