@@ -149,7 +149,7 @@ def _never_lose(seeds: Sequence[int]) -> Iterator[Row]:
     for name in ("no correlation", "probes shortest", "room for all", "an outlier in a short group"):
         for workload in (QWEN_VL, MOONLIGHT):
             small = replace(workload, instances=workload.instances // 4, groups=workload.groups // 4)
-            for seed in list(seeds)[:5]:
+            for seed in list(seeds)[:2]:
                 case, wanted = _hard(name, small, seed)
                 _, before = _hard(name, small, seed + 1_000_003)
                 prior = LengthPrior.fit(by_group(before))
@@ -165,7 +165,7 @@ def _never_lose(seeds: Sequence[int]) -> Iterator[Row]:
         "R5", "never lose: share of the best of round robin, arrival and request, worst case", "share", "higher", 0.98
     )
     row.value, row.own = worst, where
-    row.note = f"median {statistics.median(shares):.3f} of {len(shares)} cases; quarter-size clusters"
+    row.note = f"median {statistics.median(shares):.3f} of {len(shares)} cases, 2 seeds each; a quarter of the engines"
     yield row
 
 
