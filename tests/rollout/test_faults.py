@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidCheckpoint, InvalidRequest
 from statepool.engine.config import EngineConfig
 from statepool.rollout import LocalHosts, rollout
 from statepool.rollout.fleet import Fleet
@@ -157,6 +157,49 @@ def test_a_fleet_swaps_weights_and_keeps_them_through_a_death(groups):
         os.kill(fleet.pids()[0], signal.SIGKILL)
         fleet_again = rollout(fleet, groups)
         assert told(fleet_again) == told(second)
+
+
+def test_weights_that_give_no_numbers_end_the_iteration_by_name(engine, groups):
+    hosts = LocalHosts([engine(64)])
+    name = "model.norm.weight"
+    old = np.array(hosts.engines[0]._checkpoint.tensor(name))
+    hosts.update_weights([(name, np.full_like(old, 0x7FC0))], "broken")
+    try:
+        with pytest.raises(InvalidCheckpoint, match="weights broken give logits that are not finite"):
+            rollout(hosts, groups)
+        hosts.begin("")
+    finally:
+        hosts.update_weights([(name, old)], "0")
+    assert len(rollout(hosts, groups).responses) == 16
+
+
+def test_an_engine_process_with_such_weights_says_so_too(groups):
+    from statepool.engine.hub import resolve
+    from statepool.engine.loader import Checkpoint
+
+    name = "model.norm.weight"
+    good = np.array(Checkpoint(resolve("tiny")).tensor(name))
+    with Fleet(CONFIG, 1) as fleet:
+        fleet.update_weights([(name, np.full_like(good, 0x7FC0))], "broken")
+        with pytest.raises(InvalidCheckpoint, match="weights broken give logits that are not finite"):
+            rollout(fleet, groups[:1])
+
+
+def test_a_judge_that_raises_leaves_the_engines_as_they_were(engine, long, wanted, tmp_path):
+    seen = []
+
+    def judge(response):
+        seen.append(response)
+        raise ZeroDivisionError("a verifier of somebody")
+
+    fresh = engine(128)
+    with pytest.raises(ZeroDivisionError):
+        rollout(fresh, long, policy="divided_rr", chunk=16, on_response=judge, journal=tmp_path)
+    assert fresh.pool.free == fresh.pool.total and not fresh.has_work
+    heard = []
+    done = rollout(fresh, long, policy="divided_rr", chunk=16, on_response=heard.append, journal=tmp_path)
+    assert told(done) == wanted, "what was told to the judge was in the journal before"
+    assert len(seen) == 1 and len(heard) == len(done.responses)
 
 
 def test_a_fleet_that_cannot_load_says_so():

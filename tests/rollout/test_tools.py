@@ -15,6 +15,7 @@ from statepool.engine.request import Request
 from statepool.rollout import LocalHosts, Speech, Tools, rollout
 from statepool.rollout.drafts import GroupDrafts
 from statepool.rollout.fleet import Fleet
+from statepool.rollout.tools import Conversation, ToolThreads
 from statepool.tasks import Turn, Verdict
 
 TURNS = ("Count from 2 to 7.", "What is 12 + 30?")
@@ -156,7 +157,7 @@ def test_a_world_that_breaks_or_never_answers_costs_its_response_alone(engine, s
         return {broken: Breaks, silent: Sleeps}.get((group, index), Asks)()
 
     opened = {}
-    tools = world(engine(64), opened, make, patience=0.2, threads=16)
+    tools = world(engine(64), opened, make, patience=0.5, threads=2)
     try:
         done = rollout(engine(64), short, chunk=32, policy="divided_rr", tools=tools)
     finally:
@@ -166,6 +167,34 @@ def test_a_world_that_breaks_or_never_answers_costs_its_response_alone(engine, s
     assert {key: value for key, value in told(done).items() if key not in lost} == {
         key: value for key, value in wanted.items() if key not in lost
     }
+
+
+def test_patience_is_for_answers_and_not_for_a_thread(engine):
+    """A clock by hand: who waits for a thread is lost only when every thread hangs."""
+    now, gate, taken = [0.0], threading.Event(), threading.Semaphore(0)
+
+    class Hangs(Asks):
+        def reply(self, text):
+            taken.release()
+            gate.wait(30)
+            return Turn()
+
+    tools = world(engine(64), {}, lambda *_: Hangs(), patience=10.0, threads=1)
+    threads = ToolThreads(tools, lambda: now[0])
+    try:
+        threads.ask(0, Conversation(), "a", 0, ())
+        assert taken.acquire(timeout=10)
+        now[0] = 5.0
+        threads.ask(1, Conversation(), "a", 1, ())
+        now[0] = 11.0
+        assert [(job, turn.faults) for job, turn in threads.answers(0.0)] == [(0, ("world_silent",))]
+        now[0] = 14.0
+        assert threads.answers(0.0) == [] and threads.busy
+        now[0] = 16.0
+        assert [job for job, _ in threads.answers(0.0)] == [1] and not threads.busy
+    finally:
+        gate.set()
+        threads.close()
 
 
 def test_a_journal_keeps_conversations_that_are_over(engine, short, wanted, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from statepool.core.errors import Corruption, InvalidRequest
+from statepool.core.errors import Corruption, InvalidCheckpoint, InvalidRequest
 from statepool.engine.request import Request
 from statepool.kv.layout import BLOCK_SIZE
 
@@ -234,9 +234,19 @@ class Instance:
         return None
 
     def step(self) -> list[Gain]:
-        """One step of the engine; what is to be told after it."""
+        """One step of the engine; what is to be told after it.
+
+        Raises:
+            InvalidCheckpoint: the weights give logits that no token can be chosen from.
+        """
         gains: list[Gain] = []
-        for output in self.engine.step():
+        try:
+            outputs = self.engine.step()
+        except ValueError as error:  # the sampler's word for logits that are no numbers
+            raise InvalidCheckpoint(
+                f"weights {self.engine.version} give logits that are not finite ({error}); publish others and run again"
+            ) from error
+        for output in outputs:
             held = self._held.get(output.id)
             if held is None:
                 continue

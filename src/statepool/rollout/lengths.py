@@ -47,7 +47,7 @@ class LengthPrior:
 
 
 class _Learnt:
-    """What the members of one group have told: the weight of it, their weighted log lengths, the mean it makes likely."""
+    """What the members of one group have told: its weight, their weighted log lengths, the mean it makes likely."""
 
     __slots__ = ("mean", "total", "weight")
 

@@ -177,6 +177,7 @@ class Controller:
 
         Raises:
             Unavailable: all engines are gone for good.
+            InvalidCheckpoint: the weights give logits that are not finite.
             StatepoolError: an engine gave up a response.
         """
         if self._journal_folder is None:

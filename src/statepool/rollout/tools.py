@@ -45,7 +45,8 @@ class Tools:
         turns: most turns of the model.
         turn_tokens: most tokens of one turn; None: as many as the response has left.
         threads: dialogues that answer at the same time.
-        patience: seconds without an answer after which the world of a response counts as broken.
+        patience: seconds that a dialogue may take for an answer before it counts as broken; waiting for a thread is not
+            counted, unless all threads hang.
 
     Raises:
         InvalidConfig: a number that is not above 0.
@@ -75,6 +76,8 @@ class Conversation:
     calls: list[tuple[float, float]] = field(default_factory=list)
     """When the world was asked, and when it answered."""
     dialogue: Dialogue | None = None
+    begun: float | None = None
+    """When a thread took up the question that is open."""
 
 
 class ToolThreads:
@@ -89,7 +92,9 @@ class ToolThreads:
         self._tools = tools
         self._clock = clock
         self._pool = ThreadPoolExecutor(tools.threads, "world")
-        self._asked: dict[Future[Turn], tuple[int, Conversation, float]] = {}
+        self._asked: dict[Future[Turn], tuple[int, Conversation]] = {}
+        self._moved = clock()
+        """When a question was last asked, taken up or answered."""
         self._open: list[Conversation] = []
 
     @property
@@ -101,21 +106,26 @@ class ToolThreads:
         """Let the world of ``job`` answer a turn of the model."""
         text = self._tools.speech.heard(turn)
         conversation.turns += 1
+        conversation.begun, self._moved = None, self._clock()
 
         def reply() -> Turn:
+            conversation.begun = self._moved = self._clock()
             if conversation.dialogue is None:
                 conversation.dialogue = self._tools.open(group, index)
                 self._open.append(conversation)
             return conversation.dialogue.reply(text)
 
-        self._asked[self._pool.submit(reply)] = (job, conversation, self._clock())
+        self._asked[self._pool.submit(reply)] = (job, conversation)
 
     def answers(self, seconds: float) -> list[tuple[int, Turn]]:
         """Answers that have come, by job, waiting up to ``seconds`` for the first; silence becomes a lost turn."""
         done, _ = wait(self._asked, seconds, FIRST_COMPLETED)
         now = self._clock()
         found = []
-        for future, (job, conversation, since) in sorted(self._asked.items(), key=lambda entry: entry[1][0]):
+        if done:
+            self._moved = now
+        for future, (job, conversation) in sorted(self._asked.items(), key=lambda entry: entry[1][0]):
+            since = self._moved if conversation.begun is None else conversation.begun
             if future in done:
                 turn = self._result(future, job)
             elif now - since > self._tools.patience:

@@ -2,7 +2,8 @@
 
 ``level`` serves whoever has the fewest tokens, which nothing that knows no lengths beats by much. ``remaining``
 serves whoever may have most ahead: up to the length that one job in four iterations exceeds, by the posterior of its
-group; so nobody who could still become the last is kept waiting. Until a job has told something it goes by level.
+group; so nobody who could still become the last is kept waiting, and since a posterior may be wrong about one, nobody
+falls far behind. Until a job has told something it goes by level.
 ``leaders`` brings one member of every group far ahead first, then the longest group: siblings that follow find their
 drafts written already. ``arrival`` is the order of submission.
 """
@@ -24,6 +25,9 @@ __all__ = ["ORDERS", "Auto", "order"]
 ORDERS = ("remaining", "level", "leaders", "arrival")
 _MOVED = 0.1
 """Change of a group's mean log length after which those who wait are ranked anew."""
+_DOUBT = 0.9
+"""Share of what is left to its limit that any job is given credit for: one that its group says nothing of, ten times as
+long as its siblings, is never far behind when it shows."""
 _TOLD = 2
 """Chunks after which a job ranks by what may lie ahead of it."""
 
@@ -94,7 +98,7 @@ class Remaining(_Known):
         """See ``Ordered.key``."""
         if job.generated < _TOLD * self.chunk:
             return (0, job.generated)
-        return (1, -self.posterior.remaining(job, self._quantile))
+        return (1, -max(self.posterior.remaining(job, self._quantile), _DOUBT * (job.limit - job.generated)))
 
     def enter(self, job: Job) -> None:
         """See ``Policy.enter``."""
@@ -150,6 +154,7 @@ class Auto(Policy):
     """
 
     name = "auto"
+    even = 4  # the last jobs end sooner on engines with equal loads
 
     def __init__(
         self,

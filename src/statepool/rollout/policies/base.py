@@ -8,9 +8,6 @@ from statepool.rollout.state import Instance, Job, State
 
 __all__ = ["DraftPlanner", "Policy", "least_loaded", "select_instance"]
 
-_BALANCED = 32
-"""Jobs in flight by which instances may differ before load goes before the place of the KV."""
-
 
 class DraftPlanner(Protocol):
     """How many draft tokens an instance verifies per sequence and step."""
@@ -29,6 +26,8 @@ class Policy:
 
     name = ""
     divided = True
+    even = 32
+    """Jobs in flight by which instances may differ before load goes before the place of the KV; the paper's number."""
 
     def __init__(self, chunk: int = 2048) -> None:
         self.chunk = chunk
@@ -67,22 +66,22 @@ class Policy:
         Where the KV lies while loads are even, else where the fewest jobs run.
         """
         state = self.state
-        if job.home is not None and state.instances[job.home].fits(need) and _even(state.loads):
+        if job.home is not None and state.instances[job.home].fits(need) and _spread(state.loads) <= self.even:
             return job.home
         return state.fitting(need)
 
 
-def select_instance(instances: list[Instance], job: Job, need: int) -> int | None:
+def select_instance(instances: list[Instance], job: Job, need: int, even: int) -> int | None:
     """The rule of ``Policy.place`` among some of the instances."""
     loads = sorted((instance.count, instance.number) for instance in instances if instance.alive)
     fitting = [instance for instance in instances if instance.fits(need)]
-    if _even(loads) and any(instance.number == job.home for instance in fitting):
+    if _spread(loads) <= even and any(instance.number == job.home for instance in fitting):
         return job.home
     return min(fitting, key=lambda instance: (instance.count, instance.number)).number if fitting else None
 
 
-def _even(loads: list[tuple[int, int]]) -> bool:
-    return bool(loads) and loads[-1][0] - loads[0][0] <= _BALANCED
+def _spread(loads: list[tuple[int, int]]) -> int:
+    return loads[-1][0] - loads[0][0] if loads else 0
 
 
 def least_loaded(instances: list[Instance]) -> int | None:

@@ -122,8 +122,8 @@ class TailIsolate(Ordered):
         apart = max(len(instances) // 8, 1) if len(instances) > 1 else 0
         parts: tuple[list[Instance], list[Instance]] = (instances[:apart], instances[apart:])
         own, other = parts if self._is_long(job) else parts[::-1]
-        found = select_instance(own, job, need) if own else None
-        return select_instance(other, job, need) if found is None else found
+        found = select_instance(own, job, need, self.even) if own else None
+        return select_instance(other, job, need, self.even) if found is None else found
 
     def _is_long(self, job: Job) -> bool:
         assert self._posterior is not None
