@@ -102,4 +102,8 @@ def _lines(command: list[str], given: dict[str, Any]) -> list[dict[str, Any]]:
         done = subprocess.run([*command, file.name], capture_output=True, text=True, timeout=7200, check=False)
     if done.returncode:
         print(done.stderr[-3000:], file=sys.stderr)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"step"')]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"step"')]
+    if lines:  # a side takes minutes: whoever waits, or has to stop it, sees what there is
+        said = f"{given['task']}, seed {given['seed']}, {Path(command[0]).parent.parent.name}: {len(lines)} steps"
+        print(f"{said} to {_mean(lines):.2f}, {lines[-1]['cpu']:.1f} CPU seconds", file=sys.stderr, flush=True)
+    return lines

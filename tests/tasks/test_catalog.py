@@ -174,20 +174,20 @@ class Rows:
         state["reward"] = 2.0 * sum(word == state["answer"] for word in said) / len(said)
 
 
-class OldRows(Rows):
-    """The members as they were before 0.1.8, without coroutines, and a rubric that returns its score."""
+class PlainRows(Rows):
+    """The same without coroutines, with a state that is changed in place."""
 
-    setup_state = None
+    def setup_state(self, state):
+        state["right"] = 0
 
-    def env_response(self, messages, state, **_):
-        return {"role": "user", "content": "Again."}, {**state, "old": True}
+    def env_response(self, messages, state):
+        return [{"role": "user", "content": "Again."}]
 
-    def is_completed(self, messages, state):
-        return len(messages) >= 3
+    def is_completed(self, state):
+        return len(state["completion"]) >= 3
 
     def score_rollout(self, state):
-        assert state["old"]
-        return SimpleNamespace(reward=2.0 * (state["completion"][-1]["content"] == state["answer"]))
+        state["reward"] = 2.0 * (state["completion"][-1]["content"] == state["answer"]) + state["right"]
 
 
 class OneTurn(Rows):
@@ -195,7 +195,7 @@ class OneTurn(Rows):
     setup_state = None
 
 
-@pytest.mark.parametrize("make", [Rows, OldRows])
+@pytest.mark.parametrize("make", [Rows, PlainRows])
 def test_an_environment_of_verifiers_is_a_conversation_its_rubric_judges(make):
     task = VerifiersTask(make, best=2.0)
     problem = next(task.problems(1))

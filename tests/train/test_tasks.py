@@ -42,7 +42,7 @@ class Rows:
 @pytest.mark.parametrize(
     ("task", "settings"),
     [
-        ("sequences", {}),
+        pytest.param("sequences", {}, marks=pytest.mark.slow),  # each problem's anchors are searched for
         ("topology-flips", {}),
         ("environment", {"make": f"{__name__}:Guess"}),
         ("verifiers", {"make": f"{__name__}:Rows"}),

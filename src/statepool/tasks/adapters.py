@@ -19,7 +19,7 @@ from statepool.core.errors import InvalidConfig
 from statepool.tasks.base import Message, Problem, Tool, Turn, Verdict
 from statepool.tasks.synthetic.episode import reply
 
-__all__ = ["Environment", "EnvironmentTask", "ReasoningGym", "found"]
+__all__ = ["Environment", "EnvironmentTask", "ReasoningGym", "maker"]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 64
@@ -106,14 +106,14 @@ class EnvironmentTask:
     def __post_init__(self) -> None:
         if not self.best > 0:
             raise InvalidConfig(f"best must be above 0, got {self.best}", param="best")
-        found(self.make)
+        maker(self.make)
 
     def problems(self, seed: int) -> Iterator[Problem]:
         """Yield one problem per seed of the environment, without end."""
         rng = Random(f"{self.name} {seed}")
         while True:
             start = rng.getrandbits(31)
-            environment = found(self.make)(**self.settings)
+            environment = maker(self.make)(**self.settings)
             text = _read(_reset(environment, start))[0]
             _close(environment)
             messages: list[Message] = [{"role": "user", "content": text}]
@@ -137,7 +137,7 @@ class EnvironmentTask:
 
     def open(self, problem: Problem) -> Environment:
         """The environment at the problem's start."""
-        environment = found(self.make)(**self.settings)
+        environment = maker(self.make)(**self.settings)
         _reset(environment, problem.facts["seed"])
         return Environment(environment, self.best, self.turns)
 
@@ -169,7 +169,7 @@ class Environment:
         _close(self._environment)
 
 
-def found(make: str | Callable[..., Any]) -> Callable[..., Any]:
+def maker(make: str | Callable[..., Any]) -> Callable[..., Any]:
     """What makes an environment, where it is given as ``module:name``.
 
     Raises:
@@ -179,10 +179,10 @@ def found(make: str | Callable[..., Any]) -> Callable[..., Any]:
         return make
     module, _, name = make.partition(":")
     try:
-        maker: Callable[..., Any] = getattr(import_module(module), name)
+        made: Callable[..., Any] = getattr(import_module(module), name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise InvalidConfig(f"environment {make!r} cannot be found: {error}", param="make") from None
-    return maker
+    return made
 
 
 def _reset(environment: Any, seed: int) -> Any:

@@ -1,11 +1,11 @@
-"""Environments in the form of `verifiers` (0.1): rows of a dataset, replies from `env_response`, a rubric that scores.
+"""Environments in the manner of `verifiers` 0.1.14: rows of a dataset, replies, and a rubric that scores.
 
 Nothing of that package is imported; whatever has these members is such an environment:
 
 - `dataset`: rows with `prompt` (messages) or `question` (text), and, where a check needs them, `answer` and `info`;
-- `rubric.score_rollout(state)`: leaves the score in `state["reward"]`, or returns it as `.reward`;
-- where there is more than one turn, `env_response(messages, state)` and `is_completed(state)`, and, if wanted,
-  `setup_state(state)`, `max_turns` and `system_prompt`.
+- `rubric.score_rollout(state)`: leaves the score in `state["reward"]`;
+- where there is more than one turn, `env_response(messages, state)`, which returns messages, and `is_completed(state)`;
+- if wanted, `setup_state(state)`, `max_turns` and `system_prompt`.
 
 Each may be a coroutine function.
 """
@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 from statepool.core.errors import InvalidConfig
-from statepool.tasks.adapters import found
+from statepool.tasks.adapters import maker
 from statepool.tasks.base import Message, Problem, Tool, Turn, Verdict
 from statepool.tasks.synthetic.episode import reply
 
@@ -90,7 +90,7 @@ class VerifiersTask:
 
     @cached_property
     def _environment(self) -> Any:
-        return found(self.make)(**self.settings)
+        return maker(self.make)(**self.settings)
 
 
 class Conversation:
@@ -102,11 +102,11 @@ class Conversation:
         shown = {name: value for name, value in row.items() if name not in ("prompt", "question")}
         self._state: dict[str, Any] = {
             "prompt": list(problem.messages), "completion": [], "answer": problem.answer, "info": {}, "turn": 0,
-            "trajectory": [], "is_completed": False, **shown,
+            "trajectory": [], "is_completed": False, "reward": None, "error": None, **shown,
         }  # fmt: skip
         setup = getattr(environment, "setup_state", None)
         if setup is not None:
-            self._state = _settled(setup(self._state)) or self._state
+            self._state = _settled(setup(self._state)) or self._state  # it may change what it was given instead
 
     def reply(self, text: str) -> Turn:
         """Hand over a turn of the model; the environment's reply, or the verdict when the rollout is over."""
@@ -118,13 +118,10 @@ class Conversation:
         if self._over():
             return self._judged()
         answered = _settled(self._environment.env_response([*state["prompt"], *state["completion"]], state))
-        if isinstance(answered, tuple):  # before 0.1.8: messages and the new state
-            answered, self._state = answered
-        messages = [answered] if isinstance(answered, Mapping) else list(answered)
-        self._state["completion"].extend(messages)
+        state["completion"].extend(answered)
         if self._over():
             return self._judged()
-        return Turn("\n".join(str(message["content"]) for message in messages), role="user")
+        return Turn("\n".join(str(message["content"]) for message in answered), role="user")
 
     def close(self) -> None:
         """Nothing is held."""
@@ -136,16 +133,13 @@ class Conversation:
         most = getattr(environment, "max_turns", -1)
         if most > 0 and state["turn"] >= most:
             return True
-        asked = environment.is_completed
-        # Before 0.1.8 the messages came first.
-        given = (state,) if len(inspect.signature(asked).parameters) == 1 else (state["completion"], state)
-        return bool(_settled(asked(*given)))
+        return bool(_settled(environment.is_completed(state)))
 
     def _judged(self) -> Turn:
         self._state["is_completed"] = True
-        scored = _settled(self._environment.rubric.score_rollout(self._state))
-        reward = float(self._state["reward"] if scored is None else scored.reward)
-        if not math.isfinite(reward):
+        _settled(self._environment.rubric.score_rollout(self._state))
+        reward = self._state["reward"]
+        if reward is None or not math.isfinite(reward):
             _log.warning("a rubric gave the reward %r, so this conversation gets none", reward)
             return Turn(faults=("verifier_error",))
         score = min(max(reward / self._best, 0.0), 1.0)
