@@ -123,9 +123,8 @@ def digest(space: dict[str, Any], files: object) -> str:
 
 
 def _hash(data: bytes) -> bytes:
-    from hashlib import blake2b  # not before it is needed: what a zygote imports, every sandbox maps
-
-    return blake2b(data, digest_size=16).digest()
+    # The one that ``random`` has loaded already: hashlib would cost each new kernel milliseconds.
+    return bytes(random._sha512(data).digest()[:16])  # type: ignore[attr-defined]
 
 
 def _content(value: Any, depth: int = 0) -> bytes | None:
