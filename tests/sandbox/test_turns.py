@@ -10,7 +10,7 @@ class Thing:
     def __init__(self): self.items = []
     def look(self): return len(self.items)
 things, thing, table = [Thing()], Thing(), {"a": [1, 2], "b": (3, {4})}
-text, numbers = "some text", list(range(50))
+text, numbers, large = "some text", list(range(50)), 10**5000
 def twice(x): return 2 * x
 open("f", "w").write("data"); open("g", "w").write("more")
 """
@@ -28,6 +28,8 @@ NOTHING = [
     "text.upper().split()",
     "if numbers:\n    print([str(n) for n in table['a']])",
     "sum(numbers) / len(numbers) > 3",
+    "large % 7",
+    "\0",
     "f'{text}: {max(numbers)}'",
     "text = 'some text'",
     "numbers[3] = 3",
@@ -57,6 +59,9 @@ CHANGES = [
     "import csv",
     "def twice(x): return 3 * x",
     "print = len",
+    "display = 3",
+    "math.pi = 3\n!ls",
+    "json.codecs.register_error('mine', len)",
     "numbers.sort(key=lambda n: -n)",
     "open('f', 'a').write('more')",
     "open('new', 'w').close()",

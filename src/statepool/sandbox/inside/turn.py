@@ -16,6 +16,8 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
+from statepool.sandbox.inside import display
+
 __all__ = ["digest", "quiet"]
 
 _BUILTINS = frozenset(
@@ -65,17 +67,17 @@ _NODES = (
     ast.cmpop,
     ast.expr_context,
 )
-_SCALARS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range)
-_OWN = ("_", "__builtins__", "display")
-"""Names of the kernel itself; ``_`` is whatever was shown last, and is not kept."""
+_SCALARS = (type(None), bool, float, complex, str, bytes, type(Ellipsis))
 
 
 def quiet(code: str, space: dict[str, Any]) -> bool:
     """Whether a cell that has run could change nothing that a digest does not show."""
     try:
-        tree = ast.parse(code)
-    except SyntaxError:
+        tree = ast.parse(display.shell_lines(code))
+    except (SyntaxError, ValueError):
         return True  # it has not run
+    except (RecursionError, MemoryError):
+        return False
     bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     return all(_harmless(node, space, bound) for node in ast.walk(tree))
 
@@ -102,17 +104,22 @@ def _reachable(node: ast.Attribute, space: dict[str, Any]) -> bool:
     while isinstance(inner, ast.Attribute):
         names.append(inner.attr)
         inner = inner.value
-    module = space.get(inner.id) if isinstance(inner, ast.Name) else None
-    if not isinstance(module, types.ModuleType):
+    value = space.get(inner.id) if isinstance(inner, ast.Name) else None
+    if not isinstance(value, types.ModuleType):
         return not (isinstance(inner, ast.Name) and inner.id in _BUILTINS)
-    reads = isinstance(node.ctx, ast.Load)
-    return reads and module.__name__ in _MODULES and not _STATEFUL & set(names)
+    if not isinstance(node.ctx, ast.Load) or _STATEFUL & set(names):
+        return False
+    chain = [value]
+    for name in reversed(names):  # modules have others as attributes
+        chain.append(getattr(chain[-1], name, None))
+    return all(part.__name__.partition(".")[0] in _MODULES for part in chain if isinstance(part, types.ModuleType))
 
 
 def digest(space: dict[str, Any], files: object) -> str:
     """Of all names, the working directory, the variables, the random numbers to come, and ``files``, the open ones."""
+    # ``_`` is whatever was shown last, and is not kept.
     names = sorted(
-        (name, _content(value) or f"at {id(value)}".encode()) for name, value in space.items() if name not in _OWN
+        (name, _content(value) or f"at {id(value)}".encode()) for name, value in space.items() if name != "_"
     )
     variables = sorted((name, value) for name, value in os.environ.items() if name != "STATEPOOL_SANDBOX")
     numpy = sys.modules.get("numpy.random")
@@ -132,6 +139,8 @@ def _content(value: Any, depth: int = 0) -> bytes | None:
     kind = type(value)
     if kind in _SCALARS:
         return _hash(f"{kind.__name__} {value!r}".encode(errors="surrogatepass"))
+    if kind is int:
+        return _hash(f"int {value:x}".encode())  # in decimal a long one is refused
     if depth > 50:  # or it holds itself
         return None
     if kind in (list, tuple, bytearray):
