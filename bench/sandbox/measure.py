@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+from bench.row import Row
 from statepool.sandbox import Pool, Sandbox, Template
 from statepool.sandbox.slots import Slot
 
@@ -22,6 +24,22 @@ NUMPY = Template("np", preload=("numpy",), warm="import numpy as np\nnp.ones((3,
 def wanted(only: Sequence[str], *ids: str) -> bool:
     """Whether one of these rows is asked for."""
     return not only or any(name in only for name in ids)
+
+
+def row(
+    name: str,
+    what: str,
+    unit: str,
+    better: Literal["higher", "lower"],
+    target: float,
+    value: float | None,
+    own: str = "",
+    load: dict[str, Any] | None = None,
+    **more: Any,
+) -> Row:
+    """A row of this room; its command is the one that measures it alone."""
+    command = f"python -m bench sandbox --only {name}"
+    return Row(name, what, unit, better, target, value, own, command=command, load=load or {}, **more)
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from tests.sandbox.conftest import USABLE
 
+from statepool.core.errors import StatepoolError
 from statepool.serve.config import CodeConfig
 from statepool.serve.containers import Outcome
 from statepool.serve.openai.code_calls import code_in, seen
@@ -231,6 +232,18 @@ async def test_an_idle_container_expires(start_gateway):
         assert gone.status_code == 404 and "expired" in gone.json()["error"]["message"]
         again = await asyncio.to_thread(state.containers.create)  # its place is free again
         assert state.containers.all() == [again]
+
+
+async def test_a_server_that_stops_waits_for_no_cell(start_gateway):
+    async with start_gateway(code=CodeConfig(code_containers=1, code_seconds=60)) as (_, state):
+        made = await asyncio.to_thread(state.containers.create)
+        stubborn = "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass"
+        running = asyncio.ensure_future(state.containers.run(made.id, stubborn))
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(state.containers.aclose(), 20)
+        assert "KernelDied" in (await running).logs
+        with pytest.raises(StatepoolError):
+            await state.containers.run("cntr_late", "1")
 
 
 async def test_without_a_sandbox_no_code_is_run(start_gateway):

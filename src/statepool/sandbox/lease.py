@@ -121,6 +121,11 @@ class Lease:
 
         return answer
 
+    def touched(self, root: int, allowed: int) -> bool:
+        """Whether a root's files differ from those it began with, or others than ``allowed`` are at work there."""
+        message = {"op": "touched", "root": root, "allowed": [allowed, *self.frozen]}
+        return bool(self.ask(message)[0]["touched"])
+
     def roots(self, below: int, count: int) -> list[tuple[int, int]]:
         """New root directories above one that is sealed: numbers and descriptors. At most 16 at once."""
         with self._lock:

@@ -61,6 +61,17 @@ class Snapshot:
             raise InvalidRequest(f"count: must be positive, got {count}", param="count")
         return [kid for start in range(0, count, _BATCH) for kid in self._fork_some(min(_BATCH, count - start))]
 
+    def digest(self) -> str | None:
+        """Of the names of that moment, to compare with those of a kernel; None once its process has ended."""
+        with self._lock:
+            if not self._open:
+                return None
+            try:
+                self._channel.send({"op": "digest"})
+                return str(self._channel.receive()[0]["digest"])
+            except Closed:
+                return None
+
     def close(self) -> None:
         """Give the moment up; what began from it lives on."""
         with self._lock:
@@ -222,6 +233,8 @@ class Sandbox:
         self.lease, self.limits = lease, lease.limits
         self.started = time.time()
         self._root = 0
+        self._since: tuple[str, int] | None = None
+        """Id of the moment kept or gone back to last, and the kernel that has gone on from it."""
         self.kills = 0
         self._proxy = None
         self.remotes: list[Remote] = []
@@ -345,7 +358,37 @@ class Sandbox:
             self.context.kill()
             raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
         self._root = number
-        return Snapshot(self, ours, below, int(answer["pid"]))
+        made = Snapshot(self, ours, below, int(answer["pid"]))
+        self._since = (made.id, self.context.pid)
+        return made
+
+    def changed(self, since: Snapshot) -> bool:
+        """Whether files or names are other than at the moment that was kept, or gone back to, last.
+
+        A yes may be wrong: it is also the answer where a cell did what cannot be looked into (called a function of its
+        own, changed a module). What was shown last (``_``) and the count of cells do not matter.
+
+        Raises:
+            InvalidRequest: ``since`` is another moment.
+        """
+        self._usable()
+        if self._since is None or self._since[0] != since.id:
+            raise InvalidRequest("since: must be the moment that was kept or gone back to last", param="since")
+        others = any(context.alive for context in self.contexts.values() if context is not self.context)
+        if others or self.remotes or not self.context.alive or self.context.pid != self._since[1]:
+            return True
+        if self.lease.touched(self._root, self.context.pid):
+            return True
+        looked = self.context.ask({"op": "look"})
+        if looked["untouched"]:
+            return False
+        return looked["digest"] is None or looked["digest"] != since.digest()
+
+    def checkpoint(self, last: Snapshot | None = None) -> Snapshot:
+        """Keep this moment, unless nothing has changed since ``last``: then that is the answer."""
+        if last is not None and self._since is not None and self._since[0] == last.id and not self.changed(last):
+            return last
+        return self.snapshot()
 
     def rollback(self, snapshot: Snapshot) -> None:
         """Go back to a moment of this sandbox or of one it was forked from; what came after is forgotten."""
@@ -358,6 +401,7 @@ class Sandbox:
         self.contexts = {self.context.id: self.context}
         old = self._root
         (self._root,) = snapshot.grow([self.context], reseed=False, seed=None, envs=[{}])
+        self._since = (snapshot.id, self.context.pid)
         self.lease.drop(old)
 
     def fork(self, count: int = 1) -> list[Sandbox]:

@@ -84,6 +84,7 @@ class Containers:
         self._pool: Pool | None = None
         self._containers: dict[str, Container] = {}
         self._making = 0
+        self._closed = False
         self._threads = ThreadPoolExecutor(max(config.code_containers, 1), "statepool-cell")
 
     def require(self) -> None:
@@ -189,6 +190,8 @@ class Containers:
             Overloaded: a new container is one too many.
             StatepoolError: the sandbox failed.
         """
+        if self._closed:
+            raise Unavailable("the server is shutting down")
         loop = asyncio.get_running_loop()
         with self._lock:
             container = self._containers.get(name)
@@ -236,9 +239,9 @@ class Containers:
         from statepool.sandbox.template import Template
 
         with self._pool_lock:
+            if self._closed:
+                raise Unavailable("the server is shutting down")
             if self._pool is None:
-                if self._threads._shutdown:
-                    raise Unavailable("the server is shutting down")
                 path = self.config.code_template
                 templates = () if path is None else (Template.read(path),)
                 most = self.config.code_containers
@@ -247,6 +250,11 @@ class Containers:
             return self._pool
 
     def _close_all(self) -> None:
+        with self._pool_lock:
+            self._closed = True
+        for each in self.all():
+            if each.sandbox.context.alive:  # a cell may take no interrupt, and nobody waits for what it gives
+                each.sandbox.lease.kill(each.sandbox.context.pid)
         self._threads.shutdown(cancel_futures=True)
         for each in self.all():
             each.sandbox.close()

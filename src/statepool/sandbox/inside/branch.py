@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from statepool.sandbox.channel import Channel, Closed
+from statepool.sandbox.inside import turn
 from statepool.sandbox.inside.attach import attach
 
 if TYPE_CHECKING:
@@ -99,12 +100,25 @@ def check(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     kernel.channel.send({"op": "checked", "obstacles": _obstacles(kernel)})
 
 
+def look(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
+    """Say whether anything may have changed since the last moment: nothing has run, or what to compare with it."""
+    untouched = not kernel.turn and not kernel.told
+    space = kernel.module.__dict__
+    quiet = not untouched and all(turn.quiet(code, space) for code in kernel.turn)
+    kernel.channel.send({"op": "looked", "untouched": untouched, "digest": _digest(kernel) if quiet else None})
+
+
+def _digest(kernel: Kernel) -> str:
+    return turn.digest(kernel.module.__dict__, _open_files([]))
+
+
 def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     """Fork a holder on ``fds[0]``; move on into the layer ``fds[1]``."""
     line, root = fds
     cwd, files, numbers = os.getcwd(), _open_files(fds), random.getstate()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    kernel.turn, kernel.told = [], False
     pid = os.fork()
     if pid == 0:
         os.close(root)
@@ -138,6 +152,10 @@ def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numb
             message, fds = kernel.channel.receive(rights=True)
         except Closed:
             os._exit(0)
+        if message["op"] == "digest":
+            random.setstate(numbers)
+            kernel.channel.send({"op": "digest", "digest": _digest(kernel)})
+            continue
         pid = os.fork()
         if pid:
             for fd in fds:
@@ -167,4 +185,4 @@ def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numb
         return
 
 
-OPERATIONS = {"attach": attach, "check": check, "hold": hold}
+OPERATIONS = {"attach": attach, "check": check, "hold": hold, "look": look}

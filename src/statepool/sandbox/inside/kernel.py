@@ -45,6 +45,10 @@ class Kernel:
         self.module.__dict__["__builtins__"] = builtins
         self.module.__dict__["display"] = self.display
         self._results: list[dict[str, Any]] = []
+        self.turn: list[str] = []
+        """Cells since the last moment."""
+        self.told = False
+        """Whether variables were set from outside since then."""
 
     def loop(self) -> None:
         """Answer messages until the manager closes the socket."""
@@ -63,6 +67,7 @@ class Kernel:
 
     def _begin(self, message: dict[str, Any]) -> None:
         """A tenant has come: its variables, its folder, its seed."""
+        self.told = True
         os.environ.update(message["env"])
         if message["cwd"] is not None:
             os.chdir(message["cwd"])
@@ -72,6 +77,7 @@ class Kernel:
     def run(self, code: str, env: dict[str, str]) -> dict[str, Any]:
         """Run one cell; answers its results, its error, and the count."""
         self.count += 1
+        self.turn.append(code)
         self._results = []
         started = time.perf_counter()
         before = {name: os.environ.get(name) for name in env}

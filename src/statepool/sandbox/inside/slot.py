@@ -230,6 +230,12 @@ class _Slot:
         self._roots[message["root"]] = made
         return {"fds": [made.fd]}
 
+    def _op_touched(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        """Whether anything lies in a root's own layer, or anybody but the processes named is in it."""
+        root, allowed = self._roots[message["root"]], {1, *message["allowed"]}
+        busy = any(pid not in allowed and _device(pid) == root.device for pid in _pids())
+        return {"touched": busy or bool(os.listdir(root.upper))}
+
     def _op_layers(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Several roots above one that nobody writes to any more."""
         below = self._roots[message["below"]]

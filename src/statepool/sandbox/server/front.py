@@ -54,10 +54,15 @@ def create_front(nodes: Nodes, *, api_key: str | None = None) -> ASGIApp:
             return await _forward(nodes, nodes.of(template), request, body)
         for node in nodes.in_order():
             node.live += 1
-            answer = await _forward(nodes, node, request, body)
+            try:
+                answer = await _forward(nodes, node, request, body)
+            except SandboxGone:  # it has just ended; the others have not
+                continue
             if answer.status_code != _FULL:
                 return answer
             node.live = node.most
+            if answer.background is not None:  # which frees the connection of an answer that nobody reads
+                await answer.background()
         raise Overloaded("all nodes are full; close a sandbox, or start more nodes")
 
     async def one(request: Request) -> Response:
