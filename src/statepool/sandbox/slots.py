@@ -189,6 +189,8 @@ class Slot:
     def __init__(self, name: str, zygote: Zygote, cgroup: Cgroup, reactor: Reactor) -> None:
         self.name, self.zygote, self.cgroup = name, zygote, cgroup
         self.pid = 0
+        self._own: set[int] = set()
+        """Of PID 1 and of the stem: what a clean slot's cgroups hold."""
         self._pidfd = -1
         self.generation = 0
         self.on_exit: Callable[[int, int], None] | None = None
@@ -230,6 +232,7 @@ class Slot:
                     self._pidfd = os.pidfd_open(self.pid)
                     born(self.pid)
                 elif news["op"] == "ready":
+                    self._own = {self.pid, news["stem"]}
                     break
                 else:
                     raise SlotFailed(f"slot {self.name}: {news['error']}")
@@ -335,9 +338,8 @@ class Slot:
             return str(answer["problem"])
         self.generation += 1
         self._last_exit = (0, 0)
-        for kind, pids in self.cgroup.processes().items():
-            if pids != {self.pid}:
-                return f"the cgroup of {kind} holds {sorted(pids - {self.pid})}"
+        if self.cgroup.paths and (pids := self.cgroup.members()) != self._own:
+            return f"its cgroup holds {sorted(pids)}, and should {sorted(self._own)}"
         return None
 
     def destroy(self) -> bool:

@@ -8,15 +8,17 @@ puts a new layer on what the holder saw, and a kernel moves into it, its working
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
-import signal
+import re
 import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from statepool.sandbox.channel import Channel, Closed
+from statepool.native import _sandbox  # type: ignore[attr-defined]
+from statepool.sandbox.channel import Channel
 from statepool.sandbox.inside.attach import attach
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ __all__ = ["OPERATIONS"]
 
 _MINE = 4
 """Descriptors 0 to 3 are the kernel's own: input, output, error, manager."""
+_SHARED = re.compile(rb"^\S+ rw.s \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
+"""In /proc/self/maps: files that are mapped for writing, and whose changes are everybody's."""
 _CREATING = os.O_CREAT | os.O_TRUNC | os.O_EXCL
 
 
@@ -40,20 +44,9 @@ def _obstacles(kernel: Kernel) -> list[str]:
             found.append(f"the open {target.split(':')[0]} {fd}")
         elif target.endswith(" (deleted)") and not target.startswith(("/memfd:", "/dev/")):
             found.append(f"the deleted file {target.removesuffix(' (deleted)')}")
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        shared = [line.split(maxsplit=5)[5].strip() for line in maps if _shared(line)]
-    return found + [f"the writable mapping of {path}" for path in shared]
-
-
-def _shared(line: str) -> bool:
-    parts = line.split(maxsplit=5)
-    return (
-        len(parts) == 6
-        and parts[1].startswith("rw")
-        and parts[1].endswith("s")
-        and parts[5].startswith("/")
-        and "memfd" not in parts[5]
-    )
+    with open("/proc/self/maps", "rb") as maps:
+        shared = _SHARED.findall(maps.read())
+    return found + [f"the writable mapping of {os.fsdecode(path)}" for path in shared if b"memfd" not in path]
 
 
 def _descriptors() -> list[tuple[int, str]]:
@@ -128,43 +121,31 @@ def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numb
 
     ``numbers`` is the state of ``random``, which seeds itself anew in every fork.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children are nobody's to wait for
     null = os.open("/dev/null", os.O_RDWR)
     for number in (1, 2):
         os.dup2(null, number)
     os.close(null)
-    while True:
-        try:
-            message, fds = kernel.channel.receive(rights=True)
-        except Closed:
-            os._exit(0)
-        pid = os.fork()
-        if pid:
-            for fd in fds:
-                os.close(fd)
-            kernel.channel.send({"op": "grown", "pid": pid})
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        control, out, err, root = fds
-        for fd, number in ((out, 1), (err, 2), (control, 3)):
-            os.dup2(fd, number)
-            os.close(fd)
-        kernel.channel.socket.detach()
-        kernel.channel = Channel(socket.socket(fileno=3))
-        from statepool.sandbox.inside.kernel import reseed
+    body, fds = _sandbox.frozen(3)  # from here on in a new kernel
+    message = json.loads(body)
+    control, out, err, root = fds
+    for fd, number in ((out, 1), (err, 2), (control, 3)):
+        os.dup2(fd, number)
+        os.close(fd)
+    kernel.channel.socket.detach()
+    kernel.channel = Channel(socket.socket(fileno=3))
+    from statepool.sandbox.inside.kernel import reseed
 
-        error = None
-        try:
-            _move(root, cwd, files)
-            if message["reseed"]:
-                reseed(message["seed"])
-            else:
-                random.setstate(numbers)
-            os.environ.update(message["env"])
-        except OSError as raised:
-            error = str(raised)
-        kernel.channel.send({"op": "ready", "error": error})
-        return
+    error = None
+    try:
+        _move(root, cwd, files)
+        if message["reseed"]:
+            reseed(message["seed"])
+        else:
+            random.setstate(numbers)
+        os.environ.update(message["env"])
+    except OSError as raised:
+        error = str(raised)
+    kernel.channel.send({"op": "ready", "error": error})
 
 
 OPERATIONS = {"attach": attach, "check": check, "hold": hold}

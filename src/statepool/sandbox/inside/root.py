@@ -100,13 +100,13 @@ class Base:
 
     def drop(self, root: Root, left: Iterable[Root]) -> None:
         """Take a root away, and every layer that none of the roots ``left`` needs. Another thread frees the memory."""
-        _sandbox.close_later(root.fd)
-        self._detach(root.path)
+        freed = [root.fd, self._detach(root.path)]
         needed = {layer for other in left for layer in (other.upper, *other.lowers)}
         for layer in self._layers - needed:
-            self._detach(os.path.dirname(layer))
+            freed.append(self._detach(os.path.dirname(layer)))
             self._free.append(int(layer.split("/")[2]))
         self._layers &= needed
+        _sandbox.close_later(freed)
 
     def own(self, root: Root, uid: int) -> None:
         """Give a fresh root to its tenant."""
@@ -154,10 +154,11 @@ class Base:
         except PermissionError:  # flags that were set outside a user namespace cannot be cleared inside
             _sandbox.mount("", target, "", flags | _locked(target))
 
-    def _detach(self, path: str) -> None:
+    def _detach(self, path: str) -> int:
+        """Take a mount away; the descriptor that is answered keeps its memory until it is closed."""
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         _sandbox.umount(path, _DETACH)
-        _sandbox.close_later(fd)
+        return fd
 
 
 def _devices(folder: str, userns: bool) -> None:

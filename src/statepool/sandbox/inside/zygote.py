@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from statepool.native import _sandbox  # type: ignore[attr-defined]
-from statepool.sandbox.channel import Channel, Closed
-from statepool.sandbox.inside import kernel, slot
+from statepool.sandbox.channel import Channel, Closed, pair
+from statepool.sandbox.inside import kernel, slot, stem
 
 __all__ = ["main"]
 
@@ -75,6 +75,7 @@ def _load(spec: dict[str, Any]) -> None:
     kernel.prepare(spec["variables"])
     gc.collect()
     gc.freeze()
+    _sandbox.collapse()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(
@@ -84,21 +85,27 @@ def _load(spec: dict[str, Any]) -> None:
 
 def _fork_slot(channel: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]) -> None:
     control = Channel(socket.socket(fileno=os.dup(fds[0])))
+    line, far_end = pair()
+    stem.plant(far_end.fileno(), message["cgroups"], spec["debug"])
+    far_end.close()
     between = os.fork()
     if between:
         os.waitpid(between, 0)
         control.close()
+        line.close()
         return
     try:
         channel.close()
         signal.set_wakeup_fd(-1)
-        _become_slot(control, message, fds, spec)
+        _become_slot(control, line, message, fds, spec)
     except BaseException as error:  # noqa: BLE001  # nothing may return into the zygote's loop
         control.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
     os._exit(0)
 
 
-def _become_slot(control: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]) -> None:
+def _become_slot(
+    control: Channel, line: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]
+) -> None:
     """In the process between: enter cgroups and namespaces; its child is PID 1 of them, and adopted by the zygote."""
     for path in message["cgroups"]:
         Path(path, "cgroup.procs").write_text(str(os.getpid()))
@@ -118,7 +125,7 @@ def _become_slot(control: Channel, message: dict[str, Any], fds: list[int], spec
     if child:
         control.send({"op": "born", "pid": child})
         os._exit(0)
-    slot.main(control, message, spec)
+    slot.main(control, line, message, spec)
 
 
 def _reap() -> None:
