@@ -138,8 +138,7 @@ void wait_readable(int line, const sigset_t& open_mask, bool report) {
     if (report) reap(line);
 }
 
-}  // namespace
-
+// Answers in a child only. With `report`, ends of children are told.
 Order wait_frozen(int line, bool report) {
   // SIGCHLD comes in only while the process waits, so that no end of a child is missed between two waits.
   sigset_t child, before, open_mask;
@@ -148,6 +147,8 @@ Order wait_frozen(int line, bool report) {
   sigprocmask(SIG_BLOCK, &child, &before);
   open_mask = before;
   sigdelset(&open_mask, SIGCHLD);
+  struct sigaction theirs;
+  sigaction(SIGCHLD, nullptr, &theirs);
   handle(SIGCHLD, report ? nothing : SIG_IGN);
   Order order;
   while (true) {
@@ -164,7 +165,7 @@ Order wait_frozen(int line, bool report) {
       const pid_t pid = fork();
       if (pid == 0) {
         PyOS_AfterFork_Child();
-        handle(SIGCHLD, SIG_DFL);
+        sigaction(SIGCHLD, &theirs, nullptr);
         sigprocmask(SIG_SETMASK, &before, nullptr);
         return order;
       }
@@ -178,23 +179,42 @@ Order wait_frozen(int line, bool report) {
   }
 }
 
-std::optional<Order> plant(int line, const std::vector<std::string>& procs) {
+// Fork without what Python does in a child: that is done in the children of the child, when they are to run Python.
+pid_t fork_still() {
   PyOS_BeforeFork();
-  const pid_t between = fork();
-  if (between != 0) {
-    const int error = errno;
-    PyOS_AfterFork_Parent();
-    if (between < 0) {
-      errno = error;
-      PyErr_SetFromErrnoWithFilename(PyExc_OSError, "fork");
-    }
-    return std::nullopt;
-  }
+  const pid_t pid = fork();
+  const int error = errno;
+  if (pid) PyOS_AfterFork_Parent();
+  errno = error;
+  return pid;
+}
+
+// Standard descriptors from `first` on, and the socket at its place.
+void settle(int first, int line) {
+  const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  for (int fd = first; fd < kLine; ++fd) dup2(null, fd);
+  close(null);
+  if (line == kLine) return;
+  dup2(line, kLine);
+  close(line);
+}
+
+}  // namespace
+
+Forked hold(int line, int other) {
+  const pid_t pid = fork_still();
+  if (pid) return {pid, std::nullopt};
+  close(other);
+  settle(1, line);
+  return {0, wait_frozen(kLine, false)};
+}
+
+Forked plant(int line, const std::vector<std::string>& procs) {
+  const pid_t between = fork_still();
+  if (between) return {between, std::nullopt};
   handle(SIGCHLD, nothing);
   for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) handle(number, SIG_IGN);
-  const int null = open("/dev/null", O_RDWR);
-  for (int fd = 0; fd < kLine; ++fd) dup2(null, fd);
-  if (line != kLine) dup2(line, kLine);
+  settle(0, line);
   syscall(SYS_close_range, unsigned(kLine + 1), ~0u, 0);
   for (const std::string& path : procs) {
     const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
@@ -222,7 +242,7 @@ std::optional<Order> plant(int line, const std::vector<std::string>& procs) {
   setsid();
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   tell_pid(kLine, "waits", getpid());
-  return wait_frozen(kLine, true);
+  return {0, wait_frozen(kLine, true)};
 }
 
 }  // namespace statepool::sandbox

@@ -2,6 +2,8 @@
 // and each of its children begins with the pages of the process that it was forked from itself.
 #pragma once
 
+#include <sys/types.h>
+
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,13 +16,20 @@ struct Order {
   std::vector<int> fds;
 };
 
-// Wait for orders on the socket `line`, and fork for each; answers only in a child. The process itself ends with the socket.
+// Both fork a process that waits for orders on a socket and forks for each. They answer an order in a child of that process, and
+// nothing or its process id in the calling one; -1 is an error. The process that waits ends with the socket.
 // Messages have four bytes of length before them. {"op":"kill"... ends all other processes of the PID namespace but its first;
-// {"op":"join"... enters the namespaces that came along; any other is an order. With `report`, ends of children are told.
-Order wait_frozen(int line, bool report);
+// {"op":"join"... enters the namespaces that came along; any other is an order.
+struct Forked {
+  pid_t pid;
+  std::optional<Order> order;
+};
 
-// Fork such a process for a slot whose first process sends its namespaces over `line`: it joins the cgroups of the files `procs`, then
-// the namespaces, and forks what waits. Nothing in the calling process; an order in a child of the one that waits.
-std::optional<Order> plant(int line, const std::vector<std::string>& procs);
+// A holder of this process's memory, with `line` as its descriptor 3 and without the descriptor `other`.
+Forked hold(int line, int other);
+
+// The stem of a slot whose first process sends its namespaces over `line`: it joins the cgroups of the files `procs`, then the
+// namespaces. It tells when a child ends.
+Forked plant(int line, const std::vector<std::string>& procs);
 
 }  // namespace statepool::sandbox

@@ -160,17 +160,11 @@ int collapse() {
   return made;
 }
 
-nb::tuple told(const Order& order) { return nb::make_tuple(nb::bytes(order.body.data(), order.body.size()), order.fds); }
-
-nb::tuple frozen(int line) {
-  PyOS_BeforeFork();
-  return told(wait_frozen(line, false));
-}
-
-nb::object plant_stem(int line, const std::vector<std::string>& procs) {
-  const std::optional<Order> order = plant(line, procs);
-  if (PyErr_Occurred()) throw nb::python_error();
-  return order ? nb::object(told(*order)) : nb::none();
+// A process id, or what a child is for: the bytes of a message and its descriptors.
+nb::object told(const Forked& forked) {
+  if (forked.pid < 0) fail("fork");
+  if (!forked.order) return nb::int_(forked.pid);
+  return nb::make_tuple(nb::bytes(forked.order->body.data(), forked.order->body.size()), forked.order->fds);
 }
 
 }  // namespace
@@ -186,8 +180,8 @@ NB_MODULE(_sandbox, m) {
   m.def("enter", &enter, "confinement"_a, "root_fd"_a);
   m.def("spawn", &spawn, "confinement"_a, "root_fd"_a, "argv"_a, "env"_a, "cwd"_a, "fds"_a, "terminal"_a = false);
   m.def("collapse", &collapse);
-  m.def("frozen", &frozen, "line"_a);
-  m.def("plant", &plant_stem, "line"_a, "procs"_a);
+  m.def("hold", [](int line, int other) { return told(hold(line, other)); }, "line"_a, "other"_a);
+  m.def("plant", [](int line, const std::vector<std::string>& procs) { return told(plant(line, procs)); }, "line"_a, "procs"_a);
   m.def("unshare", [](int flags) {
     if (unshare(flags)) fail("unshare");
   });

@@ -98,14 +98,9 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     cwd, files, numbers = os.getcwd(), _open_files(fds), random.getstate()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    pid = os.fork()
-    if pid == 0:
-        os.close(root)
-        os.dup2(line, 3)
-        os.close(line)
-        kernel.channel.socket.detach()
-        kernel.channel = Channel(socket.socket(fileno=3))
-        _wait(kernel, cwd, files, numbers)
+    forked = _sandbox.hold(line, root)
+    if not isinstance(forked, int):
+        _grow(kernel, *forked, cwd, files, numbers)
         return
     os.close(line)
     error = None
@@ -113,19 +108,16 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
         _move(root, cwd, files)
     except OSError as raised:
         error = str(raised)
-    kernel.channel.send({"op": "held", "pid": pid, "error": error})
+    kernel.channel.send({"op": "held", "pid": forked, "error": error})
 
 
-def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numbers: Any) -> None:
-    """The holder: grow a kernel for each message, and end with the socket. Returns in a new kernel only.
+def _grow(
+    kernel: Kernel, body: bytes, fds: list[int], cwd: str, files: list[tuple[int, str, int, int]], numbers: Any
+) -> None:
+    """In a new kernel: go on from the moment, as the message ``body`` asks.
 
     ``numbers`` is the state of ``random``, which seeds itself anew in every fork.
     """
-    null = os.open("/dev/null", os.O_RDWR)
-    for number in (1, 2):
-        os.dup2(null, number)
-    os.close(null)
-    body, fds = _sandbox.frozen(3)  # from here on in a new kernel
     message = json.loads(body)
     control, out, err, root = fds
     for fd, number in ((out, 1), (err, 2), (control, 3)):

@@ -33,11 +33,11 @@ reached.
 def plant(line: int, cgroups: Sequence[str], debug: bool) -> None:
     """In the zygote: fork the stem of a slot, which hears on ``line`` what its PID 1 wants."""
     program = seccomp.program(debug)
-    order = _sandbox.plant(line, [f"{path}/cgroup.procs" for path in cgroups])
-    if order is None:
+    forked = _sandbox.plant(line, [f"{path}/cgroup.procs" for path in cgroups])
+    if isinstance(forked, int):
         return
     try:  # in a new kernel
-        body, fds = order
+        body, fds = forked
         _become(json.loads(body), fds, program)
     finally:
         os._exit(1)
