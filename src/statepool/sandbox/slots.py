@@ -189,7 +189,7 @@ class Slot:
     def __init__(self, name: str, zygote: Zygote, cgroup: Cgroup, reactor: Reactor) -> None:
         self.name, self.zygote, self.cgroup = name, zygote, cgroup
         self.pid = 0
-        self._own: set[int] = set()
+        self.own: set[int] = set()
         """Of PID 1 and of the stem: what a clean slot's cgroups hold."""
         self._pidfd = -1
         self.generation = 0
@@ -232,7 +232,7 @@ class Slot:
                     self._pidfd = os.pidfd_open(self.pid)
                     born(self.pid)
                 elif news["op"] == "ready":
-                    self._own = {self.pid, news["stem"]}
+                    self.own = {self.pid, news["stem"]}
                     break
                 else:
                     raise SlotFailed(f"slot {self.name}: {news['error']}")
@@ -338,8 +338,8 @@ class Slot:
             return str(answer["problem"])
         self.generation += 1
         self._last_exit = (0, 0)
-        if self.cgroup.paths and (pids := self.cgroup.members()) != self._own:
-            return f"its cgroup holds {sorted(pids)}, and should {sorted(self._own)}"
+        if self.cgroup.paths and (pids := self.cgroup.members()) != self.own:
+            return f"its cgroup holds {sorted(pids)}, and should {sorted(self.own)}"
         return None
 
     def destroy(self) -> bool:

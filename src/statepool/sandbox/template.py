@@ -117,7 +117,7 @@ class Template:
                     f"template {self.name}: {path!r} holds a colon, comma or backslash", param="layers"
                 )
         for name in self.files:
-            if os.path.isabs(name) or os.path.normpath(name).split("/")[0] in ("..", "."):
+            if Path(name).is_absolute() or os.path.normpath(name).split("/")[0] in ("..", "."):
                 raise InvalidRequest(f"template {self.name}: {name!r} leads out of {HOME}", param="files")
 
     def limited(self, **changes: Any) -> Limits:

@@ -100,7 +100,7 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
         stream.flush()
     forked = _sandbox.hold(line, root)
     if not isinstance(forked, int):
-        _grow(kernel, *forked, cwd, files, numbers)
+        _grow(kernel, forked, cwd, files, numbers)
         return
     os.close(line)
     error = None
@@ -112,14 +112,14 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
 
 
 def _grow(
-    kernel: Kernel, body: bytes, fds: list[int], cwd: str, files: list[tuple[int, str, int, int]], numbers: Any
+    kernel: Kernel, order: tuple[bytes, list[int]], cwd: str, files: list[tuple[int, str, int, int]], numbers: Any
 ) -> None:
-    """In a new kernel: go on from the moment, as the message ``body`` asks.
+    """In a new kernel: go on from the moment, as the message and descriptors of ``order`` ask.
 
     ``numbers`` is the state of ``random``, which seeds itself anew in every fork.
     """
-    message = json.loads(body)
-    control, out, err, root = fds
+    message = json.loads(order[0])
+    control, out, err, root = order[1]
     for fd, number in ((out, 1), (err, 2), (control, 3)):
         os.dup2(fd, number)
         os.close(fd)

@@ -48,7 +48,8 @@ def _become(order: dict[str, Any], fds: list[int], program: bytes) -> None:
         signal.set_wakeup_fd(-1)
         memory = None
         if "memory" in order:
-            memory = _region(*order["memory"], fds[4], fds[0])
+            length, parts = order["memory"]
+            memory = _region(length, parts, fds[4], fds[0])
         for fd, number in zip(fds[:3], (3, 1, 2), strict=True):
             os.dup2(fd, number)
         uid, groups = order["uid"], order["groups"]
