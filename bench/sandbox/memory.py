@@ -64,7 +64,8 @@ def _marginal(quick: bool) -> list[Row]:
             while len(sandboxes) < size:
                 sandboxes.append(Sandbox("data", pool=pool))
                 assert sandboxes[-1].run_code(_CELL).text == "(45, 'pandas')"
-            totals.append(held(sandboxes) + pss(sandboxes[0].lease.slot.zygote.pid))
+            zygote = sandboxes[0].lease.slot.zygote
+            totals.append(held(sandboxes) + pss(zygote.pid) + pss(zygote.image))
         each = (totals[1] - totals[0]) / (count - few)
         for sandbox in sandboxes:
             sandbox.close()

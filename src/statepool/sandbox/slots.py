@@ -105,6 +105,8 @@ class Zygote:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self.image = 0
+        """Process id of the child that holds the memory."""
 
     @property
     def pid(self) -> int | None:
@@ -181,6 +183,7 @@ class Zygote:
             self._process.wait()
             self._process = None
             raise SlotFailed(f"template {self.template.name}: {hello['error']}")
+        self.image = hello["pid"]
 
 
 class Slot:

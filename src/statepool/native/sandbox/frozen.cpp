@@ -199,31 +199,17 @@ void settle(int first, int line) {
   close(line);
 }
 
-}  // namespace
-
-Forked hold(int line, int other) {
-  const pid_t pid = fork_still();
-  if (pid) return {pid, std::nullopt};
-  close(other);
-  settle(1, line);
-  return {0, wait_frozen(kLine, false)};
-}
-
-Forked plant(int line, const std::vector<std::string>& procs) {
-  const pid_t between = fork_still();
-  if (between) return {between, std::nullopt};
+// In the child that becomes a stem: join cgroups and namespaces, and wait.
+Order become_stem(const std::vector<int>& fds) {
   handle(SIGCHLD, nothing);
   for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) handle(number, SIG_IGN);
-  settle(0, line);
-  syscall(SYS_close_range, unsigned(kLine + 1), ~0u, 0);
-  for (const std::string& path : procs) {
-    const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
-    if (fd < 0 || write(fd, "0", 1) != 1) {
-      tell_failure(kLine, "cgroup");
+  for (size_t i = 1; i < fds.size(); ++i)
+    if (write(fds[i], "0", 1) != 1) {
+      tell_failure(fds[0], "cgroup");
       _exit(1);
     }
-    close(fd);
-  }
+  settle(0, fds[0]);
+  syscall(SYS_close_range, unsigned(kLine + 1), ~0u, 0);
   Order spaces;
   if (!receive(kLine, spaces)) _exit(0);
   if (!join(spaces)) {
@@ -242,7 +228,31 @@ Forked plant(int line, const std::vector<std::string>& procs) {
   setsid();
   prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   tell_pid(kLine, "waits", getpid());
-  return {0, wait_frozen(kLine, true)};
+  return wait_frozen(kLine, true);
 }
+
+}  // namespace
+
+Forked hold(int line, int other) {
+  const pid_t pid = fork_still();
+  if (pid) return {pid, std::nullopt};
+  close(other);
+  settle(1, line);
+  return {0, wait_frozen(kLine, false)};
+}
+
+Forked sow(int line) {
+  PyOS_BeforeFork();
+  handle(SIGCHLD, SIG_IGN);
+  Order order;
+  while (receive(line, order)) {
+    const pid_t pid = fork();
+    if (pid == 0) return {0, become_stem(order.fds)};
+    if (pid < 0) tell_failure(order.fds.at(0), "fork");
+    forget(order.fds);
+  }
+  _exit(0);
+}
+
 
 }  // namespace statepool::sandbox

@@ -28,8 +28,8 @@ struct Forked {
 // A holder of this process's memory, with `line` as its descriptor 3 and without the descriptor `other`.
 Forked hold(int line, int other);
 
-// The stem of a slot whose first process sends its namespaces over `line`: it joins the cgroups of the files `procs`, then the
-// namespaces. It tells when a child ends.
-Forked plant(int line, const std::vector<std::string>& procs);
+// This process waits itself, and forks a stem for each message: for a slot whose first process sends its namespaces over the first of
+// the descriptors beside it. The others are cgroup.procs of the cgroups that the stem joins. A stem tells when a child of it ends.
+Forked sow(int line);
 
 }  // namespace statepool::sandbox

@@ -181,7 +181,7 @@ NB_MODULE(_sandbox, m) {
   m.def("spawn", &spawn, "confinement"_a, "root_fd"_a, "argv"_a, "env"_a, "cwd"_a, "fds"_a, "terminal"_a = false);
   m.def("collapse", &collapse);
   m.def("hold", [](int line, int other) { return told(hold(line, other)); }, "line"_a, "other"_a);
-  m.def("plant", [](int line, const std::vector<std::string>& procs) { return told(plant(line, procs)); }, "line"_a, "procs"_a);
+  m.def("sow", [](int line) { return told(sow(line)); }, "line"_a);
   m.def("unshare", [](int flags) {
     if (unshare(flags)) fail("unshare");
   });

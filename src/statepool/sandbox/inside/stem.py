@@ -14,14 +14,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox import seccomp
 from statepool.sandbox.channel import Channel
 from statepool.sandbox.inside import attach, kernel
 
-__all__ = ["Stem", "plant"]
+__all__ = ["Stem", "sow"]
 
 _DUMPABLE = 4
 _CHROOT = 1 << 18
@@ -30,14 +30,11 @@ reached.
 """
 
 
-def plant(line: int, cgroups: Sequence[str], debug: bool) -> None:
-    """In the zygote: fork the stem of a slot, which hears on ``line`` what its PID 1 wants."""
+def sow(line: int, debug: bool) -> NoReturn:
+    """In the process that holds a template's memory: fork a stem for each message on ``line``, until it closes."""
     program = seccomp.program(debug)
-    forked = _sandbox.plant(line, [f"{path}/cgroup.procs" for path in cgroups])
-    if isinstance(forked, int):
-        return
-    try:  # in a new kernel
-        body, fds = forked
+    try:  # what comes back is a new kernel
+        body, fds = _sandbox.sow(line)
         _become(json.loads(body), fds, program)
     finally:
         os._exit(1)

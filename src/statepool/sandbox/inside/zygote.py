@@ -1,7 +1,8 @@
-"""The zygote: a template's memory as a process. It imports, freezes, and forks slots, which share its pages.
+"""The zygote: a template's memory as a process, and the process that forks the PID 1 of slots.
 
-One thread, no CUDA, no open files: everything it holds is inherited by every sandbox (TrEnv's memory template, by
-fork).
+The memory is a child that imports, freezes and then waits in C: stems fork from it and share its pages. One thread, no
+CUDA, no open files: everything it holds is inherited by every sandbox (TrEnv's memory template, by fork). PID 1 needs
+none of it, and forks from the small process that talks to the manager.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox.channel import Channel, Closed, pair
@@ -28,32 +29,52 @@ _SUBREAPER = 36
 
 
 def main(fd: int) -> None:
-    """Serve the manager on ``fd`` until it goes away."""
+    """Serve the manager on ``fd`` until it goes away, with a child that holds the memory."""
     channel = Channel(socket.socket(fileno=fd))
     wake, wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    spec, _ = channel.receive()
+    image, far_end = pair()
+    if os.fork() == 0:
+        channel.close()
+        image.close()
+        _image(far_end, spec)
+    far_end.close()
+    _sandbox.prctl(_SUBREAPER, 1)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
     try:
-        spec, _ = channel.receive()
-        _load(spec)
-        _sandbox.prctl(_SUBREAPER, 1)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
-        channel.send({"op": "ready", "pid": os.getpid(), "threads": len(os.listdir("/proc/self/task"))})
-    except Exception as error:  # noqa: BLE001  # a template's code may raise anything; the manager says what
-        channel.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
-        return
-    while True:
-        ready, _, _ = select.select([channel.fileno(), wake], [], [])
+        hello, _ = image.receive()
+    except Closed:
+        hello = {"op": "failed", "error": "the preload ended the process"}
+    gc.collect()
+    gc.freeze()
+    channel.send(hello)
+    while hello["op"] == "ready":
+        ready, _, _ = select.select([channel.fileno(), wake, image.fileno()], [], [])
         if wake in ready:
             os.read(wake, 4096)
             _reap()
+        if image.fileno() in ready:  # it says nothing more: it has ended
+            return
         if channel.fileno() in ready:
             try:
                 message, fds = channel.receive(rights=True)
             except Closed:
                 return
-            _fork_slot(channel, message, fds, spec)
+            _fork_slot(channel, image, message, fds, spec)
             for number in fds:
                 os.close(number)
+
+
+def _image(line: Channel, spec: dict[str, Any]) -> NoReturn:
+    """The process that holds the memory; once it is loaded, no Python runs in it, so all stems have the same pages."""
+    try:
+        _load(spec)
+        line.send({"op": "ready", "pid": os.getpid()})
+    except Exception as error:  # noqa: BLE001  # a template's code may raise anything; the manager says what
+        line.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    stem.sow(line.fileno(), spec["debug"])
 
 
 def _load(spec: dict[str, Any]) -> None:
@@ -83,11 +104,16 @@ def _load(spec: dict[str, Any]) -> None:
         )
 
 
-def _fork_slot(channel: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]) -> None:
+def _fork_slot(
+    channel: Channel, image: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]
+) -> None:
     control = Channel(socket.socket(fileno=os.dup(fds[0])))
     line, far_end = pair()
-    stem.plant(far_end.fileno(), message["cgroups"], spec["debug"])
+    joins = [os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in message["cgroups"]]
+    image.send({}, [far_end.fileno(), *joins])
     far_end.close()
+    for number in joins:
+        os.close(number)
     between = os.fork()
     if between:
         os.waitpid(between, 0)
@@ -96,6 +122,7 @@ def _fork_slot(channel: Channel, message: dict[str, Any], fds: list[int], spec: 
         return
     try:
         channel.close()
+        image.close()
         signal.set_wakeup_fd(-1)
         _become_slot(control, line, message, fds, spec)
     except BaseException as error:  # noqa: BLE001  # nothing may return into the zygote's loop
