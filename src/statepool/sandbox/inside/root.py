@@ -54,7 +54,7 @@ class Base:
     def __init__(self, message: dict[str, Any]) -> None:
         """Leave the host's root: ``folder`` becomes a small tmpfs that holds the sources, and the new root."""
         self._userns: bool = message["userns"]
-        self._free = [*range(_MOST_ROOTS)]
+        self._free = [*range(_MOST_ROOTS - 1, -1, -1)]
         self._layers: set[str] = set()
         self._targets: list[str] = message["sources"]
         _sandbox.mount("none", "/", "", _REC | _PRIVATE)
@@ -62,9 +62,8 @@ class Base:
         _sandbox.mount("base", folder, "tmpfs", _NOSUID | _NODEV, "size=4m,mode=0700")
         for name in ("old", "src", "dev", "proc", "shown", "u", "g"):
             os.mkdir(f"{folder}/{name}", 0o700)
-        for number in self._free:
-            os.mkdir(f"{folder}/u/{number}", 0o700)
-            os.mkdir(f"{folder}/g/{number}", 0o700)
+        for name in ("u", "g"):  # stay writable: places for layers and roots are made when they are needed
+            _sandbox.mount("places", f"{folder}/{name}", "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0700")
         for number, source in enumerate([message["skeleton"], *message["layers"], *self._targets]):
             self._bind_source(source, f"{folder}/src/{number}")
         _devices(f"{folder}/dev", self._userns)
@@ -127,6 +126,9 @@ class Base:
             raise OSError(f"a slot holds at most {_MOST_ROOTS} roots: close forks or snapshots")
         number = self._free.pop()
         layer, path = f"/u/{number}", f"/g/{number}"
+        for place in (layer, path):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(place, 0o700)
         _sandbox.mount("layer", layer, "tmpfs", _NOSUID | _NODEV, f"size={files_bytes},nr_inodes={inodes},mode=0755")
         upper = f"{layer}/up"
         os.mkdir(upper, 0o755)

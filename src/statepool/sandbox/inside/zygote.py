@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -46,10 +47,12 @@ def main(fd: int) -> None:
         hello, _ = image.receive()
     except Closed:
         hello = {"op": "failed", "error": "the preload ended the process"}
-    gc.collect()
-    gc.freeze()
+    if hello["op"] != "ready":
+        channel.send(hello)
+        return
+    front = _front(spec)
     channel.send(hello)
-    while hello["op"] == "ready":
+    while True:
         ready, _, _ = select.select([channel.fileno(), wake, image.fileno()], [], [])
         if wake in ready:
             os.read(wake, 4096)
@@ -59,9 +62,9 @@ def main(fd: int) -> None:
         if channel.fileno() in ready:
             try:
                 message, fds = channel.receive(rights=True)
-            except Closed:
+                _fork_slot(image, front, message, fds[0])
+            except Closed:  # the manager, or one of the two, has gone
                 return
-            _fork_slot(channel, image, message, fds, spec)
             for number in fds:
                 os.close(number)
 
@@ -104,50 +107,49 @@ def _load(spec: dict[str, Any]) -> None:
         )
 
 
-def _fork_slot(
-    channel: Channel, image: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]
-) -> None:
-    control = Channel(socket.socket(fileno=os.dup(fds[0])))
-    line, far_end = pair()
-    joins = [os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in message["cgroups"]]
-    image.send({}, [far_end.fileno(), *joins])
-    far_end.close()
-    for number in joins:
-        os.close(number)
-    between = os.fork()
-    if between:
-        os.waitpid(between, 0)
-        control.close()
-        line.close()
-        return
+def _front(spec: dict[str, Any]) -> Channel:
+    """Fork the process that waits to fork PID 1 for each slot, and runs no Python meanwhile either."""
+    gc.collect()
+    gc.freeze()
+    front, far_end = pair()
+    forked = _sandbox.hold(far_end.fileno(), front.fileno())
+    if isinstance(forked, int):
+        far_end.close()
+        return front
+    body, fds = forked  # a slot is wanted
+    control, line = (Channel(socket.socket(fileno=number)) for number in fds)
     try:
-        channel.close()
-        image.close()
         signal.set_wakeup_fd(-1)
-        _become_slot(control, line, message, fds, spec)
+        _become_slot(control, line, json.loads(body), spec)
     except BaseException as error:  # noqa: BLE001  # nothing may return into the zygote's loop
         control.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
     os._exit(0)
 
 
-def _become_slot(
-    control: Channel, line: Channel, message: dict[str, Any], fds: list[int], spec: dict[str, Any]
-) -> None:
+def _fork_slot(image: Channel, front: Channel, message: dict[str, Any], control: int) -> None:
+    """A stem that waits for the namespaces of its PID 1, and the process that makes them."""
+    line, far_end = pair()
+    joins = [os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for path in message["cgroups"]]
+    image.send({}, [far_end.fileno(), *joins])
+    front.send(message, [control, line.fileno()])
+    front.receive()
+    for number in joins:
+        os.close(number)
+    far_end.close()
+    line.close()
+
+
+def _become_slot(control: Channel, line: Channel, message: dict[str, Any], spec: dict[str, Any]) -> None:
     """In the process between: enter cgroups and namespaces; its child is PID 1 of them, and adopted by the zygote."""
     for path in message["cgroups"]:
         Path(path, "cgroup.procs").write_text(str(os.getpid()))
     user = os.geteuid()
-    flags = _NEW_NS | _NEW_UTS | _NEW_IPC | _NEW_CGROUP | _NEW_PID
     if message["userns"]:
         _sandbox.unshare(_NEW_USER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"1000 {user} 1")
         Path("/proc/self/gid_map").write_text(f"1000 {os.getegid()} 1")
-    if len(fds) > 1:
-        _sandbox.setns(fds[1], _NEW_NET)
-    else:
-        flags |= _NEW_NET
-    _sandbox.unshare(flags)
+    _sandbox.unshare(_NEW_NS | _NEW_UTS | _NEW_IPC | _NEW_NET | _NEW_CGROUP | _NEW_PID)
     child = os.fork()
     if child:
         control.send({"op": "born", "pid": child})
