@@ -19,7 +19,7 @@ namespace {
 
 constexpr size_t kMostFds = 32;
 constexpr uint32_t kMostBytes = 1 << 20;
-constexpr int kLine = 3;  // descriptor of the socket in a planted process; 0 to 2 are /dev/null
+constexpr int kLine = 3;  // descriptor of the socket in a process that waits
 
 void nothing(int) {}
 
@@ -253,6 +253,5 @@ Forked sow(int line) {
   }
   _exit(0);
 }
-
 
 }  // namespace statepool::sandbox

@@ -16,10 +16,10 @@ struct Order {
   std::vector<int> fds;
 };
 
-// Both fork a process that waits for orders on a socket and forks for each. They answer an order in a child of that process, and
-// nothing or its process id in the calling one; -1 is an error. The process that waits ends with the socket.
-// Messages have four bytes of length before them. {"op":"kill"... ends all other processes of the PID namespace but its first;
-// {"op":"join"... enters the namespaces that came along; any other is an order.
+// What the two functions below answer: an order in a child of the process that waits, and in the process that called, if it goes on, the
+// id of the one that waits; -1 is an error. A process that waits ends with its socket. Messages have four bytes of length before them.
+// {"op":"kill"... ends all other processes of the PID namespace but its first; {"op":"join"... enters the namespaces that came along;
+// any other is an order.
 struct Forked {
   pid_t pid;
   std::optional<Order> order;
