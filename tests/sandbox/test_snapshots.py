@@ -146,3 +146,32 @@ def test_pause_stops_and_resume_goes_on(pool):
         sandbox.resume()
         assert sandbox.run_code("x").text == "5"
         sandbox.pause()
+
+
+def test_many_forks_are_each_their_own(sandbox):
+    """More than fit in one message, and each with files, numbers and variables of its own."""
+    sandbox.run_code("import os, random\nx = 7\nopen('f', 'w').write('base')")
+    kids = sandbox.fork(20)
+    for number, kid in enumerate(kids):
+        assert kid.run_code(f"open('f', 'a').write('{number}')\nx += {number}").error is None
+    look = "(x, open('f').read(), os.environ['STATEPOOL_SANDBOX'])"
+    assert [kid.run_code(look).text for kid in kids] == [str((7 + n, f"base{n}", kid.id)) for n, kid in enumerate(kids)]
+    assert len({kid.run_code("random.random()").text for kid in kids}) == 20
+    assert sandbox.run_code("x, open('f').read()").text == "(7, 'base')"
+    for kid in kids:
+        kid.close()
+
+
+def test_signals_and_what_runs_after_a_fork_come_back(sandbox):
+    sandbox.run_code(
+        "import os, signal, threading\nafter = []\nos.register_at_fork(after_in_child=lambda: after.append(os.getpid()))\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: after.append('child'))"
+    )
+    with sandbox.snapshot() as moment:
+        for _ in range(2):
+            sandbox.rollback(moment)
+            done = sandbox.run_code("after == [os.getpid()], threading.main_thread() is threading.current_thread()")
+            assert done.text == "(True, True)"
+            assert (
+                sandbox.run_code("os.waitpid(os.spawnlp(os.P_NOWAIT, 'true', 'true'), 0)\nafter[-1]").text == "'child'"
+            )

@@ -63,7 +63,6 @@ class Cgroup:
         """Set the limits; the highest use seen so far is forgotten."""
         if path := self.paths.get("memory"):
             _write(path / "memory.max_usage_in_bytes", "0")
-            _write(path / "memory.failcnt", "0")
         if self._limits == (memory_bytes, processes, cpus):
             return
         self._limits = (memory_bytes, processes, cpus)
@@ -106,6 +105,11 @@ class Cgroup:
             with contextlib.suppress(FileNotFoundError):
                 found[kind] = {int(line) for line in (path / "cgroup.procs").read_text().split()}
         return found
+
+    def members(self) -> set[int]:
+        """Ids of its processes, by one hierarchy: a fork is born in all of them at once."""
+        kind = next((kind for kind in ("pids", "memory", "unified") if kind in self.paths), None)
+        return set() if kind is None else {int(line) for line in _text(self.paths[kind] / "cgroup.procs").split()}
 
     def freeze(self, frozen: bool, timeout: float = 2.0) -> bool:
         """Stop all processes, or let them go on; answers whether it took effect in time."""

@@ -17,6 +17,7 @@ __all__ = ["MOST_BYTES", "Channel", "Closed", "pair"]
 MOST_BYTES = 64 << 20
 """Longest message; a tenant that announces more is cut off."""
 _MOST_FDS = 32
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Closed(OSError):
@@ -41,7 +42,7 @@ class Channel:
         Raises:
             Closed: the other end has gone.
         """
-        body = json.dumps(message, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        body = _encode(message).encode("utf-8", "surrogatepass")
         data = len(body).to_bytes(4, "little") + body
         rights = array.array("i", fds)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []

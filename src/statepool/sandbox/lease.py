@@ -126,13 +126,24 @@ class Lease:
         message = {"op": "touched", "root": root, "allowed": [allowed, *self.frozen]}
         return bool(self.ask(message)[0]["touched"])
 
-    def roots(self, below: int, count: int) -> list[tuple[int, int]]:
-        """New root directories above one that is sealed: numbers and descriptors. At most 16 at once."""
+    def roots(self, below: int, count: int) -> Callable[[], list[tuple[int, int]]]:
+        """Ask for new root directories above one that is sealed, at most 16 at once.
+
+        Returns:
+            What waits for the answer: their numbers and descriptors.
+        """
         with self._lock:
             numbers = [*range(self._roots + 1, self._roots + 1 + count)]
             self._roots += count
-        _, fds = self.ask({"op": "layers", "below": below, "roots": numbers})
-        return [*zip(numbers, fds, strict=True)]
+        future = self.slot.post({"op": "layers", "below": below, "roots": numbers})
+
+        def answer() -> list[tuple[int, int]]:
+            found, fds = future.result(30)
+            if "error" in found:
+                raise SandboxError(f"snapshot: {found['error']}")
+            return [*zip(numbers, fds, strict=True)]
+
+        return answer
 
     def drop(self, root: int) -> None:
         """Take a root directory away and end who is in it. Nobody waits for it."""

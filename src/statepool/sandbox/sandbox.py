@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from statepool.core.config import parse_size
-from statepool.core.errors import InvalidRequest, StatepoolError, Unavailable
+from statepool.core.errors import InvalidRequest, Overloaded, StatepoolError, Unavailable
 from statepool.sandbox.cgroup import Usage
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.context import Context, Show
@@ -33,7 +33,7 @@ __all__ = ["Context", "Sandbox", "Snapshot"]
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _BATCH = 16
-"""Forks at once: so many descriptors fit in a message."""
+"""Root directories at once: so many descriptors fit in a message."""
 
 
 class Snapshot:
@@ -59,18 +59,39 @@ class Snapshot:
         """
         if count < 1:
             raise InvalidRequest(f"count: must be positive, got {count}", param="count")
-        return [kid for start in range(0, count, _BATCH) for kid in self._fork_some(min(_BATCH, count - start))]
+        env, seed, timeout = self._settings
+        made = []
+        for _ in range(count):
+            self._lease.hold()
+            made.append(Sandbox._shell(self._lease, self.template, env, seed, timeout))
+        envs = [{"STATEPOOL_SANDBOX": kid.id} for kid in made]
+        try:
+            roots = self.grow([kid.context for kid in made], reseed=True, seed=seed, envs=envs)
+        except BaseException:
+            for _ in range(count):
+                self._lease.let_go()
+            raise
+        for kid, root in zip(made, roots, strict=True):
+            kid._root = root
+        return made
 
     def digest(self) -> str | None:
         """Of the names of that moment, to compare with those of a kernel; None once its process has ended."""
         with self._lock:
             if not self._open:
                 return None
+            ours, theirs = pair()
             try:
-                self._channel.send({"op": "digest"})
-                return str(self._channel.receive()[0]["digest"])
+                self._channel.send({"op": "digest"}, [theirs.fileno()])
+                theirs.close()
+                if self._channel.receive()[0]["op"] != "grown":  # no further process
+                    return None
+                return str(ours.receive()[0]["digest"])
             except Closed:
                 return None
+            finally:
+                theirs.close()
+                ours.close()
 
     def close(self) -> None:
         """Give the moment up; what began from it lives on."""
@@ -97,49 +118,45 @@ class Snapshot:
         with self._lock:
             if not self._open:
                 raise SandboxGone("the snapshot was closed", param="snapshot")
-            roots = self._lease.roots(self.root, len(contexts))
-            links = []
+            batches = [min(_BATCH, len(contexts) - start) for start in range(0, len(contexts), _BATCH)]
+            answers = [self._lease.roots(self.root, count) for count in batches]  # made while kernels are forked
+            numbers: list[int] = []
+            links: list[Link] = []
             try:
-                for (_, root), env in zip(roots, envs, strict=True):
-                    link, ends = Link.make()
-                    links.append(link)
-                    with ends:
-                        self._channel.send(
-                            {"op": "grow", "reseed": reseed, "seed": seed, "env": env}, [*ends.fds, root]
-                        )
+                while answers:
+                    roots = answers.pop(0)()
+                    try:
+                        for number, root in roots:
+                            order = {"op": "grow", "reseed": reseed, "seed": seed, "env": envs[len(links)]}
+                            link, ends = Link.make()
+                            numbers.append(number)
+                            links.append(link)
+                            with ends:
+                                self._channel.send(order, [*ends.fds, root])
+                    finally:
+                        for _, root in roots:
+                            os.close(root)
                 for link in links:
-                    link.pid = int(self._channel.receive()[0]["pid"])
-            except Closed:
+                    said, _ = self._channel.receive()
+                    if said["op"] != "grown":
+                        raise Overloaded(f"snapshot: no further process: {os.strerror(said['errno'])}")
+                    link.pid = int(said["pid"])
+            except BaseException as error:
                 for link in links:
                     link.close()
-                raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
-            finally:
-                for _, root in roots:
-                    os.close(root)
+                for answer in answers:
+                    for _, root in answer():
+                        os.close(root)
+                if isinstance(error, Closed):
+                    raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
+                raise
         for context, link in zip(contexts, links, strict=True):
             context.attach(link, begin=False)
         for context in contexts:
             ready = context.receive(30.0)
             if ready.get("error"):
                 raise NotQuiescent(f"snapshot: the kernel cannot go on from it: {ready['error']}")
-        return [number for number, _ in roots]
-
-    def _fork_some(self, count: int) -> list[Sandbox]:
-        env, seed, timeout = self._settings
-        made = []
-        for _ in range(count):
-            self._lease.hold()
-            made.append(Sandbox._shell(self._lease, self.template, env, seed, timeout))
-        envs = [{"STATEPOOL_SANDBOX": kid.id} for kid in made]
-        try:
-            roots = self.grow([kid.context for kid in made], reseed=True, seed=seed, envs=envs)
-        except BaseException:
-            for _ in range(count):
-                self._lease.let_go()
-            raise
-        for kid, root in zip(made, roots, strict=True):
-            kid._root = root
-        return made
+        return numbers
 
 
 class Sandbox:

@@ -105,6 +105,8 @@ class Zygote:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self.image = 0
+        """Process id of the child that holds the memory."""
 
     @property
     def pid(self) -> int | None:
@@ -181,6 +183,7 @@ class Zygote:
             self._process.wait()
             self._process = None
             raise SlotFailed(f"template {self.template.name}: {hello['error']}")
+        self.image = hello["pid"]
 
 
 class Slot:
@@ -189,6 +192,8 @@ class Slot:
     def __init__(self, name: str, zygote: Zygote, cgroup: Cgroup, reactor: Reactor) -> None:
         self.name, self.zygote, self.cgroup = name, zygote, cgroup
         self.pid = 0
+        self.own: set[int] = set()
+        """Of PID 1 and of the stem: what a clean slot's cgroups hold."""
         self._pidfd = -1
         self.generation = 0
         self.on_exit: Callable[[int, int], None] | None = None
@@ -230,6 +235,7 @@ class Slot:
                     self._pidfd = os.pidfd_open(self.pid)
                     born(self.pid)
                 elif news["op"] == "ready":
+                    self.own = {self.pid, news["stem"]}
                     break
                 else:
                     raise SlotFailed(f"slot {self.name}: {news['error']}")
@@ -335,9 +341,8 @@ class Slot:
             return str(answer["problem"])
         self.generation += 1
         self._last_exit = (0, 0)
-        for kind, pids in self.cgroup.processes().items():
-            if pids != {self.pid}:
-                return f"the cgroup of {kind} holds {sorted(pids - {self.pid})}"
+        if self.cgroup.paths and (pids := self.cgroup.members()) != self.own:
+            return f"its cgroup holds {sorted(pids)}, and should {sorted(self.own)}"
         return None
 
     def destroy(self) -> bool:

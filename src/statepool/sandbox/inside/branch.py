@@ -8,15 +8,17 @@ puts a new layer on what the holder saw, and a kernel moves into it, its working
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
-import signal
+import re
 import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from statepool.sandbox.channel import Channel, Closed
+from statepool.native import _sandbox  # type: ignore[attr-defined]
+from statepool.sandbox.channel import Channel
 from statepool.sandbox.inside import turn
 from statepool.sandbox.inside.attach import attach
 
@@ -27,6 +29,8 @@ __all__ = ["OPERATIONS"]
 
 _MINE = 4
 """Descriptors 0 to 3 are the kernel's own: input, output, error, manager."""
+_SHARED = re.compile(rb"^\S+ rw.s \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
+"""In /proc/self/maps: files that are mapped for writing, and whose changes are everybody's."""
 _CREATING = os.O_CREAT | os.O_TRUNC | os.O_EXCL
 
 
@@ -41,20 +45,9 @@ def _obstacles(kernel: Kernel) -> list[str]:
             found.append(f"the open {target.split(':')[0]} {fd}")
         elif target.endswith(" (deleted)") and not target.startswith(("/memfd:", "/dev/")):
             found.append(f"the deleted file {target.removesuffix(' (deleted)')}")
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        shared = [line.split(maxsplit=5)[5].strip() for line in maps if _shared(line)]
-    return found + [f"the writable mapping of {path}" for path in shared]
-
-
-def _shared(line: str) -> bool:
-    parts = line.split(maxsplit=5)
-    return (
-        len(parts) == 6
-        and parts[1].startswith("rw")
-        and parts[1].endswith("s")
-        and parts[5].startswith("/")
-        and "memfd" not in parts[5]
-    )
+    with open("/proc/self/maps", "rb") as maps:
+        shared = _SHARED.findall(maps.read())
+    return found + [f"the writable mapping of {os.fsdecode(path)}" for path in shared if b"memfd" not in path]
 
 
 def _descriptors() -> list[tuple[int, str]]:
@@ -119,14 +112,9 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     kernel.turn, kernel.told = [], False
-    pid = os.fork()
-    if pid == 0:
-        os.close(root)
-        os.dup2(line, 3)
-        os.close(line)
-        kernel.channel.socket.detach()
-        kernel.channel = Channel(socket.socket(fileno=3))
-        _wait(kernel, cwd, files, numbers)
+    forked = _sandbox.hold(line, root)
+    if not isinstance(forked, int):
+        _grow(kernel, forked, cwd, files, numbers)
         return
     os.close(line)
     error = None
@@ -134,55 +122,40 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
         _move(root, cwd, files)
     except OSError as raised:
         error = str(raised)
-    kernel.channel.send({"op": "held", "pid": pid, "error": error})
+    kernel.channel.send({"op": "held", "pid": forked, "error": error})
 
 
-def _wait(kernel: Kernel, cwd: str, files: list[tuple[int, str, int, int]], numbers: Any) -> None:
-    """The holder: grow a kernel for each message, and end with the socket. Returns in a new kernel only.
+def _grow(
+    kernel: Kernel, order: tuple[bytes, list[int]], cwd: str, files: list[tuple[int, str, int, int]], numbers: Any
+) -> None:
+    """In a new kernel: go on from the moment, as the message and descriptors of ``order`` ask.
 
     ``numbers`` is the state of ``random``, which seeds itself anew in every fork.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # its children are nobody's to wait for
-    null = os.open("/dev/null", os.O_RDWR)
-    for number in (1, 2):
-        os.dup2(null, number)
-    os.close(null)
-    while True:
-        try:
-            message, fds = kernel.channel.receive(rights=True)
-        except Closed:
-            os._exit(0)
-        if message["op"] == "digest":
-            random.setstate(numbers)
-            kernel.channel.send({"op": "digest", "digest": _digest(kernel)})
-            continue
-        pid = os.fork()
-        if pid:
-            for fd in fds:
-                os.close(fd)
-            kernel.channel.send({"op": "grown", "pid": pid})
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        control, out, err, root = fds
-        for fd, number in ((out, 1), (err, 2), (control, 3)):
-            os.dup2(fd, number)
-            os.close(fd)
-        kernel.channel.socket.detach()
-        kernel.channel = Channel(socket.socket(fileno=3))
-        from statepool.sandbox.inside.kernel import reseed
+    message = json.loads(order[0])
+    if message["op"] == "digest":
+        random.setstate(numbers)
+        Channel(socket.socket(fileno=order[1][0])).send({"digest": _digest(kernel)})
+        os._exit(0)
+    control, out, err, root = order[1]
+    for fd, number in ((out, 1), (err, 2), (control, 3)):
+        os.dup2(fd, number)
+        os.close(fd)
+    kernel.channel.socket.detach()
+    kernel.channel = Channel(socket.socket(fileno=3))
+    from statepool.sandbox.inside.kernel import reseed
 
-        error = None
-        try:
-            _move(root, cwd, files)
-            if message["reseed"]:
-                reseed(message["seed"])
-            else:
-                random.setstate(numbers)
-            os.environ.update(message["env"])
-        except OSError as raised:
-            error = str(raised)
-        kernel.channel.send({"op": "ready", "error": error})
-        return
+    error = None
+    try:
+        _move(root, cwd, files)
+        if message["reseed"]:
+            reseed(message["seed"])
+        else:
+            random.setstate(numbers)
+        os.environ.update(message["env"])
+    except OSError as raised:
+        error = str(raised)
+    kernel.channel.send({"op": "ready", "error": error})
 
 
 OPERATIONS = {"attach": attach, "check": check, "hold": hold, "look": look}

@@ -171,8 +171,9 @@ def serve(fd: int, memory: tuple[mmap.mmap, list[list[Any]]] | None = None) -> N
 
 
 def reseed(seed: int | None) -> None:
-    """No two sandboxes draw the same numbers, unless a seed is asked for."""
-    random.seed(seed)
+    """No two sandboxes draw the same numbers, unless a seed is asked for. ``random`` seeds itself in every fork."""
+    if seed is not None:
+        random.seed(seed)
     _reseed_numpy(seed)
 
 

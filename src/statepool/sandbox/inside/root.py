@@ -54,7 +54,7 @@ class Base:
     def __init__(self, message: dict[str, Any]) -> None:
         """Leave the host's root: ``folder`` becomes a small tmpfs that holds the sources, and the new root."""
         self._userns: bool = message["userns"]
-        self._free = [*range(_MOST_ROOTS)]
+        self._free = [*range(_MOST_ROOTS - 1, -1, -1)]
         self._layers: set[str] = set()
         self._targets: list[str] = message["sources"]
         _sandbox.mount("none", "/", "", _REC | _PRIVATE)
@@ -62,9 +62,8 @@ class Base:
         _sandbox.mount("base", folder, "tmpfs", _NOSUID | _NODEV, "size=4m,mode=0700")
         for name in ("old", "src", "dev", "proc", "shown", "u", "g"):
             os.mkdir(f"{folder}/{name}", 0o700)
-        for number in self._free:
-            os.mkdir(f"{folder}/u/{number}", 0o700)
-            os.mkdir(f"{folder}/g/{number}", 0o700)
+        for name in ("u", "g"):  # stay writable: places for layers and roots are made when they are needed
+            _sandbox.mount("places", f"{folder}/{name}", "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0700")
         for number, source in enumerate([message["skeleton"], *message["layers"], *self._targets]):
             self._bind_source(source, f"{folder}/src/{number}")
         _devices(f"{folder}/dev", self._userns)
@@ -100,13 +99,13 @@ class Base:
 
     def drop(self, root: Root, left: Iterable[Root]) -> None:
         """Take a root away, and every layer that none of the roots ``left`` needs. Another thread frees the memory."""
-        _sandbox.close_later(root.fd)
-        self._detach(root.path)
+        freed = [root.fd, self._detach(root.path)]
         needed = {layer for other in left for layer in (other.upper, *other.lowers)}
         for layer in self._layers - needed:
-            self._detach(os.path.dirname(layer))
+            freed.append(self._detach(os.path.dirname(layer)))
             self._free.append(int(layer.split("/")[2]))
         self._layers &= needed
+        _sandbox.close_later(freed)
 
     def own(self, root: Root, uid: int) -> None:
         """Give a fresh root to its tenant."""
@@ -127,6 +126,9 @@ class Base:
             raise OSError(f"a slot holds at most {_MOST_ROOTS} roots: close forks or snapshots")
         number = self._free.pop()
         layer, path = f"/u/{number}", f"/g/{number}"
+        for place in (layer, path):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(place, 0o700)
         _sandbox.mount("layer", layer, "tmpfs", _NOSUID | _NODEV, f"size={files_bytes},nr_inodes={inodes},mode=0755")
         upper = f"{layer}/up"
         os.mkdir(upper, 0o755)
@@ -154,10 +156,11 @@ class Base:
         except PermissionError:  # flags that were set outside a user namespace cannot be cleared inside
             _sandbox.mount("", target, "", flags | _locked(target))
 
-    def _detach(self, path: str) -> None:
+    def _detach(self, path: str) -> int:
+        """Take a mount away; the descriptor that is answered keeps its memory until it is closed."""
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         _sandbox.umount(path, _DETACH)
-        _sandbox.close_later(fd)
+        return fd
 
 
 def _devices(folder: str, userns: bool) -> None:

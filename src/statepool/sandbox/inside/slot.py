@@ -1,4 +1,4 @@
-"""PID 1 of a slot: forks kernels, starts commands, makes layers of files, cleans up for the next tenant.
+"""PID 1 of a slot: has its stem fork kernels, starts commands, makes layers of files, cleans up for the next tenant.
 
 It speaks to the manager only. A tenant shares its PID namespace and can do nothing to it: it runs as another user, is
 not dumpable, and PID 1 takes no signal from inside that it has no handler for.
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import gc
-import mmap
 import os
 import resource
 import select
@@ -25,39 +24,39 @@ from typing import Any
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox import seccomp
 from statepool.sandbox.channel import Channel, Closed
-from statepool.sandbox.inside import attach, kernel
 from statepool.sandbox.inside.root import Base, Root
+from statepool.sandbox.inside.stem import Stem
 
 __all__ = ["main"]
 
-_DUMPABLE, _SET_NAME = 4, 15
+_DUMPABLE = 4
 _NEW_UTS, _NEW_IPC, _NEW_NET = 0x04000000, 0x08000000, 0x40000000
-_CHROOT = 1 << 18
-"""CAP_SYS_CHROOT: a kernel moves itself to the next layer of its files with it. Nothing but its own roots can be
-reached.
-"""
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430  # termios has them from Python 3.13 on
 _RESET_SECONDS = 5.0
 _HIGH = 200
+_SPACES = ("ipc", "uts", "net", "cgroup", "pid", "mnt")
+"""Namespaces of a slot, in the order in which its stem enters them: the mounts last, since they hide the rest."""
 
 
-def main(control: Channel, message: dict[str, Any], spec: dict[str, Any]) -> None:
+def main(control: Channel, line: Channel, message: dict[str, Any], spec: dict[str, Any]) -> None:
     """Become PID 1; returns never."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     high = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
-    null = fcntl.fcntl(os.open("/dev/null", os.O_RDWR), fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    high_line = fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
+    null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     control.socket.detach()
+    line.socket.detach()
     os.closerange(3, _HIGH)
-    control = Channel(socket.socket(fileno=high))
+    control, line = Channel(socket.socket(fileno=high)), Channel(socket.socket(fileno=high_line))
     os.setsid()
     try:
-        slot = _Slot(control, message, spec, null)
+        slot = _Slot(control, line, message, spec)
         gc.freeze()
-        control.send({"op": "ready"})
+        control.send({"op": "ready", "stem": slot.stem.host_pid})
         slot.serve()
     except BaseException as error:  # noqa: BLE001  # whatever it is, the manager must hear of it
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -69,19 +68,21 @@ def main(control: Channel, message: dict[str, Any], spec: dict[str, Any]) -> Non
 
 
 class _Slot:
-    def __init__(self, control: Channel, message: dict[str, Any], spec: dict[str, Any], null: int) -> None:
-        self._control, self._null = control, null
+    def __init__(self, control: Channel, line: Channel, message: dict[str, Any], spec: dict[str, Any]) -> None:
+        self._control = control
         self._userns: bool = message["userns"]
         self._limits: dict[str, int] = spec["limits"]
         self._program = seccomp.program(spec["debug"])
         self._roots: dict[int, Root] = {}
-        self._kernels: set[int] = set()
         self._tracked: set[int] = set()
-        self._kernel_confinement = self._command_confinement = None
+        self._order: dict[str, Any] = {}
+        self._command_confinement = None
         self._uffd_device = _device_of_pages()
         self._base = Base(message)
         socket.sethostname("sandbox")
         _loopback_up()
+        self.stem = Stem(line, self._ended)
+        self.stem.join(("user", *_SPACES) if self._userns else _SPACES)
         _sandbox.prctl(_DUMPABLE, 0)
         self._spare = self._base.fresh(self._limits["files_bytes"], self._limits["inodes"])
         self._wake, wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -93,8 +94,11 @@ class _Slot:
         poll = select.poll()
         poll.register(self._control.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        poll.register(self.stem, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll()}
+            if self.stem.fileno() in ready:
+                self.stem.hear()
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)
@@ -135,9 +139,8 @@ class _Slot:
         limits = message["limits"]
         rlimits = _rlimits(limits, message["memory_rlimit"])
         groups = not self._userns
-        make = _sandbox.Confinement
-        self._kernel_confinement = make(uid, uid, self._program, rlimits, _CHROOT, groups)
-        self._command_confinement = make(uid, uid, self._program, rlimits, 0, groups)
+        self._order = {"uid": uid, "groups": groups, "rlimits": rlimits}
+        self._command_confinement = _sandbox.Confinement(uid, uid, self._program, rlimits, 0, groups)
         if (limits["files_bytes"], limits["inodes"]) != (self._limits["files_bytes"], self._limits["inodes"]):
             small = self._spare
             self._spare = self._base.fresh(limits["files_bytes"], limits["inodes"])
@@ -148,38 +151,12 @@ class _Slot:
         return self._op_kernel(message | {"root": 0}, fds)
 
     def _op_kernel(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        root = self._roots[message["root"]]
-        pid = os.fork()
-        if pid:
-            self._kernels.add(pid)
-            self._tracked.add(pid)
-            return {"pid": pid}
-        try:
-            signal.set_wakeup_fd(-1)
-            memory = self._memory(message, fds)
-            control, out, err = (fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH + 20) for fd in fds)
-            for number, fd in enumerate((self._null, out, err, control)):
-                os.dup2(fd, number)
-            _sandbox.enter(self._kernel_confinement, root.fd)
-            os.closerange(4, 1 << 20)
-            _sandbox.prctl(_DUMPABLE, 1)  # after setresuid the files of /proc/self would be root's
-            os.chdir("/home/user")
-            kernel.serve(3, memory)
-        except BaseException as error:  # noqa: BLE001  # a fork must not return into the loop of PID 1
-            with contextlib.suppress(OSError):
-                Channel(socket.socket(fileno=3)).send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
-        finally:
-            os._exit(1)
-
-    def _memory(self, message: dict[str, Any], fds: list[int]) -> tuple[mmap.mmap, list[list[Any]]] | None:
-        """In the new kernel, before it loses its rights: memory whose pages the manager will fetch."""
-        if "memory" not in message:
-            return None
-        length, parts = message["memory"]
-        space, address, uffd = attach.region(self._uffd_device, length)
-        Channel(socket.socket(fileno=os.dup(fds[0]))).send({"op": "memory", "address": address}, [uffd])
-        os.close(uffd)
-        return space, parts
+        order, ends = self._order, [*fds, self._roots[message["root"]].fd]
+        if "memory" in message:
+            order, ends = order | {"memory": message["memory"]}, [*ends, self._uffd_device]
+        pid = self.stem.grow(order, ends)
+        self._tracked.add(pid)
+        return {"pid": pid}
 
     def _op_spawn(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Start a command; with ``terminal`` it gets a new one, and the manager its other end."""
@@ -223,7 +200,7 @@ class _Slot:
     def _op_layer(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """A root above another one. Whoever still writes below would break it, so nobody may but the kernels named."""
         below = self._roots[message["below"]]
-        allowed = {1, *message["allowed"]}
+        allowed = {1, self.stem.pid, *message["allowed"]}
         if busy := [pid for pid in _pids() if pid not in allowed and _device(pid) == below.device]:
             return {"busy": [[pid, _command(pid)] for pid in busy]}
         made = self._base.above(below, self._limits["files_bytes"], self._limits["inodes"])
@@ -246,7 +223,7 @@ class _Slot:
     def _op_drop(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Take a root away, and end who is still in it; its layer stays while others lie on it."""
         root = self._roots.pop(message["root"])
-        spared = {1, *message["spared"]}
+        spared = {1, self.stem.pid, *message["spared"]}
         for pid in _pids():
             if pid not in spared and _device(pid) == root.device:
                 with contextlib.suppress(ProcessLookupError):
@@ -266,21 +243,21 @@ class _Slot:
         return {"fds": [client.detach()]}
 
     def _op_processes(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"processes": [[pid, _command(pid)] for pid in _pids() if pid != 1]}
+        return {"processes": [[pid, _command(pid)] for pid in _pids() if pid not in (1, self.stem.pid)]}
 
     def _op_reset(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         """Nothing of the last tenant stays: processes, System V and POSIX objects, names, sockets, files."""
-        if not _kill_all():
-            return {"problem": "processes that do not die"}
-        self._kernels.clear()
         self._tracked.clear()
-        self._kernel_confinement = self._command_confinement = None
+        if not self._kill_all():
+            return {"problem": "processes that do not die"}
+        self._command_confinement = None
         flags = _NEW_IPC | _NEW_UTS
         if message["network"] or _sockets_left():
             flags |= _NEW_NET
         _sandbox.unshare(flags)
         if flags & _NEW_NET:
             _loopback_up()
+        self.stem.join(("ipc", "uts", "net") if flags & _NEW_NET else ("ipc", "uts"))
         socket.sethostname("sandbox")
         fresh = self._base.fresh(self._limits["files_bytes"], self._limits["inodes"])
         for root in [*self._roots.values()] or [self._spare]:
@@ -297,26 +274,22 @@ class _Slot:
                 return
             if pid == 0:
                 return
-            if pid in self._tracked:
-                self._tracked.discard(pid)
-                self._kernels.discard(pid)
-                self._control.send({"op": "exit", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
+            self._ended(pid, os.waitstatus_to_exitcode(status))
 
+    def _ended(self, pid: int, code: int) -> None:
+        if pid in self._tracked:
+            self._tracked.discard(pid)
+            self._control.send({"op": "exit", "pid": pid, "code": code})
 
-def _kill_all() -> bool:
-    """End every other process of the namespace; answers whether all are gone. A fork bomb needs several rounds."""
-    deadline = time.monotonic() + _RESET_SECONDS
-    while True:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.0002)
+    def _kill_all(self) -> bool:
+        """End what the tenant left running; answers whether all is gone. A fork bomb needs several rounds."""
+        deadline = time.monotonic() + _RESET_SECONDS
+        while self.stem.kill_others():
+            self._reap()
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.0002)
+        return True
 
 
 def _rlimits(limits: dict[str, int], memory: bool) -> list[tuple[int, int]]:
