@@ -67,7 +67,7 @@ def _sets(quick: bool) -> Iterator[Row]:
 
 
 def _learn(known: np.ndarray, objective: Objective, steps: int, count: int) -> tuple[dict[str, np.ndarray], int]:
-    """Samples of a WGAN trained on int8 [all, codes, n]: decoded, repaired by one flip and by two; evaluations spent."""
+    """Samples of a WGAN that saw int8 [all, codes, n]: decoded, repaired by one flip, by two; evaluations spent."""
     from statepool.tasks.sequences.search.hpgan import Network, decode, descend, encode
 
     shape, m = known.shape[1:], known.shape[1] * known.shape[2]

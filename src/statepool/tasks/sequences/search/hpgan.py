@@ -1,32 +1,27 @@
-"""HpGAN (arXiv 2012.05645): a GAN over Hopfield encodings of known codes. The only module of the room that needs torch.
+"""HpGAN (arXiv 2012.05645): a GAN over Hopfield encodings of known codes.
 
 The paper's text was not at hand; what its abstract fixes is here, the rest follows common practice: a code s of m signs
 becomes the weights (s s' - I) / m of a Hopfield network that remembers it, the upper triangle of which a GAN learns;
 a generated matrix is decoded by letting the network settle. It starts at the signs of the matrix's leading eigenvector:
-a blend of several memories has rest points that belong to none of them, and random signs often end there. The global sign
-is lost, and no objective here depends on it; negations that an objective does not see are taken out of the training set,
-so that the net need not learn every code several times. Where no optimum is known the training set are the best codes so
-far, and training repeats (elite bootstrapping). ``repair`` follows each decoded code downhill by flips, and sets of codes
-by two flips at once where one does not help.
+a blend of several memories has rest points that belong to none of them, and random signs often end there. The global
+sign is lost, and no objective here depends on it; negations that an objective does not see are taken out of the
+training set, so that the net need not learn every code several times. Where no optimum is known the training set are
+the best codes so far, and training repeats (elite bootstrapping). ``repair`` follows each decoded code downhill by
+flips, and sets of codes by two flips at once where one does not help.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
-from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.objectives import Objective
 from statepool.tasks.sequences.search.base import Batch, phases_of, rng
+from statepool.tasks.sequences.search.nets import seeded, torch
 from statepool.tasks.sequences.symmetry import without_signs
-
-try:
-    import torch
-except ImportError as error:  # pragma: no cover - torch is an extra
-    raise Unavailable("algo: hpgan needs torch; pip install 'statepool[train]'") from error
 
 __all__ = ["HpGan", "Network", "decode", "encode"]
 
@@ -46,7 +41,10 @@ def encode(signs: np.ndarray) -> np.ndarray:
 
 
 def decode(weights: np.ndarray, m: int, noise: np.random.Generator) -> np.ndarray:
-    """int8 [count, m]: where each network comes to rest, one sign at a time, from its leading eigenvector (20 sweeps)."""
+    """int8 [count, m]: where each network comes to rest, one sign at a time, within 20 sweeps.
+
+    It starts at the signs of its leading eigenvector; ``noise`` draws the order of the signs.
+    """
     count = len(weights)
     upper = np.triu_indices(m, 1)
     full = np.zeros((count, m, m), np.float32)
@@ -83,12 +81,8 @@ class Network:
             torch.nn.Linear(size, _HIDDEN), relu(0.2), torch.nn.Linear(_HIDDEN, _HIDDEN), relu(0.2),
             torch.nn.Linear(_HIDDEN, 1),
         )  # fmt: skip
-        with torch.no_grad():
-            for layer in [*self.generator, *self.judge]:
-                if isinstance(layer, torch.nn.Linear):
-                    bound = 1 / math.sqrt(layer.in_features)
-                    for part in (layer.weight, layer.bias):
-                        part.copy_((2 * torch.rand(part.shape, generator=self._random) - 1) * bound)
+        seeded(self.generator, self._random)
+        seeded(self.judge, self._random)
         rates: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.9)}
         self._steps = (
             torch.optim.Adam(self.generator.parameters(), **rates),
