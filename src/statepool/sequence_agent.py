@@ -34,4 +34,4 @@ def in_sandbox(program: str, cpu_seconds: int) -> str:
         sandbox.run_code(limit)
         done = sandbox.run_code(program, timeout=_SLACK * (cpu_seconds + 1))
     failed = "" if done.error is None else f"\n{done.error.name}: {done.error.value}"
-    return done.logs.stdout + (f"\n{done.text}" if done.text else "") + failed
+    return f"{done.logs.stdout}\n{done.text or ''}{failed}"

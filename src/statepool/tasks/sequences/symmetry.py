@@ -44,13 +44,13 @@ def without_signs(objective: object, signs: np.ndarray) -> np.ndarray:
 
     Of a pair each code begins with +1; of sets, user 0's codes and every user's first code do.
     """
-    if isinstance(objective, ZeroZone):
-        return signs * signs[:, :, :1]
+    first = signs[:, :, :1] if isinstance(objective, ZeroZone) else signs[:, :1, :1]
+    plain: np.ndarray = signs * first
     if isinstance(objective, Complementary):
         table = signs.reshape(len(signs), objective.users, objective.elements, -1)
         table = table * table[:, :1, :, :1]
-        return (table * table[:, :, :1, :1]).reshape(signs.shape)
-    return signs * signs[:, :1, :1]
+        plain = (table * table[:, :, :1, :1]).reshape(signs.shape)
+    return plain
 
 
 def _singles(rows: np.ndarray, alphabet: int) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +61,8 @@ class Net(torch.nn.Module):
     def learn(self, codes: np.ndarray, visits: np.ndarray, rewards: np.ndarray) -> None:
         """One step towards the shares of visits (float32 [count, 16]) and the rewards (float32 [count])."""
         logits, value = self(_planes(codes))
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(visits))
-        loss = loss + torch.nn.functional.mse_loss(value, torch.from_numpy(rewards))
+        loss: Any = torch.nn.functional.cross_entropy(logits, torch.from_numpy(visits))
+        loss += torch.nn.functional.mse_loss(value, torch.from_numpy(rewards))
         self._adam.zero_grad()
         loss.backward()
         self._adam.step()
@@ -176,7 +177,8 @@ class _Play:
     def _costs(self, codes: np.ndarray) -> np.ndarray:
         costs = self.objective.costs(codes.reshape(len(codes), self.objective.codes, self.n))
         # a ratio that rounding left undecided is finite but very large: the anchors must stay numbers
-        return np.maximum(costs, -1e30)
+        bounded: np.ndarray = np.maximum(costs, -1e30)
+        return bounded
 
 
 class AlphaSeq:
