@@ -10,9 +10,10 @@ import cmath
 import json
 import math
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 __all__ = ["check"]
 
@@ -171,16 +172,17 @@ def _filter(record: dict[str, Any], code: list[Any], params: dict[str, Any]) -> 
     return None if solves else "filter: is not the best one for this code"
 
 
-class _Whole(NamedTuple):
+@dataclass(frozen=True)
+class _Whole:
     """A complex number with whole parts."""
 
     real: int
     imag: int
 
-    def __add__(self, other: Any) -> _Whole:
+    def __add__(self, other: _Whole) -> _Whole:
         return _Whole(self.real + other.real, self.imag + other.imag)
 
-    def __mul__(self, other: Any) -> _Whole:
+    def __mul__(self, other: _Whole) -> _Whole:
         return _Whole(self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real)
 
     def conjugate(self) -> _Whole:
