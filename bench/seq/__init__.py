@@ -1,4 +1,4 @@
-"""The sequence room: S1 to S6 and S8 to S10."""
+"""The sequence room: S1 to S10."""
 
 from __future__ import annotations
 

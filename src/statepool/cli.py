@@ -39,7 +39,7 @@ _ROOMS = {
     "calibrate": ("statepool.sim.commands", True, "measure what a running server's engines cost, for simulate --node"),
     "plan": ("statepool.sim.commands", True, "which split of nodes bears most of a recorded load"),
     "sandbox": ("statepool.sandbox.commands", False, "run untrusted code in isolation (statepool sandbox --help)"),
-    "seq": ("statepool.tasks.sequences.commands", False, "design sequences with exact verification"),
+    "seq": ("statepool.sequence_agent", False, "design sequences with exact verification"),
     "topo": ("statepool.tasks.topology.commands", False, "handle additions on 3-manifolds, certified"),
     "rollout": ("statepool.rollout.commands", False, "answer groups of prompts for training"),
     "train": ("statepool.train.commands", True, "train a model on a task: statepool train CONFIG.yaml"),

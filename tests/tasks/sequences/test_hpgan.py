@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("torch")
 from statepool.core.errors import InvalidRequest
-from statepool.tasks.sequences import make, verify
+from statepool.tasks.sequences import census, make, verify
 from statepool.tasks.sequences.search import Budget, search, searcher
 from statepool.tasks.sequences.search.hpgan import Network, decode, descend, encode
+from statepool.tasks.sequences.symmetry import without_signs
 
 
 def test_a_network_remembers_its_code_up_to_the_sign() -> None:
@@ -54,6 +55,38 @@ def test_repair_ends_where_no_flip_helps() -> None:
     for row, cost in zip(end, costs, strict=True):
         near = np.where(np.eye(14, dtype=bool), -row, row).astype(np.int8)
         assert (objective.costs(near[:, None]) >= cost).all()
+
+
+def test_repair_by_two_flips_mends_what_one_cannot() -> None:
+    objective = make("zcp")
+    start = np.random.default_rng(6).choice(np.array([-1, 1], np.int8), (60, 18))
+    once, twice = (descend(objective, start, 9, flips)[0].reshape(-1, 2, 9) for flips in (1, 2))
+    optimal = [int((objective.costs(codes) == 0).sum()) for codes in (once, twice)]
+    assert optimal[1] > optimal[0]
+    for codes in twice[objective.costs(twice) == 0].tolist():
+        sums = [sum(row[i] * row[i + k] for row in codes for i in range(9 - k)) for k in range(1, 9)]
+        assert sums[:4] == [0] * 4 and all(abs(s) == 2 for s in sums[4:])
+
+
+@pytest.mark.parametrize("name", ["moccs", "zcp", "labs"])
+def test_negations_taken_out_change_no_cost_and_are_all_that_there_are(name: str) -> None:
+    objective, rng = make(name), np.random.default_rng(5)
+    codes = rng.choice(np.array([-1, 1], np.int8), (20, objective.codes, 9))
+    plain = without_signs(objective, codes)
+    assert np.array_equal(objective.costs(plain), objective.costs(codes))
+    assert (plain[:, 0, 0] == 1).all()
+    negated = codes.copy()
+    negated[:, ::2] *= -1  # of a set: one element throughout
+    assert np.array_equal(without_signs(objective, negated), plain)
+
+
+def test_a_net_that_saw_half_of_the_orbits_makes_valid_sets() -> None:
+    objective, ideal = make("moccs"), census.complementary_sets(4)
+    known = np.unique(without_signs(objective, ideal), axis=0)[::2]
+    network = Network(16, "wgan", 1)
+    network.train(encode(known.reshape(-1, 16)), 80)
+    made = decode(network.sample(200), 16, np.random.default_rng(1))
+    assert (objective.costs(made.reshape(-1, 4, 4)) == 0).mean() > 0.25
 
 
 def test_the_search_runs_and_certifies() -> None:

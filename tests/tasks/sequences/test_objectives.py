@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import dataclasses
 import math
 from fractions import Fraction
 from random import Random
@@ -13,7 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepool.core.errors import InvalidRequest
-from statepool.tasks.sequences import Code, InvalidSequence, best_filter, families, make, mate, parse, sir, zone
+from statepool.tasks.sequences import (
+    BadCertificate,
+    Code,
+    InvalidSequence,
+    best_filter,
+    certify,
+    families,
+    make,
+    mate,
+    parse,
+    sir,
+    verify,
+    zone,
+)
 from statepool.tasks.sequences.correlation import ambiguity, core
 from statepool.tasks.sequences.filters import exact_filter, sir_batch, sir_reference
 
@@ -229,7 +243,7 @@ def test_a_limit_of_loss_is_kept_and_costs_ratio(code: Code, limit: float) -> No
         (lambda: parse("0 1.5", alphabet=4), "no whole number"),
         (lambda: make("merit").score([parse("+-"), parse("++")]), "1 expected, 2 given"),
         (lambda: make("zcp").score([parse("+-"), parse("+++")]), "one length"),
-        (lambda: make("mmf-sir").score([Code((0, 1, 2), 3)]), "must be binary"),
+        (lambda: make("mmf-sir").score([Code((0, 1, 2), 3)]), "2 and 4 phases, not for 3"),
     ],
 )
 def test_bad_codes_are_named(call, words: str) -> None:
@@ -258,3 +272,34 @@ def test_bad_filters_are_named() -> None:
         make("mmf-sir", {"length": 12}).score([families.barker(13)])
     with pytest.raises(InvalidRequest, match="at most 0 dB"):
         make("mmf-sir", {"loss_min": 1.0}).score([families.barker(13)])
+
+
+@pytest.mark.parametrize("length", [None, 9, 12])
+def test_filters_of_four_phases_are_the_best_there_are(length: int | None) -> None:
+    code = Code((0, 1, 1, 3, 2, 0, 1), 4)
+    objective = make("mmf-sir", {"length": length})
+    record, score = certify(objective, [code])
+    verify(record)
+    taps, n = length or 7, 7
+    start = (taps - n) // 2
+    total = np.zeros((taps, taps), complex)
+    signal = np.zeros(taps, complex)
+    signal[start : start + n] = code.values
+    for shift in range(1 - n, taps):  # from the definition
+        moved = np.array([code.values[i - shift] if 0 <= i - shift < n else 0 for i in range(taps)])
+        total += np.outer(moved, moved.conj()) * (shift != start)
+    best = (signal.conj() @ np.linalg.solve(total, signal)).real
+    assert score.value == pytest.approx(best, rel=1e-9)
+    x = np.array(score.filter[:taps]) + 1j * np.array(score.filter[taps:])
+    assert abs(x.conj() @ signal) ** 2 / (x.conj() @ total @ x).real == pytest.approx(best, rel=1e-9)
+    worse = dataclasses.replace(record, filter=(score.filter[0] + 1, *score.filter[1:]))
+    with pytest.raises(BadCertificate, match="value:"):
+        verify(worse)
+
+
+def test_two_phases_written_with_four_have_the_same_ratio() -> None:
+    barker = families.barker(13)
+    four = Code(tuple(2 * phase for phase in barker.phases), 4)
+    assert make("mmf-sir").score([four]).exact == make("mmf-sir").score([barker]).exact == 37
+    with pytest.raises(InvalidSequence, match="must be binary"):
+        make("mmf-sir", {"loss_min": -1.0}).score([four])

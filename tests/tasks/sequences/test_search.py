@@ -218,6 +218,8 @@ def test_a_search_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Pat
         (lambda: searcher("magic"), "is none of"),
         (lambda: searcher("tabu", {"alphabet": 4}), "makes binary codes"),
         (lambda: Budget(), "needs a limit"),
+        (lambda: searcher("llm"), "needs a served model"),
+        (lambda: searcher("llm", {"url": "localhost"}), "must begin with http"),
         (lambda: next(searcher("skew").batches(make("labs"), 20, 0, 0)), "an odd n"),
         (lambda: next(searcher("skew").batches(make("psl"), 21, 0, 0)), "objective of the energy"),
         (lambda: next(searcher("tabu").batches(make("labs"), 1, 0, 0)), "at least 2"),
@@ -233,4 +235,4 @@ def test_searches_that_cannot_be_are_named(call, words: str) -> None:
 
 
 def test_every_search_has_a_name() -> None:
-    assert set(SEARCHERS) == {"tabu", "walk", "skew", "descent", "exhaustive", "random", "hpgan"}
+    assert set(SEARCHERS) == {"tabu", "walk", "skew", "descent", "exhaustive", "random", "hpgan", "alphaseq", "llm"}

@@ -10,6 +10,7 @@ import cmath
 import json
 import math
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -133,33 +134,63 @@ def _envelope(codes: list[list[Any]], _alphabet: int, params: dict[str, Any]) ->
     return float(max(powers)) / len(code)
 
 
-def _filter(record: dict[str, Any], code: list[int], params: dict[str, Any]) -> str | None:
+def _filter(record: dict[str, Any], code: list[Any], params: dict[str, Any]) -> str | None:
     """The ratio of the filter in the certificate; without a limit of loss, also that no filter has a better one."""
-    if record["alphabet"] != 2:
-        return "alphabet: mismatched filters are certified for binary codes"
-    n, taps = len(code), [int(tap) for tap in record["filter"]]
-    length = params.get("length") or n
-    if len(taps) != length or length < n:
-        return f"filter: has {len(taps)} taps, {length} are claimed"
-    start = (length - n) // 2
+    alphabet, n = record["alphabet"], len(code)
+    if alphabet not in (2, 4):
+        return "alphabet: mismatched filters are certified for codes of two and four phases"
+    symbols = [_Whole(int(symbol.real), int(symbol.imag)) for symbol in code]
+    numbers, length = [int(tap) for tap in record["filter"]], params.get("length") or n
+    if len(numbers) != length * alphabet // 2 or length < n:
+        return f"filter: has {len(numbers)} numbers, {length} taps are claimed"
+    # of four phases: all real parts, then all imaginary ones
+    taps = [_Whole(numbers[i], numbers[length + i] if alphabet == 4 else 0) for i in range(length)]
+    start, none = (length - n) // 2, _Whole(0, 0)
     response = {
-        shift: sum(taps[i] * code[i - shift] for i in range(max(0, shift), min(length, shift + n)))
+        shift: sum(
+            (taps[i].conjugate() * symbols[i - shift] for i in range(max(0, shift), min(length, shift + n))), none
+        )
         for shift in range(1 - n, length)
     }
-    peak = response.pop(start)
-    ratio = Fraction(peak * peak, sum(r * r for r in response.values()))
+    peak = response.pop(start).power
+    ratio = Fraction(peak, sum(r.power for r in response.values()))
     if Fraction(record["value"]) != ratio:
         return f"value: {record['value']} is claimed, the filter has {ratio}"
     limit = params.get("loss_min")
     if limit is not None:
-        gain = Fraction(peak * peak, n * sum(tap * tap for tap in taps))
+        gain = Fraction(peak, n * sum(tap.power for tap in taps))
         return None if gain >= Fraction(10.0 ** (limit / 10)) else f"loss_min: the filter loses more than {limit} dB"
-    # The best filter solves R x = c s. R is positive semidefinite, so a solution is the maximum, and its ratio s'x / c.
-    image = [sum(r * code[i - shift] for shift, r in response.items() if 0 <= i - shift < n) for i in range(length)]
-    signal = [code[i - start] if 0 <= i - start < n else 0 for i in range(length)]
-    scale = image[start] * signal[start]
-    solves = scale > 0 and all(y == scale * x for y, x in zip(image, signal, strict=True))
+    # The best filter solves R x = c s. R is positive semidefinite, so a solution with c > 0 is the maximum, s'x / c.
+    image = [
+        sum((symbols[i - shift] * r.conjugate() for shift, r in response.items() if 0 <= i - shift < n), none)
+        for i in range(length)
+    ]
+    signal = [symbols[i - start] if 0 <= i - start < n else none for i in range(length)]
+    scale = image[start] * signal[start].conjugate()
+    solves = scale.real > 0 and scale.imag == 0
+    solves = solves and all(y == scale * x for y, x in zip(image, signal, strict=True))
     return None if solves else "filter: is not the best one for this code"
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A complex number with whole parts."""
+
+    real: int
+    imag: int
+
+    def __add__(self, other: _Whole) -> _Whole:
+        return _Whole(self.real + other.real, self.imag + other.imag)
+
+    def __mul__(self, other: _Whole) -> _Whole:
+        return _Whole(self.real * other.real - self.imag * other.imag, self.real * other.imag + self.imag * other.real)
+
+    def conjugate(self) -> _Whole:
+        return _Whole(self.real, -self.imag)
+
+    @property
+    def power(self) -> int:
+        return self.real**2 + self.imag**2
 
 
 _VALUES: dict[str, Any] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,15 @@ _PARAMS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run a command; returns 0, 1 if a certificate does not hold, 2 for what a user can repair."""
-    return run("statepool seq", parser().parse_args(arguments))
+def main(arguments: list[str], run_program: Callable[..., str] | None = None) -> int:
+    """Run a command; returns 0, 1 if a certificate does not hold, 2 for what a user can repair.
+
+    ``run_program`` runs what a model writes: a program and its ``cpu_seconds`` to what it printed. Without it a model
+    may only answer with codes.
+    """
+    options = parser().parse_args(arguments)
+    options.run_program = run_program
+    return run("statepool seq", options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +62,12 @@ def parser() -> argparse.ArgumentParser:
     )
     hunt.add_argument("objective", choices=sorted(KINDS))
     hunt.add_argument("-n", type=int, required=True, help="symbols")
-    hunt.add_argument("--algo", default="tabu", help="tabu (default), walk, skew, descent, exhaustive, random or hpgan")
+    hunt.add_argument(
+        "--algo",
+        "--searcher",
+        default="tabu",
+        help="tabu (default), walk, skew, descent, exhaustive, random, hpgan, alphaseq or llm",
+    )
     hunt.add_argument(
         "--time", type=float, metavar="SECONDS", help="stop after so long, earlier runs of --out included"
     )
@@ -64,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     hunt.add_argument("--alphabet", type=int, default=2, help="phases of a symbol (default 2; more: descent)")
     hunt.add_argument("--loss", default="wgan", choices=("wgan", "gan"), help="of hpgan (default wgan)")
     hunt.add_argument("--repair", action="store_true", help="hpgan: follow each decoded code downhill")
+    hunt.add_argument("--url", help="llm: an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+    hunt.add_argument("--model", help="llm: which of the server's models")
+    hunt.add_argument("--cpu-seconds", type=int, default=10, help="llm: of each program it writes (default 10)")
     hunt.add_argument("--out", type=Path, metavar="FILE", help="JSONL of certificates")
     hunt.add_argument("--archive", metavar="STORE", help="folder or address of a store that keeps the best")
     _add_params(hunt)
@@ -162,7 +178,13 @@ def _search(options: argparse.Namespace) -> int:
     given: dict[str, Any] = {"alphabet": options.alphabet}
     if options.algo == "hpgan":
         given |= {"loss": options.loss, "repair": options.repair}
-    using = searcher(options.algo, given)
+    if options.algo == "llm":
+        if options.cpu_seconds < 1:
+            raise InvalidRequest(f"cpu_seconds: must be at least 1, not {options.cpu_seconds}", param="cpu_seconds")
+        given |= {"url": options.url, "model": options.model, "cpu_seconds": options.cpu_seconds}
+    runs = options.run_program
+    program = None if runs is None else partial(runs, cpu_seconds=options.cpu_seconds)
+    using = searcher(options.algo, given | {"run": program})
     budget = Budget(options.time, options.rounds, options.target)
     journal = None
     if options.out is not None:

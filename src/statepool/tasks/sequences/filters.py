@@ -16,6 +16,7 @@ import numpy as np
 from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.codes import Code
 from statepool.tasks.sequences.correlation import autocorrelation, core
+from statepool.tasks.sequences.errors import InvalidSequence
 
 __all__ = ["Filter", "best_filter", "exact_filter", "padded", "sir", "sir_batch", "sir_reference"]
 
@@ -24,13 +25,13 @@ _SCALE = 1 << 24
 
 @dataclass(frozen=True)
 class Filter:
-    """Whole-number taps x and what they do to a code, exactly."""
+    """Whole-number taps x and what they do to a code, exactly; with four phases real parts, then imaginary ones."""
 
     taps: tuple[int, ...]
     sir: Fraction
-    """(x's)² over the sum of (x' J(n) s)² at all shifts n but 0."""
+    """|x's|² over the sum of |x' J(n) s|² at all shifts n but 0."""
     gain: Fraction
-    """(x's)² / (n x'x): at most 1, reached by the matched filter."""
+    """|x's|² / (n x'x): at most 1, reached by the matched filter."""
 
     @property
     def loss(self) -> float:
@@ -39,17 +40,22 @@ class Filter:
 
 
 def padded(code: Code, length: int | None) -> np.ndarray:
-    """int64 [length]: the code in the middle of zeros ((length - n) // 2 of them before it).
+    """int64 [length]: a binary code in the middle of zeros ((length - n) // 2 of them before it).
 
     Raises:
         InvalidRequest: The filter is shorter than the code.
+        InvalidSequence: The code is not binary.
     """
-    n = len(code)
+    return _in_zeros(code.signs, length)
+
+
+def _in_zeros(symbols: np.ndarray, length: int | None) -> np.ndarray:
+    n = len(symbols)
     taps = n if length is None else length
     if taps < n:
         raise InvalidRequest(f"length: a filter for {n} symbols needs at least {n} taps, not {taps}", param="length")
     row = np.zeros(taps, np.int64)
-    row[(taps - n) // 2 : (taps - n) // 2 + n] = code.signs
+    row[(taps - n) // 2 : (taps - n) // 2 + n] = symbols
     return row
 
 
@@ -87,14 +93,29 @@ def sir_reference(code: Code, length: int | None = None) -> float:
 
 
 def exact_filter(code: Code, length: int | None = None) -> Filter:
-    """The best filter without a limit of loss, in whole numbers: its ratio is the maximum itself."""
-    s = padded(code, length)
-    rho = [int(r) for r in autocorrelation(code)] + [0] * (len(s) - len(code))
-    solution = _solve([[rho[abs(i - j)] for j in range(len(s))] for i in range(len(s))], [int(x) for x in s])
+    """The best filter without a limit of loss, in whole numbers: its ratio is the maximum itself.
+
+    Raises:
+        InvalidSequence: The code has neither two nor four phases.
+        InvalidRequest: The filter is shorter than the code.
+    """
+    parts = _parts(code)
+    s = np.concatenate([_in_zeros(part, length) for part in parts])
+    taps = len(s) // len(parts)
+    rho = np.zeros((2, taps), np.int64)
+    # exact: sums of few products of whole numbers
+    rho[:, : len(code)] = np.rint([autocorrelation(code).real, autocorrelation(code).imag])
+    lags = np.subtract.outer(np.arange(taps), np.arange(taps))
+    system = rho[0][np.abs(lags)]
+    if len(parts) == 2:
+        # T is Hermitian, T(i, j) = C(j - i): as real numbers, [[Re, -Im], [Im, Re]]
+        turned = np.where(lags > 0, -1, 1) * rho[1][np.abs(lags)]
+        system = np.block([[system, -turned], [turned, system]])
+    solution = _solve(system.tolist(), s.tolist())
     common = math.lcm(*(x.denominator for x in solution))
-    taps = [int(x * common) for x in solution]
-    shared = math.gcd(*taps)
-    return _measure(code, tuple(tap // shared for tap in taps), s)
+    whole = [int(x * common) for x in solution]
+    shared = math.gcd(*whole)
+    return _measure(code, tuple(tap // shared for tap in whole))
 
 
 def best_filter(code: Code, length: int | None = None, loss_min: float | None = None) -> Filter:
@@ -105,6 +126,7 @@ def best_filter(code: Code, length: int | None = None, loss_min: float | None = 
 
     Raises:
         InvalidRequest: ``loss_min`` is above 0 dB or not a number.
+        InvalidSequence: The code's phases have no exact filter; with ``loss_min`` it must be binary.
     """
     if loss_min is None:
         return exact_filter(code, length)
@@ -119,7 +141,7 @@ def best_filter(code: Code, length: int | None = None, loss_min: float | None = 
 
     def at(power: float) -> Filter:
         taps = vectors @ (along / (values + power))
-        return _measure(code, tuple(int(t) for t in np.rint(taps / np.abs(taps).max() * _SCALE)), s)
+        return _measure(code, tuple(int(t) for t in np.rint(taps / np.abs(taps).max() * _SCALE)))
 
     limit = Fraction(10.0 ** (loss_min / 10))
     free = at(0.0)
@@ -128,7 +150,7 @@ def best_filter(code: Code, length: int | None = None, loss_min: float | None = 
     low, high = -12.0, 6.0 + math.log10(len(code))
     kept = at(10.0**high)
     if kept.gain < limit:  # the matched filter itself: loses nothing
-        return _measure(code, tuple(int(x) for x in s), s)
+        return _measure(code, tuple(int(x) for x in s))
     for _ in range(60):
         middle = (low + high) / 2
         tried = at(10.0**middle)
@@ -139,16 +161,35 @@ def best_filter(code: Code, length: int | None = None, loss_min: float | None = 
     return kept
 
 
-def _measure(code: Code, taps: tuple[int, ...], s: np.ndarray) -> Filter:
-    signs = [int(x) for x in code.signs]
-    start = (len(taps) - len(code)) // 2
-    peak = sum(tap * int(x) for tap, x in zip(taps, s, strict=True))
-    rest = 0
-    for shift in range(1 - len(code), len(taps)):
-        if shift != start:
-            first, last = max(0, shift), min(len(taps), shift + len(code))
-            rest += sum(taps[i] * signs[i - shift] for i in range(first, last)) ** 2
-    return Filter(taps, Fraction(peak * peak, rest), Fraction(peak * peak, len(code) * sum(tap * tap for tap in taps)))
+def _parts(code: Code) -> list[np.ndarray]:
+    """Real part, and for four phases imaginary part, of the symbols as int64 [n]."""
+    if code.alphabet not in (2, 4):
+        raise InvalidSequence(f"alphabet: filters are exact for 2 and 4 phases, not for {code.alphabet}")
+    values = np.rint([code.values.real, code.values.imag]).astype(np.int64)
+    return list(values[: 1 if code.binary else 2])
+
+
+def _measure(code: Code, taps: tuple[int, ...]) -> Filter:
+    symbols = [part.tolist() for part in _parts(code)]
+    length = len(taps) // len(symbols)
+    filters = [taps[i * length : (i + 1) * length] for i in range(len(symbols))]
+    power = [sum(x * x for x in _response(filters, symbols, n)) for n in range(1 - len(code), length)]
+    peak = power.pop((length - len(code)) // 2 + len(code) - 1)
+    gain = Fraction(peak, len(code) * sum(tap * tap for tap in taps))
+    return Filter(taps, Fraction(peak, sum(power)), gain)
+
+
+def _response(taps: list[tuple[int, ...]], symbols: list[list[int]], shift: int) -> tuple[int, ...]:
+    """x' J(shift) s: its real part, and for four phases its imaginary part."""
+    first, last = max(0, shift), min(len(taps[0]), shift + len(symbols[0]))
+
+    def along(x: tuple[int, ...], s: list[int]) -> int:
+        return sum(x[i] * s[i - shift] for i in range(first, last))
+
+    if len(taps) == 1:
+        return (along(taps[0], symbols[0]),)
+    (a, b), (c, d) = taps, symbols
+    return along(a, c) + along(b, d), along(a, d) - along(b, c)
 
 
 def _solve(rows: list[list[int]], right: list[int]) -> list[Fraction]:

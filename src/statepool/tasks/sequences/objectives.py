@@ -213,7 +213,12 @@ class Sir:
         counted(codes, 1)
         found = best_filter(codes[0], self.length, self.loss_min)
         energy = Energy().score(codes)
-        facts = {"loss_db": found.loss, "sir_db": 10 * math.log10(found.sir), "taps": len(found.taps), **energy.facts}
+        facts = {
+            "loss_db": found.loss,
+            "sir_db": 10 * math.log10(found.sir),
+            "taps": self.length or len(codes[0]),
+            **energy.facts,
+        }
         return Score(float(found.sir), found.sir, facts, found.taps)
 
     def costs(self, signs: np.ndarray) -> np.ndarray:

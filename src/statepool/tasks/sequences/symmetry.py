@@ -11,7 +11,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.codes import Code
 from statepool.tasks.sequences.sets import Complementary, ZeroZone
 
-__all__ = ["orbit_key"]
+__all__ = ["orbit_key", "without_signs"]
 
 _MOST_USERS = 6
 
@@ -37,6 +37,20 @@ def orbit_key(objective: object, codes: Sequence[Code]) -> str:
     return f"{kind}:{size}:{alphabet}:" + ",".join(
         p.hex if alphabet == 2 else ".".join(map(str, p.phases)) for p in parts
     )
+
+
+def without_signs(objective: object, signs: np.ndarray) -> np.ndarray:
+    """int8 [count, codes, n] with the negations removed that the objective does not see.
+
+    Of a pair each code begins with +1; of sets, user 0's codes and every user's first code do.
+    """
+    first = signs[:, :, :1] if isinstance(objective, ZeroZone) else signs[:, :1, :1]
+    plain: np.ndarray = signs * first
+    if isinstance(objective, Complementary):
+        table = signs.reshape(len(signs), objective.users, objective.elements, -1)
+        table = table * table[:, :1, :, :1]
+        plain = (table * table[:, :, :1, :1]).reshape(signs.shape)
+    return plain
 
 
 def _singles(rows: np.ndarray, alphabet: int) -> Iterator[np.ndarray]:

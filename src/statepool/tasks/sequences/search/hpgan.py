@@ -1,28 +1,27 @@
-"""HpGAN (arXiv 2012.05645): a GAN over Hopfield encodings of known codes. The only module of the room that needs torch.
+"""HpGAN (arXiv 2012.05645): a GAN over Hopfield encodings of known codes.
 
 The paper's text was not at hand; what its abstract fixes is here, the rest follows common practice: a code s of m signs
 becomes the weights (s s' - I) / m of a Hopfield network that remembers it, the upper triangle of which a GAN learns;
-a generated matrix is decoded by letting the network settle from random signs. The global sign is lost, and no objective
-here depends on it. Where no optimum is known the training set are the best codes so far, and training repeats (elite
-bootstrapping). ``repair`` follows each decoded code downhill by single flips.
+a generated matrix is decoded by letting the network settle. It starts at the signs of the matrix's leading eigenvector:
+a blend of several memories has rest points that belong to none of them, and random signs often end there. The global
+sign is lost, and no objective here depends on it; negations that an objective does not see are taken out of the
+training set, so that the net need not learn every code several times. Where no optimum is known the training set are
+the best codes so far, and training repeats (elite bootstrapping). ``repair`` follows each decoded code downhill by
+flips, and sets of codes by two flips at once where one does not help.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 
-from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.objectives import Objective
 from statepool.tasks.sequences.search.base import Batch, phases_of, rng
-
-try:
-    import torch
-except ImportError as error:  # pragma: no cover - torch is an extra
-    raise Unavailable("algo: hpgan needs torch; pip install 'statepool[train]'") from error
+from statepool.tasks.sequences.search.nets import seeded, torch
+from statepool.tasks.sequences.symmetry import without_signs
 
 __all__ = ["HpGan", "Network", "decode", "encode"]
 
@@ -42,13 +41,16 @@ def encode(signs: np.ndarray) -> np.ndarray:
 
 
 def decode(weights: np.ndarray, m: int, noise: np.random.Generator) -> np.ndarray:
-    """int8 [count, m]: where each network comes to rest, one sign at a time, from random signs (at most 20 sweeps)."""
+    """int8 [count, m]: where each network comes to rest, one sign at a time, within 20 sweeps.
+
+    It starts at the signs of its leading eigenvector; ``noise`` draws the order of the signs.
+    """
     count = len(weights)
     upper = np.triu_indices(m, 1)
     full = np.zeros((count, m, m), np.float32)
     full[:, upper[0], upper[1]] = weights
     full += full.transpose(0, 2, 1)
-    signs = noise.choice(np.array([-1, 1], np.float32), (count, m))
+    signs = np.where(np.linalg.eigh(full)[1][:, :, -1] < 0, -1, 1).astype(np.float32)
     for _ in range(_SWEEPS):
         before = signs.copy()
         for place in noise.permutation(m):
@@ -79,12 +81,8 @@ class Network:
             torch.nn.Linear(size, _HIDDEN), relu(0.2), torch.nn.Linear(_HIDDEN, _HIDDEN), relu(0.2),
             torch.nn.Linear(_HIDDEN, 1),
         )  # fmt: skip
-        with torch.no_grad():
-            for layer in [*self.generator, *self.judge]:
-                if isinstance(layer, torch.nn.Linear):
-                    bound = 1 / math.sqrt(layer.in_features)
-                    for part in (layer.weight, layer.bias):
-                        part.copy_((2 * torch.rand(part.shape, generator=self._random) - 1) * bound)
+        seeded(self.generator, self._random)
+        seeded(self.judge, self._random)
         rates: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.9)}
         self._steps = (
             torch.optim.Adam(self.generator.parameters(), **rates),
@@ -151,42 +149,50 @@ class HpGan:
                 network = Network(m, self.loss, seed * 1_000_003 + number)
                 noise = rng(seed, number)
                 elite = noise.choice(np.array([-1, 1], np.int8), (16 * self.elite, m))
-                elite, costs = self._select(elite, objective.costs(elite.reshape(-1, objective.codes, n)))
+                elite, costs = self._select(objective, elite, objective.costs(elite.reshape(-1, objective.codes, n)))
                 evaluations = 16 * self.elite
             network.train(encode(elite), _TRAINING)
             found = decode(network.sample(_SAMPLES), m, noise)
             evaluations += len(found)
             if self.repair:
-                found, spent = descend(objective, found, n)
+                # one flip away from a code of a set lie few better ones; a single code has too many pairs of flips
+                found, spent = descend(objective, found, n, 2 if objective.codes > 1 else 1)
                 evaluations += spent
             pool = np.concatenate([elite, found])
             fresh = objective.costs(found.reshape(-1, objective.codes, n))
-            elite, costs = self._select(pool, np.concatenate([costs, fresh]))
+            elite, costs = self._select(objective, pool, np.concatenate([costs, fresh]))
             if number >= first:
                 yield Batch(number, 1, phases_of(elite[0].reshape(objective.codes, n)), float(costs[0]), evaluations)
                 evaluations = 0
             number += 1
 
-    def _select(self, codes: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = codes * codes[:, :1]  # a code and its negative are one memory
-        _, places = np.unique(codes, axis=0, return_index=True)
+    def _select(self, objective: Objective, codes: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        plain = without_signs(objective, codes.reshape(len(codes), objective.codes, -1)).reshape(codes.shape)
+        _, places = np.unique(plain, axis=0, return_index=True)
         order = places[np.argsort(costs[places], kind="stable")][: self.elite]
-        return codes[order], costs[order]
+        return plain[order], costs[order]
 
 
-def descend(objective: Objective, signs: np.ndarray, n: int) -> tuple[np.ndarray, int]:
-    """Follow each code of int8 [count, codes * n] down its best single flip until none helps; codes and evaluations."""
-    here, evaluations = signs.copy(), 0
-    m = here.shape[1]
+def descend(objective: Objective, signs: np.ndarray, n: int, flips: int = 2) -> tuple[np.ndarray, int]:
+    """Follow each code of int8 [count, codes * n] downhill until neither a flip nor, with ``flips`` 2, two help.
+
+    Answers the codes and the number of evaluations.
+    """
+    here, m = signs.copy(), signs.shape[1]
+    costs = objective.costs(here.reshape(-1, objective.codes, n))
+    evaluations = len(here)
+    single = 1 - 2 * np.eye(m, dtype=np.int8)
+    one, other = np.triu_indices(m, 1)
+    steps = [single, single[one] * single[other]][:flips]
     for row in range(len(here)):
-        cost = float(objective.costs(here[row].reshape(1, objective.codes, n))[0])
-        while True:
-            near = np.repeat(here[row][None], m, 0)
-            near[np.arange(m), np.arange(m)] *= -1
-            costs = objective.costs(near.reshape(m, objective.codes, n))
-            evaluations += m
-            best = int(costs.argmin())
-            if not costs[best] < cost:
-                break
-            here[row], cost = near[best], float(costs[best])
+        wide = 0
+        while wide < len(steps) and costs[row] != 0:  # a cost that can be 0 cannot be less
+            near = here[row] * steps[wide]
+            found = objective.costs(near.reshape(-1, objective.codes, n))
+            evaluations += len(near)
+            best = int(found.argmin())
+            if found[best] < costs[row]:
+                here[row], costs[row], wide = near[best], found[best], 0
+            else:
+                wide += 1
     return here, evaluations
