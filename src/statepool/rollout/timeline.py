@@ -1,8 +1,8 @@
 """An iteration as it happens, for whoever looks on: lines of JSON that say what began and ended where, and when.
 
 Unlike the list of events (``trace.EventLog``) it has times and no decisions; unlike the trace it is there before the
-end. The first line has ``began`` (Unix time), ``engines`` and ``policy``; each one after that ``at``, seconds since, and
-any of ``submit`` [job, group, index, limit], ``start`` [job, engine], ``stop`` [job, tokens, finished], ``tokens``
+end. The first line has ``began`` (Unix time), ``engines`` and ``policy``; each one after that ``at``, seconds since,
+and any of ``submit`` [job, group, index, limit], ``start`` [job, engine], ``stop`` [job, tokens, finished], ``tokens``
 [job, tokens] and ``answer`` [group, index, tokens, drafted, accepted].
 """
 
