@@ -33,7 +33,7 @@ pytestmark = pytest.mark.e2e
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 PAGES = ("serving", "rollout", "training", "sandboxes", "storage", "sequences", "topology")
-SHOTS = os.environ.get("STATEPOOL_SHOTS")
+SHOTS = os.environ.get("DASHBOARD_SHOTS")
 """A folder for the pictures of the docs; without it they are taken and thrown away."""
 
 
@@ -125,7 +125,9 @@ def house(tmp_path_factory):
     write_codes(folder / "codes.jsonl")
     scanned = write_scan(folder / "scan.jsonl")
     rows = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
-    statepool.vector.Index.build(rows).save(folder / "docs.idx")
+    index = statepool.vector.Index(16)
+    index.build(rows)
+    index.save(folder / "docs.idx")
     socket_folder = tempfile.mkdtemp(prefix="house")
     address = f"unix://{socket_folder}/store"
     file = {
@@ -261,13 +263,13 @@ def test_every_page_shows_its_room(open_page, house, tmp_path):
 
 
 def test_a_code_and_a_manifold_are_chosen(open_page, house):
+    from playwright.sync_api import expect
+
     page = open_page(page="sequences")
     page.wait_for_selector("figure polyline")
     first = page.get_attribute("figure polyline", "points")
     page.select_option("#board", index=1)
-    page.wait_for_function(
-        "first => document.querySelector('figure polyline')?.getAttribute('points') !== first", arg=first
-    )
+    expect(page.locator("figure polyline")).not_to_have_attribute("points", first, timeout=60_000)
     if house.scanned:
         page.click("nav a[href='#topology']")
         page.wait_for_selector("figure circle")
@@ -276,12 +278,14 @@ def test_a_code_and_a_manifold_are_chosen(open_page, house):
 
 
 def test_figures_stream_and_keys_are_enough(open_page, house):
+    from playwright.sync_api import expect
+
     page = open_page()
     generated = page.locator(".tile", has_text="generated").locator("dd")
     before = generated.inner_text()
     body = {"model": "random", "messages": [{"role": "user", "content": "again"}], "max_tokens": 8}
     httpx.post(f"{house.url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
-    page.wait_for_function("before => [...document.querySelectorAll('.tile')].some(t => t.textContent.startsWith('generated') && t.querySelector('dd').innerText !== before)", arg=before)  # fmt: skip
+    expect(generated).not_to_have_text(before, timeout=60_000)
     page.keyboard.press("2")
     page.wait_for_selector("main[data-page=rollout]")
     page.keyboard.press("Tab")
