@@ -65,7 +65,7 @@ function frame(label, across, up) {
   const [y0, y1] = wide(up);
   const x = (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDE - LEFT - 10);
   const y = (value) => 8 + ((y1 - value) / (y1 - y0)) * (TALL - LOW - 8);
-  const picture = shape("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "img", "aria-label": label });
+  const picture = shape("svg", { class: "chart", viewBox: `0 0 ${WIDE} ${TALL}`, role: "img", "aria-label": label });
   for (const value of ticks(y0, y1)) {
     picture.append(shape("line", { class: "axis", x1: LEFT, x2: WIDE - 10, y1: y(value), y2: y(value) }),
       shape("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
@@ -96,7 +96,7 @@ export function columns(label, pairs) {
   const room = (WIDE - LEFT - 10) / pairs.length;
   pairs.forEach(([name, value, colour = 0], place) => {
     const left = LEFT + place * room;
-    picture.append(shape("rect", { class: `f${colour}`, x: left + room * 0.15, width: room * 0.7, y: y(value), height: y(0) - y(value), rx: 2 }, shape("title", {}, `${name}: ${value}`)),
+    picture.append(shape("rect", { class: `f${colour}`, x: left + (room - Math.min(room * 0.7, 60)) / 2, width: Math.min(room * 0.7, 60), y: y(value), height: y(0) - y(value), rx: 2 }, shape("title", {}, `${name}: ${value}`)),
       shape("text", { x: left + room / 2, y: TALL - 6, "text-anchor": "middle" }, String(name)));
   });
   return picture;
@@ -129,14 +129,15 @@ export function timeline(label, engines, bars, until) {
 
 // The graph of distances: a point per slope, a line per pair, dark where the distance is the least.
 export function distances(label, names, colours, matrix) {
-  const picture = shape("svg", { viewBox: "-150 -130 300 260", role: "img", "aria-label": label });
+  const picture = shape("svg", { class: "chart", viewBox: "-150 -130 300 260", role: "img", "aria-label": label });
   const places = names.map((_, i) => [105 * Math.sin((2 * Math.PI * i) / names.length), -105 * Math.cos((2 * Math.PI * i) / names.length)]);
   const pairs = matrix.flatMap((row, i) => row.slice(0, i).map((distance, j) => [i, j, distance]));
+  const few = names.length <= 6;
   const least = pairs.length ? Math.min(...pairs.map(([, , distance]) => distance)) : 0;
   for (const [i, j, distance] of pairs) {
     const near = distance === least;
     picture.append(shape("line", { class: near ? "c0" : "axis", "stroke-width": near ? 1.6 : 0.7, x1: places[i][0], y1: places[i][1], x2: places[j][0], y2: places[j][1] }, shape("title", {}, `Δ(${names[i]}, ${names[j]}) = ${distance}`)));
-    if (near || names.length <= 6) picture.append(shape("text", { x: 0.6 * places[i][0] + 0.4 * places[j][0], y: 0.6 * places[i][1] + 0.4 * places[j][1], "text-anchor": "middle", class: "tiny" }, String(distance)));
+    if (few) picture.append(shape("text", { x: 0.6 * places[i][0] + 0.4 * places[j][0], y: 0.6 * places[i][1] + 0.4 * places[j][1], "text-anchor": "middle", class: "tiny" }, String(distance)));
   }
   names.forEach((name, i) => picture.append(shape("circle", { class: `f${colours[i]}`, cx: places[i][0], cy: places[i][1], r: 6 }),
     shape("text", { x: places[i][0] * 1.14, y: places[i][1] * 1.14 + 3, "text-anchor": "middle", class: "tiny" }, name)));

@@ -206,7 +206,7 @@ export function topology(now, { ask, redraw }) {
     element("div", { class: "two" },
       figure("verdicts", columns("Verdicts", kinds.map(([name, many]) => [name, many, VERDICTS[name] ?? 1]))),
       slopes
-        ? figure("Δ between slopes; strong lines are the least", distances("Graph of distances", slopes.slopes.map((_, i) => String(i)), slopes.slopes.map((slope) => VERDICTS[slope.verdict] ?? 1), slopes.distances), [...new Set(slopes.slopes.map((slope) => slope.verdict))].map((name) => [name, VERDICTS[name] ?? 1]))
+        ? figure(`Δ between slopes; strong lines: ${Math.min(...slopes.distances.flatMap((row, i) => row.slice(0, i)))}, the least`, distances("Graph of distances", slopes.slopes.map((_, i) => String(i)), slopes.slopes.map((slope) => VERDICTS[slope.verdict] ?? 1), slopes.distances), [...new Set(slopes.slopes.map((slope) => slope.verdict))].map((name) => [name, VERDICTS[name] ?? 1]))
         : element("p", { class: "about" }, "Computing the distances…")),
     element("h2", {}, "Manifolds, the last first"),
     table(["manifold", "genus", "slopes", "verdicts", ""], now.last.slice(0, 30).map((each) => [element("span", { class: "mono" }, each.isosig), each.genus, each.slopes, Object.entries(each.verdicts).map(([name, many]) => `${name} ${many}`).join(", "),
