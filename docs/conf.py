@@ -17,7 +17,7 @@ html_copy_source = False
 CONTENTS = "\n\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
 
 
-def prepare(app, name, content):
+def prepare(_app, name, content):
     """Give the front page its table of contents, and name the files outside of this folder without a link."""
     content[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", content[0])
     if name == "index":

@@ -189,7 +189,8 @@ def test_forks_and_snapshots(remote):
     assert interpreter.Sandbox.delete_snapshot(moment.snapshot_id)
     remote.commands.run("sleep 100", background=True)
     remote.run_code(
-        "import glob\nwhile not any(b'sleep\\x00100' in open(path, 'rb').read() for path in glob.glob('/proc/*/cmdline')): ..."
+        "import glob\ndef read(path): return open(path, 'rb').read()\n"
+        "while not any(b'sleep\\x00100' in read(path) for path in glob.glob('/proc/*/cmdline')): ..."
     )
     with pytest.raises(e2b.SandboxException, match="sleep 100"):
         remote.create_snapshot()

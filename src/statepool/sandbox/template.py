@@ -117,7 +117,7 @@ class Template:
                     f"template {self.name}: {path!r} holds a colon, comma or backslash", param="layers"
                 )
         for name in self.files:
-            if os.path.isabs(name) or os.path.normpath(name).split("/")[0] in ("..", "."):
+            if Path(name).is_absolute() or os.path.normpath(name).split("/")[0] in ("..", "."):
                 raise InvalidRequest(f"template {self.name}: {name!r} leads out of {HOME}", param="files")
 
     def limited(self, **changes: Any) -> Limits:
@@ -156,6 +156,7 @@ class Template:
         """Variables every process of its sandboxes begins with."""
         base = {"HOME": HOME, "USER": "user", "LOGNAME": "user", "PATH": _PATH, "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
         one = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
+        one["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pandas loads pyarrow, whose allocator starts one
         return (
             base
             | one
