@@ -9,7 +9,7 @@ BIN := .venv/bin
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow setup native check format bench bench-setup e2e test-ray clean
+.PHONY: help serve test test-slow setup native check format bench bench-setup docs dist e2e test-ray clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -48,6 +48,14 @@ bench: setup  ## Compare with peers and write docs/benchmarks.md (ARGS="engine")
 
 bench-setup: setup  ## Install the engines that benchmarks compare with, each in a venv of its own (ARGS="openvino vllm")
 	@$(BIN)/python -m bench.peers.setup $(ARGS)
+
+docs: setup  ## Build the documentation as a site in build/docs; a warning is an error
+	@$(PYTHON) scripts/setup.py --extra docs
+	@$(BIN)/sphinx-build -W -q -b html docs build/docs && echo build/docs/index.html
+
+dist: setup  ## Build sdist and wheel into dist/, on Linux with the manylinux tag they earn
+	@$(PYTHON) scripts/setup.py --extra dist
+	@PATH="$(BIN):$$PATH" $(BIN)/python scripts/dist.py
 
 e2e: setup  ## Whole journeys: real server, outside clients, a browser
 	@$(PYTHON) scripts/setup.py --extra e2e

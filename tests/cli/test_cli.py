@@ -76,7 +76,7 @@ def test_settings_of_a_file_reach_the_engine(tmp_path):
 def test_serve_hands_over_config_and_chat_page(monkeypatch):
     server = pytest.importorskip("statepool.serve.server")
     seen = []
-    monkeypatch.setattr(server, "serve", seen.append)
+    monkeypatch.setattr(server, "serve", lambda config, extend: seen.append(config) or 0)
     monkeypatch.setenv("STATEPOOL_PORT", "0")
     assert cli.main(["serve", "m", "--quant", "int4", "--vllm-metric-names"]) == 0
     assert cli.main(["serve", "--no-chat-page", "--port", "81"]) == 0

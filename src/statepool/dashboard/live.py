@@ -55,6 +55,8 @@ class Shared:
                     found = away(f"{error.filename} is not there yet")
                 except (OSError, ValueError) as error:
                     found = away(str(error) or type(error).__name__)
+                except (LookupError, TypeError) as error:  # a file of something else
+                    found = away(f"what is there has another form: {type(error).__name__} {error}")
                 self._text = json.dumps(found, separators=(",", ":"))
                 self._at = self._clock()
             return self._text

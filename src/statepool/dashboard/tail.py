@@ -15,10 +15,10 @@ class Tail:
 
     Args:
         path: may not exist yet.
-        only: bytes that a line must have among its first hundred to be parsed; None parses all.
+        only: a line must have one of these among its first hundred bytes to be parsed; without any, all are.
     """
 
-    def __init__(self, path: Path, only: bytes | None = None) -> None:
+    def __init__(self, path: Path, *only: bytes) -> None:
         self.path = path
         self._only = only
         self._inode = -1
@@ -42,6 +42,6 @@ class Tail:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                if line.strip() and (self._only is None or self._only in line[:100]):
+                if line.strip() and (not self._only or any(mark in line[:100] for mark in self._only)):
                     found.append(json.loads(line))
         return anew, found

@@ -195,7 +195,8 @@ def _missing(house: House) -> Iterator[tuple[Key, str]]:
     file, serve = house.file, house.serve
     model = serve.engine.model
     # A name with one slash may be an id of the hub, which is asked when the model is loaded.
-    if model != "tiny" and model.count("/") != 1 and not Path(model).expanduser().exists():
+    local = model.count("/") != 1 or model.startswith((".", "/", "~"))
+    if model != "tiny" and local and not Path(model).expanduser().exists():
         yield ("serve", "model"), f"there is no folder {model}"
     if file.store is not None and len(file.store.address.removeprefix("unix://")) > _SOCKET_PATH:
         yield ("store",), f"the socket {file.store.address} has a longer path than {_SOCKET_PATH}; set listen"

@@ -35,9 +35,7 @@ def _up_parser() -> argparse.ArgumentParser:
         description="Start the whole platform: server, dashboard, sandboxes and store behind one file. SIGTERM and "
         "Ctrl-C end all of it.",
     )
-    tree.add_argument(
-        "config", type=Path, nargs="?", default=DEFAULT, help="YAML (default: `statepool config default`)"
-    )
+    tree.add_argument("config", type=Path, nargs="?", default=DEFAULT, help="YAML (default: that of `config default`)")
     tree.add_argument("--ray", metavar="ADDRESS", help="let this Ray cluster place the processes; auto, local")
     tree.add_argument("--host", help="instead of the file's serve.host")
     tree.add_argument("--port", type=int, help="instead of the file's serve.port; 0 takes a free one")
@@ -79,9 +77,7 @@ def _up(options: argparse.Namespace) -> int:
     serve, ray = house.serve, options.ray or house.serve.cluster.ray
     if ray is not None:
         if not serve.cluster.engines:
-            raise InvalidConfig(
-                "--ray places engines: set serve.workers, or serve.prefill and serve.decode", param="ray"
-            )
+            raise InvalidConfig("--ray places engines: set serve.workers, or prefill and decode", param="ray")
         serve = replace(serve, cluster=replace(serve.cluster, ray=ray))
     serve = replace(
         serve,

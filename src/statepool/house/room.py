@@ -93,11 +93,9 @@ async def _sandbox(options: argparse.Namespace) -> AsyncIterator[str]:
             await asyncio.to_thread(pool.fill, name, options.ready)
         app = create_app(Registry(pool, network=options.network))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3))
-        server.capture_signals = _no_signals  # type: ignore[method-assign]
+        server.capture_signals = _no_signals  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.01)
             yield f"http://{host}:{port}"
         finally:
             server.should_exit = True

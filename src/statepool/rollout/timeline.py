@@ -1,8 +1,8 @@
 """An iteration as it happens, for whoever looks on: lines of JSON that say what began and ended where, and when.
 
 Unlike the list of events (``trace.EventLog``) it has times and no decisions; unlike the trace it is there before the
-end. The first line has ``began`` (Unix time), ``engines`` and ``policy``; each one after that ``at``, seconds since, and
-any of ``submit`` [job, group, index, limit], ``start`` [job, engine], ``stop`` [job, tokens, finished], ``tokens``
+end. The first line has ``began`` (Unix time), ``engines`` and ``policy``; each one after that ``at``, seconds since,
+and any of ``submit`` [job, group, index, limit], ``start`` [job, engine], ``stop`` [job, tokens, finished], ``tokens``
 [job, tokens] and ``answer`` [group, index, tokens, drafted, accepted].
 """
 
@@ -51,9 +51,10 @@ class Timeline:
     ) -> None:
         self._file = file
         self._clock = clock
-        self._began = clock()
+        self._wall = wall
+        self._about = {"engines": engines, "policy": policy}
+        self._began: float | None = None  # with the first moment: engines take their time to start
         self._running: set[int] = set()
-        self._write({"began": wall(), "engines": engines, "policy": policy})
 
     def record(self, events: Sequence[Event], decisions: Sequence[Decision]) -> None:
         """Write one moment."""
@@ -90,6 +91,9 @@ class Timeline:
             found.setdefault("stop", []).append([job, tokens, finished])
 
     def _at(self) -> float:
+        if self._began is None:
+            self._began = self._clock()
+            self._write({"began": self._wall(), **self._about})
         return round(self._clock() - self._began, 4)
 
     def _write(self, line: dict[str, Any]) -> None:

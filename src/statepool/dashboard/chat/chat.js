@@ -106,7 +106,9 @@ class Answer {
     fill(this.body, content);
     this.turn.querySelector(".facts")?.remove();
     this.turn.querySelector(".failure")?.remove();
+    this.turn.querySelector(".read")?.remove();
     if (facts) this.turn.append(drawFacts(facts));
+    if (facts?.read?.length) this.turn.append(drawRead(facts.read));
     if (failure) this.turn.append(element("p", "failure", failure));
   }
 
@@ -138,8 +140,25 @@ function drawFacts(facts) {
   if (facts.rate !== null) add("tokens/s", facts.rate.toFixed(facts.rate < 10 ? 1 : 0));
   if (facts.tokens !== null) add("tokens", String(facts.tokens));
   if (facts.prompt !== null) add("cached", `${facts.cached} of ${facts.prompt}`);
+  if (facts.attention) add("attention", facts.attention);
+  if (facts.read?.length) add("clusters read", `${((100 * facts.read.reduce((a, b) => a + b)) / facts.read.length).toFixed(1)} %`);
   if (facts.stopped) list.append(element("li", "", facts.stopped));
   return list;
+}
+
+// A bar per token of the answer: the share of the clusters that attention read for it.
+function drawRead(read) {
+  const bars = element("div", "read");
+  bars.setAttribute("role", "img");
+  bars.setAttribute("aria-label", "Share of the context read for each token");
+  const most = Math.max(...read, 1e-9);
+  const step = Math.ceil(read.length / 96);
+  for (let at = 0; at < read.length; at += step) {
+    const bar = element("i");
+    bar.style.height = `${(100 * read[at]) / most}%`;
+    bars.append(bar);
+  }
+  return bars;
 }
 
 function drawLog() {
@@ -233,6 +252,8 @@ async function connect() {
     dot.className = "dot ready";
     dot.setAttribute("aria-label", "ready");
     document.title = `${model.id} · statepool`;
+    const { pages } = await (await fetch("/health")).json();
+    $("dashboard").hidden = !pages.dashboard;
   } catch (error) {
     model = null;
     $("model").textContent = error.message;
@@ -288,9 +309,10 @@ async function send(text) {
   running = new AbortController();
   drawChats();
   drawComposer();
-  const facts = { first: null, rate: null, tokens: null, prompt: null, cached: null, stopped: "" };
+  const facts = { first: null, rate: null, tokens: null, prompt: null, cached: null, stopped: "", id: null };
   try {
     await write(answer, facts, body, running.signal);
+    if (!$("dashboard").hidden) await readOf(facts, running.signal);
   } catch (error) {
     if (error.name === "AbortError") facts.stopped = "stopped";
     else message.failure = error.message;
@@ -314,6 +336,7 @@ async function write(answer, facts, body, signal) {
   let moments = 0;
   for await (const chunk of chunksOf(response)) {
     if (chunk.error) throw new Error(chunk.error.message);
+    facts.id = chunk.id;
     const [choice] = chunk.choices;
     const { content, reasoning_content: reasoning, tool_calls: calls } = choice?.delta ?? {};
     if (content || reasoning || calls) {
@@ -337,6 +360,14 @@ async function write(answer, facts, body, signal) {
       if (facts.tokens > 1 && last > since) facts.rate = ((facts.tokens - 1) * 1000) / (last - since);
     }
   }
+}
+
+// What sparse attention read for this answer, where the server keeps a trace of it.
+async function readOf(facts, signal) {
+  if (!model.attention || model.attention === "full") return;
+  facts.attention = model.attention.split(":")[0];
+  const asked = await fetch(`/dashboard/detail/attention?request=${encodeURIComponent(facts.id)}`, { headers: headers(), signal });
+  if (asked.ok) facts.read = (await asked.json()).read;
 }
 
 // Scroll along only while the reader is at the end.

@@ -41,13 +41,20 @@ def views(sources: Sources, state: GatewayState) -> tuple[dict[str, Look], dict[
     pages = {
         "serving": Serving(state).look,
         "rollout": _page(
-            rollout and rollout.look, f"Set rollout: in {_FILE}, and run `statepool rollout run … --timeline FILE`."
+            None if rollout is None else rollout.look,
+            f"Set rollout: in {_FILE}, and run `statepool rollout run … --timeline FILE`.",
         ),
-        "training": _page(training and training.look, f"Set train: in {_FILE} to the folder of a training run."),
+        "training": _page(
+            None if training is None else training.look, f"Set train: in {_FILE} to the folder of a training run."
+        ),
         "sandboxes": _page(None if url is None else lambda: sandboxes(url), f"Add a sandbox: room to {_FILE}."),
-        "storage": _page(storage and storage.look, f"Add a store: room, or vector: with an index, to {_FILE}."),
-        "sequences": _page(codes and codes.look, f"Set records: or archive: under sequences: in {_FILE}."),
-        "topology": _page(scan and scan.look, f"Set topology: in {_FILE} to the file of a scan."),
+        "storage": _page(
+            None if storage is None else storage.look, f"Add a store: room, or vector: with an index, to {_FILE}."
+        ),
+        "sequences": _page(
+            None if codes is None else codes.look, f"Set records: or archive: under sequences: in {_FILE}."
+        ),
+        "topology": _page(None if scan is None else scan.look, f"Set topology: in {_FILE} to the file of a scan."),
     }
     trace = AttentionTrace(state.config.engine.attention, state.config.engine.trace_selection)
     details = {"attention": _detail(trace.of)}

@@ -98,7 +98,8 @@ def _take(now: _Iteration, line: dict[str, Any]) -> None:
         now.bars.append((engine, now.jobs[job][0], since, at))
     for job, engine in line.get("start", ()):
         now.running[job] = (engine, at)
-    for _, _, _, drafted, accepted in line.get("answer", ()):
+    # Answers that an earlier run had finished come before anything is submitted, and are not of this one.
+    for _, _, _, drafted, accepted in line.get("answer", ()) if now.jobs else ():
         now.done.append(at)
         now.drafted += drafted
         now.accepted += accepted

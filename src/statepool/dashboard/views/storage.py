@@ -51,7 +51,8 @@ def _store(path: Path | None) -> dict[str, Any]:
             {"name": name, "kind": Kind(kind).name.lower(), "entries": store.native.size(identity)}
             for name, identity, kind in store.native.structures()
         ]
-        return {**store.stat(), "structures": structures}
+        disk = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        return {**store.stat(), "disk_bytes": disk, "structures": structures}
 
 
 def _tried(look: Any) -> dict[str, Any]:

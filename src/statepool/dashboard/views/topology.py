@@ -20,7 +20,7 @@ class ScanView:
     """The summaries of one scan."""
 
     def __init__(self, path: Path) -> None:
-        self._tail = Tail(path, b'"kind":"s')
+        self._tail = Tail(path, b'"kind":"summary"', b'"kind":"skipped"')
         self._clear()
 
     def _clear(self) -> None:

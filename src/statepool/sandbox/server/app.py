@@ -53,13 +53,9 @@ def create_app(registry: Registry, *, api_key: str | None = None) -> ASGIApp:
         assert isinstance(error, StatepoolError)
         return control.refused(error)
 
-    routes = [
-        Route("/health", health),
-        Route("/metrics", metrics),
-        Route("/status", standing),
-        *control.routes(registry),
-        cells.fusion(registry),
-    ]
+    operate = {"/health": health, "/metrics": metrics, "/status": standing}
+    own = [Route(path, answer) for path, answer in operate.items()]
+    routes = [*own, *control.routes(registry), cells.fusion(registry)]
     plane = Starlette(routes=routes, lifespan=lifespan, exception_handlers={StatepoolError: failed})
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""What a server holds at this moment, for people: slots, sandboxes with their ancestors, memory of their own and shared."""
+"""What a server holds at this moment: slots, sandboxes with their ancestors, memory of their own and shared."""
 
 from __future__ import annotations
 
