@@ -109,7 +109,7 @@ def _reachable(node: ast.Attribute, space: dict[str, Any]) -> bool:
         return not (isinstance(inner, ast.Name) and inner.id in _BUILTINS)
     if not isinstance(node.ctx, ast.Load) or _STATEFUL & set(names):
         return False
-    chain = [value]
+    chain: list[Any] = [value]
     for name in reversed(names):  # modules have others as attributes
         chain.append(getattr(chain[-1], name, None))
     return all(part.__name__.partition(".")[0] in _MODULES for part in chain if isinstance(part, types.ModuleType))
