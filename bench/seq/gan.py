@@ -43,7 +43,7 @@ def _sets(quick: bool) -> Iterator[Row]:
         training = set(orbits[::2])
         known = everything[[key in training for key in keys]]
         started = time.process_time()
-        stages, spent = _learn(known, objective, 200 if quick else 600, count)
+        stages, spent = _learn(known, objective, 200 if quick else 300, count)
         seconds = time.process_time() - started
         told, new = [], set()
         for label, codes in stages.items():
