@@ -11,6 +11,7 @@ import pytest_asyncio
 from tests.sandbox.conftest import USABLE
 
 from statepool.core.errors import StatepoolError
+from statepool.sandbox.template import HOME
 from statepool.serve.config import CodeConfig
 from statepool.serve.containers import Outcome
 from statepool.serve.openai.code_calls import code_in, seen
@@ -195,11 +196,11 @@ async def test_containers_and_their_files(served_code):
     assert (made.name, made.expires_after.minutes, made.status) == ("mine", 5, "running")
     assert [each.id for each in (await client.containers.list()).data] == [made.id]
     sent = await client.containers.files.create(made.id, file=("in.csv", b"a,b\n1,2\n"))
-    assert (sent.bytes, sent.source, sent.path) == (8, "user", "/home/user/in.csv")
+    assert (sent.bytes, sent.source, sent.path) == (8, "user", f"{HOME}/in.csv")
     await state.containers.run(made.id, "open('r.txt', 'w').write('done')")
     files = {each.path: each for each in (await client.containers.files.list(made.id)).data}
-    assert files["/home/user/r.txt"].source == "assistant"
-    content = await client.containers.files.content.retrieve(files["/home/user/r.txt"].id, container_id=made.id)
+    assert files[f"{HOME}/r.txt"].source == "assistant"
+    content = await client.containers.files.content.retrieve(files[f"{HOME}/r.txt"].id, container_id=made.id)
     assert content.read() == b"done"
     await client.containers.files.delete(sent.id, container_id=made.id)
     for wrong in (sent.id, "cfile_%%%"):

@@ -255,5 +255,5 @@ def test_the_bundled_model_answers(tokenizer: Tokenizer) -> None:
 
 
 def test_an_unknown_bundled_model_names_the_known() -> None:
-    with pytest.raises(FileNotFoundError, match="there is tiny"):
+    with pytest.raises(FileNotFoundError, match="there is probe, tiny"):
         bundled.path("huge")

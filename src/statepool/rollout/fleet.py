@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -257,7 +258,7 @@ class Fleet:
         """End all processes. Safe to call twice."""
         for each in self._seats:
             if each.process.returncode is None:
-                each.socket.send(messages.to_worker.encode(messages.Stop()))
+                _tell(each.socket, messages.Stop())
         for each in self._seats:
             self._launcher.end(each.process, _END_SECONDS)
             each.socket.close(0)
@@ -308,10 +309,13 @@ class Fleet:
         self._poller.register(socket, zmq.POLLIN)
         server = None if self._server is None else self._server.address
         build = messages.Build(**self._build, server=server, core=core)
-        socket.send(messages.to_worker.encode(build))
-        socket.send(messages.to_worker.encode(messages.Begin(self._iteration)))
+        deadline = time.monotonic() + self._start
+        while not socket.poll(_POLL_MS, zmq.POLLOUT) and process.returncode is None and time.monotonic() < deadline:
+            pass  # it has not come yet
+        _tell(socket, build)
+        _tell(socket, messages.Begin(self._iteration))
         if self._weights is not None:
-            socket.send(messages.to_worker.encode(messages.Weights(*self._weights)))
+            _tell(socket, messages.Weights(*self._weights))
         return _Seat(number, process, socket, deaths=deaths)
 
     def _wait_ready(self) -> None:
@@ -351,7 +355,7 @@ class Fleet:
         self._seats[each.number] = self._spawn(each.number, each.deaths + 1)
 
     def _send(self, number: int, message: messages.ToWorker) -> None:
-        self._seats[number].socket.send(messages.to_worker.encode(message))
+        _tell(self._seats[number].socket, message)
 
     def _receive(self, each: _Seat) -> list[messages.FromWorker]:
         found: list[messages.FromWorker] = []
@@ -385,3 +389,9 @@ class Fleet:
                     self._send(each.number, message)
             if time.monotonic() > deadline:
                 raise Unavailable("an engine does not answer")
+
+
+def _tell(socket: zmq.Socket[bytes], message: messages.ToWorker) -> None:
+    """Send without waiting: what is meant for an engine that has just ended is lost with it, and ``poll`` tells."""
+    with contextlib.suppress(zmq.Again):
+        socket.send(messages.to_worker.encode(message), zmq.NOBLOCK)
