@@ -213,6 +213,7 @@ def test_a_breach_is_looked_at_in_three_ways(monkeypatch: pytest.MonkeyPatch) ->
     assert told["distance_in_another_metric"] == told["distance"]
     assert told["regina_finds_a_disc"][0] in (True, None) and not told["regina_finds_a_disc"][1]
     assert watch.compresses(attach_2handle(boundary, good)) is True
+    assert watch.double_is_irreducible(decide(boundary, good).gluing) is False
     progress = Progress()
     summary = {"kind": "summary", "isosig": POSITIVE, "verdicts": {}, "distances": [[1, 0, 10]], "breaches": ["{}"]}
     progress.add(summary)

@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     _add_effort(decide)
     decide.add_argument("--certificate", type=Path, metavar="FILE", help="append the certificate here")
     decide.add_argument("--names", action="store_true", help="also ask SnapPy for names (boundaries that are all tori)")
+    decide.add_argument(
+        "--double", type=float, metavar="SECONDS", help="also ask Regina whether the double is irreducible (no proof)"
+    )
     decide.add_argument("--deep", action="store_true", help="also ask Regina for a compressing disc, 60 s at most")
 
     distance = command("distance", "least number of crossings of two slopes on the closed boundary", _distance)
@@ -175,6 +178,10 @@ def _decide(options: argparse.Namespace) -> int:
         from statepool.tasks.topology.watch import compresses
 
         told["regina_finds_a_disc"] = compresses(decision.gluing)
+    if options.double is not None:
+        from statepool.tasks.topology.watch import double_is_irreducible
+
+        told["double_is_irreducible"] = double_is_irreducible(decision.gluing, options.double)
     print(json.dumps(told))
     if options.certificate is not None:
         angles = certify(boundary.manifold)

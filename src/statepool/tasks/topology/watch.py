@@ -22,7 +22,7 @@ from statepool.tasks.topology.handles import attach_2handle, certify, decide, ma
 from statepool.tasks.topology.manifold import to_regina
 from statepool.tasks.topology.metric import Metric, crossings, walk
 
-__all__ = ["breach", "compresses", "in_time", "other_distance"]
+__all__ = ["breach", "compresses", "double_is_irreducible", "in_time", "other_distance"]
 
 
 def breach(isosig: str, boundary: Boundary, pair: tuple[Slope, Slope], distance: int, *, seconds: float = 60.0) -> str:
@@ -79,6 +79,27 @@ def _regina_disc(gluing: tuple[int, ...]) -> bool:
     made.truncateIdeal()
     made.simplify()
     return bool(made.hasCompressingDisc())
+
+
+def double_is_irreducible(gluing: Sequence[int], seconds: float = 60.0) -> bool | None:
+    """Whether Regina finds the double over the boundary irreducible; None if it was not done in time.
+
+    The double is irreducible if and only if the manifold is irreducible and boundary-irreducible. There is no
+    certificate for the answer, and beyond about 27 tetrahedra of the double it takes minutes.
+    """
+    try:
+        return bool(in_time(_regina_double, tuple(gluing), seconds=seconds))
+    except OutOfTime:
+        return None
+
+
+def _regina_double(gluing: tuple[int, ...]) -> bool:
+    made = to_regina(gluing)
+    made.truncateIdeal()
+    made.simplify()
+    double = made.doubleOverBoundary()
+    double.simplify()
+    return bool(double.isIrreducible())
 
 
 def in_time(work: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
