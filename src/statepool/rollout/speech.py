@@ -38,6 +38,11 @@ class Speech:
 
         return cls(tokenizer, ChatTemplate.load(info.path), info.eos_ids)
 
+    def asked(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
+        """Token ids of a prompt, up to where the model speaks."""
+        ids: list[int] = self._template.encode(self._tokenizer, list(messages), tools=list(tools) or None)
+        return ids
+
     def ended(self, tokens: Sequence[int]) -> bool:
         """Whether the model closed its turn itself."""
         return bool(tokens) and tokens[-1] in self._eos

@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from statepool.core.errors import InvalidConfig
 from statepool.engine.engine import Engine
 from statepool.engine.request import Output, Request, SamplingParams
-from statepool.engine.text.template import ChatTemplate
+from statepool.rollout.speech import Speech
 from statepool.tasks import Dialogue, Problem, Task, Turn
 from statepool.train.trajectory import Segment, Trajectory
 
@@ -98,40 +97,17 @@ class Agent:
         self.config = config
         self.work = Work()
         self._open_dialogue = open_dialogue
-        self._template = ChatTemplate.load(engine.info.path)
-        self._eos = frozenset(engine.info.eos_ids)
-        close = engine.tokenizer.control_id("</tool_call>")
-        if close is None:
-            ids = engine.tokenizer.encode("</tool_call>", allow_special=True)
-            close = ids[0] if len(ids) == 1 else None
-        self._call_end = close
+        self.speech = Speech.load(engine.info, engine.tokenizer)
 
     def encode(self, problem: Problem) -> list[int]:
         """Token ids of a problem's prompt."""
         messages, tools = list(self.task.prompt(problem)), list(self.task.tools(problem))
-        return self._template.encode(self.engine.tokenizer, messages, tools=tools or None)
-
-    def said(self, content: str, role: str, ended: bool) -> list[int]:
-        """Token ids of what the world says, up to where the model speaks again.
-
-        ``ended`` says that the model closed its turn itself. Control tokens spelled in ``content`` stay plain text.
-
-        Raises:
-            InvalidConfig: the template does not close a turn with an end-of-sequence token.
-        """
-        before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        encode, tokenizer = self._template.encode, self.engine.tokenizer
-        told = encode(tokenizer, [*before, {"role": role, "content": content}])
-        head = encode(tokenizer, before, add_generation_prompt=False)
-        places = [i for i, token in enumerate(head) if token in self._eos]
-        if not places or told[: places[-1]] != head[: places[-1]]:
-            raise InvalidConfig("the chat template does not end a turn with the model's end token", param="model")
-        return told[places[-1] + ended :]
+        return self.speech.asked(messages, tools)
 
     def spoken(self, content: str) -> tuple[list[int], bool]:
         """Token ids of a turn as the model would choose them, and whether it would close the turn itself."""
         ids = self.engine.tokenizer.encode(content, allow_special=True)
-        if self._call_end is not None and ids[-1:] == [self._call_end]:
+        if self.speech.call_end is not None and ids[-1:] == [self.speech.call_end]:
             return ids, False
         return [*ids, self.engine.info.eos_ids[0]], True
 
@@ -211,7 +187,7 @@ class Agent:
             temperature=self.config.temperature,
             seed=conversation.seed,
             logprobs=0,
-            stop_token_ids=() if self._call_end is None else (self._call_end,),
+            stop_token_ids=() if self.speech.call_end is None else (self.speech.call_end,),
             show_special=None,
         )
         trajectory = conversation.trajectory
@@ -247,8 +223,7 @@ class Agent:
         if outputs[-1].finish_reason == "length":
             trajectory.stop("length", "the turn ran out of tokens")
             return False
-        spoken = tokens[:-1] if tokens and tokens[-1] in self._eos else tokens
-        conversation.text = self.engine.tokenizer.decode(spoken, skip_special=False)
+        conversation.text = self.speech.heard(tokens)
         return True
 
     def _answered(self, conversation: _Open, future: Future[Turn]) -> None:
@@ -265,8 +240,7 @@ class Agent:
             trajectory.verdict = turn.verdict
             trajectory.end = "answer" if turn.verdict is not None else "lost"
             return
-        ended = conversation.tokens[-1] in self._eos
-        said = tuple(self.said(turn.content, turn.role, ended))
+        said = tuple(self.speech.said(turn.content, turn.role, self.speech.ended(conversation.tokens)))
         if trajectory.turns >= self.config.turns:
             trajectory.stop("turns", f"no answer within {self.config.turns} turns")
             return

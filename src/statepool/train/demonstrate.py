@@ -18,7 +18,7 @@ def demonstration(agent: Agent, problem: Problem) -> Sample:
             tokens += said
             learn += [True] * len(said)
         else:
-            told = agent.said(message["content"], message["role"], ended)
+            told = agent.speech.said(message["content"], message["role"], ended)
             tokens += told
             learn += [False] * len(told)
     return Sample(tokens, learn, prompt)
