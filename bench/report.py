@@ -95,23 +95,24 @@ are as published. S6's yardstick is `bench/seq/plain_tabu.cpp`, compiled with `-
 20 s, and the ratio is then a lower bound. S10 gives orbits, never single codes: what differs by a symmetry from a
 training code is not new.""",
     "sandbox": """\
-All sides do the same thing in turn: start, import numpy, run one cell, give its result. *python* is a bare interpreter,
-which isolates nothing; *bwrap* is bubblewrap around one. Starts of one side and the other alternate. CPU time counts the
-manager, the process that holds the template, and everything in the slot (its cgroup). Memory is the proportional set
-size plus page tables, as the growth from ten sandboxes to fifty.""",
+All sides do the same thing in turn: start, import numpy, run one cell, give its result. *python* is a bare
+interpreter, which isolates nothing; *bwrap* is bubblewrap around one. Starts of one side and the other
+alternate. CPU time counts the manager, the process that holds the template, and everything in the slot (its
+cgroup). Memory is the proportional set size plus page tables, as the growth from ten sandboxes to fifty.""",
     "rollout": """\
-Simulated rows use the scheduler that runs live, over engines whose step times are the paper's; lengths are drawn with
-the paper's correlations within a group. The scale and the number of seeds are in each row: a quarter of the paper's
-engines and two seeds take minutes, all engines and ten seeds hours. With fewer engines veRL's rule loses less too, so the
-gain over it is smaller than at full scale.""",
+Simulated rows use the scheduler that runs live, over engines whose step times are the paper's; lengths are
+drawn with the paper's correlations within a group. The scale and the number of seeds are in each row: a quarter
+of the paper's engines and two seeds take minutes, all engines and ten seeds hours. With fewer engines veRL's
+rule loses less too, so the gain over it is smaller than at full scale.""",
     "lamina": """\
-Nothing is gained on one machine by parting a model from its attention. A19 is exact, A20 counts bytes, A23 is a closed form
-checked event by event. A21 and A22 run the real runner, protocol and worker processes over slices and kernels that sleep
-as long as the paper's devices take, 300 times slowed down, with a proxy that gives the link its rate.""",
+Nothing is gained on one machine by parting a model from its attention. A19 is exact, A20 counts bytes, A23 is a
+closed form checked event by event. A21 and A22 run the real runner, protocol and worker processes over slices
+and kernels that sleep as long as the paper's devices take, 300 times slowed down, with a proxy that gives the
+link its rate.""",
     "topo": """\
-Counts are exact. Speeds are processor seconds of one thread. Every verdict of T5 has a certificate that a checker in plain
-Python accepts, which uses none of the libraries that found it. T3's peer is asked on the same surfaces; what each side does
-once per curve is in the figure, and curver's time for pairs alone in the note.""",
+Counts are exact. Speeds are processor seconds of one thread. Every verdict of T5 has a certificate that a
+checker in plain Python accepts, which uses none of the libraries that found it. T3's peer is asked on the same
+surfaces; what each side does once per curve is in the figure, and curver's time for pairs alone in the note.""",
 }
 
 
