@@ -188,7 +188,8 @@ def test_a_reader_that_leaves_ends_the_command_quietly(made) -> None:
 def test_ctrl_c_ends_a_command_with_130(made) -> None:
     folder = made[0]
     code = (
-        "import sys, time; from statepool import cli; from statepool.vector import Index\n"
+        "import signal, sys, time; from statepool import cli; from statepool.vector import Index\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "Index.build = lambda *_, **__: (print('ready', flush=True), time.sleep(60))\n"
         f"sys.exit(cli.main(['vector', 'build', {str(folder / 'rows.npy')!r}, {str(folder / 'none')!r}]))"
     )
