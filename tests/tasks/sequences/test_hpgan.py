@@ -84,7 +84,7 @@ def test_a_net_that_saw_half_of_the_orbits_makes_valid_sets() -> None:
     objective, ideal = make("moccs"), census.complementary_sets(4)
     known = np.unique(without_signs(objective, ideal), axis=0)[::2]
     network = Network(16, "wgan", 1)
-    network.train(encode(known.reshape(-1, 16)), 80)
+    network.train(encode(known.reshape(-1, 16)), 50)
     made = decode(network.sample(200), 16, np.random.default_rng(1))
     assert (objective.costs(made.reshape(-1, 4, 4)) == 0).mean() > 0.25
 
