@@ -6,7 +6,7 @@ Addresses are ``unix:/path`` or ``tcp://host:port``.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ __all__ = [
     "address_of",
     "check_address",
     "connect",
+    "fill",
     "listen",
+    "listen_at",
     "receive",
     "receive_into",
     "send",
+    "send_parts",
     "tune",
 ]
 
 _BUFFER = 4 << 20
+_MOST_PARTS = 512
 _LONGEST = 64 << 20
 """A message without what follows it; more is no message of ours."""
 
@@ -91,6 +95,24 @@ def listen(address: str) -> socket.socket:
     return listener
 
 
+def listen_at(host: str, port: int, choose: str, param: str) -> socket.socket:
+    """A socket for an HTTP server, which takes it over; ``choose`` says what to change where it cannot be had.
+
+    Raises:
+        InvalidConfig: about ``param``: the address cannot be listened on.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        why = f"cannot listen on {host}:{port}: {error.strerror}; choose {choose}"
+        raise InvalidConfig(why, param=param) from error
+    return listener
+
+
 def address_of(listener: socket.socket, asked: str) -> str:
     """Where a socket listens that ``listen`` made for ``asked``: with the port it was given, if that was 0."""
     if listener.family == socket.AF_UNIX:
@@ -112,9 +134,28 @@ def _abandoned(path: str) -> bool:
 
 def send(connection: socket.socket, body: bytes, blocks: Sequence[Any] = ()) -> None:
     """Send a message and the bytes that follow it."""
-    parts = [memoryview(len(body).to_bytes(4, "little") + body), *(memoryview(block).cast("B") for block in blocks)]
+    send_parts(
+        connection,
+        [memoryview(len(body).to_bytes(4, "little") + body), *(memoryview(block).cast("B") for block in blocks)],
+    )
+
+
+def send_parts(connection: socket.socket, parts: list[memoryview], stall: Callable[[], object] | None = None) -> None:
+    """Send all of ``parts``, which is empty then.
+
+    ``stall`` is called when a non-blocking connection takes no more for the moment, and returns when it may.
+
+    Raises:
+        OSError: the connection broke.
+    """
     while parts:
-        sent = connection.sendmsg(parts[:512])
+        try:
+            sent = connection.sendmsg(parts[:_MOST_PARTS])
+        except BlockingIOError:
+            if stall is None:
+                raise
+            stall()
+            continue
         while parts and sent >= parts[0].nbytes:
             sent -= parts.pop(0).nbytes
         if sent:
@@ -128,7 +169,7 @@ def receive(connection: socket.socket) -> bytes | None:
         Corruption: no message of ours. OSError: the connection broke, or nothing came in time.
     """
     head = bytearray(4)
-    if not _fill(connection, memoryview(head), at_start=True):
+    if not fill(connection, memoryview(head), at_start=True):
         return None
     size = int.from_bytes(head, "little")
     if size > _LONGEST:
@@ -144,13 +185,28 @@ def receive_into(connection: socket.socket, out: memoryview) -> None:
     Raises:
         OSError: it broke, or nothing came in time.
     """
-    _fill(connection, out, at_start=False)
+    fill(connection, out)
 
 
-def _fill(connection: socket.socket, out: memoryview, *, at_start: bool) -> bool:
+def fill(
+    connection: socket.socket, out: memoryview, *, at_start: bool = False, stall: Callable[[], object] | None = None
+) -> bool:
+    """Fill ``out`` from the connection; False if the other side has closed ``at_start``, before the first byte.
+
+    ``stall`` is called when a non-blocking connection has nothing for the moment, and returns when it may.
+
+    Raises:
+        OSError: the connection broke, or nothing came in time.
+    """
     got = 0
     while got < out.nbytes:
-        count = connection.recv_into(out[got:])
+        try:
+            count = connection.recv_into(out[got:])
+        except BlockingIOError:
+            if stall is None:
+                raise
+            stall()
+            continue
         if count == 0:
             if at_start and got == 0:
                 return False

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from statepool.core.command import adder, run
-from statepool.core.errors import InvalidConfig
+from statepool.core.sockets import listen_at
 
 __all__ = ["main"]
 
@@ -87,8 +87,7 @@ async def _sandbox(options: argparse.Namespace) -> AsyncIterator[str]:
     listener = _listen(options.listen)
     host, port = listener.getsockname()[:2]
     templates = [Template.read(path) for path in options.template]
-    high = max(8, options.ready)
-    with listener, Pool(templates, driver=options.driver, low=options.ready, high=high, most=options.most) as pool:
+    with listener, Pool(templates, driver=options.driver, low=options.ready, most=options.most) as pool:
         for name in pool.templates:
             await asyncio.to_thread(pool.fill, name, options.ready)
         app = create_app(Registry(pool, network=options.network))
@@ -112,18 +111,7 @@ def _no_signals() -> AbstractAsyncContextManager[None]:
 def _listen(address: str) -> socket.socket:
     parts = urlsplit(address)
     assert parts.hostname is not None, "the house gives an address with a host"
-    listener = socket.socket(socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((parts.hostname, parts.port or 0))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise InvalidConfig(
-            f"cannot listen on {parts.hostname}:{parts.port}: {error.strerror}; choose another sandbox.port",
-            param="sandbox.port",
-        ) from error
-    return listener
+    return listen_at(parts.hostname, parts.port or 0, "another sandbox.port", "sandbox.port")
 
 
 if __name__ == "__main__":

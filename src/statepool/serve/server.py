@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import uvloop
 
-from statepool.core.errors import InvalidConfig, StatepoolError
+from statepool.core.errors import StatepoolError
+from statepool.core.sockets import listen_at
 from statepool.serve.config import ServeConfig
 from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.messages import ENGINE_FACTORY
@@ -147,18 +148,7 @@ async def _load(state: GatewayState, ready: asyncio.Task[object]) -> None:
 
 
 def _listen(config: ServeConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise InvalidConfig(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another --host or --port",
-            param="port",
-        ) from error
+    listener = listen_at(config.host, config.port, "another --host or --port", "port")
     listener.setblocking(False)
     return listener
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from statepool.core import sockets
 from statepool.core.errors import Corruption
 from statepool.core.wire import Codec
 
@@ -198,19 +199,8 @@ def send(
     """
     data = memoryview(body.reshape(-1).view(np.uint8).data if isinstance(body, np.ndarray) else body).cast("B")
     head = HEADER.pack(kind, lane, layer, rows, data.nbytes)
-    parts = [memoryview(head), data]
-    total = len(head) + data.nbytes
-    while parts:
-        try:
-            sent = connection.sendmsg(parts)
-        except BlockingIOError:
-            stall()
-            continue
-        while parts and sent >= parts[0].nbytes:
-            sent -= parts.pop(0).nbytes
-        if sent:
-            parts[0] = parts[0][sent:]
-    return total
+    sockets.send_parts(connection, [memoryview(head), data], stall)
+    return len(head) + data.nbytes
 
 
 def read(connection: socket.socket, patience: float | None = None) -> Message | None:
@@ -220,30 +210,14 @@ def read(connection: socket.socket, patience: float | None = None) -> Message | 
         Corruption: no message of ours. TimeoutError: nothing came for ``patience`` seconds. OSError: it broke.
     """
     head = bytearray(HEADER.size)
-    if not _fill(connection, memoryview(head), patience, at_start=True):
+    if not sockets.fill(connection, memoryview(head), at_start=True, stall=lambda: wait(connection, patience)):
         return None
     kind, lane, layer, rows, size = HEADER.unpack(head)
     if size > _LONGEST or kind not in Kind.__members__.values():
         raise Corruption(f"a message of kind {kind} with {size} bytes is none of an attention worker's")
     body = bytearray(size)
-    _fill(connection, memoryview(body), patience, at_start=False)
+    sockets.fill(connection, memoryview(body), stall=lambda: wait(connection, patience))
     return Message(Kind(kind), lane, layer, rows, body)
-
-
-def _fill(connection: socket.socket, out: memoryview, patience: float | None, *, at_start: bool) -> bool:
-    got = 0
-    while got < out.nbytes:
-        try:
-            count = connection.recv_into(out[got:])
-        except BlockingIOError:
-            wait(connection, patience)
-            continue
-        if count == 0:
-            if at_start and got == 0:
-                return False
-            raise ConnectionResetError("the other side closed in the middle of a message")
-        got += count
-    return True
 
 
 def ready(connection: socket.socket) -> bool:
