@@ -11,7 +11,7 @@ import pytest
 
 from statepool.core.errors import InvalidConfig
 from statepool.kv.pool import NodeConfig, Pool, protocol
-from statepool.kv.pool.client import NodeLink
+from statepool.kv.pool.client import NodeLink, _Moved
 from statepool.kv.pool.mooncake import Mover, missing
 
 BLOCK = 1 << 20
@@ -60,13 +60,13 @@ def test_blocks_move_and_a_lost_node_is_a_miss(node):
     out = [np.zeros(BLOCK, np.uint8) for _ in keys]
     assert reader.load(keys, out) == 48
     assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
-    assert writer.links[0]._moved is not None and reader.links[0]._moved is not None, "not by the socket"
+    assert all(isinstance(pool.links[0]._memory, _Moved) for pool in (writer, reader)), "not by the socket"
 
     # Whoever writes where he has no right any more is found out by the checksum, and the block is dropped.
     link = writer.links[0]
     lease = link._ask(protocol.Get(keys[:1]), protocol.Granted)
     link._ask(protocol.Release(lease.lease), protocol.Count)
-    link._moved.write(lease.slots, [np.zeros(BLOCK, np.uint8)])
+    link._memory.write(lease.slots, [np.zeros(BLOCK, np.uint8)])
     assert reader.load(keys, out) == 0
     assert reader.counts.corrupt == 1
     assert reader.match(keys) == 0

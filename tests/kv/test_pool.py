@@ -229,7 +229,7 @@ def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
         lease = slow._ask(protocol.Begin(keys), protocol.Granted)
         _until(lambda: node.stats().expired == 1)
         assert client([address], BLOCK).save(keys, rows) == 4
-        slow._slot(lease.slots[0])[:] = 0  # it wakes and writes where it has no right to any more
+        next(slow._memory.read(lease.slots))[:] = 0  # it wakes and writes where it has no right to any more
         assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Count).count == 0
         out = empty(4)
         got = client([address], BLOCK).load(keys, out)

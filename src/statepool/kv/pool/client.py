@@ -25,7 +25,7 @@ from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
 from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.pool import protocol
-from statepool.kv.pool.mooncake import Mover
+from statepool.kv.pool.mooncake import Mover, shared
 from statepool.kv.pool.protocol import reply_codec, request_codec
 
 __all__ = ["NodeLink", "Pool", "PoolCounts", "Row"]
@@ -75,9 +75,8 @@ class NodeLink:
         self._size = block_bytes or 0
         self._timeout = timeout
         self._socket: socket.socket | None = None
-        self._memory: memoryview | None = None
-        self._moved: _Moved | None = None
-        self._stride = 0
+        self._memory: _Mapped | _Moved | None = None
+        """The node's slots, where this process can reach them itself."""
         self._resting_until = 0.0
 
     def match(self, keys: Sequence[bytes]) -> int:
@@ -88,12 +87,12 @@ class NodeLink:
     def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
         """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it)."""
         self._connected()
-        if self._memory is None and self._moved is None:
+        if self._memory is None:
             return self._load_sent(keys, rows)
         lease = self._ask(protocol.Get(list(keys)), protocol.Granted)
         good = 0
         try:
-            for block, checksum, row in zip(self._blocks(lease.slots), lease.checksums, rows, strict=False):
+            for block, checksum, row in zip(self._memory.read(lease.slots), lease.checksums, rows, strict=False):
                 if _copy(row, block) != checksum:
                     break
                 good += 1
@@ -105,17 +104,13 @@ class NodeLink:
     def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         """Give the node the blocks it does not have; how many those were."""
         self._connected()
-        if self._memory is None and self._moved is None:
+        if self._memory is None:
             sums = [_checksum(row) for row in rows]
             return self._ask(protocol.Write(list(keys), sums), protocol.Count, rows).count
         lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
         if not lease.slots:
             return 0
-        wanted = [rows[index] for index in lease.indices]
-        if self._moved is not None:
-            sums = self._moved.write(lease.slots, wanted)
-        else:
-            sums = [_copy(self._slot(slot), row) for slot, row in zip(lease.slots, wanted, strict=True)]
+        sums = self._memory.write(lease.slots, [rows[index] for index in lease.indices])
         return self._ask(protocol.Finish(lease.lease, sums), protocol.Count).count
 
     def stats(self) -> protocol.Stored:
@@ -136,9 +131,9 @@ class NodeLink:
         """End the connection, and with it every lease."""
         if self._socket is not None:
             self._socket.close()
-        if self._moved is not None:
-            self._moved.close()
-        self._socket = self._memory = self._moved = None
+        if self._memory is not None:
+            self._memory.close()
+        self._socket = self._memory = None
 
     # -- small parts -------------------------------------------------------------------------------
 
@@ -146,12 +141,13 @@ class NodeLink:
         if self._socket is None:
             self._socket = sockets.connect(self.address, self._timeout)
             welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
-            self._stride = welcome.slot_bytes
-            self._memory = self._attach(welcome) if self._size and self.address.startswith("unix:") else None
-            self._moved = self._reach(welcome) if self._size and welcome.transfer else None
+            if self._size and self.address.startswith("unix:"):
+                self._memory = self._attach(welcome)
+            elif self._size and welcome.transfer:
+                self._memory = self._reach(welcome)
         return self._socket
 
-    def _attach(self, welcome: protocol.Welcome) -> memoryview | None:
+    def _attach(self, welcome: protocol.Welcome) -> _Mapped | None:
         """The node's memory in this process; None where it cannot be reached."""
         try:
             descriptor = os.open(f"/proc/{welcome.pid}/fd/{welcome.descriptor}", os.O_RDWR)
@@ -159,7 +155,7 @@ class NodeLink:
             log.warning("blocks of %s travel through its socket: its memory cannot be opened: %s", self.address, error)
             return None
         try:
-            return memoryview(mmap.mmap(descriptor, welcome.slots * welcome.slot_bytes))
+            return _Mapped(mmap.mmap(descriptor, welcome.slots * welcome.slot_bytes), welcome.slot_bytes, self._size)
         finally:
             os.close(descriptor)
 
@@ -167,18 +163,11 @@ class NodeLink:
         """The node's memory through Mooncake; None where this side cannot."""
         assert self._socket is not None
         try:
-            mover = Mover.shared(self._socket.getsockname()[0], welcome.transfer)
+            mover = shared(self._socket.getsockname()[0], welcome.transfer)
             return _Moved(mover, welcome, self._size)
         except InvalidConfig as error:
             log.warning("blocks of %s travel through its socket: %s", self.address, error.message)
             return None
-
-    def _blocks(self, slots: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
-        return map(self._slot, slots) if self._moved is None else self._moved.read(slots)
-
-    def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
-        assert self._memory is not None
-        return np.frombuffer(self._memory, np.uint8, self._size, slot * self._stride)
 
     def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
         sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
@@ -211,6 +200,24 @@ class NodeLink:
         if not isinstance(reply, kind):
             raise Corruption(f"pool node {self.address} answered {type(reply).__name__}")
         return reply
+
+
+class _Mapped:
+    """A node's slots in this process, as memory of the same machine."""
+
+    def __init__(self, memory: mmap.mmap, stride: int, size: int) -> None:
+        self._memory, self._stride, self._size = memory, stride, size
+
+    def read(self, slots: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Each block, where it lies."""
+        return (np.frombuffer(self._memory, np.uint8, self._size, slot * self._stride) for slot in slots)
+
+    def write(self, slots: Sequence[int], rows: Sequence[Row]) -> list[int]:
+        """Fill slots; the checksums of what they hold then."""
+        return [_copy(into, row) for into, row in zip(self.read(slots), rows, strict=True)]
+
+    def close(self) -> None:
+        """The mapping ends with the last view of it."""
 
 
 class _Moved:

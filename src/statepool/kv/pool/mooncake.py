@@ -5,13 +5,13 @@ Optional: ``pip install 'statepool[mooncake]'``, and the system's libibverbs, al
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from statepool.core.errors import InvalidConfig
 
-__all__ = ["PROTOCOLS", "Mover", "missing"]
+__all__ = ["PROTOCOLS", "Mover", "missing", "shared"]
 
 PROTOCOLS = ("tcp", "rdma")
 _HANDSHAKE = "P2PHANDSHAKE"
@@ -38,9 +38,6 @@ class Mover:
         InvalidConfig: the engine is not installed, or does not start.
     """
 
-    _of_process: dict[tuple[str, str], Mover] = {}  # noqa: RUF012  # one a process: its threads and ports are costly
-    _lock = threading.Lock()
-
     def __init__(self, host: str, protocol: str) -> None:
         if protocol not in PROTOCOLS:
             raise InvalidConfig(f"transfer must be one of {', '.join(PROTOCOLS)}, got {protocol!r}", param="transfer")
@@ -56,14 +53,6 @@ class Mover:
             )
         self.session = f"{host}:{self._engine.get_rpc_port()}"
         """What the other side calls this one."""
-
-    @classmethod
-    def shared(cls, host: str, protocol: str) -> Mover:
-        """The one of this process."""
-        with cls._lock:
-            if (host, protocol) not in cls._of_process:
-                cls._of_process[host, protocol] = cls(host, protocol)
-            return cls._of_process[host, protocol]
 
     def register(self, address: int, size: int) -> None:
         """Let bytes move to and from this memory.
@@ -87,3 +76,9 @@ class Mover:
         """Copy ``size`` bytes from each address of ours to one of the other side. OSError: they do not go."""
         if self._engine.batch_transfer_sync_write(session, [*source], [*into], [size] * len(into)):
             raise ConnectionError(f"Mooncake could not write {len(into)} blocks of {session}")
+
+
+@cache
+def shared(host: str, protocol: str) -> Mover:
+    """The one of this process: its threads and ports are costly. Raises as ``Mover``."""
+    return Mover(host, protocol)
