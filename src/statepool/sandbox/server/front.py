@@ -53,7 +53,7 @@ def create_front(nodes: Nodes, *, api_key: str | None = None) -> ASGIApp:
         if nodes.names(template):  # a moment of a node: only that one has it
             return await _forward(nodes, nodes.of(template), request, body)
         for node in nodes.in_order():
-            node.live += 1
+            node.live, node.asked = node.live + 1, node.asked + 1
             try:
                 answer = await _forward(nodes, node, request, body)
             except SandboxGone:  # it has just ended; the others have not

@@ -35,6 +35,8 @@ class Node:
     url: str
     live: int = 0
     most: int = 1
+    asked: int = 0
+    """Creates sent to it so far."""
 
     @property
     def alive(self) -> bool:
@@ -146,9 +148,10 @@ class Nodes:
             await asyncio.gather(*(self._ask(node) for node in self.alive))
 
     async def _ask(self, node: Node) -> None:
+        before = node.asked
         try:
             told = (await self.client.get(f"{node.url}/health", timeout=PATIENCE_SECONDS)).json()
-            node.live, node.most = int(told["busy"]), int(told["most"])
+            node.live, node.most = int(told["busy"]) + node.asked - before, int(told["most"])
         except (httpx.HTTPError, ValueError, KeyError) as error:
             _log.warning("node %s does not say how it is: %r", node.name, error)
             node.live = node.most  # it is asked last until it answers
