@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 
 from statepool.sandbox import caps
@@ -22,3 +24,10 @@ def sandbox(pool):
 
     with Sandbox(pool=pool) as made:
         yield made
+
+
+def free_port():
+    """A port of this machine that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

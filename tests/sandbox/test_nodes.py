@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sandbox.conftest import USABLE
+from tests.sandbox.conftest import USABLE, free_port
 
 from statepool.sandbox.commands import main
 from statepool.sandbox.policy import NodeLoad, by_room
@@ -37,9 +36,7 @@ def front(folder, *flags):
     """A front in a process of its own: its address and the process."""
     if not USABLE:
         pytest.skip("no driver works here")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "statepool.cli", "sandbox", "serve", "--port", str(port), "--api-key", KEY]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([*command, "--ready", "1", *flags], stderr=log)

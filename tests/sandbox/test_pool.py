@@ -170,7 +170,7 @@ def test_a_template_with_pyarrow(pool):
     pool.add(Template("arrow", preload=("pyarrow",)))
     with Sandbox("arrow", pool=pool) as sandbox:
         assert sandbox.run_code("import pyarrow\npyarrow.array([1, 2]).to_pylist()").text == "[1, 2]"
-    pool.drain("arrow")
+    pool.end_waiting("arrow")
 
 
 COLLAPSE = """

@@ -3,7 +3,6 @@
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.sandbox.conftest import USABLE
+from tests.sandbox.conftest import USABLE, free_port
 
 from statepool.sandbox.template import HOME
 
@@ -38,9 +37,7 @@ def _wait(url, process):
 def url(tmp_path_factory):
     if not USABLE:
         pytest.skip("no driver works here")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "statepool.cli", "sandbox", "serve", "--port", str(port), "--api-key", KEY]
     with (tmp_path_factory.mktemp("server") / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log)

@@ -141,8 +141,7 @@ def _serve(options: argparse.Namespace) -> int:
     templates = [Template.read(path) for path in options.template]
     if options.nodes is not None or options.ray is not None:
         return _serve_nodes(options, templates)
-    high = min(max(8, options.ready), options.most)
-    with Pool(templates, driver=options.driver, low=options.ready, high=high, most=options.most) as pool:
+    with Pool(templates, driver=options.driver, low=options.ready, most=options.most) as pool:
         for name in pool.templates:
             pool.fill(name, options.ready)
         print(f"sandboxes on http://{options.host}:{options.port}, driver {pool.driver}", file=sys.stderr)

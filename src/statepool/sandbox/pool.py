@@ -31,6 +31,7 @@ _UIDS = 0x10000
 _TICK = 0.25
 _SMOOTH = 0.3
 _PATIENCE = 5.0
+_HIGH = 8
 _GRACE = 0.05
 """Seconds to wait for a slot that is being cleaned before another is made."""
 _MOST_USES = 1000
@@ -62,7 +63,7 @@ class Pool:
         driver: ``ns`` (root), ``userns`` (any user) or ``auto``, the strongest that this host and user can give.
         folder: where its few files are; a folder of its own by default.
         low: slots per used template that wait ready at least.
-        high: and at most.
+        high: and at most; by default eight, more where ``low`` is, fewer where ``most`` is.
         most: slots at once.
     """
 
@@ -73,9 +74,11 @@ class Pool:
         driver: str = "auto",
         folder: Path | None = None,
         low: int = 1,
-        high: int = 8,
+        high: int | None = None,
         most: int = 512,
     ) -> None:
+        if high is None:
+            high = min(max(_HIGH, low), most)
         if not 0 <= low <= high <= most:
             raise InvalidRequest(f"low, high, most: must not fall, got {low}, {high}, {most}", param="low")
         self.driver = caps.pick(driver)
@@ -239,7 +242,7 @@ class Pool:
             self._busy.discard(slot)
         self._destroy(slot)
 
-    def drain(self, template: str) -> None:
+    def end_waiting(self, template: str) -> None:
         """End the slots of this template that wait; the next one is made anew."""
         with self._lock:
             shelf = self._shelf(template)

@@ -97,7 +97,7 @@ class Sandbox:
                 self.context.drop()
                 pool.discard(slot, "its kernel had ended")
                 pool.give_uid(uid)
-                pool.drain(template)  # what ended this one may have ended all that waited with it
+                pool.end_waiting(template)  # what ended this one may have ended all that waited with it
                 if attempt == _ATTEMPTS - 1:
                     raise SlotFailed(f"template {template}: kernels end before they are used: {why}") from None
             except StatepoolError:

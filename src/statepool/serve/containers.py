@@ -245,7 +245,7 @@ class Containers:
                 path = self.config.code_template
                 templates = () if path is None else (Template.read(path),)
                 most = self.config.code_containers
-                self._pool = Pool(templates, driver=self.config.code_driver, high=min(8, most), most=most)
+                self._pool = Pool(templates, driver=self.config.code_driver, most=most)
                 log.info("code runs in sandboxes, driver %s", self._pool.driver)
             return self._pool
 

@@ -62,8 +62,7 @@ def main(arguments: list[str]) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     templates = [_template(text) for text in options.kind]
-    high = min(max(8, options.ready), options.most)
-    with Pool(templates, driver=options.driver, low=options.ready, high=high, most=options.most) as pool:
+    with Pool(templates, driver=options.driver, low=options.ready, most=options.most) as pool:
         for kind in pool.templates:
             pool.fill(kind, options.ready)
         registry = Registry(pool, network=options.network, node=options.name)
