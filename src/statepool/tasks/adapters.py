@@ -16,10 +16,10 @@ from random import Random
 from typing import Any
 
 from statepool.core.errors import InvalidConfig
-from statepool.tasks.base import Message, Problem, Tool, Turn, Verdict
+from statepool.tasks.base import Dialogue, Message, Problem, Tool, Turn, Verdict
 from statepool.tasks.synthetic.episode import reply
 
-__all__ = ["Environment", "EnvironmentTask", "ReasoningGym", "maker"]
+__all__ = ["Environment", "EnvironmentTask", "Played", "ReasoningGym", "maker"]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 64
@@ -85,8 +85,32 @@ class ReasoningGym:
             raise InvalidConfig(f"reasoning-gym has no such dataset or setting: {error}", param="settings") from None
 
 
+class Played:
+    """The part of a task that all environments share: problems carry their prompt, and replies are played."""
+
+    step = "action"
+    """What the environment calls a reply."""
+
+    def prompt(self, problem: Problem) -> Sequence[Message]:
+        """What the environment says before the first reply, behind instructions if there are any."""
+        return problem.messages
+
+    def tools(self, problem: Problem) -> Sequence[Tool]:
+        """None: the environment reads the reply itself."""
+        return problem.tools
+
+    def verify(self, problem: Problem, answer: str) -> Verdict:
+        """Play one reply and judge it; conversations of several turns are judged by `open`."""
+        turn = self.open(problem).reply(answer)
+        return turn.verdict or Verdict(0.0, f"the environment did not end with this {self.step}")
+
+    def open(self, problem: Problem) -> Dialogue:
+        """The environment's side of a conversation about a problem."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class EnvironmentTask:
+class EnvironmentTask(Played):
     """An environment as a task: each seed is a problem, the return its score.
 
     `make` is the environment's class, or ``module:name`` of it; `settings` are its arguments. `best` is the return that
@@ -121,19 +145,6 @@ class EnvironmentTask:
                 messages.insert(0, {"role": "system", "content": self.instructions})
             # The seed tells problems apart, and held-out ones from others: many environments all begin alike.
             yield Problem(self.name, tuple(messages), "", (str(start),), facts={"seed": start})
-
-    def prompt(self, problem: Problem) -> Sequence[Message]:
-        """The instructions, and the first observation as a user's message."""
-        return problem.messages
-
-    def tools(self, problem: Problem) -> Sequence[Tool]:
-        """None: the environment reads the reply itself."""
-        return problem.tools
-
-    def verify(self, problem: Problem, answer: str) -> Verdict:
-        """Play one action and judge the return; conversations of several turns are judged by `open`."""
-        turn = self.open(problem).reply(answer)
-        return turn.verdict or Verdict(0.0, "the environment did not end with this action")
 
     def open(self, problem: Problem) -> Environment:
         """The environment at the problem's start."""

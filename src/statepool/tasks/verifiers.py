@@ -16,15 +16,15 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 from typing import Any
 
 from statepool.core.errors import InvalidConfig
-from statepool.tasks.adapters import maker
-from statepool.tasks.base import Message, Problem, Tool, Turn, Verdict
+from statepool.tasks.adapters import Played, maker
+from statepool.tasks.base import Message, Problem, Turn, Verdict
 from statepool.tasks.synthetic.episode import reply
 
 __all__ = ["Conversation", "VerifiersTask"]
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class VerifiersTask:
+class VerifiersTask(Played):
     """An environment as a task: each row of its dataset is a problem, what its rubric says over `best` the score.
 
     `make` is the function that loads it, or ``module:name`` of that; `settings` are its arguments.
@@ -46,6 +46,7 @@ class VerifiersTask:
     settings: Mapping[str, Any] = field(default_factory=dict)
     best: float = 1.0
     name: str = "verifiers"
+    step = "turn"
 
     def __post_init__(self) -> None:
         if not self.best > 0:
@@ -70,19 +71,6 @@ class VerifiersTask:
                 messages.insert(0, {"role": "system", "content": system})
             answer = str(row.get("answer") or "")
             yield Problem(self.name, tuple(messages), answer, (str(index),), facts={"index": index})
-
-    def prompt(self, problem: Problem) -> Sequence[Message]:
-        """The row's prompt behind the environment's system prompt."""
-        return problem.messages
-
-    def tools(self, problem: Problem) -> Sequence[Tool]:
-        """None: the environment reads the reply itself."""
-        return problem.tools
-
-    def verify(self, problem: Problem, answer: str) -> Verdict:
-        """Play one turn and judge it; conversations of several turns are judged by `open`."""
-        turn = self.open(problem).reply(answer)
-        return turn.verdict or Verdict(0.0, "the environment did not end with this turn")
 
     def open(self, problem: Problem) -> Conversation:
         """The environment's side of a conversation about a row."""

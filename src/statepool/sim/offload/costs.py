@@ -30,6 +30,7 @@ __all__ = [
     "Workload",
     "attention_s",
     "estimate",
+    "kv_room",
     "model_s",
     "named",
     "network_s",
@@ -212,6 +213,16 @@ def network_s(shape: Shape, compute: Device, memory: Device, layout: Layout, bat
     return away * shape.wire_bytes(batch) / (line * rate.network) + shape.layers * rate.latency
 
 
+def kv_room(shape: Shape, layout: Layout, compute: Device, memory: Device, rate: Efficiency) -> float:
+    """Bytes of KV that ``layout`` holds; 0 where not even the weights fit."""
+    room = layout.compute * (compute.memory * rate.memory - rate.workspace) - layout.replicas * shape.weights
+    if room < 0 or not layout.memory:
+        return max(room, 0.0)
+    stay = layout.here / shape.kv_heads
+    held = layout.memory * memory.memory * rate.memory / (1 - stay)
+    return min(held, room / stay) if stay else held
+
+
 def estimate(
     shape: Shape,
     work: Workload,
@@ -226,13 +237,8 @@ def estimate(
     The batch is what fits in memory, or the largest whose steps keep to ``slo_tbt`` seconds.
     """
     rate = rate or Efficiency()
-    room = layout.compute * (compute.memory * rate.memory - rate.workspace) - layout.replicas * shape.weights
-    stay = layout.here / shape.kv_heads
-    kv_room = room if not layout.memory else layout.memory * memory.memory * rate.memory / (1 - stay)
-    if stay:
-        kv_room = min(kv_room, room / stay)
-    most = kv_room / (shape.kv_token * work.context)
-    if room < 0 or most < max(layout.batches, 1):
+    most = kv_room(shape, layout, compute, memory, rate) / (shape.kv_token * work.context)
+    if most < max(layout.batches, 1):
         return None
     found = _with_batch(shape, work, layout, compute, memory, rate, most)
     if found.step_s <= slo_tbt:

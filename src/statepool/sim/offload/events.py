@@ -19,6 +19,7 @@ from statepool.sim.offload.costs import (
     Shape,
     Workload,
     attention_s,
+    kv_room,
     model_s,
     network_s,
 )
@@ -114,14 +115,8 @@ def measure(
 ) -> float:
     """Tokens per second of a layout with requests of drawn lengths, always as many as fit; 0 if none does."""
     rate, draw = rate or Efficiency(), random.Random(seed)
-    room = layout.compute * (compute.memory * rate.memory - rate.workspace) - layout.replicas * shape.weights
-    if room < 0:
-        return 0.0
     stay = layout.here / shape.kv_heads
-    kv_room = room if not layout.memory else layout.memory * memory.memory * rate.memory / (1 - stay)
-    if stay:
-        kv_room = min(kv_room, room / stay)
-    capacity = kv_room / shape.kv_token / layout.batches
+    capacity = kv_room(shape, layout, compute, memory, rate) / shape.kv_token / layout.batches
     batches = [_Batch() for _ in range(layout.batches)]
 
     def fill(batch: _Batch, fresh: bool) -> None:

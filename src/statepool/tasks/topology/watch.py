@@ -68,10 +68,7 @@ def other_distance(boundary: Boundary, one: Slope, two: Slope, salt: int = 1) ->
 
 def compresses(gluing: Sequence[int], seconds: float = 60.0) -> bool | None:
     """Whether Regina's normal surfaces find an essential disc; None if it was not done in time."""
-    try:
-        return bool(in_time(_regina_disc, tuple(gluing), seconds=seconds))
-    except OutOfTime:
-        return None
+    return _asked(_regina_disc, gluing, seconds)
 
 
 def _regina_disc(gluing: tuple[int, ...]) -> bool:
@@ -87,10 +84,7 @@ def double_is_irreducible(gluing: Sequence[int], seconds: float = 60.0) -> bool 
     The double is irreducible if and only if the manifold is irreducible and boundary-irreducible. There is no
     certificate for the answer, and beyond about 27 tetrahedra of the double it takes minutes.
     """
-    try:
-        return bool(in_time(_regina_double, tuple(gluing), seconds=seconds))
-    except OutOfTime:
-        return None
+    return _asked(_regina_double, gluing, seconds)
 
 
 def _regina_double(gluing: tuple[int, ...]) -> bool:
@@ -100,6 +94,13 @@ def _regina_double(gluing: tuple[int, ...]) -> bool:
     double = made.doubleOverBoundary()
     double.simplify()
     return bool(double.isIrreducible())
+
+
+def _asked(question: Callable[[tuple[int, ...]], bool], gluing: Sequence[int], seconds: float) -> bool | None:
+    try:
+        return bool(in_time(question, tuple(gluing), seconds=seconds))
+    except OutOfTime:
+        return None
 
 
 def in_time(work: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
