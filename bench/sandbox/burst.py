@@ -14,8 +14,9 @@ from pathlib import Path
 from bench.machine import LoadWatch
 from bench.row import Row
 from bench.sandbox import peers
-from bench.sandbox.measure import quantile, summary, wanted
+from bench.sandbox.measure import summary, wanted
 from statepool.sandbox import Pool, Sandbox, Template
+from statepool.sandbox.trial import quantile
 
 _SEED = 2022310806
 """The seed of the paper's artifact."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.row import Row
 from statepool.sandbox import Pool, Sandbox, Template
 from statepool.sandbox.slots import Slot
+from statepool.sandbox.trial import quantile
 
 DATA = Template(
     "data",
@@ -40,12 +41,6 @@ def row(
     """A row of this room; its command is the one that measures it alone."""
     command = f"python -m bench sandbox --only {name}"
     return Row(name, what, unit, better, target, value, own, command=command, load=load or {}, **more)
-
-
-def quantile(values: Iterable[float], share: float) -> float:
-    """The value below which this share of the others lies."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def summary(seconds: Sequence[float]) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 from bench.machine import LoadWatch
 from bench.row import Row
 from bench.sandbox import peers
-from bench.sandbox.measure import NUMPY, CpuMeter, quantile, rest, summary, wanted
+from bench.sandbox.measure import NUMPY, CpuMeter, rest, summary, wanted
 from statepool.sandbox import Pool, Sandbox
+from statepool.sandbox.trial import quantile
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "python -m bench sandbox --only {}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from mooncake.store import MooncakeDistributedStore
-from turns import serve
+from turns import free_port, serve
 
 LENDER = """
 import sys, time
@@ -30,9 +29,9 @@ class Store:
 
     def load(self, block: int, count: int) -> dict[str, Any]:
         """Start the master and the lender, with room for all that a run puts."""
-        master = f"127.0.0.1:{_free_port()}"
+        master = f"127.0.0.1:{free_port()}"
         program = Path(sys.executable).with_name("mooncake_master")
-        port = ["--rpc_port", master.rpartition(":")[2], "--metrics_port", str(_free_port())]
+        port = ["--rpc_port", master.rpartition(":")[2], "--metrics_port", str(free_port())]
         subprocess.Popen([program, *port, "--default_kv_lease_ttl=5000"], stdout=sys.stderr)
         self._memory = np.random.default_rng(1).integers(0, 256, (count, block), np.uint8)
         self._out = np.zeros_like(self._memory)
@@ -97,12 +96,6 @@ class Store:
                 got = self._store.batch_get_into([self._keys[j] for j in some], places, [size] * len(some))
                 assert all(count == size for count in got)
         return time.perf_counter() - started
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":

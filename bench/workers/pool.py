@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
-from turns import serve
+from turns import free_port, serve
 
 from statepool.kv.pool import Pool
 
@@ -27,7 +27,7 @@ class Blocks:
         self._rows = [draw.integers(0, 256, block, np.uint8) for _ in range(count)]
         self._out = [np.zeros(block, np.uint8) for _ in range(count)]
         if kind in ("unix", "tcp"):
-            address = f"unix:{tempfile.mkdtemp()}/node" if kind == "unix" else f"tcp://127.0.0.1:{_free_port()}"
+            address = f"unix:{tempfile.mkdtemp()}/node" if kind == "unix" else f"tcp://127.0.0.1:{free_port()}"
             command = [
                 sys.executable,
                 "-m",
@@ -76,12 +76,6 @@ class Blocks:
         if self._kind in ("unix", "tcp") and what == "load":
             assert all(np.array_equal(a, b) for a, b in zip(self._out, self._rows, strict=True))
         return {"seconds": seconds, "tokens": repeats * sum(row.size for row in self._rows)}
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _bare_server(size: int) -> socket.socket:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import sys
 import traceback
 from typing import Any, Protocol
@@ -42,6 +43,13 @@ def serve(driver: Driver) -> None:
     answers.close()
     # Native thread pools of some engines hang in their own exit handlers.
     os._exit(0)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has at this moment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def prompts(batch: int, length: int, seed: int, vocab: int = 8000) -> list[list[int]]:

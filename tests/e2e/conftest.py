@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from tests.small_models import TEMPLATE, write_model
 
 SOURCE = Path(__file__).parents[2] / "src"
 CHAT_PAGE = SOURCE / "statepool" / "dashboard" / "chat"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 
 
 def write_random_model(path: Path, seed: int = 0) -> Path:
@@ -154,3 +157,43 @@ def server(shared_server):
     yield shared_server
     assert shared_server.process.poll() is None, "the server died"
     shared_server.wait_until(shared_server.all_free)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def pages(browser, url):
+    """A function that opens a page of this server; afterwards nothing may have been said on the console or asked
+    elsewhere.
+    """
+    complaints, foreign, contexts = [], [], []
+
+    def open_one(path, until, size="desk", scheme="light"):
+        width, height = SIZES[size]
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: foreign.append(asked.url) if not asked.url.startswith(url) else None)
+        page.goto(url + path)
+        page.wait_for_selector(until)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in foreign if not url.startswith("data:")] == []

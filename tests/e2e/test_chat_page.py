@@ -1,52 +1,18 @@
 """The chat page in a real browser."""
 
 import json
-import shutil
 
 import pytest
+from tests.e2e.conftest import SIZES, pages
 
 pytestmark = pytest.mark.e2e
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SIZES = {"desk": (1280, 800), "phone": (390, 844)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
 def open_page(browser, server):
-    """A function that opens the page; afterwards nothing may have been said on the console or asked elsewhere."""
-    complaints, foreign, contexts = [], [], []
-
-    def open_one(size="desk", scheme="light"):
-        width, height = SIZES[size]
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda asked: foreign.append(asked.url) if not asked.url.startswith(server.url) else None)
-        page.goto(server.url)
-        page.wait_for_selector(".dot.ready")
-        return page
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in foreign if not url.startswith("data:")] == []
+    """A function that opens the page."""
+    with pages(browser, server.url) as open_one:
+        yield lambda size="desk", scheme="light": open_one("", ".dot.ready", size, scheme)
 
 
 def say(page, text):

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from tests.e2e.conftest import write_random_model
+from tests.e2e.conftest import SIZES, pages, write_random_model
 
 import statepool.store
 import statepool.vector
@@ -30,8 +30,6 @@ from statepool.tasks.sequences.records import certify
 
 pytestmark = pytest.mark.e2e
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 PAGES = ("serving", "rollout", "training", "sandboxes", "storage", "sequences", "topology")
 SHOTS = os.environ.get("DASHBOARD_SHOTS")
 """A folder for the pictures of the docs; without it they are taken and thrown away."""
@@ -201,42 +199,13 @@ def test_forks_and_shared_memory_show(house):
         assert sum(each["shared_bytes"] for each in found["memory"].values()) > 0
 
 
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def open_page(browser, house):
-    """A function that opens the dashboard; afterwards nothing may have been said on the console or asked elsewhere."""
-    complaints, foreign, contexts = [], [], []
-
-    def open_one(size="desk", scheme="light", page="serving"):
-        width, height = SIZES[size]
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        shown = context.new_page()
-        shown.set_default_timeout(60_000)
-        shown.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        shown.on("pageerror", lambda error: complaints.append(str(error)))
-        shown.on("request", lambda asked: foreign.append(asked.url) if not asked.url.startswith(house.url) else None)
-        shown.goto(f"{house.url}/dashboard#{page}")
-        shown.wait_for_selector(f"main[data-page={page}]")
-        return shown
-
-    yield open_one
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert [url for url in foreign if not url.startswith("data:")] == []
+    """A function that opens the dashboard."""
+    with pages(browser, house.url) as open_one:
+        yield lambda size="desk", scheme="light", page="serving": open_one(
+            f"/dashboard#{page}", f"main[data-page={page}]", size, scheme
+        )
 
 
 def shoot(page, name, tmp_path):
