@@ -94,10 +94,10 @@ def workers(times: Times) -> Iterator[str]:
         node, link = str(folder / "node"), str(folder / "link")
         new = times.attend / 64
         for module, *arguments in (
-            ("slow_node", node, times.attend - new, new),
-            ("paced", link, node, times.rate),
+            ("bench.lamina.slow_node", node, times.attend - new, new),
+            ("bench.paced", f"unix:{link}", f"unix:{node}", times.rate),
         ):
-            command = [sys.executable, "-m", f"bench.lamina.{module}", *map(str, arguments)]
+            command = [sys.executable, "-m", module, *map(str, arguments)]
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
             stack.callback(process.wait)
             stack.callback(process.terminate)

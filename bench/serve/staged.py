@@ -26,7 +26,7 @@ def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
     what = f"prefill of {tokens} tokens in chunks of {_CHUNK} over 2 processes of one thread, away from the formula"
     row = Row("A16b", what, "%", "lower", 10.0, peer="one process of one thread", peer_unit="s")
     alone, staged = _engine(1), _engine(2)
-    pairs = [(_steps(alone, tokens, i), sum(_steps(staged, tokens, i))) for i in range(1 if quick else 3)]
+    pairs = [(step_seconds(alone, tokens, i), sum(step_seconds(staged, tokens, i))) for i in range(1 if quick else 3)]
     told = [(sum(steps) + max(steps)) / 2 for steps, _ in pairs]
     errors = [100 * abs(seconds / expected - 1) for (_, seconds), expected in zip(pairs, told, strict=True)]
     took = median(seconds for _, seconds in pairs)
@@ -44,8 +44,8 @@ def _engine(stages: int) -> Engine:
     return Engine(config)
 
 
-def _steps(engine: Engine, tokens: int, seed: int) -> list[float]:
-    """Seconds of each step until the first token."""
+def step_seconds(engine: Engine, tokens: int, seed: int) -> list[float]:
+    """Seconds of each step until the first token of a new prompt, drawn from ``seed``."""
     prompt = np.random.default_rng(seed).integers(10, 250, tokens).tolist()
     engine.submit(Request(f"prompt{seed}", tuple(prompt), SamplingParams(max_tokens=1, temperature=0)))
     found = []

@@ -92,7 +92,7 @@ def test_the_pool_gets_blocks_only_when_every_stage_has_written_them(deep, tmp_p
         assert fresh.stats().pool_hit_tokens == 64 + 272
     finally:
         for each in (engine, fresh):
-            each._loop.shared.remote.close()
+            each._loop.shared.close()
         node.close()
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
+from tests.relays import relayed
 
 from statepool.core.errors import InvalidConfig
 from statepool.kv.pool import Node, NodeConfig, Pool
@@ -338,34 +339,34 @@ def node_process(address, file=None):
         process.stdout.close()
 
 
-@contextmanager
 def flipping_proxy(address, every):
     """A relay that flips a bit of the answers now and then."""
-    host, port = address.removeprefix("tcp://").split(":")
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def relay(source, target, flips):
+    def ways():
         passed = 0
-        with suppress(OSError), source:  # either side may leave in the middle
-            while data := bytearray(source.recv(65536)):
-                for at in range(every - passed % every, len(data), every) if flips else ():
-                    data[at] ^= 0x10
-                passed += len(data)
-                target.sendall(data)
-            target.shutdown(socket.SHUT_RDWR)
 
-    def serve():
-        while True:
+        def flip(data):
+            nonlocal passed
+            changed = bytearray(data)
+            for at in range(every - passed % every, len(changed), every):
+                changed[at] ^= 0x10
+            passed += len(changed)
+            return changed
+
+        return bytes, flip
+
+    return relayed(address, ways)
+
+
+def test_a_slow_link_is_slow_and_not_gone():
+    """What is sent takes several times as long to leave as silence is borne."""
+    with running("tcp://127.0.0.1:0", memory_bytes=512 * BLOCK) as node:
+        command = [sys.executable, "-m", "bench.paced", "tcp://127.0.0.1:0", node.address, str(1 << 20)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as link:
             try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection((host, int(port)))
-            for pair in ((client, server, False), (server, client, True)):
-                threading.Thread(target=relay, args=pair, daemon=True).start()
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.close()
+                pool = client([link.stdout.readline().split()[1]], BLOCK, timeout=0.4)
+                keys, rows = chain(512, 5)
+                assert pool.save(keys, rows) == 512
+                assert pool.counts.failures == 0
+            finally:
+                link.terminate()

@@ -148,5 +148,5 @@ def test_a_loss_behind_a_step_keeps_what_the_step_said(engines, nodes, checkpoin
         assert apart.stats().attention_workers_lost == len(lost) == 3
         assert apart.stats().pool_saved_blocks > 0
     finally:
-        apart._loop.shared.remote.close()
+        apart._loop.shared.close()
         pool.close()

@@ -5,7 +5,11 @@ Addresses are ``unix:/path`` or ``tcp://host:port``.
 
 from __future__ import annotations
 
+import fcntl
+import select
 import socket
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ __all__ = [
     "send",
     "send_parts",
     "tune",
+    "wait_answer",
 ]
 
 _BUFFER = 4 << 20
@@ -160,6 +165,25 @@ def send_parts(connection: socket.socket, parts: list[memoryview], stall: Callab
             sent -= parts.pop(0).nbytes
         if sent:
             parts[0] = parts[0][sent:]
+
+
+def wait_answer(connection: socket.socket, timeout: float) -> None:
+    """Wait for the first bytes of an answer for as long as what was asked is still leaving, and ``timeout`` after that.
+
+    Raises:
+        TimeoutError: nothing came and nothing left for ``timeout`` seconds.
+    """
+    poll, left = select.poll(), _unsent(connection)
+    poll.register(connection, select.POLLIN)
+    while not poll.poll(timeout * 1000):
+        left, before = _unsent(connection), left
+        if left >= before:
+            raise TimeoutError(f"nothing came for {timeout} s")
+
+
+def _unsent(connection: socket.socket) -> int:
+    """Bytes that this side has sent and the other has not confirmed."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
 
 def receive(connection: socket.socket) -> bytes | None:

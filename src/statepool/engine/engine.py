@@ -225,7 +225,10 @@ class Engine:
         sequence = self._loop.find(request_id)
         if sequence is None:
             raise NotFound(f"request {request_id!r} is not in the engine", param="request_id")
-        skipped = sequence.table.published if pooled and self._loop.shared is not None else 0
+        skipped = 0
+        if pooled and self._loop.shared is not None:
+            self._loop.shared.drain()
+            skipped = sequence.table.published
         used = sequence.table.blocks[skipped : -(-sequence.computed // BLOCK_SIZE)]
         data = transfer.pack(self._identity(), sequence, skipped, self.runner.read_blocks(used))
         self._loop.remove(request_id)
@@ -455,9 +458,9 @@ def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runn
         return None
     from statepool.kv.pool import Pool
 
-    remote = Pool(config.pool_addresses, layout.block_bytes, config.pool_replicas)
-    remote.check()
-    return SharedBlocks(remote, own, runner)
+    inward, outward = (Pool(config.pool_addresses, layout.block_bytes, config.pool_replicas) for _ in range(2))
+    inward.check()
+    return SharedBlocks(inward, outward, own, runner)
 
 
 def _cuda_runs() -> bool:

@@ -81,8 +81,6 @@ class StepLoop:
         self._root = root
         self._attention = attention
         self.shared = shared
-        self._unshared = False
-        """Whether a step ended before what it noted could go to the shared pool."""
         self.drafter = drafter
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
@@ -106,29 +104,19 @@ class StepLoop:
 
     def restore(self, sequence: Sequence, state: State) -> None:
         """Give an imported sequence its KV back, if all of it can be had; what cannot is computed again."""
-        head: list[int] = []
-        if state.skipped:
-            keys = self._keys(sequence)[: state.skipped]
-            head, _ = self._fetched(keys, sequence.tokens, self.pool.match(keys, sequence.tokens))
-            if len(head) < state.skipped:
-                return
-        self.pool.hold(head)
-        if len(state.blocks) > self.pool.free:
-            self.pool.release(head)
-            return
-        tail = self.pool.take(len(state.blocks))
-        self.runner.write_blocks(tail, state.blocks)
-        sequence.table.blocks, sequence.computed = head + tail, state.computed
+        sequence.moved = state
+        if not state.skipped:
+            self._rejoin(sequence, state)
 
     def step(self) -> list[Output]:
         """Run one batch; returns what each of its sequences gained. Nothing where KV was lost: it is computed again."""
         outputs: list[Output] = []
         try:
             outputs = self._step()
-            if self.shared is not None:
-                self._unshared = self.runner.busy
-                if not self._unshared:
-                    self.shared.flush()
+            if self.shared is not None and not self.runner.busy:
+                self.shared.flush()
+                if not (self.running or self.waiting):
+                    self.shared.drain()
         except KVLost as error:
             self._begin_again(error)
         return outputs
@@ -149,10 +137,17 @@ class StepLoop:
         for sequence in self.waiting.values():
             self._release(sequence)
             sequence.root, sequence.keys, sequence.looked_up = self._root(sequence.request.salt), [], False
+            sequence.moved = None
 
     def _plan(self) -> Plan:
         while True:
+            self._book_arrivals()
             plan = schedule(self._snapshot())
+            if self.shared is not None:
+                if plan.starved and self.shared.drain():
+                    continue  # what was on its way there held blocks
+                if not plan.work and self.shared.wait():
+                    continue
             # Idle sessions leave the pool before any running request does.
             if plan.starved and self.sessions.park_oldest():
                 continue
@@ -201,7 +196,11 @@ class StepLoop:
         blocked = False
         owner = (request.salt, request.session or "")
         sequence.resumes = False
-        if sequence.table.blocks:  # imported with its KV
+        if sequence.moved is not None:
+            blocked = not self._rejoin(sequence, sequence.moved)
+        if blocked:
+            pass
+        elif sequence.table.blocks:  # imported with its KV
             tokens, blocks = sequence.computed, len(sequence.table.blocks)
         elif not sequence.scoring:
             kept = None
@@ -214,14 +213,10 @@ class StepLoop:
             else:
                 keys = self._keys(sequence)
                 found = self.pool.match(keys, sequence.tokens)
-                if self.shared is not None and not sequence.looked_up and keys[len(found) :]:
-                    sequence.looked_up = True
-                    if keys[len(found)] not in pending:
-                        found, came = self._fetched(keys, sequence.tokens, found)
-                        self.count["pool_hit_tokens"] += came * BLOCK_SIZE
+                computing = len(found) < len(keys) and keys[len(found)] in pending
+                blocked = self._fetching(sequence, keys, found, computing) or computing
                 tokens, blocks = len(found) * BLOCK_SIZE, len(found)
                 free = sum(self.pool.references(block) == 0 for block in found)
-                blocked = len(found) < len(keys) and keys[len(found)] in pending
                 pending.update(keys[len(found) :])
         return SequenceView(
             request.id,
@@ -408,12 +403,37 @@ class StepLoop:
                 self.shared.note(table.blocks[i], keys[i], keys[0])
         table.published = full
 
-    def _fetched(self, keys: list[bytes], tokens: list[int], found: list[int]) -> tuple[list[int], int]:
-        """``found`` and what the shared pool has behind it, brought here: the blocks, and how many came."""
-        if self.shared is None or len(found) == len(keys):
-            return found, 0
-        came = self.shared.fetch(keys, tokens, found)
-        return self.pool.match(keys, tokens), came
+    def _fetching(self, sequence: Sequence, keys: list[bytes], found: list[int], computing: bool = False) -> bool:
+        """Whether what the shared pool has behind ``found`` is on its way; asked for once, unless computed here."""
+        if self.shared is None:
+            return False
+        name = sequence.request.id
+        if not sequence.looked_up and len(found) < len(keys):
+            sequence.looked_up = computing or self.shared.ask(name, keys, sequence.tokens, found)
+            return not computing
+        return self.shared.brings(name)
+
+    def _book_arrivals(self) -> None:
+        came = self.shared.settle() if self.shared is not None else {}
+        for name, count in came.items():
+            if name in self.waiting and self.waiting[name].moved is None:
+                self.count["pool_hit_tokens"] += count * BLOCK_SIZE
+
+    def _rejoin(self, sequence: Sequence, state: State) -> bool:
+        """Join an imported sequence and its KV, if all of it can be had; False while some is on its way."""
+        keys = self._keys(sequence)[: state.skipped]
+        head = self.pool.match(keys, sequence.tokens)
+        if self._fetching(sequence, keys, head):
+            return False
+        sequence.moved = None
+        self.pool.hold(head)
+        if len(head) < state.skipped or len(state.blocks) > self.pool.free:
+            self.pool.release(head)
+            return True
+        tail = self.pool.take(len(state.blocks))
+        self.runner.write_blocks(tail, state.blocks)
+        sequence.table.blocks, sequence.computed = head + tail, state.computed
+        return True
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
         sequence.keys = block_keys(sequence.tokens, BLOCK_SIZE, sequence.root, sequence.keys)
@@ -424,8 +444,6 @@ class StepLoop:
         return sequence.context
 
     def _release(self, sequence: Sequence) -> None:
-        if self.shared is not None and self._unshared:
-            self.shared.flush()  # what was noted must still be what it was
         self.pool.release(sequence.table.blocks)
         sequence.context.kept.clear()
         sequence.sketch.kept.clear()

@@ -18,6 +18,7 @@ from statepool.kv import BlockTable
 
 if TYPE_CHECKING:
     from statepool.engine.text.grammar import Grammar
+    from statepool.engine.transfer import State
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ class Sequence:
     """Its KV will come from its session, not from the prefix index."""
     looked_up: bool = False
     """The shared pool has been asked for its prefix."""
+    moved: State | None = None
+    """It came from another engine, and not all of its KV is here yet."""
     stale: bool = False
     """Part of its KV was computed under older weights, so none of it may be shared."""
     started: bool = False

@@ -23,7 +23,7 @@ import xxhash
 
 from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
-from statepool.core.sockets import receive, receive_into, send
+from statepool.core.sockets import receive, receive_into, send, wait_answer
 from statepool.kv.pool import protocol
 from statepool.kv.pool.mooncake import Mover, shared
 from statepool.kv.pool.protocol import reply_codec, request_codec
@@ -191,6 +191,7 @@ class NodeLink:
         """
         connection = self._connected()
         send(connection, request_codec.encode(request), [_bytes(block) for block in blocks])
+        wait_answer(connection, self._timeout)
         body = receive(connection)
         if body is None:
             raise ConnectionResetError(f"the pool node {self.address} has closed")

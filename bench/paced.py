@@ -1,4 +1,7 @@
-"""A link of a given rate between two local sockets: ``python -m bench.lamina.paced LISTEN TARGET BYTES_PER_SECOND``."""
+"""A link of a given rate in front of a server: ``python -m bench.paced LISTEN TARGET BYTES_PER_SECOND``.
+
+Addresses are those of ``statepool.core.sockets``, ``unix:PATH`` or ``tcp://HOST:PORT``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,11 @@ import sys
 import threading
 import time
 
+from statepool.core import sockets
+
 _CHUNK = 32 << 10
+_HELD = 64 << 10
+"""Bytes of buffer on each side: a link has no memory to speak of."""
 
 
 def relay(source: socket.socket, target: socket.socket, rate: float) -> None:
@@ -26,19 +33,19 @@ def relay(source: socket.socket, target: socket.socket, rate: float) -> None:
 def main(listen: str, target: str, rate: float) -> None:
     """Relay every connection, until the process that started this one is gone."""
     parent = os.getppid()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(listen)
-    listener.listen()
+    listener = sockets.listen(listen)
     listener.settimeout(0.5)
-    print("ready", flush=True)
+    print("ready", sockets.address_of(listener, listen), flush=True)
     while os.getppid() == parent:
         try:
             here, _ = listener.accept()
         except TimeoutError:
             continue
-        there = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        there.connect(target)
-        here.settimeout(None)
+        there = sockets.connect(target, 5.0)
+        for each in (here, there):
+            each.settimeout(None)
+            for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                each.setsockopt(socket.SOL_SOCKET, side, _HELD)
         for pair in ((here, there), (there, here)):
             threading.Thread(target=relay, args=(*pair, rate), daemon=True).start()
 
