@@ -1,15 +1,21 @@
 """A calibration finds the costs that a server has: against one whose times are computed from known costs."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from statepool import cli
 from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.serve.costs import NodeCosts
 from statepool.serve.estimate import stepwise
+from statepool.serve.policies import conductor
+from statepool.serve.snapshot import SLO
 from statepool.sim import calibrate as room
+from statepool.sim.cluster import Cluster, Shape
 from statepool.sim.replay import Answer
+from statepool.sim.traces import Call
 
 BASE, EACH, HELD = 0.004, 0.0005, 2e-7
 PREFILL = (0.01, 5e-5, 3e-9)
@@ -23,7 +29,7 @@ def served(monkeypatch):
 
     def ask(number, prompt, output, body, url, api_key, started=0.0):
         tokens = tuple(json.loads(body)["prompt"])
-        cached = max((_common(tokens, other) for other in seen), default=0) // 16 * 16
+        cached = max((_common(tokens, other) for other in list(seen)), default=0) // 16 * 16
         seen[tokens] = True
         fresh = len(tokens) - min(cached, len(tokens) - 1)
         c0, c1, c2 = PREFILL
@@ -73,6 +79,30 @@ def test_a_failed_request_and_a_small_model_are_errors(served, monkeypatch):
     monkeypatch.setattr(room, "ask", lambda *_: Answer(0, 0.0, 1, 1, 503, None, (), "busy"))
     with pytest.raises(Unavailable, match="busy"):
         room.calibrate("http://nowhere")
+
+
+def test_what_work_side_by_side_costs_is_found(costs):
+    """From what clients see of a simulated machine on which prefills and decode steps slow each other."""
+    slow = replace(costs, prefill_beside=1.3, decode_beside=1.5)
+    prefill_s = slow.prefill_s(8192)
+    calls = [Call(0.001 * i, 8192, 1500, (i,)) for i in range(4)]
+    calls += [Call(6 * prefill_s + 3 * i * prefill_s, 8192, 1, (9 + i,)) for i in range(12)]
+    cluster = Cluster(slow, Shape(1, 1), conductor("global", "none", slow, SLO()), SLO())
+    jobs = cluster.run(calls)
+    ends = cluster.decode[0].ends
+    answers = []
+    for job in jobs[:4]:
+        written = [job.first_token, *ends[job.join_index : job.join_index + job.call.output - 1]]
+        answers.append(_answer(job, tuple(np.diff(written))))
+    prompts = [_answer(job, ()) for job in jobs[4:]]
+    step_s = slow.decode_s(4, 4 * (8192 + 700))
+    assert room.slowdowns(answers, prompts, prefill_s, step_s) == pytest.approx((1.3, 1.5), rel=0.05)
+    assert room.slowdowns(answers, [], prefill_s, step_s) == (1.0, 1.0)
+
+
+def _answer(job, gaps):
+    call = job.call
+    return Answer(job.ask.id, call.at, call.prompt, call.output, 200, job.first_token - call.at, gaps)
 
 
 def test_costs_are_kept_and_simulated(served, tmp_path, trace_file, capsys):

@@ -57,6 +57,24 @@ def test_an_idle_cluster_takes_as_long_as_the_work(costs):
     assert second.tbt_s == pytest.approx(step, rel=0.1)
 
 
+def test_work_side_by_side_takes_as_many_times_as_long_as_the_costs_say(costs):
+    """A prefill is slow for as long as an answer is written beside it, and a step for as long as a prefill runs."""
+    slow = replace(costs, prefill_beside=1.5, decode_beside=2.0)
+    alone = [Call(0.0, 4096, 100, (1,))]
+    later = 2 * costs.prefill_s(4096)  # the answer is being written then
+    both = [*alone, Call(later, 100_000, 1, (2,))]
+    _, (first,) = run(alone, slow)
+    _, (whole,) = run(alone, costs)
+    assert first.tbt_s == whole.tbt_s and first.first_token == whole.first_token
+    cluster, (answer, prompt) = run(both, slow)
+    ended = cluster.decode[0].ends[-1]
+    nominal = costs.prefill_s(100_000)
+    expected = later + nominal + (ended - later) * (1 - 1 / 1.5)  # done at 1/1.5 of the speed until then
+    assert ended < prompt.first_token
+    assert prompt.first_token == pytest.approx(expected, rel=0.01)
+    assert answer.tbt_s == pytest.approx(2 * whole.tbt_s, rel=0.01)
+
+
 def test_the_last_block_is_not_kept_unless_full(costs):
     calls = [Call(0.0, 1000, 2, (0, 1)), Call(50.0, 1000, 2, (0, 1)), Call(90.0, 1024, 2, (0, 1))]
     _, jobs = run(calls, costs)

@@ -48,6 +48,10 @@ class NodeCosts:
     """Seconds of a hand-over from prefill to decode that do not depend on its size."""
     load_after: bool = False
     """Whether device memory is loaded only after all layers have arrived, as Mooncake describes, not layer by layer."""
+    prefill_beside: float = 1.0
+    """How many times as long a prefill takes while the same machine decodes; 1 where they share nothing."""
+    decode_beside: float = 1.0
+    """How many times as long a decode step takes while the same machine computes a prefill."""
 
     def prefill_s(self, tokens: int, cached: int = 0) -> float:
         """Seconds to compute the keys and values of ``tokens`` tokens when the first ``cached`` are there."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.kv.layout import BLOCK_SIZE
@@ -23,13 +25,15 @@ from statepool.serve.estimate import fit_step, stepwise
 from statepool.serve.remote import get_json
 from statepool.sim.replay import Answer, ask, body_of, model_of, random_tokens
 
-__all__ = ["Calibration", "calibrate", "read_costs", "write_costs"]
+__all__ = ["Calibration", "calibrate", "read_costs", "slowdowns", "write_costs"]
 
 _SHORTEST = 32
 _REPEATS = 5
 _ANSWER = 48
 """Tokens of an answer whose steps are timed."""
 _BATCHES = (1, 2, 4, 8, 16)
+_BESIDE = 4
+"""Answers that are written while prompts are computed beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,8 @@ def calibrate(
     client = _Client(url, model, api_key)
     lengths = _spread(_SHORTEST, longest)
     batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < _held_tokens(url, api_key)]
-    total = 1 + _REPEATS * 2 * len(lengths) + 2 * sum(batches)
+    beside = max((size for size in batches if size <= _BESIDE), default=0)
+    total = 1 + _REPEATS * 2 * len(lengths) + 2 * sum(batches) + beside
     client.passed = lambda done: passed(done, total)
     client.answer(random_tokens("warm", longest), 4)
 
@@ -88,6 +93,11 @@ def calibrate(
         h2d_bytes_s=float("inf"),
         handoff_base_s=wait,
     )
+    if beside:
+        context = longest // 2
+        step_s = next(seconds for size, tokens, seconds in steps if size == beside and tokens > beside * context)
+        factors = slowdowns(*client.beside(beside, context), costs.prefill_s(context), step_s)
+        costs = replace(costs, prefill_beside=factors[0], decode_beside=factors[1])
     return Calibration(costs, prefill_error, step_error)
 
 
@@ -123,6 +133,17 @@ class _Client:
             found += [(length, 0, median(new)), (length, cached, median(half))]
         return found
 
+    def beside(self, batch: int, context: int) -> tuple[list[Answer], list[Answer]]:
+        """``batch`` answers, and the prompts computed one after the other meanwhile; all of ``context`` tokens."""
+        prompts: list[Answer] = []
+        with ThreadPoolExecutor(batch) as crowd:
+            begun = [random_tokens(f"beside/{i}", context) for i in range(batch)]
+            written = [crowd.submit(self.answer, prompt, min(context, 4 * _ANSWER)) for prompt in begun]
+            while not all(answer.done() for answer in written):
+                prompt = random_tokens(f"beside/{batch + len(prompts)}", context)
+                prompts.append(ask(0, context, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
+        return [answer.result() for answer in written], prompts
+
     def steps(
         self, batches: Sequence[int], contexts: Sequence[int]
     ) -> tuple[list[tuple[int, int, float]], list[tuple[int, float]]]:
@@ -142,7 +163,7 @@ class _Client:
 
 def _together(answers: Sequence[Answer]) -> list[float]:
     """Gaps between tokens while all ``answers`` were being written; all gaps if they never were."""
-    times = [answer.arrival + (answer.ttft or 0.0) + np.cumsum(answer.gaps) for answer in answers]
+    times = [_written(answer) for answer in answers]
     begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
     found = [
         gap
@@ -151,6 +172,37 @@ def _together(answers: Sequence[Answer]) -> list[float]:
         if begin < at - gap and at <= end
     ]
     return found or [gap for answer in answers for gap in answer.gaps[1:]]
+
+
+def slowdowns(
+    answers: Sequence[Answer], prompts: Sequence[Answer], prefill_s: float, step_s: float
+) -> tuple[float, float]:
+    """How many times as long a prefill and a decode step take while the other goes on; at least 1.
+
+    Args:
+        answers: written side by side.
+        prompts: computed meanwhile; those that were not while all answers were being written say nothing.
+        prefill_s: what such a prompt takes when nothing else goes on.
+        step_s: what a decode step of that many answers takes then.
+    """
+    times = [_written(answer) for answer in answers]
+    begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
+    spans = [(prompt.arrival, prompt.arrival + prompt.ttft) for prompt in prompts if prompt.ttft is not None]
+    spans = [(start, stop) for start, stop in spans if begin <= start and stop <= end]
+    gaps = [
+        after - before
+        for each in times
+        for before, after in pairwise(each.tolist())
+        if any(start <= before and after <= stop for start, stop in spans)
+    ]
+    prefill = median(stop - start for start, stop in spans) / prefill_s if spans else 1.0
+    return max(prefill, 1.0), max(median(gaps) / step_s, 1.0) if gaps else 1.0
+
+
+def _written(answer: Answer) -> npt.NDArray[np.float64]:
+    """When each token after the first was there."""
+    times: npt.NDArray[np.float64] = answer.arrival + (answer.ttft or 0.0) + np.cumsum(answer.gaps)
+    return times
 
 
 def _handoff(measured: Sequence[tuple[int, float]]) -> tuple[float, float]:

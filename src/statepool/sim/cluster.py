@@ -26,6 +26,9 @@ _STEP_SHARE = 0.9
 _JOINING = 16_384
 """Tokens of a request that may join while such a prefill runs."""
 
+_SLICE_S = 0.02
+"""Seconds of a prefill's work between two looks at what its machine does beside it."""
+
 _STEPS = 8
 """Decode steps that one piece of such a prefill spans."""
 
@@ -246,12 +249,28 @@ class Cluster:
         chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
         end, piece_s = self._piece(node, job, chunk)
         job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
-        node.begin(job, now + piece_s)
         node.busy_s += piece_s
         job.prefill_spent_s += piece_s
         if end == job.ask.tokens and node.beside is None:
-            self.decode[job.decision.decode].expect(node.busy_until + self.costs.handoff_s(job.ask.tokens))
-        self._events.at(node.busy_until, self._piece_done, number, job, end)
+            self.decode[job.decision.decode].expect(now + piece_s + self.costs.handoff_s(job.ask.tokens))
+        self._compute(number, job, end, piece_s)
+
+    def _compute(self, number: int, job: Job, end: int, left_s: float) -> None:
+        """Let the piece of ``job`` up to ``end`` take ``left_s`` seconds, longer where decode steps run beside it."""
+        node, now = self.prefill[number], self._events.now
+        if node.beside is not None or self.costs.prefill_beside == self.costs.decode_beside == 1:
+            node.begin(job, now + left_s)
+            self._events.at(node.busy_until, self._piece_done, number, job, end)
+            return
+        for decode in range(self.shape.decode):
+            self._advance(decode, now)
+            self.decode[decode].beside = self.costs.decode_beside
+        factor = self.costs.prefill_beside if any(other.active for other in self.decode) else 1.0
+        node.begin(job, now + left_s * factor)
+        if left_s <= _SLICE_S:
+            self._events.at(node.busy_until, self._piece_done, number, job, end)
+        else:
+            self._events.at(now + _SLICE_S * factor, self._compute, number, job, end, left_s - _SLICE_S)
 
     def _piece(self, node: PrefillNode, job: Job, chunk: int) -> tuple[int, float]:
         """Where the next piece of ``job`` ends, and the seconds it takes."""
@@ -291,6 +310,10 @@ class Cluster:
                 return
         job.position = end
         node.running = None
+        if self.costs.decode_beside != 1 and not any(other.running for other in self.prefill):
+            for decode in range(self.shape.decode):
+                self._advance(decode, self._events.now)
+                self.decode[decode].beside = 1.0
         if end < job.ask.tokens:
             node.queue(job)
         else:

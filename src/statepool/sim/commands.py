@@ -155,6 +155,8 @@ def _calibrate(options: argparse.Namespace) -> int:
     print(f"decode step          {one:.2f} ms for 1, {sixteen:.2f} ms for 16, {read:.0f} ns per token held", end=", ")
     print(f"to {found.step_error:.0%}")
     print(f"hand-over            {costs.handoff_s(0) * 1e3:.1f} ms, {costs.handoff_s(1000) * 1e3:.1f} for 1,000 tokens")
+    print(f"side by side         a prefill takes {costs.prefill_beside:.2f} times as long, ", end="")
+    print(f"a decode step {costs.decode_beside:.2f} times")
     return 0
 
 

@@ -211,6 +211,8 @@ class DecodeNode:
         self.batch = 0
         self.most_tokens = 0
         self._inline_s = 0.0
+        self.beside = 1.0
+        """How many times as long as alone a step takes now."""
         self.inline_steps = 0
         """Shares of a prefill that are still to be computed beside the batch, one per step."""
         self._expected: list[float] = []
@@ -260,7 +262,7 @@ class DecodeNode:
             clock, tokens, batch = self.clock, self.tokens, self.batch
             step_s = base[batch] if batch < _BATCHES else self.costs.decode_s(batch, 0)
             while clock < stop and len(ends) < last:
-                took = step_s + tokens * read_s
+                took = (step_s + tokens * read_s) * self.beside
                 if self.inline_steps and self._may_inline(clock, took):
                     took += self._inline_s
                     self.inline_steps -= 1
