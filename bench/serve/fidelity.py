@@ -82,7 +82,8 @@ def _compare(rows: Sequence[Row], trace: Path, requests: int) -> None:
         row.note += (
             f"; calibrated to {found.prefill_error:.0%} and {found.step_error:.0%}; side by side a prefill takes "
         )
-        row.note += f"{found.costs.prefill_beside:.2f}x as long and a step {found.costs.decode_beside:.2f}x; trace at x{speed:.2f}"
+        row.note += f"{found.costs.prefill_beside:.2f}x as long and a step {found.costs.decode_beside:.2f}x"
+        row.note += f"; trace at x{speed:.2f}"
 
 
 def _ttft(answers: Sequence[Answer]) -> list[float]:
