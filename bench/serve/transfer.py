@@ -26,20 +26,20 @@ def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
         yield from _store(pairs, log)
 
 
-def _pool(kind: str, block: int, count: int, log: Path) -> Worker:
+def _pool(kind: str, block: int, count: int, log: Path, connections: int = 1) -> Worker:
     worker = Worker(kind, Path(sys.executable), "pool.py", log, 2)
-    worker.load(kind=kind, block=block, count=count)
+    worker.load(kind=kind, block=block, count=count, connections=connections)
     return worker
 
 
 def _same_host(pairs: int, log: Path) -> Iterator[Row]:
     """16 MiB between two processes of one machine, verified, against the transfer engine and against one copy."""
     block, count, case = 16 * MIB, 8, {"what": "load", "repeats": 2}
-    what = "16 MiB blocks from another process of this machine, with the checksum verified"
+    what = "16 MiB blocks from another process of this machine over 2 connections, with the checksum verified"
     watch = LoadWatch()
     row = Row("A9a", what, "x", "higher", 5.0, peer="Mooncake transfer engine, TCP, no checksum", peer_unit="GB/s")
     share = Row("A9b", f"{what}, against one bare copy", "x", "higher", 0.6, peer="numpy copy", peer_unit="GB/s")
-    with _pool("unix", block, count, log) as ours:
+    with _pool("unix", block, count, log, 2) as ours:
         with _pool("copy", block, count, log) as copy:
             _fill(share, duel(ours, copy, case, pairs))
         python = python_of("serve")
@@ -61,12 +61,14 @@ def _same_host(pairs: int, log: Path) -> Iterator[Row]:
 
 def _sockets(pairs: int, log: Path) -> Iterator[Row]:
     """Blocks over TCP, verified, against a bare blocking socket; both on the loopback."""
-    for name, block, count, target in (("A10a", 256 << 10, 4, 1.0), ("A10b", 4 * MIB, 4, 1.3)):
+    for name, block, count, connections, target in (("A10a", 256 << 10, 4, 1, 1.0), ("A10b", 4 * MIB, 4, 2, 1.3)):
         watch = LoadWatch()
-        what = f"{block * count // MIB} MiB over TCP in blocks of {block >> 10} KiB, with the checksum verified"
+        what = (
+            f"{block * count // MIB} MiB over TCP ({connections} connections) in blocks of {block >> 10} KiB, verified"
+        )
         row = Row(name, what, "x", "higher", target, peer="bare socket, no checksum", peer_unit="GB/s")
         case = {"what": "load", "repeats": 200 * MIB // (block * count)}
-        with _pool("tcp", block, count, log) as ours, _pool("socket", block, count, log) as bare:
+        with _pool("tcp", block, count, log, connections) as ours, _pool("socket", block, count, log) as bare:
             _fill(row, duel(ours, bare, case, pairs))
         row.load, row.command = watch.stop(), "python -m bench serve --only A10"
         yield row

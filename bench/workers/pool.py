@@ -20,7 +20,7 @@ from statepool.kv.pool import Pool
 class Blocks:
     """Blocks of one size, moved by the pool, by a socket, or by a copy."""
 
-    def load(self, kind: str, block: int, count: int) -> dict[str, Any]:
+    def load(self, kind: str, block: int, count: int, connections: int = 1) -> dict[str, Any]:
         """``kind``: ``unix`` (memory of the same machine), ``tcp``, ``socket`` (a bare one) or ``copy``."""
         self._kind = kind
         draw = np.random.default_rng(1)
@@ -41,7 +41,7 @@ class Blocks:
             node = subprocess.Popen([*command, *sizes], stdout=subprocess.PIPE)
             assert node.stdout is not None
             node.stdout.readline()
-            self._pool = Pool([address], block, timeout=10)
+            self._pool = Pool([address], block, timeout=10, connections=connections)
             self._keys = [os.urandom(16) for _ in self._rows]
             self._pool.save(self._keys, self._rows)
             self.run("load", 1)

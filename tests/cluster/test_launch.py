@@ -8,7 +8,7 @@ import pytest
 
 from statepool.cluster import LocalLauncher, Program, launcher
 from statepool.core.errors import InvalidConfig, Unavailable
-from statepool.kv.pool.client import NodeLink
+from statepool.kv.pool.link import NodeLink
 
 NODE = ("serve", "--with-parent", "--listen", "tcp://{host}:0", "--block-bytes", "64", "--memory-bytes", "64KiB")
 POOL = "statepool.kv.pool.commands"

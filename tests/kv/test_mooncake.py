@@ -11,7 +11,7 @@ import pytest
 
 from statepool.core.errors import InvalidConfig
 from statepool.kv.pool import NodeConfig, Pool, protocol
-from statepool.kv.pool.client import NodeLink, _Moved
+from statepool.kv.pool.link import NodeLink, _Moved
 from statepool.kv.pool.mooncake import Mover, missing
 
 BLOCK = 1 << 20

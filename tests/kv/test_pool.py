@@ -207,7 +207,7 @@ def test_a_client_that_dies_while_writing_leaves_no_slot_behind(tmp_path):
     address = f"unix:{tmp_path / 'node'}"
     with running(address) as node:
         script = (
-            "import sys, os\nfrom statepool.kv.pool import protocol\nfrom statepool.kv.pool.client import NodeLink\n"
+            "import sys, os\nfrom statepool.kv.pool import protocol\nfrom statepool.kv.pool.link import NodeLink\n"
             f"link = NodeLink({address!r}, {BLOCK})\n"
             "link._ask(protocol.Begin([bytes([i]) * 16 for i in range(40)]), protocol.Granted)\n"
             "print('begun', flush=True)\nos.kill(os.getpid(), 9)\n"
@@ -370,3 +370,37 @@ def test_a_slow_link_is_slow_and_not_gone():
                 assert pool.counts.failures == 0
             finally:
                 link.terminate()
+
+
+@pytest.mark.parametrize("connections", [2, 3, 7])
+@pytest.mark.parametrize("hole", [None, 0, 5, 19, 39])
+def test_several_connections_bring_what_one_does(address, connections, hole):
+    """Leading blocks only, whichever part a missing or a damaged one lies in."""
+    keys, rows = chain(40)
+    with running(address) as node:
+        pool = client([address], BLOCK, connections=connections)
+        assert pool.save(keys, rows) == 40
+        if hole is not None:
+            lease = node._table.read(1, [keys[hole]], time.monotonic())
+            node._bytes(lease.slots[0])[7] ^= 1
+            node._table.release(lease.id)
+        out, right = empty(40), 40 if hole is None else hole
+        assert pool.load(keys, out) == right
+        assert all(np.array_equal(out[i], rows[i]) for i in range(right))
+        assert pool.counts.corrupt == (hole is not None)
+        assert pool.load(keys, out) == right, "the damaged one is dropped"
+        assert pool.counts.corrupt == (hole is not None)
+
+
+def test_no_part_is_still_written_when_a_node_is_gone():
+    address = f"tcp://127.0.0.1:{_free_port()}"
+    keys, rows = chain(40)
+    with node_process(address) as process:
+        pool = client([address], BLOCK, connections=4, timeout=0.3)
+        assert pool.save(keys, rows) == 40
+        process.send_signal(signal.SIGSTOP)
+        assert pool.load(keys, empty(40)) == 0
+        assert pool.counts.failures == 1
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.6)
+        assert pool.load(keys, empty(40)) == 40

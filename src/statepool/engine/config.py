@@ -36,6 +36,7 @@ class EngineConfig:
             or ``"moba:block=256,topk=4"``; see docs/attention.md.
         pool: addresses of pool nodes, separated by commas, this machine's own first; see docs/cluster.md.
         pool_replicas: how many of them get each block.
+        pool_connections: to each of them; above 1, blocks travel in as many parts at once, each with a thread.
         kv_budget: most bytes of memory for keys, values and wave tables; what of ``kv_bytes`` does not fit is in a
             file, so that contexts may be larger than memory. ``None`` keeps all of ``kv_bytes`` in memory.
         kv_folder: where that file lies; ``None`` takes the system's folder for temporary files.
@@ -66,6 +67,7 @@ class EngineConfig:
     wave_bytes: int | None = None
     pool: str | None = None
     pool_replicas: int = 1
+    pool_connections: int = 1
     kv_budget: int | None = None
     kv_folder: str | None = None
     trace_selection: str | None = None
@@ -87,6 +89,7 @@ class EngineConfig:
             "max_draft",
             "max_waiting",
             "pool_replicas",
+            "pool_connections",
             "stages",
             "attention_batches",
         ):

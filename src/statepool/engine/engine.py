@@ -458,7 +458,15 @@ def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runn
         return None
     from statepool.kv.pool import Pool
 
-    inward, outward = (Pool(config.pool_addresses, layout.block_bytes, config.pool_replicas) for _ in range(2))
+    inward, outward = (
+        Pool(
+            config.pool_addresses,
+            layout.block_bytes,
+            config.pool_replicas,
+            connections=config.pool_connections,
+        )
+        for _ in range(2)
+    )
     inward.check()
     return SharedBlocks(inward, outward, own, runner)
 

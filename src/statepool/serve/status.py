@@ -9,7 +9,7 @@ from typing import Literal
 from starlette.responses import Response
 
 from statepool.core.errors import InvalidRequest, StatepoolError
-from statepool.kv.pool.client import NodeLink
+from statepool.kv.pool.link import NodeLink
 from statepool.kv.pool.protocol import Stored
 from statepool.serve.cluster import Cluster
 from statepool.serve.openai.schema import Shape

@@ -7,39 +7,20 @@ computed. Which node to ask is decided per chain, so that replicas of one chain 
 from __future__ import annotations
 
 import logging
-import mmap
-import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
-from typing import Any, TypeVar
+from operator import methodcaller
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import xxhash
-
-from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
-from statepool.core.sockets import receive, receive_into, send, wait_answer
-from statepool.kv.pool import protocol
-from statepool.kv.pool.mooncake import Mover, shared
-from statepool.kv.pool.protocol import reply_codec, request_codec
+from statepool.kv.pool.lanes import Lanes
+from statepool.kv.pool.link import BATCH, NodeLink, Row
 
-__all__ = ["NodeLink", "Pool", "PoolCounts", "Row"]
+__all__ = ["Pool", "PoolCounts"]
 
 log = logging.getLogger("statepool.pool")
 
-Row = npt.NDArray[Any]
-"""The bytes of one block, wherever they lie: contiguous, of ``block_bytes``."""
-
-_REST_SECONDS = 0.5
-_BATCH = 256
-_PIECE = 128 << 10
-_STAGING = 32 << 20
-"""Bytes of memory that blocks pass through on their way by Mooncake."""
 R = TypeVar("R")
 
 
@@ -57,204 +38,6 @@ class PoolCounts:
     """Questions that a node did not answer in time or at all."""
 
 
-class NodeLink:
-    """A connection to one node, made when it is needed and again after it broke.
-
-    Args:
-        address: of the node.
-        block_bytes: size of this client's blocks; None for one that only asks for figures.
-        timeout: seconds without any progress after which the node counts as gone.
-
-    Raises:
-        InvalidConfig: not an address.
-    """
-
-    def __init__(self, address: str, block_bytes: int | None = None, timeout: float = 0.5) -> None:
-        sockets.check_address(address)
-        self.address = address
-        self._size = block_bytes or 0
-        self._timeout = timeout
-        self._socket: socket.socket | None = None
-        self._memory: _Mapped | _Moved | None = None
-        """The node's slots, where this process can reach them itself."""
-        self._resting_until = 0.0
-
-    def match(self, keys: Sequence[bytes]) -> int:
-        """How many leading blocks the node has."""
-        reply = self._ask(protocol.Match(list(keys)), protocol.Count)
-        return min(reply.count, len(keys))
-
-    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
-        """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it)."""
-        self._connected()
-        if self._memory is None:
-            return self._load_sent(keys, rows)
-        lease = self._ask(protocol.Get(list(keys)), protocol.Granted)
-        good = 0
-        try:
-            for block, checksum, row in zip(self._memory.read(lease.slots), lease.checksums, rows, strict=False):
-                if _copy(row, block) != checksum:
-                    break
-                good += 1
-        finally:
-            if lease.slots:
-                self._ask(protocol.Release(lease.lease), protocol.Count)
-        return good, self._report(keys, lease.checksums, good)
-
-    def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
-        """Give the node the blocks it does not have; how many those were."""
-        self._connected()
-        if self._memory is None:
-            sums = [_checksum(row) for row in rows]
-            return self._ask(protocol.Write(list(keys), sums), protocol.Count, rows).count
-        lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
-        if not lease.slots:
-            return 0
-        sums = self._memory.write(lease.slots, [rows[index] for index in lease.indices])
-        return self._ask(protocol.Finish(lease.lease, sums), protocol.Count).count
-
-    def stats(self) -> protocol.Stored:
-        """Figures of the node."""
-        return self._ask(protocol.Stats(), protocol.Stored)
-
-    @property
-    def resting(self) -> bool:
-        """Whether the node failed so recently that nobody should wait for it again."""
-        return self._resting_until > time.monotonic()
-
-    def rest(self) -> None:
-        """Leave the node alone for a moment: it does not answer, or wrongly."""
-        self._resting_until = time.monotonic() + _REST_SECONDS
-        self.close()
-
-    def close(self) -> None:
-        """End the connection, and with it every lease."""
-        if self._socket is not None:
-            self._socket.close()
-        if self._memory is not None:
-            self._memory.close()
-        self._socket = self._memory = None
-
-    # -- small parts -------------------------------------------------------------------------------
-
-    def _connected(self) -> socket.socket:
-        if self._socket is None:
-            self._socket = sockets.connect(self.address, self._timeout)
-            welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
-            if self._size and self.address.startswith("unix:"):
-                self._memory = self._attach(welcome)
-            elif self._size and welcome.transfer:
-                self._memory = self._reach(welcome)
-        return self._socket
-
-    def _attach(self, welcome: protocol.Welcome) -> _Mapped | None:
-        """The node's memory in this process; None where it cannot be reached."""
-        try:
-            descriptor = os.open(f"/proc/{welcome.pid}/fd/{welcome.descriptor}", os.O_RDWR)
-        except OSError as error:
-            log.warning("blocks of %s travel through its socket: its memory cannot be opened: %s", self.address, error)
-            return None
-        try:
-            return _Mapped(mmap.mmap(descriptor, welcome.slots * welcome.slot_bytes), welcome.slot_bytes, self._size)
-        finally:
-            os.close(descriptor)
-
-    def _reach(self, welcome: protocol.Welcome) -> _Moved | None:
-        """The node's memory through Mooncake; None where this side cannot."""
-        assert self._socket is not None
-        try:
-            mover = shared(self._socket.getsockname()[0], welcome.transfer)
-            return _Moved(mover, welcome, self._size)
-        except InvalidConfig as error:
-            log.warning("blocks of %s travel through its socket: %s", self.address, error.message)
-            return None
-
-    def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
-        sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
-        connection, good = self._connected(), 0
-        for i, checksum in enumerate(sent.checksums):
-            receive_into(connection, _bytes(rows[i]))
-            good += good == i and _checksum(rows[i]) == checksum
-        return good, self._report(keys, sent.checksums, good)
-
-    def _report(self, keys: Sequence[bytes], checksums: Sequence[int], good: int) -> int:
-        if good == len(checksums):
-            return 0
-        self._ask(protocol.Drop([keys[good]], [checksums[good]]), protocol.Count)
-        return 1
-
-    def _ask(self, request: protocol.Request, kind: type[R], blocks: Sequence[Row] = ()) -> R:
-        """Send a question and wait for its answer.
-
-        Raises:
-            InvalidConfig: the node refuses this client. OSError, Corruption: it is gone, slow or mad.
-        """
-        connection = self._connected()
-        send(connection, request_codec.encode(request), [_bytes(block) for block in blocks])
-        wait_answer(connection, self._timeout)
-        body = receive(connection)
-        if body is None:
-            raise ConnectionResetError(f"the pool node {self.address} has closed")
-        reply = reply_codec.decode(body)
-        if isinstance(reply, protocol.Refused):
-            raise InvalidConfig(f"pool node {self.address}: {reply.message}", param="pool")
-        if not isinstance(reply, kind):
-            raise Corruption(f"pool node {self.address} answered {type(reply).__name__}")
-        return reply
-
-
-class _Mapped:
-    """A node's slots in this process, as memory of the same machine."""
-
-    def __init__(self, memory: mmap.mmap, stride: int, size: int) -> None:
-        self._memory, self._stride, self._size = memory, stride, size
-
-    def read(self, slots: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
-        """Each block, where it lies."""
-        return (np.frombuffer(self._memory, np.uint8, self._size, slot * self._stride) for slot in slots)
-
-    def write(self, slots: Sequence[int], rows: Sequence[Row]) -> list[int]:
-        """Fill slots; the checksums of what they hold then."""
-        return [_copy(into, row) for into, row in zip(self.read(slots), rows, strict=True)]
-
-    def close(self) -> None:
-        """The mapping ends with the last view of it."""
-
-
-class _Moved:
-    """A node's slots through Mooncake, by way of registered memory of this side."""
-
-    def __init__(self, mover: Mover, welcome: protocol.Welcome, size: int) -> None:
-        self._mover, self._node, self._size = mover, welcome, size
-        self._staging = np.empty((max(1, min(_BATCH, _STAGING // size)), size), np.uint8)
-        self._at = int(self._staging.ctypes.data)
-        mover.register(self._at, self._staging.nbytes)
-
-    def read(self, slots: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
-        """Each block, until the next few are read."""
-        for some, mine, theirs in self._pieces(slots):
-            self._mover.read(self._node.session, mine, theirs, self._size)
-            yield from self._staging[: len(some)]
-
-    def write(self, slots: Sequence[int], rows: Sequence[Row]) -> list[int]:
-        """Fill slots; the checksums of what they hold then."""
-        sums: list[int] = []
-        for some, mine, theirs in self._pieces(slots):
-            sums += [_copy(self._staging[i], rows[len(sums) + i]) for i in range(len(some))]
-            self._mover.write(self._node.session, mine, theirs, self._size)
-        return sums
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self._mover.release(self._at)
-
-    def _pieces(self, slots: Sequence[int]) -> Iterator[tuple[Sequence[int], list[int], list[int]]]:
-        for at in range(0, len(slots), len(self._staging)):
-            some = slots[at : at + len(self._staging)]
-            mine = [self._at + i * self._size for i in range(len(some))]
-            yield some, mine, [self._node.base + slot * self._node.slot_bytes for slot in some]
-
-
 class Pool:
     """Leading blocks of chains over several nodes. Not thread-safe.
 
@@ -263,17 +46,32 @@ class Pool:
         block_bytes: size of a block.
         replicas: how many nodes get each block; more than there are means all.
         timeout: seconds without progress after which a node counts as gone.
+        connections: to each node; above 1, blocks travel in as many parts at once.
 
     Raises:
-        InvalidConfig: no address, or a wrong one, or ``replicas`` below 1.
+        InvalidConfig: no address, or a wrong one, or ``replicas`` or ``connections`` below 1.
     """
 
-    def __init__(self, addresses: Sequence[str], block_bytes: int, replicas: int = 1, timeout: float = 0.5) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        block_bytes: int,
+        replicas: int = 1,
+        timeout: float = 0.5,
+        connections: int = 1,
+    ) -> None:
         if not addresses:
             raise InvalidConfig("pool needs the address of at least one node", param="pool")
         if replicas < 1:
             raise InvalidConfig(f"pool_replicas must be at least 1, got {replicas}", param="pool_replicas")
-        self.links = [NodeLink(address, block_bytes, timeout) for address in addresses]
+        if connections < 1:
+            raise InvalidConfig(f"pool_connections must be at least 1, got {connections}", param="pool_connections")
+        self.links: list[NodeLink | Lanes] = [
+            Lanes(address, block_bytes, timeout, connections)
+            if connections > 1
+            else NodeLink(address, block_bytes, timeout)
+            for address in addresses
+        ]
         self.replicas = min(replicas, len(self.links))
         self.counts = PoolCounts()
 
@@ -284,7 +82,7 @@ class Pool:
             InvalidConfig: a node refuses this client.
         """
         for link in self.links:
-            self._try(link, partial(NodeLink.match, keys=[]), 0)
+            self._try(link, methodcaller("match", []), 0)
 
     # Keys may be the later part of a chain; ``chain`` is the key of its first block then, which tells the nodes.
 
@@ -294,7 +92,7 @@ class Pool:
         for link in self._order(keys, chain):
             if found == len(keys):
                 break
-            found = max(found, self._try(link, partial(NodeLink.match, keys=keys), 0))
+            found = max(found, self._try(link, methodcaller("match", keys), 0))
         return found
 
     def load(self, keys: Sequence[bytes], rows: Sequence[Row], chain: bytes | None = None) -> int:
@@ -312,9 +110,9 @@ class Pool:
         saved = 0
         chosen = [link for link in self._order(keys, chain) if not link.resting]
         for link in chosen[: self.replicas]:
-            for at in range(0, len(keys), _BATCH):
-                some, from_ = keys[at : at + _BATCH], rows[at : at + _BATCH]
-                saved += self._try(link, partial(NodeLink.save, keys=some, rows=from_), 0)
+            for at in range(0, len(keys), BATCH):
+                some, from_ = keys[at : at + BATCH], rows[at : at + BATCH]
+                saved += self._try(link, methodcaller("save", some, from_), 0)
         self.counts.saved += saved
         return saved
 
@@ -323,25 +121,25 @@ class Pool:
         for link in self.links:
             link.close()
 
-    def _load_from(self, link: NodeLink, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+    def _load_from(self, link: NodeLink | Lanes, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         done = 0
         while done < len(keys):
-            some, into = keys[done : done + _BATCH], rows[done : done + _BATCH]
-            good, bad = self._try(link, partial(NodeLink.load, keys=some, rows=into), (0, 0))
+            some, into = keys[done : done + BATCH], rows[done : done + BATCH]
+            good, bad = self._try(link, methodcaller("load", some, into), (0, 0))
             done += good
             self.counts.corrupt += bad
             if good < len(some):
                 break
         return done
 
-    def _order(self, keys: Sequence[bytes], chain: bytes | None) -> list[NodeLink]:
+    def _order(self, keys: Sequence[bytes], chain: bytes | None) -> list[NodeLink | Lanes]:
         """All nodes, those that should have this chain first (rendezvous hashing on its first block)."""
         if len(self.links) == 1 or not keys:
             return self.links
         first = keys[0] if chain is None else chain
         return sorted(self.links, key=lambda link: blake2b(first + link.address.encode(), digest_size=8).digest())
 
-    def _try(self, link: NodeLink, work: Callable[[NodeLink], R], otherwise: R) -> R:
+    def _try(self, link: NodeLink | Lanes, work: Callable[[NodeLink | Lanes], R], otherwise: R) -> R:
         if link.resting:
             return otherwise
         try:
@@ -351,24 +149,3 @@ class Pool:
             log.warning("pool node %s does not answer (%s); its blocks count as missing", link.address, error)
             link.rest()
             return otherwise
-
-
-def _checksum(row: Row) -> int:
-    return int(xxhash.xxh3_64_intdigest(_bytes(row)))
-
-
-def _copy(target: Row, source: Row) -> int:
-    """Copy a block; the checksum of what arrived. In pieces, so that each is summed while it is in the cache."""
-    into, from_ = target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8)
-    if into.size <= _PIECE:
-        np.copyto(into, from_)
-        return _checksum(into)
-    digest = xxhash.xxh3_64()
-    for at in range(0, into.size, _PIECE):
-        np.copyto(into[at : at + _PIECE], from_[at : at + _PIECE])
-        digest.update(into[at : at + _PIECE].data)
-    return int(digest.intdigest())
-
-
-def _bytes(row: Row) -> memoryview:
-    return memoryview(row.reshape(-1).view(np.uint8).data)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statepool.core.command import adder, run, serve
 from statepool.core.config import parse_size
 from statepool.core.errors import Unavailable
-from statepool.kv.pool.client import NodeLink
+from statepool.kv.pool.link import NodeLink
 from statepool.kv.pool.node import Node, NodeConfig
 
 __all__ = ["main"]
