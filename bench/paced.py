@@ -6,6 +6,7 @@ Addresses are those of ``statepool.core.sockets``, ``unix:PATH`` or ``tcp://HOST
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 import threading
@@ -13,16 +14,24 @@ import time
 
 from statepool.core import sockets
 
-_CHUNK = 32 << 10
+_CHUNK = 4 << 10
+"""Bytes that arrive together: about a jumbo frame. More would hold up the end of a message for what follows it."""
 _HELD = 64 << 10
 """Bytes of buffer on each side: a link has no memory to speak of."""
 
 
 def relay(source: socket.socket, target: socket.socket, rate: float) -> None:
     """Pass bytes on as fast as the link would have them, each direction by itself."""
-    free = 0.0
-    while data := source.recv(_CHUNK):
-        free = max(free, time.perf_counter()) + len(data) / rate
+    free, poll = 0.0, select.poll()
+    poll.register(source, select.POLLIN)
+    while True:
+        waited = bool(poll.poll(0))
+        data = source.recv(_CHUNK)
+        if not data:
+            break
+        if not waited:  # the link was idle; else it went on at once, whenever this process woke up
+            free = max(free, time.perf_counter())
+        free += len(data) / rate
         pause = free - time.perf_counter()
         if pause > 0:
             time.sleep(pause)
