@@ -7,7 +7,7 @@ from typing import Any
 
 from statepool.core.errors import StatepoolError
 from statepool.dashboard.live import away
-from statepool.serve.remote import get_json
+from statepool.web import get_json
 
 __all__ = ["Storage"]
 
