@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
-from tests.e2e.conftest import descendants, run_house
+from tests.e2e.conftest import RAY_PATIENCE, descendants, run_house
 from tests.e2e.test_cluster import alone, ask, prompts, status
 
 from statepool.engine.config import EngineConfig
@@ -28,11 +28,13 @@ def ray_address():
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*RAY_PATIENCE)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        yield cluster.address
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
