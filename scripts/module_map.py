@@ -30,6 +30,7 @@ ROOMS = (
     "vector",
     "cluster",
     "native",
+    "web",
     "core",
     "bundled",
 )
@@ -67,6 +68,9 @@ def rows(room: str) -> list[tuple[str, str]]:
 
 def chart() -> str:
     """The whole map as Markdown."""
+    forgotten = {each.parent.name for each in PACKAGE.glob("*/__init__.py")} - set(ROOMS)
+    if forgotten:
+        raise SystemExit(f"scripts/module_map.py: ROOMS lacks {', '.join(sorted(forgotten))}")
     parts = []
     for room in ROOMS:
         listed = rows(room)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from statepool.core.errors import InvalidRequest, StatepoolError, Unavailable
 from statepool.engine.engine import Engine
 from statepool.engine.request import Request, SamplingParams
 from statepool.engine.text.template import ChatTemplate
+from statepool.web import open_url
 
 __all__ = ["Chat", "LocalModel", "Message", "Model", "RemoteModel", "Reply"]
 
@@ -80,24 +80,19 @@ class RemoteModel:
     """A server that speaks the chat API of OpenAI.
 
     Raises:
-        Unavailable: nothing answers at ``url``.
+        InvalidConfig: ``url`` is no address. Unavailable: nothing answers there.
     """
 
     def __init__(self, url: str, params: SamplingParams, model: str | None = None, api_key: str | None = None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InvalidRequest(f"url must start with http:// or https://, got {url!r}", param="url")
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._api_key = api_key
         self._params = params
         self.name = model or self._first_model()
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data, self._headers)  # noqa: S310  (scheme was checked)
         try:
-            return urllib.request.urlopen(request, timeout=600)  # noqa: S310
+            return open_url(self._url, path, data, api_key=self._api_key, timeout_s=600)
         except urllib.error.HTTPError as error:
             with error:
                 raise InvalidRequest(_error_message(error.read(), error.code)) from None

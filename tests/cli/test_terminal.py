@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.core.errors import InvalidConfig, InvalidRequest, Unavailable
 from statepool.engine.request import SamplingParams
 from statepool.terminal import Chat, LocalModel, RemoteModel, Reply
 
@@ -148,5 +148,5 @@ def test_an_error_of_the_server_is_its_sentence(url):
 def test_nobody_there():
     with pytest.raises(Unavailable, match="is `statepool serve` running"):
         RemoteModel("http://127.0.0.1:9", PARAMS)
-    with pytest.raises(InvalidRequest, match="must start with http"):
+    with pytest.raises(InvalidConfig, match="must start with http"):
         RemoteModel("file:///etc/passwd", PARAMS)

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from tests.small_models import TEMPLATE, write_model
 
 SOURCE = Path(__file__).parents[2] / "src"
 CHAT_PAGE = SOURCE / "statepool" / "dashboard" / "chat"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+RAY_PATIENCE = ("RAY_raylet_start_wait_time_s", "240")
+"""A busy machine needs more than Ray's half minute to start a node."""
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 
 
@@ -124,6 +127,54 @@ def run_server(model: Path | str, python: str = sys.executable, **settings):
         else:
             process.communicate()
         complaints.close()
+
+
+class House:
+    """A running ``statepool up``."""
+
+    scanned = False
+
+    def __init__(self, process: subprocess.Popen, url: str, said: str) -> None:
+        self.process, self.url = process, url
+        self.sandbox = re.search(r"sandboxes at (\S+)", said)[1]
+        self.vector = re.search(r"vectors at (\S+)", said)[1]
+
+    def now(self, page: str) -> dict:
+        return httpx.get(f"{self.url}/dashboard/now/{page}", timeout=60).json()
+
+
+@contextmanager
+def run_house(folder: Path, file: dict, *options: str):
+    """Start the platform that ``file`` describes; its end must leave none of its processes behind."""
+    (folder / "house.yaml").write_text(yaml.safe_dump(file))
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "statepool.cli", "up", str(folder / "house.yaml"), *options],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            found = (re.search(r"dashboard\s+(http://\S+)/dashboard", line) for line in process.stdout)
+            url = next((each[1] for each in found if each), None)
+            log.seek(0)
+            said = log.read()
+            assert url, said
+            yield House(process, url, said)
+            children = descendants(process.pid)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that ``pid`` started, and those they did."""
+    found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return found + [deep for child in found for deep in descendants(child)]
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,8 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -16,11 +13,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import yaml
-from tests.e2e.conftest import SIZES, pages, write_random_model
+from tests.e2e.conftest import SIZES, descendants, pages, run_house, write_random_model
 
 import statepool.store
 import statepool.vector
+from statepool.core.errors import Unavailable
 from statepool.rollout.events import ChunkDone, Dispatch, Finished, Progress, Submit
 from statepool.rollout.groups import Response
 from statepool.rollout.timeline import Timeline
@@ -104,16 +101,6 @@ def write_scan(path: Path) -> bool:
     return True
 
 
-class House:
-    """A running ``statepool up``."""
-
-    def __init__(self, folder: Path, process: subprocess.Popen, url: str, sandbox: str, scanned: bool) -> None:
-        self.folder, self.process, self.url, self.sandbox, self.scanned = folder, process, url, sandbox, scanned
-
-    def now(self, page: str) -> dict:
-        return httpx.get(f"{self.url}/dashboard/now/{page}", timeout=60).json()
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     folder = tmp_path_factory.mktemp("house")
@@ -132,43 +119,22 @@ def house(tmp_path_factory):
         "serve": {"model": str(model), "port": 0, "kv_bytes": "8MiB", "threads": 1, "workers": 1, "pool_bytes": "8MiB"},
         "sandbox": {"port": 0, "ready": 1},
         "store": {"path": str(folder / "store"), "capacity": "16MiB", "listen": address},
-        "vector": str(folder / "docs.idx"),
+        "vector": {"path": str(folder / "docs.idx"), "port": 0},
         "rollout": str(folder / "rollout.jsonl"),
         "train": str(folder / "run"),
         "sequences": {"records": str(folder / "codes.jsonl")},
         "topology": str(folder / "scan.jsonl"),
     }
-    (folder / "house.yaml").write_text(yaml.safe_dump(file))
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "statepool.cli", "up", str(folder / "house.yaml")],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        url = None
-        for line in process.stdout:
-            if found := re.search(r"dashboard\s+(http://\S+)/dashboard", line):
-                url = found[1]
-                break
-        log.seek(0)
-        said = log.read()
-        assert url, said
-        sandbox = re.search(r"sandboxes at (\S+)", said)[1]
+    with run_house(folder, file) as found:
         with statepool.store.open(address) as store:
             store.dict("memory", keys="str", values="str")["ada"] = "1815"
-        yield House(folder, process, url, sandbox, scanned)
-        children = descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        process.stdout.close()
-        assert process.wait(60) == 0
-    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+        found.scanned = scanned
+        yield found
     shutil.rmtree(socket_folder)
 
 
-def descendants(pid: int) -> list[int]:
-    found = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return found + [deep for child in found for deep in descendants(child)]
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_figures_are_of_this_moment(house):
@@ -185,6 +151,28 @@ def test_figures_are_of_this_moment(house):
     assert storage["vector"]["rows"] == 400
     assert {"name": "memory", "kind": "dict", "entries": 1} in storage["store"]["structures"]
     assert house.now("sequences")["boards"][0]["best"][0]["exact"] == "5"
+
+
+def test_a_killed_vector_server_comes_back_with_its_rows(house):
+    query = np.ones(16, np.float32)
+    with statepool.vector.RemoteIndex(house.vector) as index:
+        index.add(query[None], [7000])
+        before = index.search(query, 5)
+        assert before.ids[0] == 7000
+        room = next(pid for pid in descendants(house.process.pid) if b"docs.idx" in cmdline(pid))
+        os.kill(room, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                after = index.search(query, 5)
+                break
+            except Unavailable:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+    assert (after.ids.tolist(), after.distances.tobytes()) == (before.ids.tolist(), before.distances.tobytes())
+    time.sleep(1.1)
+    vector = house.now("storage")["vector"]
+    assert (vector["state"], vector["rows"], vector["changed"]) == ("live", 401, 1)
 
 
 def test_forks_and_shared_memory_show(house):

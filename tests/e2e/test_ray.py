@@ -2,17 +2,22 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 from openai import OpenAI
+from tests.e2e.conftest import RAY_PATIENCE, descendants, run_house
 from tests.e2e.test_cluster import alone, ask, prompts, status
 
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
+from statepool.vector import Index, RemoteIndex
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -23,11 +28,13 @@ def ray_address():
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*RAY_PATIENCE)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        yield cluster.address
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +83,34 @@ def test_a_killed_gateway_leaves_no_process_behind(server):
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
     server.process.kill()
     server.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=30)
+
+
+def test_the_whole_platform_on_the_cluster(random_model, ray_address, engine, tmp_path):
+    """`statepool up --ray`: engines, pool and sandboxes where Ray puts them, store and index where their files are."""
+    rows = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+    index = Index(16)
+    index.build(rows)
+    index.save(tmp_path / "docs.idx")
+    with tempfile.TemporaryDirectory(prefix="ray") as short:
+        file = {
+            "serve": {"model": str(random_model), "port": 0, "kv_bytes": "8MiB", "threads": 1, "workers": 1}
+            | {"pool_bytes": "8MiB"},
+            "sandbox": {"port": 0, "ready": 1},
+            "store": {"path": str(tmp_path / "store"), "capacity": "16MiB", "listen": f"unix://{short}/store"},
+            "vector": {"path": str(tmp_path / "docs.idx"), "port": 0},
+        }
+        with run_house(tmp_path, file, "--ray", ray_address) as house:
+            here = descendants(house.process.pid)
+            serving = house.now("serving")
+            placed = [each["pid"] for each in serving["engines"]]
+            assert placed and not set(placed) & set(here)  # children of Ray
+            assert all(each["address"].startswith("tcp://") for each in serving["nodes"])
+            with OpenAI(base_url=f"{house.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+                for i, prompt in enumerate(prompts(engine, 6)):
+                    given = {"max_tokens": 16, "temperature": (i % 2) * 0.9, "seed": i}
+                    assert ask(client, prompt, **given) == alone(engine, prompt, **given)
+            with RemoteIndex(house.vector) as remote:
+                assert remote.search(rows[3], 1).ids.tolist() == [3]
+            assert httpx.get(f"{house.sandbox}/health", timeout=60).json()["status"] == "ok"
+            assert house.now("storage")["store"]["state"] == "live"
+        assert not any(Path(f"/proc/{pid}").exists() for pid in placed)

@@ -20,6 +20,7 @@ sandbox:
   most: 0
 vektor: x
 store: {}
+vector: {port: 8300}
 """
 
 
@@ -42,6 +43,7 @@ def test_every_mistake_is_named_with_its_line(tmp_path):
         (9, "sandbox.most"),
         (10, "vektor"),
         (11, "store.path"),
+        (12, "vector.path"),
     ]
     assert "did you mean 'port'?" in found[1].text
     with pytest.raises(InvalidConfig) as raised:
@@ -72,7 +74,7 @@ def test_forms_that_are_no_platform(tmp_path, text, says):
 def test_an_empty_file_is_the_server_alone(tmp_path):
     house = read(written(tmp_path, ""))
     assert house.file.store is None
-    assert house.sources(None).store is None
+    assert house.sources(None, None).store is None
 
 
 def test_what_this_machine_lacks(tmp_path):
@@ -80,10 +82,20 @@ def test_what_this_machine_lacks(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        text = f"serve: {{model: ./nowhere, port: {port}}}\nvector: {tmp_path}/none.idx\n"
+        text = f"serve: {{model: ./nowhere, port: {port}}}\nvector: {{path: {tmp_path}/none.idx}}\n"
         path = written(tmp_path, text)
-        assert [each.key for each in mistakes(path)] == ["serve.model", "serve.port", "vector"]
+        assert [each.key for each in mistakes(path)] == ["serve.model", "serve.port", "vector.path"]
         assert mistakes(path, here=False) == []
+
+
+def test_two_rooms_at_one_port(tmp_path):
+    (tmp_path / "docs.idx").touch()
+    text = f"serve: {{port: 18123}}\nsandbox: {{port: 18123}}\nvector: {{path: {tmp_path}/docs.idx, port: 18123}}\n"
+    found = mistakes(written(tmp_path, text))
+    assert [(each.key, "port of serve" in each.text) for each in found] == [
+        ("sandbox.port", True),
+        ("vector.port", True),
+    ]
 
 
 def test_config_check_is_a_command(tmp_path, capsys):

@@ -7,7 +7,6 @@ to find whoever started it by its arguments, in which ``{host}`` stands for the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -21,7 +20,8 @@ from statepool.core.errors import Unavailable
 __all__ = ["Launcher", "LocalLauncher", "Process", "Program", "launcher"]
 
 LOCAL_HOST = "127.0.0.1"
-ANNOUNCE_SECONDS = 30.0
+ANNOUNCE_SECONDS = 120.0
+"""For one that hangs, on a machine however busy: one that ends instead is noticed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,15 @@ class LocalLauncher:
         self._running = {each for each in self._running if each.returncode is None} | {child}
         if program.announces:
             assert process.stdout is not None
-            with contextlib.suppress(TimeoutError):
+            hangs = False
+            try:
                 line = await asyncio.wait_for(process.stdout.readline(), ANNOUNCE_SECONDS)
                 child.announcement = line.decode().strip()
+            except TimeoutError:
+                hangs = True
             if not child.announcement:
                 child.send_signal(signal.SIGKILL)
-                raise silent(program)
+                raise silent(program, hangs)
         return child
 
     async def close(self) -> None:
@@ -153,9 +156,10 @@ class _Child:
             self._process.send_signal(number)
 
 
-def silent(program: Program) -> Unavailable:
-    """The error for a process that did not announce itself."""
-    return Unavailable(f"{program.module} did not start; what it wrote on stderr says why")
+def silent(program: Program, hangs: bool) -> Unavailable:
+    """The error for a process that did not announce itself, but ended or ``hangs``."""
+    why = f"it said nothing for {ANNOUNCE_SECONDS:g} s" if hangs else "what it wrote on stderr says why"
+    return Unavailable(f"{program.module} did not start; {why}")
 
 
 def launcher(ray: str | None) -> Launcher:

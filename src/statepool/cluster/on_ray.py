@@ -87,14 +87,16 @@ class RayLauncher:
         process = _Remote(actor, node, pid)
         self._running = {each for each in self._running if each.returncode is None} | {process}
         if program.announces:
+            hangs = False
             try:
                 async with asyncio.timeout(ANNOUNCE_SECONDS):
                     process.announcement = (await actor.line.remote()).strip()
             except (TimeoutError, RayError) as error:
+                hangs = isinstance(error, TimeoutError)
                 log.warning("%s on %s did not announce itself: %s", program.module, node, error)
             if not process.announcement:
                 process.send_signal(signal.SIGKILL)
-                raise silent(program)
+                raise silent(program, hangs)
         return process
 
     async def close(self) -> None:

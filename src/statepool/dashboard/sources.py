@@ -15,7 +15,7 @@ class Sources:
     Args:
         sandbox: address of the sandbox server, as ``http://host:port``.
         store: folder of a store that some process of this machine serves.
-        vector: file of an index.
+        vector: address of the server of an index, as ``http://host:port``.
         rollout: timeline of ``statepool rollout run --timeline``.
         train: folder of ``statepool train``.
         records: certificates of ``statepool seq search --out``.
@@ -25,7 +25,7 @@ class Sources:
 
     sandbox: str | None = None
     store: Path | None = None
-    vector: Path | None = None
+    vector: str | None = None
     rollout: Path | None = None
     train: Path | None = None
     records: Path | None = None

@@ -37,12 +37,6 @@ def philox_uniform(seed: int, index: int, position: int) -> float:
     return float(((c1 << 32 | c0) >> 11) * 2.0**-53)
 
 
-def log_partition(row: F32) -> float:
-    """log(sum(exp(row))); ``-inf`` entries count as nothing."""
-    top = float(row.max())
-    return top + math.log(_exp_sum(row)) if math.isfinite(top) else top
-
-
 def logprob_of(row: F32, token: int) -> float:
     """Log-probability of one token, rounded to float32 once."""
     return float(np.float32((float(row[token]) - float(row.max())) - math.log(_exp_sum(row))))

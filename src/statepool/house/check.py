@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from statepool.cluster.launch import LOCAL_HOST
 from statepool.core.config import parse_size
 from statepool.core.errors import InvalidConfig
 from statepool.engine.config import EngineConfig
@@ -200,20 +201,20 @@ def _missing(house: House) -> Iterator[tuple[Key, str]]:
         yield ("serve", "model"), f"there is no folder {model}"
     if file.store is not None and len(file.store.address.removeprefix("unix://")) > _SOCKET_PATH:
         yield ("store",), f"the socket {file.store.address} has a longer path than {_SOCKET_PATH}; set listen"
-    if file.vector is not None and not file.vector.exists():
-        yield ("vector",), f"there is no index {file.vector}; make one with `statepool vector build`"
+    if file.vector is not None and not file.vector.path.exists():
+        yield ("vector", "path"), f"there is no index {file.vector.path}; make one with `statepool vector build`"
     for place, manifest in enumerate(file.sandbox.templates if file.sandbox else ()):
         if not manifest.is_file():
             yield ("sandbox", "templates", place), f"there is no manifest {manifest}"
-    wanted: list[tuple[Key, int]] = [(("serve", "port"), serve.port)]
-    if file.sandbox is not None:
-        wanted.append((("sandbox", "port"), file.sandbox.port))
-        if file.sandbox.port == serve.port != 0:
-            yield ("sandbox", "port"), f"{serve.port} is the server's; choose another"
-            return
-    for key, port in wanted:
-        if port and not _free(serve.host, port):
-            yield key, f"{port} is taken on {serve.host}; choose another, or 0 for a free one"
+    rooms = {"serve": serve.port} | {
+        name: room.port for name, room in (("sandbox", file.sandbox), ("vector", file.vector)) if room is not None
+    }
+    taken: dict[int, str] = {}
+    for name, port in rooms.items():
+        if port and (other := taken.setdefault(port, name)) != name:
+            yield (name, "port"), f"{port} is the port of {other} too; choose another"
+        elif port and not _free(serve.host if name == "serve" else LOCAL_HOST, port):
+            yield (name, "port"), f"{port} is taken here; choose another, or 0 for a free one"
 
 
 def _free(host: str, port: int) -> bool:

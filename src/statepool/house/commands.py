@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> int:
 def _up_parser() -> argparse.ArgumentParser:
     tree = argparse.ArgumentParser(
         prog="statepool up",
-        description="Start the whole platform: server, dashboard, sandboxes and store behind one file. SIGTERM and "
-        "Ctrl-C end all of it.",
+        description="Start the whole platform: server, dashboard, sandboxes, store and vectors behind one file. "
+        "SIGTERM and Ctrl-C end all of it.",
     )
     tree.add_argument("config", type=Path, nargs="?", default=DEFAULT, help="YAML (default: that of `config default`)")
     tree.add_argument("--ray", metavar="ADDRESS", help="let this Ray cluster place the processes; auto, local")
@@ -95,5 +95,7 @@ async def _run(house: House, ray: str | None) -> int:
     async with Rooms(house, ray) as rooms:
         if rooms.sandbox is not None:
             sys.stderr.write(f"sandboxes at {rooms.sandbox}\n")
+        if rooms.vector is not None:
+            sys.stderr.write(f"vectors at {rooms.vector}\n")
         serve = replace(house.serve, chat_page=CHAT)
-        return await run_server(serve, extend=mounted(house.sources(rooms.sandbox)))
+        return await run_server(serve, extend=mounted(house.sources(rooms.sandbox, rooms.vector)))

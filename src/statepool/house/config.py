@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from statepool.dashboard.sources import Sources
 from statepool.serve.config import ServeConfig
 
-__all__ = ["House", "HouseFile", "SandboxRoom", "SequenceRoom", "StoreRoom"]
+__all__ = ["House", "HouseFile", "SandboxRoom", "SequenceRoom", "StoreRoom", "VectorRoom"]
 
 
 class _Part(BaseModel):
@@ -47,6 +47,15 @@ class StoreRoom(_Part):
         return self.listen or f"unix://{self.path.resolve()}/socket"
 
 
+class VectorRoom(_Part):
+    """An index and its server, a process of its own."""
+
+    path: Path
+    """What `statepool vector build` wrote."""
+    port: int = Field(8300, ge=0, le=65535)
+    """0 takes a free one."""
+
+
 class SequenceRoom(_Part):
     """Codes to show: certificates of a search, or the archive in a store."""
 
@@ -60,7 +69,7 @@ class HouseFile(_Part):
     serve: dict[str, Any] = Field(default_factory=dict)
     sandbox: SandboxRoom | None = None
     store: StoreRoom | None = None
-    vector: Path | None = None
+    vector: VectorRoom | None = None
     rollout: Path | None = None
     train: Path | None = None
     sequences: SequenceRoom | None = None
@@ -75,13 +84,13 @@ class House(BaseModel):
     file: HouseFile
     serve: ServeConfig
 
-    def sources(self, sandbox: str | None) -> Sources:
-        """What the dashboard looks at; ``sandbox`` is the address the sandbox server got."""
+    def sources(self, sandbox: str | None, vector: str | None) -> Sources:
+        """What the dashboard looks at; ``sandbox`` and ``vector`` are the addresses that their servers got."""
         file, codes = self.file, self.file.sequences or SequenceRoom()
         return Sources(
             sandbox=sandbox,
             store=None if file.store is None else file.store.path,
-            vector=file.vector,
+            vector=vector,
             rollout=file.rollout,
             train=file.train,
             records=codes.records,

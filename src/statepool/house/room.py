@@ -1,4 +1,4 @@
-"""One room in a process of its own: ``python -m statepool.house.room store|sandbox … --listen ADDRESS``.
+"""One room in a process of its own: ``python -m statepool.house.room store|sandbox|vector … --listen ADDRESS``.
 
 It prints ``… at ADDRESS`` once it answers, and ends with SIGTERM or, asked with ``--with-parent``, with its parent.
 """
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from statepool.core.command import adder, run
 from statepool.core.sockets import listen_at
+from statepool.web import HttpServer
 
 __all__ = ["main"]
 
@@ -37,7 +38,9 @@ def main(arguments: list[str]) -> int:
     sandbox.add_argument("--most", type=int, required=True)
     sandbox.add_argument("--network", action="store_true")
     sandbox.add_argument("--template", type=Path, action="append", default=[])
-    for each in (store, sandbox):
+    vector = command("vector", "the server of an index", lambda options: _serve(_vector(options), options))
+    vector.add_argument("path", type=Path)
+    for each in (store, sandbox, vector):
         each.add_argument("--listen", required=True)
         each.add_argument("--with-parent", action="store_true")
     return run("statepool.house.room", tree.parse_args(arguments))
@@ -77,41 +80,37 @@ async def _store(options: argparse.Namespace) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _sandbox(options: argparse.Namespace) -> AsyncIterator[str]:
-    import uvicorn
-
     from statepool.sandbox.pool import Pool
     from statepool.sandbox.server.app import create_app
     from statepool.sandbox.server.registry import Registry
     from statepool.sandbox.template import Template
 
-    listener = _listen(options.listen)
-    host, port = listener.getsockname()[:2]
+    listener = _listen(options)
     templates = [Template.read(path) for path in options.template]
     with listener, Pool(templates, driver=options.driver, low=options.ready, most=options.most) as pool:
         for name in pool.templates:
             await asyncio.to_thread(pool.fill, name, options.ready)
-        app = create_app(Registry(pool, network=options.network))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3))
-        server.capture_signals = _no_signals  # type: ignore[method-assign, assignment]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield f"http://{host}:{port}"
-        finally:
-            server.should_exit = True
-            await serving
+        with HttpServer(create_app(Registry(pool, network=options.network)), listener) as server:
+            yield server.url
 
 
-def _no_signals() -> AbstractAsyncContextManager[None]:
-    """In place of uvicorn's handlers: the signals are this module's."""
-    import contextlib
+@asynccontextmanager
+async def _vector(options: argparse.Namespace) -> AsyncIterator[str]:
+    from statepool.vector import open as open_index
+    from statepool.vector.serving import create_app
 
-    return contextlib.nullcontext()
+    with (
+        _listen(options) as listener,
+        open_index(options.path, "rw") as index,
+        HttpServer(create_app(index, options.path), listener) as server,
+    ):
+        yield server.url
 
 
-def _listen(address: str) -> socket.socket:
-    parts = urlsplit(address)
+def _listen(options: argparse.Namespace) -> socket.socket:
+    parts, setting = urlsplit(options.listen), f"{options.command}.port"
     assert parts.hostname is not None, "the house gives an address with a host"
-    return listen_at(parts.hostname, parts.port or 0, "another sandbox.port", "sandbox.port")
+    return listen_at(parts.hostname, parts.port or 0, f"another {setting}", setting)
 
 
 if __name__ == "__main__":

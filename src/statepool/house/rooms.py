@@ -15,11 +15,11 @@ _MODULE = "statepool.house.room"
 
 
 class Rooms:
-    """The sandbox server and the store of one platform. Use it as an asynchronous context manager.
+    """The store, the vector server and the sandbox server of one platform. Use it as an asynchronous context manager.
 
     Args:
         house: what to start.
-        ray: address of a Ray cluster that places the sandbox server; the store stays where its folder is.
+        ray: address of a Ray cluster that places the sandbox server; store and index stay where their files are.
     """
 
     def __init__(self, house: House, ray: str | None = None) -> None:
@@ -29,11 +29,15 @@ class Rooms:
         self._launchers: list[Launcher] = []
         self.sandbox: str | None = None
         """Where the sandbox server answers, once it does."""
+        self.vector: str | None = None
+        """Where the vector server answers, once it does."""
 
     async def __aenter__(self) -> Rooms:
         try:
             if self._house.file.store is not None:
                 await self._start("store", *self._store(), launcher(None))
+            if self._house.file.vector is not None:
+                self.vector = await self._start("vector server", *self._index(), launcher(None))
             if self._house.file.sandbox is not None:
                 self.sandbox = await self._start("sandbox server", *self._sandboxes(), launcher(self._ray))
         except BaseException:
@@ -64,6 +68,11 @@ class Rooms:
         room = self._house.file.store
         assert room is not None
         return Program(_MODULE, ("store", str(room.path), "--capacity", room.capacity)), room.address
+
+    def _index(self) -> tuple[Program, str]:
+        room = self._house.file.vector
+        assert room is not None
+        return Program(_MODULE, ("vector", str(room.path))), f"http://{LOCAL_HOST}:{room.port}"
 
     def _sandboxes(self) -> tuple[Program, str]:
         room = self._house.file.sandbox

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from statepool.serve.remote import get_json
+from statepool.web import get_json
 
 __all__ = ["picture", "watch"]
 

@@ -22,8 +22,8 @@ from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.serve.costs import NodeCosts, fit_prefill
 from statepool.serve.estimate import fit_step, stepwise
-from statepool.serve.remote import get_json
 from statepool.sim.replay import Answer, ask, body_of, model_of, random_tokens
+from statepool.web import get_json
 
 __all__ = ["Calibration", "calibrate", "read_costs", "slowdowns", "write_costs"]
 

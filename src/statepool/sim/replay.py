@@ -11,7 +11,6 @@ import random
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from statepool.core.errors import InvalidConfig, Unavailable
-from statepool.serve.remote import get_json, headers
 from statepool.sim.traces import Call
+from statepool.web import get_json, open_url
 
 __all__ = [
     "Answer",
@@ -230,8 +229,7 @@ def ask(
     gaps: list[float] = []
     last = 0.0
     try:
-        request = urllib.request.Request(f"{url}/v1/completions", body, headers(api_key))  # noqa: S310
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as stream:  # noqa: S310
+        with open_url(url, "/v1/completions", body, api_key=api_key, timeout_s=_TIMEOUT_SECONDS) as stream:
             status = stream.status
             for line in stream:
                 if not line.startswith(b"data: {"):

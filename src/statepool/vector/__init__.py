@@ -7,6 +7,7 @@ from .index import Index
 from .kv import KVIndex
 from .live import LiveIndex
 from .opening import open  # noqa: A004 - the name users know from files
+from .remote import RemoteIndex
 from .settings import Settings
 from .shards import ShardedIndex, ShardedResult, build_shards
 from .tool import RetrievalTool
@@ -20,6 +21,7 @@ __all__ = [
     "KVIndex",
     "LiveIndex",
     "ReadOnlyError",
+    "RemoteIndex",
     "Report",
     "Result",
     "RetrievalTool",

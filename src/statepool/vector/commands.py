@@ -7,13 +7,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from statepool.core.command import adder, run
+from statepool.core.command import adder, run, serve
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index, open, verify  # noqa: A004 - the name users know from files
 from statepool.vector.check import within
@@ -67,6 +67,15 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--recall", action="store_true", help="print only the share of the exact answers found, and the time"
     )
+    server = command("serve", "serve an index over HTTP: search, add, update, delete", _serve)
+    server.add_argument("index", type=Path)
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    server.add_argument("--port", type=int, default=8300, help="port to listen on (default 8300; 0: a free one)")
+    server.add_argument("--api-key", help="key every request must carry (default none)")
+    server.add_argument("--read-only", action="store_true", help="take no changes; others may open the index too")
+    server.add_argument("--durability", choices=LEVELS, default="power", help="of changes (default power)")
+    server.add_argument("--workers", type=int, default=0, help="queries searched at once (default 0: all cores)")
+    server.add_argument("--with-parent", action="store_true", help="end when the process that started it ends")
     bench = command("bench", "recall and time of an index on queries of yours, a line per ef", _bench)
     bench.add_argument("index", type=Path)
     bench.add_argument("queries", type=Path, help="[n, dim] as .npy, or .fvecs")
@@ -231,6 +240,24 @@ def _search(options: argparse.Namespace) -> int:
     if options.recall:
         print(f"recall@{options.k} {found / max(1, wanted):.4f}, {spent / len(queries) * 1e6:.0f} us per query")
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from statepool.core.sockets import listen_at
+    from statepool.vector.serving import create_app
+    from statepool.web import HttpServer
+
+    within("workers", options.workers, 0, 1024)
+    with ExitStack() as stack:
+        index = (
+            open(options.index)
+            if options.read_only
+            else stack.enter_context(open(options.index, "rw", durability=options.durability))
+        )
+        listener = listen_at(options.host, options.port, "another --port", "port")
+        app = create_app(index, options.index, api_key=options.api_key, workers=options.workers)
+        server = HttpServer(app, listener)
+        return serve(server, lambda: f"vector server at {server.url}: {len(index)} rows", options.with_parent)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -149,8 +149,14 @@ export function storage(now) {
       table(["structure", "kind", "entries"], store.structures.map((each) => [each.name, each.kind, count(each.entries)]), "Structures"),
     ]),
     ...room("Vector index", now.vector, (index) => [
-      element("p", { class: "about" }, index.path),
-      tiles([["rows", count(index.rows), `${index.dim} dimensions`], ["metric", index.metric, index.dtype], ["file", bytes(index.file_bytes)], ["edges", count(index.edges ?? 0), `at most ${index.R} a row`], ["one-bit codes", bytes(index.code_bytes ?? 0), index.sealed ? "sealed" : "not sealed"]]),
+      element("p", { class: "about" }, `${index.url}, ${index.path}`),
+      tiles([
+        ["rows", count(index.rows), `${index.dim} dimensions, ${index.metric}, ${index.dtype}`],
+        ["changes not compacted", count(index.changed + index.gone), `${count(index.changed)} new, ${count(index.gone)} gone`],
+        ["queries", count(index.searches.queries), `${(index.searches.requests / Math.max(index.searches.batches, 1)).toFixed(1)} requests a batch`],
+        ["changes taken", count(index.changes), `generation ${count(index.generation)}`],
+        ["on disk", bytes(index.file_bytes), `log ${bytes(index.log_bytes)}`],
+      ]),
     ]),
   ];
 }

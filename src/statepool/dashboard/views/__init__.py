@@ -48,9 +48,7 @@ def views(sources: Sources, state: GatewayState) -> tuple[dict[str, Look], dict[
             None if training is None else training.look, f"Set train: in {_FILE} to the folder of a training run."
         ),
         "sandboxes": _page(None if url is None else lambda: sandboxes(url), f"Add a sandbox: room to {_FILE}."),
-        "storage": _page(
-            None if storage is None else storage.look, f"Add a store: room, or vector: with an index, to {_FILE}."
-        ),
+        "storage": _page(None if storage is None else storage.look, f"Add a store: or a vector: room to {_FILE}."),
         "sequences": _page(
             None if codes is None else codes.look, f"Set records: or archive: under sequences: in {_FILE}."
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from statepool.serve.remote import get_json
+from statepool.web import get_json
 
 __all__ = ["sandboxes"]
 
@@ -15,5 +15,5 @@ def sandboxes(url: str) -> dict[str, Any]:
     Raises:
         Unavailable: it does not answer.
     """
-    found: dict[str, Any] = get_json(url, "/status", None)
+    found: dict[str, Any] = get_json(url, "/status")
     return {"url": url, **found}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
 
 from statepool.sandbox.errors import SandboxGone
+from statepool.web import shows_key
 
 __all__ = ["LOCKED", "gone", "locked"]
 
@@ -19,8 +19,7 @@ def locked(path: str, headers: Mapping[str, str], api_key: str | None) -> bool:
     """Whether a request of the control plane lacks the key. Names of ``headers`` are in small letters."""
     if not api_key or path in _OPEN_PATHS:
         return False
-    given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
-    return not hmac.compare_digest(given.encode(), api_key.encode())
+    return not shows_key(headers, api_key)
 
 
 def gone(error: SandboxGone) -> JSONResponse:

@@ -10,7 +10,6 @@ import json
 import os
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +21,7 @@ from statepool.sandbox.pool import Pool
 from statepool.sandbox.server.app import create_app
 from statepool.sandbox.server.registry import Registry
 from statepool.sandbox.template import Limits, Template
+from statepool.web import HttpServer
 
 __all__ = ["KEY_VARIABLE", "main", "program"]
 
@@ -66,35 +66,11 @@ def _serve(options: argparse.Namespace) -> int:
         for kind in pool.templates:
             pool.fill(kind, options.ready)
         registry = Registry(pool, network=options.network, node=options.name)
-        node = _Node(registry, options.host, os.environ[KEY_VARIABLE])
-        return serve(node, node.address, with_parent=True)
-
-
-class _Node:
-    """The HTTP server in a thread; see ``Served``."""
-
-    def __init__(self, registry: Registry, host: str, key: str) -> None:
-        import uvicorn
-
-        self._listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        app = create_app(registry, api_key=key)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
-
-    def start(self) -> None:
-        """Begin; connections wait in the socket until the server takes them."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End it, and its sandboxes."""
-        self._server.should_exit = True
-        self._thread.join()
-        self._listener.close()
-
-    def address(self) -> str:
-        """Where it answers."""
-        host, port = self._listener.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        listener = socket.create_server(
+            (options.host, 0), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        )
+        node = HttpServer(create_app(registry, api_key=os.environ[KEY_VARIABLE]), listener)
+        return serve(node, lambda: node.url, with_parent=True)
 
 
 def _template(text: str) -> Template:

@@ -5,47 +5,23 @@
 #pragma once
 
 #include "page.h"
-#include "versions.h"
+#include "versioned.h"
 
 namespace statepool::store {
 
 template <class Mem>
-class MvBPlusTree {
- public:
-  MvBPlusTree(Mem& mem, Addr root) : mem_(mem), root_(root), versions_(mem, root, kPage) {}
+class MvBPlusTree : public Versioned<MvBPlusTree<Mem>, Mem> {
+  using Base = Versioned<MvBPlusTree<Mem>, Mem>;
+  friend Base;
 
-  static Addr create(Mem& mem) { return Versions<Mem>::create(mem); }
+ public:
+  using Base::current;
+  MvBPlusTree(Mem& mem, Addr root) : Base(mem, root, kPage) {}
 
   // Snapshots end with it.
   void destroy() {
     if (const Addr top = versions_.node_of(current()); top != 0) destroy_page(Page<Mem>(mem_, top));
     versions_.destroy();
-  }
-
-  // ---- versions ----------------------------------------------------------------------------------------------------
-  Addr current() const { return versions_.current(); }  // what the *_at methods take
-  uint64_t version() const { return versions_.version_of(current()); }
-  size_t collect(uint64_t oldest_pinned_version, size_t limit = 128) {
-    return versions_.collect(oldest_pinned_version, limit);
-  }
-  uint64_t retired() const { return versions_.retired(); }
-
-  // ---- reading -----------------------------------------------------------------------------------------------------
-  bool get(Bytes key, std::string& value, uint64_t& lsn) const { return get_at(current(), key, value, lsn); }
-  uint64_t lsn_of(Bytes key) const {
-    const Addr item = find(current(), key);
-    return item == 0 ? 0 : mem_.load(item);
-  }
-  uint64_t size() const { return mem_.load(root_ + Root::size); }
-  uint64_t size_at(Addr snapshot) const { return versions_.size_of(snapshot); }
-  size_t scan(const Range& range, size_t limit, std::vector<Entry>& out) const {
-    return scan_at(current(), range, limit, out);
-  }
-
-  bool get_at(Addr snapshot, Bytes key, std::string& value, uint64_t& lsn) const {
-    const Addr item = find(snapshot, key);
-    if (item != 0) read_value(mem_, item, value, lsn);
-    return item != 0;
   }
 
   size_t scan_at(Addr snapshot, const Range& range, size_t limit, std::vector<Entry>& out) const {
@@ -69,25 +45,10 @@ class MvBPlusTree {
     return limit - left;
   }
 
-  // ---- writing -----------------------------------------------------------------------------------------------------
-  // True if the key is new.
-  bool put(Bytes key, Bytes value) { return apply_one({BatchOp::put, key, value}); }
-  bool erase(Bytes key) { return apply_one({BatchOp::erase, key, {}}); }
-
-  // Operations on distinct keys in ascending order; one new version for all of them.
-  void apply_sorted(const std::vector<BatchOp>& ops, std::vector<bool>& results) {
-    results.assign(ops.size(), false);
-    Batch batch{ops.data(), &results};
-    apply(batch, ops.size());
-  }
-
  private:
-  struct Batch {
-    const BatchOp* ops;
-    std::vector<bool>* results;
-    int64_t grown = 0;
-    bool changed = false, removed = false;
-  };
+  using Base::mem_, Base::root_, Base::versions_;
+  using typename Base::Batch;
+
   struct Place {
     Page<Mem> page;
     size_t index;  // of the child taken
@@ -122,13 +83,6 @@ class MvBPlusTree {
       above.index += range.reverse ? -1 : 1;
       return sink(way, above.page.down(above.index), range, false, {});
     }
-  }
-
-  bool apply_one(const BatchOp& op) {
-    std::vector<bool> results(1, false);
-    Batch batch{&op, &results};
-    apply(batch, 1);
-    return results[0];
   }
 
   void apply(Batch& batch, size_t count) {
@@ -318,10 +272,6 @@ class MvBPlusTree {
     }
     mem_.release(page.at(), kPage);
   }
-
-  Mem& mem_;
-  Addr root_;
-  Versions<Mem> versions_;
 };
 
 }  // namespace statepool::store

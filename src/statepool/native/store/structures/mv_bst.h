@@ -6,17 +6,18 @@
 #pragma once
 
 #include "../hash.h"
-#include "range.h"
-#include "versions.h"
+#include "versioned.h"
 
 namespace statepool::store {
 
 template <class Mem>
-class MvBst {
- public:
-  MvBst(Mem& mem, Addr root) : mem_(mem), root_(root), versions_(mem, root, kNode) {}
+class MvBst : public Versioned<MvBst<Mem>, Mem> {
+  using Base = Versioned<MvBst<Mem>, Mem>;
+  friend Base;
 
-  static Addr create(Mem& mem) { return Versions<Mem>::create(mem); }
+ public:
+  using Base::current;
+  MvBst(Mem& mem, Addr root) : Base(mem, root, kNode) {}
 
   // Snapshots end with it.
   void destroy() {
@@ -29,32 +30,6 @@ class MvBst {
       mem_.release(at, kNode);
     }
     versions_.destroy();
-  }
-
-  // ---- versions ----------------------------------------------------------------------------------------------------
-  Addr current() const { return versions_.current(); }  // what the *_at methods take
-  uint64_t version() const { return versions_.version_of(current()); }
-  size_t collect(uint64_t oldest_pinned_version, size_t limit = 128) {
-    return versions_.collect(oldest_pinned_version, limit);
-  }
-  uint64_t retired() const { return versions_.retired(); }
-
-  // ---- reading -----------------------------------------------------------------------------------------------------
-  bool get(Bytes key, std::string& value, uint64_t& lsn) const { return get_at(current(), key, value, lsn); }
-  uint64_t lsn_of(Bytes key) const {
-    const Addr item = find(current(), key);
-    return item == 0 ? 0 : mem_.load(item);
-  }
-  uint64_t size() const { return mem_.load(root_ + Root::size); }
-  uint64_t size_at(Addr snapshot) const { return versions_.size_of(snapshot); }
-  size_t scan(const Range& range, size_t limit, std::vector<Entry>& out) const {
-    return scan_at(current(), range, limit, out);
-  }
-
-  bool get_at(Addr snapshot, Bytes key, std::string& value, uint64_t& lsn) const {
-    const Addr item = find(snapshot, key);
-    if (item != 0) read_value(mem_, item, value, lsn);
-    return item != 0;
   }
 
   size_t scan_at(Addr snapshot, const Range& range, size_t limit, std::vector<Entry>& out) const {
@@ -80,19 +55,10 @@ class MvBst {
     return n;
   }
 
-  // ---- writing -----------------------------------------------------------------------------------------------------
-  // True if the key is new.
-  bool put(Bytes key, Bytes value) { return apply_one({BatchOp::put, key, value}); }
-  bool erase(Bytes key) { return apply_one({BatchOp::erase, key, {}}); }
-
-  // Operations on distinct keys in ascending order; one new version for all of them.
-  void apply_sorted(const std::vector<BatchOp>& ops, std::vector<bool>& results) {
-    results.assign(ops.size(), false);
-    Batch batch{ops.data(), &results};
-    apply(batch, ops.size());
-  }
-
  private:
+  using Base::mem_, Base::root_, Base::versions_;
+  using typename Base::Batch;
+
   static constexpr size_t kNode = 64;
   static constexpr Addr kLeft = 0, kRight = 8, kItem = 16, kHead = 24, kTail = 32, kPriority = 40, kVersion = 48;
   // Far beyond what keys reach that nobody chose for it; writers refuse to go deeper.
@@ -116,12 +82,6 @@ class MvBst {
     uint64_t head, tail;
   };
 
-  struct Batch {
-    const BatchOp* ops;
-    std::vector<bool>* results;
-    int64_t grown = 0;
-    bool changed = false, removed = false;
-  };
   using Way = std::vector<Addr>;
 
   // Sign of the node's key against the probe's.
@@ -170,13 +130,6 @@ class MvBst {
       if (inside) way.push_back(at);
       at = mem_.load(at + (inside ? near : far));
     }
-  }
-
-  bool apply_one(const BatchOp& op) {
-    std::vector<bool> results(1, false);
-    Batch batch{&op, &results};
-    apply(batch, 1);
-    return results[0];
   }
 
   void apply(Batch& batch, size_t count) {
@@ -302,10 +255,6 @@ class MvBst {
     node.left = merge(left, node.left);
     return replace(right, node);
   }
-
-  Mem& mem_;
-  Addr root_;
-  Versions<Mem> versions_;
 };
 
 }  // namespace statepool::store

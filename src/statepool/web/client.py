@@ -1,0 +1,43 @@
+"""A running server, asked over HTTP with the standard library alone."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from http.client import HTTPResponse
+from typing import Any
+
+from statepool.core.errors import InvalidConfig, Unavailable
+
+__all__ = ["get_json", "open_url"]
+
+_TIMEOUT_SECONDS = 10.0
+
+
+def open_url(
+    url: str, path: str, body: bytes | None = None, *, api_key: str | None = None, timeout_s: float = _TIMEOUT_SECONDS
+) -> HTTPResponse:
+    """The answer of the server at ``url`` to a GET of ``path``, or to a POST of ``body`` (JSON); close it.
+
+    Raises:
+        InvalidConfig: ``url`` is no address. OSError: nobody answers there; HTTPError, which is one, where it refuses.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise InvalidConfig(f"url must start with http:// or https://, got {url!r}", param="url")
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    request = urllib.request.Request(url.rstrip("/") + path, body, headers)  # noqa: S310  (scheme was checked)
+    answer: HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310
+    return answer
+
+
+def get_json(url: str, path: str, api_key: str | None = None) -> Any:
+    """What ``path`` of the server at ``url`` says.
+
+    Raises:
+        InvalidConfig: not an address. Unavailable: nobody answers there, or not with JSON.
+    """
+    try:
+        with open_url(url, path, api_key=api_key) as answer:
+            return json.load(answer)
+    except (OSError, ValueError) as error:
+        raise Unavailable(f"no server answers at {url.rstrip('/')}{path}: {error}") from None
