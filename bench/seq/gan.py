@@ -13,7 +13,7 @@ from bench.seq.truth import cpu_search
 from statepool.tasks.sequences import Code, census, certify, make, orbit_key, verify
 from statepool.tasks.sequences.objectives import Objective
 from statepool.tasks.sequences.search import Searcher
-from statepool.tasks.sequences.symmetry import without_signs
+from statepool.tasks.sequences.symmetry import representatives
 
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
@@ -73,7 +73,7 @@ def _learn(known: np.ndarray, objective: Objective, steps: int, count: int) -> t
 
     shape, m = known.shape[1:], known.shape[1] * known.shape[2]
     network = Network(m, "wgan", 1)
-    network.train(encode(np.unique(without_signs(objective, known), axis=0).reshape(-1, m)), steps)
+    network.train(encode(np.unique(representatives(objective, known), axis=0).reshape(-1, m)), steps)
     found = decode(network.sample(count), m, np.random.default_rng(1))
     once, first = descend(objective, found, shape[1], 1)
     twice, second = descend(objective, once, shape[1], 2)

@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("torch")
 from statepool.core.errors import InvalidRequest
-from statepool.tasks.sequences import census, make, verify
+from statepool.tasks.sequences import Code, census, make, orbit_key, verify
 from statepool.tasks.sequences.search import Budget, search, searcher
 from statepool.tasks.sequences.search.hpgan import Network, decode, descend, encode
-from statepool.tasks.sequences.symmetry import without_signs
+from statepool.tasks.sequences.symmetry import representatives, without_signs
 
 
 def test_a_network_remembers_its_code_up_to_the_sign() -> None:
@@ -78,6 +78,23 @@ def test_negations_taken_out_change_no_cost_and_are_all_that_there_are(name: str
     negated = codes.copy()
     negated[:, ::2] *= -1  # of a set: one element throughout
     assert np.array_equal(without_signs(objective, negated), plain)
+
+
+@pytest.mark.parametrize("name", ["moccs", "zcp", "labs"])
+def test_forms_of_one_orbit_have_one_representative_in_it(name: str) -> None:
+    objective, rng = make(name), np.random.default_rng(8)
+    codes = rng.choice(np.array([-1, 1], np.int8), (20, objective.codes, 9))
+    kept = representatives(objective, codes)
+    for ours, theirs in zip(kept.tolist(), codes.tolist(), strict=True):
+        keys = {orbit_key(objective, [Code(tuple(int(x < 0) for x in row)) for row in item]) for item in (ours, theirs)}
+        assert len(keys) == 1
+    alternating = 1 - 2 * (np.arange(9) % 2)
+    forms = (-codes, codes[:, :, ::-1], codes * alternating, codes[:, :, ::-1] * -alternating)
+    for form in forms[:1] if name == "moccs" else forms:
+        assert np.array_equal(representatives(objective, form.astype(np.int8)), kept)
+    if name == "zcp":
+        for form in (codes[:, ::-1], np.stack([codes[:, 0], codes[:, 1, ::-1]], 1)):
+            assert np.array_equal(representatives(objective, form), kept)
 
 
 def test_a_net_that_saw_half_of_the_orbits_makes_valid_sets() -> None:

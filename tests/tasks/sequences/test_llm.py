@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from statepool import sequence_agent
-from statepool.core.errors import Unavailable
+from statepool.core.errors import ContextLengthExceeded, Unavailable
 from statepool.sandbox.errors import IsolationUnavailable
 from statepool.tasks.sequences import make, read_records, verify
 from statepool.tasks.sequences.search import Budget, search, searcher
@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, script: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.asked = script, []
+        self.script, self.asked, self.refusal = script, [], None
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
@@ -37,7 +37,9 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         text = server.script[min(len(server.asked), len(server.script)) - 1]
         body = json.dumps({"choices": [{"message": {"content": text}}]} if text else {"error": "no"}).encode()
-        self.send_response(200)
+        if server.refusal is not None:
+            body = json.dumps(server.refusal).encode()
+        self.send_response(200 if server.refusal is None else 400)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -118,6 +120,30 @@ def test_a_later_start_repeats_its_conversation_only() -> None:
     seeds.clear()
     assert rounds(TURNS + 2, 1) == whole[-1:]
     assert len(seeds) == 3
+
+
+def test_a_conversation_that_outgrows_the_context_begins_anew_from_the_best() -> None:
+    asked: list[Any] = []
+
+    def ask(messages: Any, seed: int) -> str:
+        if len(messages) > 1:
+            raise ContextLengthExceeded("full")
+        asked.append(messages[0]["content"])
+        return BARKER
+
+    batches = list(islice(Llm(ask).batches(make("labs"), 13, 1, 0), 2))
+    assert [batch.cost for batch in batches] == [6, 6]
+    assert BARKER not in asked[0] and f"costs 6: {BARKER}" in asked[1]
+
+
+def test_a_server_says_itself_why_it_refuses(served: Any) -> None:
+    server = served("x")
+    server.refusal = {"error": {"message": "9 tokens too many", "code": "context_length_exceeded"}}
+    with pytest.raises(ContextLengthExceeded, match="9 tokens too many"):
+        next(searcher("llm", {"url": server.url}).batches(make("labs"), 9, 0, 0))
+    server.refusal = {"error": {"message": "no such model", "code": "not_found"}}
+    with pytest.raises(Unavailable, match=r"refused with 400.*no such model"):
+        next(searcher("llm", {"url": server.url}).batches(make("labs"), 9, 0, 0))
 
 
 def test_a_server_that_gives_no_completion_is_named(served: Any) -> None:

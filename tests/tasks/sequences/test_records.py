@@ -271,3 +271,26 @@ def test_the_task_rewards_between_its_anchors() -> None:
             scores = [task.verify(problem, Code(tuple(row)).text).score for row in drawn.tolist()]
             assert min(scores) == 0.0 and max(scores) < 1.0
             assert n < len(problem.messages[0]["content"])
+
+
+def test_the_program_of_a_solution_prints_what_the_solution_says() -> None:
+    task = SequenceTask(tool=True)
+    scores = []
+    for problem in islice(task.problems(6), 3):
+        asks, tells, says = problem.rest
+        called = json.loads(asks["content"].removeprefix("<tool_call>").removesuffix("</tool_call>"))
+        assert called["name"] == task.tools(problem)[0]["function"]["name"] == "python"
+        program = [sys.executable, "-c", called["arguments"]["code"]]
+        printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip()
+        assert printed == tells["content"] == says["content"] == problem.answer
+        scores.append(task.verify(problem, problem.answer).score)
+    assert sum(scores) > 0.0 and max(scores) <= 1.0
+    plain = next(SequenceTask().problems(6))
+    assert not SequenceTask().tools(plain) and plain.facts == next(task.problems(6)).facts
+
+
+def test_what_a_model_only_thinks_is_no_answer() -> None:
+    problem = next((task := SequenceTask()).problems(2))
+    wrong = "+" * problem.facts["n"]
+    assert task.verify(problem, f"<think>{problem.answer}</think>{wrong}").score == 0.0
+    assert task.verify(problem, f"<think>{wrong}</think>{problem.answer}<|im_end|>").score == 1.0

@@ -154,6 +154,47 @@ def test_the_search_finds_optimal_odd_pairs(n: int) -> None:
         verify(found.best)
 
 
+@pytest.mark.parametrize("n", [9, 13])
+def test_pairs_of_skew_symmetric_codes_are_all_that_repeat_their_first_half(n: int) -> None:
+    m = n // 2
+    every = np.concatenate(list(census.pairs(n, 1)))
+    same, opposite = (every[:, 0] == sign * every[:, 1] for sign in (1, -1))
+    form = same[:, : m + 1].all(1) & opposite[:, m + 1 : -1].all(1) & same[:, -1]
+    expected = {pair.tobytes() for pair in every[form]}
+    batches = list(searcher("skew").batches(make("zcp"), n, 0, 0))
+    found = [(1 - 2 * batch.phases).astype(np.int8) for batch in batches if batch.cost == 0]
+    forms = [x * np.array([*[s] * (m + 1), *[t] * (m - 1), s]) for x in found for s in (1, -1) for t in (1, -1)]
+    assert len(forms) == len(expected) > 0
+    assert {pair.astype(np.int8).tobytes() for pair in forms} == expected
+    assert batches[-1].last and sum(batch.evaluations for batch in batches) == 1 << m // 2
+
+
+@pytest.mark.parametrize(("n", "orbits"), [(29, 4), (37, 0), (49, 8), (57, 4)])
+def test_optimal_pairs_of_49_and_57_symbols(n: int, orbits: int) -> None:
+    keys = set()
+    for batch in searcher("skew").batches(make("zcp"), n, 0, 0):
+        a, b = (1 - 2 * batch.phases).tolist()
+        sums = [cross(a, a, k) + cross(b, b, k) for k in range(1, n)]
+        optimal = not any(sums[: n // 2]) and all(abs(s) == 2 for s in sums[n // 2 :])
+        assert optimal == (batch.cost == 0)
+        if optimal:
+            keys.add(orbit_key(make("zcp"), [Code(tuple(map(int, row))) for row in batch.phases]))
+    assert len(keys) == orbits
+
+
+def test_a_search_of_skew_pairs_goes_on_at_any_round(tmp_path: Path) -> None:
+    every = [b.phases.tobytes() for b in searcher("skew").batches(make("zcp"), 57, 0, 0) if b.first >= 2]
+    assert every == [b.phases.tobytes() for b in searcher("skew").batches(make("zcp"), 57, 9, 2)]
+    for rounds in (1, 3, 9):
+        found = search(
+            searcher("skew"), make("zcp"), 57, Budget(rounds=rounds), journal=Journal(tmp_path / "found.jsonl", {})
+        )
+    records = list(read_records(tmp_path / "found.jsonl"))
+    assert found.finished and len({r.orbit_key for r in records if r.value == "0"}) == 4
+    for record in records:
+        verify(record)
+
+
 def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     def run(rounds: int, out: Path, seed: int = 3) -> object:
         return search(
@@ -222,6 +263,8 @@ def test_a_search_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Pat
         (lambda: searcher("llm", {"url": "localhost"}), "must begin with http"),
         (lambda: next(searcher("skew").batches(make("labs"), 20, 0, 0)), "an odd n"),
         (lambda: next(searcher("skew").batches(make("psl"), 21, 0, 0)), "objective of the energy"),
+        (lambda: next(searcher("skew").batches(make("zcp"), 31, 0, 0)), "9, 13, 17"),
+        (lambda: next(searcher("skew").batches(make("zcp", {"kind": 2}), 29, 0, 0)), "of type 1"),
         (lambda: next(searcher("tabu").batches(make("labs"), 1, 0, 0)), "at least 2"),
         (lambda: next(searcher("tabu").batches(make("labs"), 400, 0, 0)), "at most 181"),
         (lambda: next(searcher("exhaustive").batches(make("labs"), 60, 0, 0)), "too many"),

@@ -22,10 +22,10 @@ struct SequenceKernels {
   void (*sir_flips)(const int8_t* code, int n, int length, float ridge, void* scratch, float* out);
   // rho[n]: the autocorrelation of one code.
   void (*autocorrelation)(const int8_t* code, int n, int32_t* rho);
-  // For every i: product[i] = sum over lags k of weight[k] * t, square[i] = sum of t * t, where
-  // t = code[i + k] + code[i - k], lags k = step, 2 step, ... below n. `padded` points at symbol 0 of a row with zeros
-  // from -n to 2n + 31; both outputs hold n rounded up to 32.
-  void (*flips)(const int16_t* padded, const int16_t* weight, int n, int step, int16_t* product, int16_t* square);
+  // For every i below `count`: product[i] = sum over lags k of weight[k] * t, square[i] = sum of t * t, where
+  // t = code[i + k] + code[i - k], lags k = step, 2 step, ... below n. `padded` points at the first of these symbols in a
+  // row with zeros from -n to 2n + 31; both outputs hold `count` rounded up to 32.
+  void (*flips)(const int16_t* padded, const int16_t* weight, int n, int count, int step, int16_t* product, int16_t* square);
   // cost[i]: cost of the pair whose correlation sums are `sums` after symbol i is flipped: sums squared, those of lags
   // in [loose_from, loose_to) less 4 and at least 0. `padded` and the size of the output as for `flips`.
   void (*pair_flips)(const int16_t* padded, const int16_t* sums, int n, int loose_from, int loose_to, int32_t* cost);

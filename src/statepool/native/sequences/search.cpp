@@ -4,7 +4,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <unordered_set>
 
 #include "kernels.h"
 
@@ -77,18 +76,18 @@ class Energy {
   }
   void costs(Cost* cost) {
     int16_t* from = code_.begin() + centre_;
-    sequence_kernels().flips(code_.begin(), rho_.data(), n_, skew_ ? 2 : 1, product_.data(), square_.data());
+    sequence_kernels().flips(from, rho_.data(), n_, moves(), skew_ ? 2 : 1, product_.data(), square_.data());
     if (!skew_) {
       for (int i = 0; i < n_; ++i) cost[i] = energy_ - 4 * code_[i] * product_[i] + 4 * square_[i];
       return;
     }
-    cost[0] = energy_ - 4 * from[0] * product_[centre_] + 4 * square_[centre_];
+    cost[0] = energy_ - 4 * from[0] * product_[0] + 4 * square_[0];
     for (int j = 1; j <= centre_; ++j) {
       const int i = centre_ + j, k = 2 * j;
       const int t = code_[i] * (code_[i + k] + code_[i - k]), own = code_[i] * code_[i - k];
       // lag k loses twice the term both share; every other even lag changes by 2 t
-      const int products = 2 * code_[i] * product_[i] - 2 * rho_[k] * own;
-      const int squares = 4 * square_[i] - 4 * t * t + (2 * t - 2 * own) * (2 * t - 2 * own);
+      const int products = 2 * code_[i] * product_[j] - 2 * rho_[k] * own;
+      const int squares = 4 * square_[j] - 4 * t * t + (2 * t - 2 * own) * (2 * t - 2 * own);
       cost[j] = energy_ - 4 * products + 4 * squares;
     }
   }
@@ -281,6 +280,35 @@ class Quads {
   int n_, loose_, first_;
 };
 
+// The places a walk has been to, by open addressing: a table that fits a cache. An empty slot is 0, the place where every
+// walk starts: it is held without being stored.
+class Visited {
+ public:
+  void clear() {
+    std::fill(slots_.begin(), slots_.end(), 0);
+    used_ = 0;
+  }
+  bool holds(uint64_t place) const { return slots_[find(place)] == place; }
+  void insert(uint64_t place) {
+    if (2 * ++used_ > slots_.size()) {
+      std::vector<uint64_t> old(2 * slots_.size());
+      old.swap(slots_);
+      for (uint64_t each : old)
+        if (each) slots_[find(each)] = each;
+    }
+    slots_[find(place)] = place;
+  }
+
+ private:
+  size_t find(uint64_t place) const {
+    size_t slot = place & (slots_.size() - 1);
+    while (slots_[slot] && slots_[slot] != place) slot = (slot + 1) & (slots_.size() - 1);
+    return slot;
+  }
+  std::vector<uint64_t> slots_ = std::vector<uint64_t>(1024);
+  size_t used_ = 0;
+};
+
 template <class Problem>
 Found search(Problem problem, const Plan& plan) {
   using Cost = typename Problem::Cost;
@@ -294,7 +322,7 @@ Found search(Problem problem, const Plan& plan) {
   for (int move = 0; move < moves; ++move)
     for (int symbol : problem.touched(move))
       if (symbol >= 0) keys[move] ^= symbol_keys[symbol];
-  std::unordered_set<uint64_t> visited;
+  Visited visited;
   Found found;
   found.code.resize(problem.symbols());
   found.cost = std::numeric_limits<double>::infinity();
@@ -314,7 +342,6 @@ Found search(Problem problem, const Plan& plan) {
     std::fill(free_at.begin(), free_at.end(), 0);
     visited.clear();
     uint64_t place = 0;
-    visited.insert(place);
     int64_t last = 0;
     for (int64_t step = 1; step - last <= plan.patience && found.cost > plan.target; ++step) {
       problem.costs(costs.data());
@@ -322,7 +349,7 @@ Found search(Problem problem, const Plan& plan) {
       int chosen = -1, equals = 0;
       for (int i = 0; i < moves; ++i) {
         if (chosen >= 0 && costs[i] > costs[chosen]) continue;
-        if (plan.method == Method::tabu ? free_at[i] > step && costs[i] >= best : visited.count(place ^ keys[i]) > 0) continue;
+        if (plan.method == Method::tabu ? free_at[i] > step && costs[i] >= best : visited.holds(place ^ keys[i])) continue;
         // of equal moves one at random, each as likely as the other
         equals = chosen >= 0 && costs[i] == costs[chosen] ? equals + 1 : 1;
         if (equals == 1 || random.below(equals) == 0) chosen = i;

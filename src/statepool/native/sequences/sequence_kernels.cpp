@@ -133,8 +133,8 @@ void sir_flips(const int8_t* code, int n, int length, float ridge, void* scratch
   }
 }
 
-void flips(const int16_t* padded, const int16_t* weight, int n, int step, int16_t* product, int16_t* square) {
-  for (int first = 0; first < n; first += 32) {
+void flips(const int16_t* padded, const int16_t* weight, int n, int count, int step, int16_t* product, int16_t* square) {
+  for (int first = 0; first < count; first += 32) {
     int16_t p[32] = {}, q[32] = {};
     for (int k = step; k < n; k += step) {
       const int16_t *up = padded + first + k, *down = padded + first - k;

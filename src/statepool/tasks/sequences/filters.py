@@ -21,6 +21,8 @@ from statepool.tasks.sequences.errors import InvalidSequence
 __all__ = ["Filter", "best_filter", "exact_filter", "padded", "sir", "sir_batch", "sir_reference"]
 
 _SCALE = 1 << 24
+_FLOAT_RATIO = 1e6
+"""Above this, 1 - m has fewer than nine right digits left."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ def _in_zeros(symbols: np.ndarray, length: int | None) -> np.ndarray:
 
 
 def sir_batch(signs: np.ndarray, length: int | None = None, ridge: float = 0.0) -> np.ndarray:
-    """float64 [count]: best ratio of each row of int8 [count, n]; relative error below 1e-9 for n up to 256.
+    """float64 [count]: best ratio of each row of int8 [count, n].
 
-    ``ridge`` is the power of white noise in units of one symbol's. NaN marks a row that rounding leaves undecided.
+    Its relative error grows as the ratio: below 1e-9 for n up to 256 and ratios up to 1e6, and 25 % at 3e15, which
+    filters 16 times as long as Barker's code reach. NaN marks a row that rounding leaves undecided. ``ridge`` is the
+    power of white noise in units of one symbol's.
     """
     rows = np.ascontiguousarray(signs, np.int8)
     found: np.ndarray = core.sir(rows, rows.shape[1] if length is None else length, ridge)
@@ -73,7 +77,7 @@ def sir(code: Code, length: int | None = None) -> float:
     """Best ratio of one code, in double precision, by the exact solution where rounding decides."""
     taps = len(padded(code, length))
     value = float(sir_batch(code.signs[None, :], taps)[0])
-    return float(exact_filter(code, length).sir) if math.isnan(value) else value
+    return value if value < _FLOAT_RATIO else float(exact_filter(code, length).sir)  # NaN is not less
 
 
 def sir_reference(code: Code, length: int | None = None) -> float:

@@ -11,7 +11,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.codes import Code
 from statepool.tasks.sequences.sets import Complementary, ZeroZone
 
-__all__ = ["orbit_key", "without_signs"]
+__all__ = ["orbit_key", "representatives", "without_signs"]
 
 _MOST_USERS = 6
 
@@ -37,6 +37,38 @@ def orbit_key(objective: object, codes: Sequence[Code]) -> str:
     return f"{kind}:{size}:{alphabet}:" + ",".join(
         p.hex if alphabet == 2 else ".".join(map(str, p.phases)) for p in parts
     )
+
+
+def representatives(objective: object, signs: np.ndarray) -> np.ndarray:
+    """int8 [count, codes, n] with one form of each orbit of codes and pairs; of sets, only negations are taken out.
+
+    A net learns few forms better and blends many: one form of a pair, of 16, takes its valid samples from 7 to 76 %.
+    Sets have 12 at most and are valid with all of them, and what is new lies between forms.
+    """
+    if isinstance(objective, Complementary):
+        return without_signs(objective, signs)
+    kept: np.ndarray | None = None
+    for form in _forms(signs, isinstance(objective, ZeroZone)):
+        plain = without_signs(objective, form)
+        if kept is None:
+            kept = plain.copy()
+            continue
+        rows, least = plain.reshape(len(plain), -1), kept.reshape(len(plain), -1)
+        place = (rows != least).argmax(1)[:, None]  # where they first differ, + comes before -
+        before = (np.take_along_axis(rows, place, 1) > np.take_along_axis(least, place, 1))[:, 0]
+        kept[before] = plain[before]
+    assert kept is not None
+    return kept
+
+
+def _forms(signs: np.ndarray, pair: bool) -> Iterator[np.ndarray]:
+    alternating = (1 - 2 * (np.arange(signs.shape[2]) % 2)).astype(np.int8)
+    for swapped in (signs, signs[:, ::-1]) if pair else (signs,):
+        half = np.concatenate([swapped[:, :1], swapped[:, 1:, ::-1]], 1)
+        for one in (swapped, half) if pair else (swapped,):
+            for turned in (one, one[:, :, ::-1]):
+                yield turned
+                yield turned * alternating
 
 
 def without_signs(objective: object, signs: np.ndarray) -> np.ndarray:

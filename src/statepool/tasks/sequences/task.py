@@ -21,11 +21,21 @@ from statepool.tasks.sequences.codes import Code, from_signs
 from statepool.tasks.sequences.objectives import Energy, PeakSidelobe, Score, Sir
 from statepool.tasks.sequences.search.native import LocalSearch
 from statepool.tasks.sequences.sets import EnvelopePeak
+from statepool.tasks.synthetic.calls import call
+from statepool.tasks.synthetic.episode import reply
+from statepool.tasks.tools import PYTHON
 
 __all__ = ["HELD_OUT", "SequenceTask"]
 
 HELD_OUT = (17, 23, 29, 37)
 """Lengths that training never sees."""
+
+_PROGRAM = """from random import Random
+r = Random(1)
+def energy(s): return sum(sum(a * b for a, b in zip(s, s[k:])) ** 2 for k in range(1, {n}))
+best = min(([r.choice((1, -1)) for _ in range({n})] for _ in range({tries})), key=energy)
+print("".join("-+"[x > 0] for x in best))"""
+_TRIES = 200
 
 _LENGTHS = tuple(n for n in range(12, 41) if n not in HELD_OUT)
 _NAMES = {"energy": "sum of squared autocorrelation sidelobes over n", "psl": "peak autocorrelation sidelobe",
@@ -67,9 +77,13 @@ class Mix:
 
 @dataclass(frozen=True)
 class SequenceTask:
-    """Problems that ask for one binary code; ``held_out`` draws from the lengths kept back."""
+    """Problems that ask for one binary code; ``held_out`` draws from the lengths kept back.
+
+    With ``tool`` the model may write programs that search; the solution shown to it is a plain one, worth less than 1.
+    """
 
     held_out: bool = False
+    tool: bool = False
     name: str = "sequences"
 
     def problems(self, seed: int) -> Iterator[Problem]:
@@ -86,13 +100,13 @@ class SequenceTask:
         return problem.messages
 
     def tools(self, problem: Problem) -> Sequence[Tool]:
-        """None: the code is the answer."""
+        """The Python tool, where programs may search; else none: the code is the answer."""
         return problem.tools
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """Score the last run of + and - in the answer that is as long as the problem asks."""
         n, facts = problem.facts["n"], problem.facts
-        found = re.findall(r"[+\-]{2,}", answer)
+        found = re.findall(r"[+\-]{2,}", reply(answer))
         if not found:
             return Verdict(0.0, "there is no code of + and - in the answer")
         try:
@@ -123,8 +137,27 @@ class SequenceTask:
             "n": n, "weights": mix.weights, "length": mix.length,
             "random": random, "round": max(rounds[0].cost, best.cost), "best": best.cost,
         }  # fmt: skip
-        answer = Code(tuple(map(int, best.phases[0]))).text
-        return Problem(self.name, ({"role": "user", "content": text},), answer, (f"{best.cost:.9g}",), facts=facts)
+        if self.tool:
+            program = _PROGRAM.format(n=n, tries=_TRIES)
+            answer = _drawn(n)
+            solution: tuple[Message, ...] = (
+                {"role": "assistant", "content": call(PYTHON, program)},
+                {"role": "tool", "content": answer},
+                {"role": "assistant", "content": answer},
+            )
+            text += " A Python program may search for it."
+        else:
+            answer, solution = Code(tuple(map(int, best.phases[0]))).text, ()
+        asked: Message = {"role": "user", "content": text}
+        tools = (PYTHON,) if self.tool else ()
+        return Problem(self.name, (asked,), answer, (f"{best.cost:.9g}",), tools, facts, solution)
+
+
+def _drawn(n: int) -> str:
+    """What the program prints."""
+    random = Random(1)
+    signs = np.array([[[random.choice((1, -1)) for _ in range(n)]] for _ in range(_TRIES)], np.int8)
+    return "".join("+" if sign > 0 else "-" for sign in signs[Energy().costs(signs).argmin(), 0])
 
 
 def _mix(facts: dict[str, Any]) -> Mix:

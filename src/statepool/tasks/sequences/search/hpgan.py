@@ -4,10 +4,10 @@ The paper's text was not at hand; what its abstract fixes is here, the rest foll
 becomes the weights (s s' - I) / m of a Hopfield network that remembers it, the upper triangle of which a GAN learns;
 a generated matrix is decoded by letting the network settle. It starts at the signs of the matrix's leading eigenvector:
 a blend of several memories has rest points that belong to none of them, and random signs often end there. The global
-sign is lost, and no objective here depends on it; negations that an objective does not see are taken out of the
-training set, so that the net need not learn every code several times. Where no optimum is known the training set are
-the best codes so far, and training repeats (elite bootstrapping). ``repair`` follows each decoded code downhill by
-flips, and sets of codes by two flips at once where one does not help.
+sign is lost, and no objective here depends on it. The training set holds one form of each orbit: a net that has to tell
+apart the 16 forms of every pair blends them, and few of its samples are any of them. Where no optimum is known the
+training set are the best codes so far, and training repeats (elite bootstrapping). ``repair`` follows each decoded code
+downhill by flips, and sets of codes by two flips at once where one does not help.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.objectives import Objective
 from statepool.tasks.sequences.search.base import Batch, phases_of, rng
 from statepool.tasks.sequences.search.nets import seeded, torch
-from statepool.tasks.sequences.symmetry import without_signs
+from statepool.tasks.sequences.symmetry import representatives
 
 __all__ = ["HpGan", "Network", "decode", "encode"]
 
@@ -167,7 +167,7 @@ class HpGan:
             number += 1
 
     def _select(self, objective: Objective, codes: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        plain = without_signs(objective, codes.reshape(len(codes), objective.codes, -1)).reshape(codes.shape)
+        plain = representatives(objective, codes.reshape(len(codes), objective.codes, -1)).reshape(codes.shape)
         _, places = np.unique(plain, axis=0, return_index=True)
         order = places[np.argsort(costs[places], kind="stable")][: self.elite]
         return plain[order], costs[order]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.core.errors import ContextLengthExceeded, InvalidRequest, Unavailable
 from statepool.tasks.sequences.objectives import Objective
 from statepool.tasks.sequences.search.base import Batch, phases_of, rng
 
@@ -37,7 +37,8 @@ def chat(url: str, model: str | None = None) -> Ask:
     """A model behind an OpenAI-compatible server, such as ``http://127.0.0.1:8000/v1`` of ``statepool serve``.
 
     Raises (when asked):
-        Unavailable: The server cannot be reached, or answers with something other than a chat completion.
+        ContextLengthExceeded: The messages do not fit the model's context.
+        Unavailable: The server cannot be reached, refuses, or answers with something other than a chat completion.
     """
     if not url.startswith(("http://", "https://")):
         raise InvalidRequest(f"url: must begin with http:// or https://, not '{url}'", param="url")
@@ -51,6 +52,11 @@ def chat(url: str, model: str | None = None) -> Ask:
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE) as reply:  # noqa: S310
                 return str(json.load(reply)["choices"][0]["message"]["content"] or "")
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace")[:500]
+            if ContextLengthExceeded.code in said:
+                raise ContextLengthExceeded(f"n: the question does not fit the model's context: {said}") from error
+            raise Unavailable(f"url: {url} refused with {error.code}: {said}", param="url") from error
         except (urllib.error.URLError, TimeoutError) as error:
             raise Unavailable(f"url: {url} gave no answer ({error}); is a model served there?", param="url") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -85,10 +91,12 @@ class Llm:
     def batches(self, objective: Objective, n: int, seed: int, first: int) -> Iterator[Batch]:
         """A round is one turn; every six turns a conversation begins anew.
 
-        A search that goes on in the middle of a conversation repeats it from its first turn: it is in memory.
+        A search that goes on in the middle of a conversation repeats it from its first turn: it is in memory. One that
+        outgrows the model's context begins anew from the best so far.
 
         Raises:
             InvalidRequest: A code has fewer than 2 symbols.
+            ContextLengthExceeded: Not even the question fits.
             Unavailable: The model gives no answer.
         """
         if n < 2:
@@ -100,7 +108,12 @@ class Llm:
                 costs = objective.costs(drawn)
                 best, cost, evaluations = drawn[costs.argmin()], float(costs.min()), _RANDOM
                 messages = [{"role": "user", "content": self._question(objective, n, best, cost)}]
-            answer = self.ask(messages, seed * 1_000_003 + number)
+            noise = seed * 1_000_003 + number
+            try:
+                answer = self.ask(messages, noise)
+            except ContextLengthExceeded:  # forget what was said, keep the best
+                messages = [{"role": "user", "content": self._question(objective, n, best, cost)}]
+                answer = self.ask(messages, noise)
             output, told = self._output(answer)
             made = codes_in(output, objective.codes, n)
             if len(made):
@@ -139,7 +152,7 @@ class Llm:
         return (
             f"Find {each} of {n} symbols, each written with + and - on a line of its own, with a low cost. The cost "
             f"{'is minus' if objective.better == 'higher' else 'follows'} this objective: {about} "
-            f"A random choice costs {cost:.9g}: {_text(best)}. Answer with codes.{program}"
+            f"The best so far costs {cost:.9g}: {_text(best)}. Answer with codes.{program}"
         )
 
 

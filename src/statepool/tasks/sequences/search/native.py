@@ -1,7 +1,8 @@
 """Tabu search and self-avoiding walk: native for energy, ratio and pairs, in Python for every other objective.
 
 The tabu search forbids a symbol for a while after its flip; the self-avoiding walk (Bošković, Brglez, Brest,
-arXiv 1406.5301) forbids every code it has visited; ``skew`` walks among skew-symmetric codes of odd length.
+arXiv 1406.5301) forbids every code it has visited; ``skew`` walks among skew-symmetric codes of odd length, and lists
+the pairs made of two such codes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from statepool.tasks.sequences.codes import Code
 from statepool.tasks.sequences.correlation import core
 from statepool.tasks.sequences.objectives import Energy, Objective, Sir
 from statepool.tasks.sequences.search.base import SEARCHERS, Batch, phases_of, rng
+from statepool.tasks.sequences.search.skew_pairs import SkewPairs
 from statepool.tasks.sequences.sets import ZeroZone
 
 __all__ = ["LocalSearch"]
@@ -38,9 +40,12 @@ class LocalSearch:
         """Rounds in batches of some tenths of a second."""
         if n < 2:
             raise InvalidRequest(f"n: must be at least 2, not {n}", param="n")
+        if self.skew and isinstance(objective, ZeroZone):
+            yield from SkewPairs().batches(objective, n, seed, first)
+            return
         if self.skew and not (isinstance(objective, Energy) and n % 2):
             raise InvalidRequest(
-                "algo: skew needs an objective of the energy (labs, merit, isl) and an odd n", param="algo"
+                "algo: skew needs an objective of the energy (labs, merit, isl) and an odd n, or zcp", param="algo"
             )
         native = isinstance(objective, Energy | Sir | ZeroZone)
         if native and not isinstance(objective, Sir) and n > core.LONGEST:
