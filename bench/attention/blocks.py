@@ -13,6 +13,7 @@ from bench.machine import LoadWatch
 from bench.proofs import Proof
 from bench.proofs import run as prove
 from bench.row import Row, asked
+from statepool.native import kernels
 from statepool.train.moba import moba_attention
 
 _BLOCK, _TOPK, _HEADS, _WIDTH = 512, 3, 2, 128
@@ -79,6 +80,7 @@ def _forward(name: str, count: int, target: float, pairs: int) -> Row:
     what = "block attention forward, speed-up over SDPA" + (", of what the products allow" if of_ideal else "")
     row = Row(name, f"{what}, {where}", "x", "higher", target, command="python -m bench attention --only A9")
     torch.set_num_threads(1)
+    kernels.set_threads(1)
     watch = LoadWatch()
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(count, _HEADS, _WIDTH, generator=g) for _ in range(3))
