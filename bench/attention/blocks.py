@@ -1,4 +1,4 @@
-"""A9 to A11, A16: block attention's forward against SDPA, and what the tests of blocks and lossless drafts recorded."""
+"""A9 to A11, A16: block attention's forward against SDPA, drafts that hold, and what the tests of both recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from bench.machine import LoadWatch
 from bench.proofs import Proof
 from bench.proofs import run as prove
 from bench.row import Row, asked
+from statepool.engine.config import EngineConfig
+from statepool.engine.engine import Engine
+from statepool.engine.request import Request, SamplingParams
+from statepool.native import kernels
 from statepool.train.moba import moba_attention
+from statepool.train.probe.judge import TAIL, facts
 
 _BLOCK, _TOPK, _HEADS, _WIDTH = 512, 3, 2, 128
 _TESTS = "tests/attention"
@@ -64,11 +69,39 @@ PROOFS = (
 
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
-    """A9a at 16K and A9b at 32K tokens, then the proofs."""
+    """A9a at 16K and A9b at 32K tokens, then the proofs, then A16b."""
     for name, count, target in (("A9a", 16384, 0.9), ("A9b", 32768, 11.0)):
         if asked(name, only):
             yield _forward(name, count // 4 if quick else count, target, 1 if quick else 3)
     yield from prove(PROOFS, only)
+    if asked("A16b", only):
+        yield _drafts(4 if quick else 30)
+
+
+def _drafts(prompts: int) -> Row:
+    """Greedy answers of the bundled model to questions about its context, with drafts of four and without."""
+    what = "draft tokens that hold for each pass over the context, bundled model at 1,900 tokens, drafts of 4, greedy, fp32"
+    row = Row("A16b", what, "tokens", "higher", 2.5, command="python -m bench attention --only A16")
+    watch = LoadWatch()
+    with_drafts, without = (
+        Engine(EngineConfig(quant="fp32", speculate=speculate, max_draft=4, threads=1)) for speculate in ("wave", "off")
+    )
+    tokens = held = other = 0
+    for i, question in enumerate(facts(without, prompts, 1900)):
+        prompt = question.tokens[: question.body + TAIL]
+        request = Request(f"r{i}", prompt, SamplingParams(max_tokens=64, temperature=0.0, logprobs=0, ignore_eos=True))
+        drafted, plain = (engine.generate([request])[request.id] for engine in (with_drafts, without))
+        usage = drafted[-1].usage
+        assert usage is not None
+        tokens, held = tokens + usage.completion_tokens, held + usage.accepted_tokens
+        same = [[each for output in outputs for each in output.logprobs] for outputs in (drafted, plain)]
+        other += same[0] != same[1]
+    row.value = held / (tokens - held)
+    row.own = (
+        f"{tokens} tokens in {tokens - held} passes; {other} of {prompts} answers differ from those without drafts"
+    )
+    row.load = watch.stop()
+    return row
 
 
 def _forward(name: str, count: int, target: float, pairs: int) -> Row:
@@ -79,6 +112,7 @@ def _forward(name: str, count: int, target: float, pairs: int) -> Row:
     what = "block attention forward, speed-up over SDPA" + (", of what the products allow" if of_ideal else "")
     row = Row(name, f"{what}, {where}", "x", "higher", target, command="python -m bench attention --only A9")
     torch.set_num_threads(1)
+    kernels.set_threads(1)
     watch = LoadWatch()
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(count, _HEADS, _WIDTH, generator=g) for _ in range(3))

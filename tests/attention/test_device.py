@@ -50,7 +50,9 @@ def test_kernels_that_cannot_run_are_named():
     q, k, v = draw(5, 8, 2, 2, 16, torch.float64)
     with pytest.raises(InvalidConfig, match="at most float32"):
         moba_attention(q, k, v, kernels="triton")
-    with pytest.raises(InvalidConfig, match="auto, torch or triton"):
+    with pytest.raises(InvalidConfig, match="native needs a CPU"):
+        moba_attention(*draw(5, 8, 2, 2, 20), kernels="native")
+    with pytest.raises(InvalidConfig, match="auto, native, torch or triton"):
         moba_attention(q, k, v, kernels="cuda")
 
 

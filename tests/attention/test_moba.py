@@ -17,7 +17,7 @@ from statepool.engine.attention.moba import MobaAttention, MobaConfig
 from statepool.engine.batch import Batch, Context
 from statepool.engine.request import Request, SamplingParams
 from statepool.native import kernels
-from statepool.train.moba import moba_attention
+from statepool.train.moba import chosen_blocks, moba_attention
 
 MOBA = "moba:block=16,topk=2"
 
@@ -57,23 +57,27 @@ def draw(seed, count, heads, kv_heads, width, dtype=torch.float32):
     return tuple(torch.randn(shape, generator=g).to(dtype) for shape in shapes)
 
 
+needs_native = pytest.mark.skipif(kernels is None, reason="needs the native module")
+
+
+@pytest.mark.parametrize("how", ["torch", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize("select", ["head", "group"])
 @pytest.mark.parametrize(
     ("borders", "heads", "kv_heads", "width", "block", "topk"),
     [
         ((0, 70), 2, 1, 16, 16, 2),
-        ((0, 33, 33, 61, 90), 4, 2, 8, 8, 3),
+        ((0, 33, 33, 61, 90), 4, 2, 16, 8, 3),
         ((0, 50), 7, 1, 16, 7, 4),
         ((0, 40), 8, 8, 16, 16, 1),
-        ((0, 5, 48), 3, 3, 20, 16, 9),
-        ((0, 70), 8, 2, 16, 16, 2),
+        ((0, 5, 48), 3, 3, 48, 16, 9),
+        ((0, 230), 8, 2, 80, 40, 2),
     ],
 )
 def test_values_and_gradients_are_those_of_the_mask(
-    borders, heads, kv_heads, width, block, topk, select, record_property
+    borders, heads, kv_heads, width, block, topk, select, how, record_property
 ):
     tensors = [x.requires_grad_() for x in draw(1, borders[-1], heads, kv_heads, width)]
-    out = moba_attention(*tensors, torch.tensor(borders), block, topk, select)
+    out = moba_attention(*tensors, torch.tensor(borders), block, topk, select, how)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     want = masked(*exact, visible(tensors[0].detach(), tensors[1].detach(), borders, block, topk, select))
     torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
@@ -131,7 +135,58 @@ def test_wrong_arguments():
         moba_attention(q, k, v[:4])
 
 
-needs_native = pytest.mark.skipif(kernels is None, reason="needs the native module")
+@needs_native
+def test_bits_depend_on_the_document_alone():
+    """The forward pass and the gradients of a document: alone on one thread, packed between others on four."""
+    tensors, found, threads = draw(11, 700, 4, 2, 32), [], kernels.threads()
+    for first, stop, borders, count in ((90, 610, [0, 520], 1), (0, 700, [0, 90, 610, 700], 4)):
+        kernels.set_threads(count)
+        leaves = [x[first:stop].clone().requires_grad_() for x in tensors]
+        out = moba_attention(*leaves, torch.tensor(borders), 64, 3)
+        (out * out.detach().cos()).sum().backward()
+        rows = slice(90 - first, 610 - first)
+        found.append([x[rows].detach().numpy().tobytes() for x in (out, *(leaf.grad for leaf in leaves))])
+    kernels.set_threads(threads)
+    assert found[0] == found[1]
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_instruction_sets_agree_on_values_and_gradients(isa):
+    best, found = kernels.isa(), []
+    for each in (best, isa):
+        try:
+            kernels.set_isa(each)
+        except ValueError:
+            pytest.skip(f"this machine lacks {isa}")
+        try:
+            leaves = [x.requires_grad_() for x in draw(13, 150, 4, 2, 80)]
+            out = moba_attention(*leaves, block=24, topk=3)
+            (out * out.detach().cos()).sum().backward()
+        finally:
+            kernels.set_isa(best)
+        found.append([x.detach().numpy().tobytes() for x in (out, *(leaf.grad for leaf in leaves))])
+    assert found[0] == found[1]
+
+
+@needs_native
+def test_a_long_list_of_blocks_is_ranked_as_in_torch():
+    """50 blocks, equal means among them, and keys that are no numbers: the first of equals, and those last."""
+    q, k, v = draw(12, 50 * 8, 2, 1, 16)
+    k[8 * 30 : 8 * 38] = k[8 * 3 : 8 * 4].repeat(8, 1, 1)
+    k[8 * 10 : 8 * 12] = torch.nan
+    chosen = np.empty((2, 5, len(q)), np.int32)
+    kernels.choose_blocks(q.numpy(), k.numpy(), 8, False, chosen)
+    np.testing.assert_array_equal(chosen, chosen_blocks(q, k, MobaConfig(8, 5), "head").numpy())
+    with pytest.raises(ValueError, match="behind its own"):
+        kernels.block_attention(
+            *(x.numpy() for x in (q, k, v)),
+            8,
+            chosen + 1,
+            1.0,
+            np.empty_like(q.numpy()),
+            np.empty((2, 400), np.float32),
+        )
 
 
 @needs_native

@@ -16,6 +16,7 @@ void bind_attention(nb::module_& m);
 void bind_layer(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_moba(nb::module_& m);
+void bind_blocks(nb::module_& m);
 void bind_wave(nb::module_& m);
 void bind_prefixes(nb::module_& m);
 void bind_wave_buffer(nb::module_& m);
@@ -46,6 +47,7 @@ NB_MODULE(_kernels, m) {
   bind_layer(m);
   bind_sample(m);
   bind_moba(m);
+  bind_blocks(m);
   bind_wave_buffer(m);
   bind_wave(m);
   bind_prefixes(m);

@@ -1,4 +1,4 @@
-"""Block attention with gradients, in torch: block by block over gathered queries, never a dense matrix.
+"""Block attention with gradients: block by block over gathered queries, never a dense matrix. Here in torch.
 
 For each block, the queries that chose it are gathered and attend to it; the parts of a query are merged by their
 log-sum-exp. Gradients flow through products and merge, not through the choice (MoBA 2.3, Algorithm 1); the backward
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from statepool.core.errors import InvalidConfig, InvalidRequest
 from statepool.engine.attention.moba.config import MobaConfig
+from statepool.native import kernels as native
+from statepool.train.moba_native import WIDTH, NativeBlocks
+
+Kernels = Literal["auto", "native", "torch", "triton"]
 
 
 def moba_attention(
@@ -27,7 +31,7 @@ def moba_attention(
     block: int = 512,
     topk: int = 3,
     select: Literal["head", "group"] = "head",
-    kernels: Literal["auto", "torch", "triton"] = "auto",
+    kernels: Kernels = "auto",
 ) -> Tensor:
     """Causal block attention of packed documents.
 
@@ -38,13 +42,14 @@ def moba_attention(
         block: tokens per block.
         topk: blocks a query reads, its own counted.
         select: each query head chooses for itself, or those of a KV head choose together by the sum of their scores.
-        kernels: ``auto`` takes Triton for tensors on a GPU, where it is installed, and torch else.
+        kernels: ``auto`` takes Triton for tensors on a GPU, where it is installed, the native kernels on a CPU for
+            head dimensions that are multiples of 16, and torch else and for float64.
 
     Returns:
         ``[T][heads][head_dim]`` in the type of ``q``; sums are float32 (float64 for float64).
 
     Raises:
-        InvalidConfig: ``block`` or ``topk`` below 1, or Triton where it cannot run.
+        InvalidConfig: ``block`` or ``topk`` below 1, or kernels that cannot run here.
         InvalidRequest: shapes, borders or ``select`` that do not fit.
     """
     config = MobaConfig(block, topk)
@@ -52,7 +57,12 @@ def moba_attention(
     borders = [0, len(q)] if cu_seqlens is None else [int(x) for x in cu_seqlens]
     if borders[0] != 0 or borders[-1] != len(q) or any(b < a for a, b in pairwise(borders)):
         raise InvalidRequest(f"cu_seqlens must rise from 0 to {len(q)}, got {borders}", param="cu_seqlens")
-    document = _triton_document if _takes_triton(q, kernels) else _document
+    kind = _kernels_for(q, kernels)
+    if kind == "native":
+        wide = [x.float().contiguous() for x in (q, k, v)]
+        out: Tensor = NativeBlocks.apply(*wide, borders, config, select == "group")
+        return out.to(q.dtype)
+    document = _triton_document if kind == "triton" else _document
     parts = [document(q[a:b], k[a:b], v[a:b], config, select) for a, b in pairwise(borders) if a < b]
     return torch.cat(parts) if parts else torch.zeros_like(q)
 
@@ -109,14 +119,21 @@ def _document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select: str) 
     return out.transpose(0, 1).to(q.dtype)
 
 
-def _takes_triton(q: Tensor, kernels: str) -> bool:
+def _kernels_for(q: Tensor, kernels: str) -> str:
+    exact = q.dtype == torch.float64
+    able = {
+        "triton": not exact and find_spec("triton") is not None,
+        "native": not exact and not q.is_cuda and native is not None and q.shape[2] % WIDTH == 0,
+        "torch": True,
+    }
     if kernels == "auto":
-        return q.is_cuda and q.dtype != torch.float64 and find_spec("triton") is not None
-    if kernels not in ("torch", "triton"):
-        raise InvalidConfig(f"kernels must be auto, torch or triton, got {kernels!r}", param="kernels")
-    if kernels == "triton" and (find_spec("triton") is None or q.dtype == torch.float64):
-        raise InvalidConfig("kernels=triton needs triton installed, and at most float32", param="kernels")
-    return kernels == "triton"
+        return "triton" if q.is_cuda and able["triton"] else "native" if able["native"] else "torch"
+    if kernels not in able:
+        raise InvalidConfig(f"kernels must be auto, native, torch or triton, got {kernels!r}", param="kernels")
+    if not able[kernels]:
+        needs = "triton installed" if kernels == "triton" else f"a CPU and a head dimension that {WIDTH} divides"
+        raise InvalidConfig(f"kernels={kernels} needs {needs}, and at most float32", param="kernels")
+    return kernels
 
 
 def _triton_document(q: Tensor, k: Tensor, v: Tensor, config: MobaConfig, select: str) -> Tensor:

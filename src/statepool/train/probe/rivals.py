@@ -20,8 +20,8 @@ from statepool.kv.layout import BLOCK_SIZE, tokens_of
 
 F32 = npt.NDArray[np.float32]
 RIVALS = ("oracle", "quest", "moba-gate", "streaming", "random")
-_TABLES = (1 + WaveConfig().estimate) / 2
-"""Tables of a cluster, in tokens: a centroid, and a mean where it is estimated, half a token each."""
+TABLES = (1 + WaveConfig().estimate) / 2
+"""What a step reads of a cluster's tables, in tokens: a centroid, and a mean where it is estimated, half a token each."""
 _OWN_TABLES = {"quest": 1 / BLOCK_SIZE, "moba-gate": 1 / 2 / BLOCK_SIZE}
 """What others keep and read of every page, in tokens per token."""
 
@@ -37,7 +37,7 @@ class Rival:
         self, kind: str, share: float, tokens_per_cluster: int, exact: Any, storage: npt.NDArray[Any], head_dim: int
     ) -> None:
         self.name = kind
-        tables = 0.0 if kind == "oracle" else _TABLES / tokens_per_cluster - _OWN_TABLES.get(kind, 0.0)
+        tables = 0.0 if kind == "oracle" else TABLES / tokens_per_cluster - _OWN_TABLES.get(kind, 0.0)
         self._share = share + max(tables, 0.0)
         self._exact, self._storage, self._head_dim = exact, storage, head_dim
         self._config = WaveConfig()
