@@ -18,6 +18,7 @@ import torch
 
 from bench.row import Row
 from statepool.engine.engine import Engine
+from statepool.rollout import LocalHosts
 from statepool.tasks.catalog import draw, find
 from statepool.train.agent import Agent, Job
 from statepool.train.checkpoint import read_curve
@@ -118,8 +119,8 @@ def from_float64(model: Path) -> str:
     task = find(config.train.task, config.train.settings)
     world = World(task, model, config.world)
     try:
-        agent = Agent(Engine(config.engine), task, world.open, config.agent)
-        found = agent.run([Job(problem, i, 4, i) for i, problem in enumerate(draw(task, 1, 16))])
+        agent = Agent(LocalHosts([Engine(config.engine)]), task, world.open, config.agent)
+        found = agent.run([Job(problem, i, 4) for i, problem in enumerate(draw(task, 1, 16))])
     finally:
         world.close()
     samples = [t.sample() for t in found]

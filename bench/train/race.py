@@ -23,25 +23,22 @@ TARGET = 0.9
 WINDOW = 3
 """Steps whose mean reward must reach it: a single batch is luck."""
 TASKS: dict[str, dict[str, Any]] = {
-    "echo": {"task": "echo", "settings": {}, "tokens": 96, "rate": 2e-4, "steps": 40},
-    "addition": {
-        "task": "column-addition",
-        "settings": {"low": 6, "high": 6},
-        "tokens": 224,
-        "rate": 2e-4,
-        "steps": 40,
-    },
+    "six": {"task": "column-addition", "settings": {"low": 6, "high": 6}, "tokens": 224, "rate": 3e-4, "steps": 20},
+    "seven": {"task": "column-addition", "settings": {"low": 6, "high": 7}, "tokens": 256, "rate": 3e-4, "steps": 20},
 }
+"""Longer additions than the model was trained on: it begins near a half or below and can learn all. Tasks that it
+knows (up to five digits, retrieval, sums, chains) begin above the target; of `echo` some problems stay too hard at any
+rate from 1e-4 to 1e-3, so nobody gets there."""
 SEEDS = 5
-BATCH = {"prompts": 16, "members": 8, "warmup": 3, "threads": 1, "target": TARGET, "window": WINDOW}
+BATCH = {"prompts": 8, "members": 8, "warmup": 3, "threads": 1, "target": TARGET, "window": WINDOW}
 
 
 def run(quick: bool) -> Iterator[Row]:
     """A row per task."""
-    for name, id_ in (("echo", "G14"), ("addition", "G14b")):
+    for name, id_ in (("six", "G14"), ("seven", "G14b")):
         row = Row(
             id_,
-            f"{name}: time to reward {TARGET}, TRL's over ours, in CPU seconds",
+            f"addition of up to {name} digits: time to reward {TARGET}, TRL's over ours, in CPU seconds",
             "x",
             "higher",
             3.0,
@@ -57,7 +54,7 @@ def _race(row: Row, given: dict[str, Any], quick: bool) -> tuple[str, str]:
     if peer is None:
         return "", "trl is not installed: python -m bench.peers.setup trl"
     seeds = range(1 if quick else SEEDS)
-    ratios, ours, theirs, curves = [], [], [], []
+    ratios, ours, theirs, curves, apart = [], [], [], [], []
     for seed in seeds:
         mine = _lines([sys.executable, "-m", "bench.train.own_worker"], {**given, "seed": seed})
         other = _lines(
@@ -73,13 +70,16 @@ def _race(row: Row, given: dict[str, Any], quick: bool) -> tuple[str, str]:
         theirs.append(other[-1]["cpu"] * per[1])
         ratios.append(theirs[-1] / ours[-1])
         wall = other[-1]["seconds"] * per[1] / (mine[-1]["seconds"] * per[0])
+        apart.append(statistics.mean(m["reward"] - o["reward"] for m, o in zip(mine, other, strict=False)))
         curves.append(
             f"seed {seed}: {len(mine)} steps to {_mean(mine):.2f} "
             f"against {len(other)} to {_mean(other):.2f}"
             f"{'' if reached else ' (not reached, per step)'}, wall {wall:.1f}x"
         )
     row.value, row.peer_value, row.peer_unit = statistics.median(ratios), statistics.median(theirs), "s"
-    return f"{statistics.median(ours):.1f} s", "; ".join(curves)
+    error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
+    gap = f"rewards of common steps, ours less theirs: {statistics.mean(apart):+.3f}, standard error {error:.3f}"
+    return f"{statistics.median(ours):.1f} s", "; ".join([*curves, gap])
 
 
 def _mean(lines: list[dict[str, Any]]) -> float:

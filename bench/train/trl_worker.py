@@ -103,7 +103,7 @@ def train(model: str, path: str) -> None:
     wanted = {row["prompt"]: row["values"] for row in given["rows"]}
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        return [float(judge(given["task"], wanted[p], c)) for p, c in zip(prompts, completions, strict=True)]
+        return [float(judge(wanted[p], c)) for p, c in zip(prompts, completions, strict=True)]
 
     trainer = trainer_for(
         model,
@@ -134,10 +134,10 @@ def train(model: str, path: str) -> None:
     trainer.train()
 
 
-def judge(task: str, values: list[str], completion: str) -> bool:
-    """The verdict of the tasks of the race, written again without this project's code."""
-    text = re.sub(r"<think>.*?</think>", "", completion, flags=re.DOTALL).replace("<|im_end|>", "").strip()
-    return [text] == values if task == "echo" else re.findall(r"\d+", text)[-1:] == values
+def judge(values: list[str], completion: str) -> bool:
+    """The verdict of the race's tasks, written again without this project's code: the last number is the sum."""
+    text = re.sub(r"<think>.*?</think>", "", completion, flags=re.DOTALL)
+    return re.findall(r"\d+", text)[-1:] == values
 
 
 if __name__ == "__main__":

@@ -235,3 +235,18 @@ def test_settings_of_tools_are_checked(engine):
         with pytest.raises(InvalidConfig) as caught:
             Tools(lambda *_: Asks(), None, **{name: 0})
         assert caught.value.param == name
+
+
+def test_a_conversation_goes_on_while_its_next_turn_fits(engine, short):
+    """Room for what comes next is enough: all that ``max_tokens`` would allow never fitted behind a long answer."""
+    told = "Here is a long story about an owl by the river. " * 6 + "What is 12 + 30?"
+    group = replace(short[0], size=1, params=replace(short[0].params, max_tokens=300, temperature=0.0))
+    small = engine(24)
+    done = rollout(
+        small, [group], policy="divided_rr", chunk=16,
+        tools=world(small, {}, lambda *_: Asks((told,)), turn_tokens=60),
+    )  # fmt: skip
+    (response,) = done.responses
+    (said,) = response.said
+    assert len(group.prompt) + said[1] + 300 - said[0] > 24 * 16
+    assert (response.finish_reason, response.verdict) == ("stop", Verdict(0.5, "said all"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from statepool import bundled
+from statepool.rollout import LocalHosts
 from statepool.tasks import Problem, Turn, Verdict
 from statepool.tasks.catalog import draw
 from statepool.tasks.tools import PythonSteps
@@ -29,12 +30,12 @@ def world():
 
 
 def agent(engine, world, **changes):
-    return Agent(engine, TASK, world.open, AgentConfig(**{"turns": 4, "turn_tokens": 48, **changes}))
+    return Agent(LocalHosts([engine]), TASK, world.open, AgentConfig(**{"turns": 4, "turn_tokens": 48, **changes}))
 
 
 @pytest.fixture
 def jobs():
-    return [Job(problem, i, 3, 70 + i) for i, problem in enumerate(draw(TASK, 0, 4))]
+    return [Job(problem, i, 3) for i, problem in enumerate(draw(TASK, 0, 4))]
 
 
 def test_the_bundled_model_calls_the_tool_and_reads_its_answer(engine, world, jobs):
@@ -42,7 +43,7 @@ def test_the_bundled_model_calls_the_tool_and_reads_its_answer(engine, world, jo
     assert [t.group for t in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert sum(t.verdict.score for t in found) >= 10
     solved = next(t for t in found if t.verdict.score == 1)
-    assert [s.role for s in solved.segments] == ["prompt", "model", "world", "model"]
+    assert [s.role for s in solved.segments] == ["model", "world", "model"]
     text = engine.tokenizer.decode(solved.tokens, skip_special=False)
     assert f"<tool_response>\n{solved.problem.values[0]}\n</tool_response>" in text
 
@@ -60,13 +61,12 @@ def test_turns_compute_what_is_new(engine, world, jobs):
     members = len(found)
     # Each member computes the prompt's last token for itself, as its logits are wanted.
     assert talker.work.fresh <= talker.work.computed <= talker.work.fresh + members
-    assert talker.work.generated == sum(t.chosen for t in found)
 
 
 def test_the_tokens_are_those_of_the_template_and_only_the_models_are_learned(engine, world, jobs):
     trajectory = next(t for t in agent(engine, world).run(jobs) if t.verdict.score == 1)
-    said = engine.tokenizer.decode(trajectory.segments[1].tokens, skip_special=False)
-    final = engine.tokenizer.decode(trajectory.segments[3].tokens[:-1], skip_special=False)
+    said = engine.tokenizer.decode(trajectory.segments[0].tokens, skip_special=False)
+    final = engine.tokenizer.decode(trajectory.segments[2].tokens[:-1], skip_special=False)
     messages = [
         *trajectory.problem.messages,
         {"role": "assistant", "content": said},
@@ -87,7 +87,7 @@ def test_the_tokens_are_those_of_the_template_and_only_the_models_are_learned(en
 def test_a_demonstration_is_what_a_perfect_rollout_leaves(engine, world):
     problem = draw(TASK, 0, 1)[0]
     sample = demonstration(agent(engine, world), problem)
-    perfect = agent(engine, world, temperature=0.0).run([Job(problem, 0, 1, 0)])[0]
+    perfect = agent(engine, world, temperature=0.0).run([Job(problem, 0, 1)])[0]
     assert perfect.verdict.score == 1
     assert (sample.tokens, sample.learn) == (perfect.tokens, perfect.sample().learn)
 
@@ -120,15 +120,17 @@ class Scripted:
 def converse(engine, *dialogues, **changes):
     problems = draw(TASK, 0, len(dialogues))
     left = list(dialogues)
-    talker = Agent(engine, TASK, lambda *_: left.pop(0), AgentConfig(**{"turns": 3, "turn_tokens": 40, **changes}))
-    found = talker.run([Job(p, i, 1, 0) for i, p in enumerate(problems)])
+    talker = Agent(
+        LocalHosts([engine]), TASK, lambda *_: left.pop(0), AgentConfig(**{"turns": 3, "turn_tokens": 40, **changes})
+    )
+    found = talker.run([Job(p, i, 1) for i, p in enumerate(problems)])
     assert all(d.closed for d in dialogues)
     return found
 
 
 def test_a_world_that_raises_costs_its_own_conversation_only(engine):
     broken, fine = converse(engine, Scripted(RuntimeError("no")), Scripted(Turn(verdict=Verdict(1.0, "right"))))
-    assert (broken.end, broken.verdict, broken.faults) == ("lost", None, ["world_error"])
+    assert (broken.end, broken.verdict, broken.response.faults) == ("lost", None, ("world_error",))
     assert (fine.end, fine.verdict.score) == ("answer", 1.0)
 
 
@@ -139,11 +141,11 @@ def test_a_silent_world_is_left_behind(engine):
     (lost,) = converse(engine, silent, patience=0.3)
     assert time.monotonic() - began < 15
     stop.set()
-    assert (lost.end, lost.verdict, lost.faults) == ("lost", None, ["world_silent"])
+    assert (lost.end, lost.verdict, lost.response.faults) == ("lost", None, ("world_silent",))
 
 
 def test_limits_of_turns_and_context_end_without_success(engine):
-    (trajectory,) = converse(engine, Scripted(*[Turn("again") for _ in range(3)]))
+    (trajectory,) = converse(engine, Scripted(*[Turn("again") for _ in range(3)]), temperature=0.0)
     assert (trajectory.end, trajectory.verdict.score, trajectory.turns) == ("turns", 0.0, 3)
     (trajectory,) = converse(engine, Scripted(Turn("x " * 3000)))
     assert (trajectory.end, trajectory.verdict.score) == ("length", 0.0)

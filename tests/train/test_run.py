@@ -1,6 +1,7 @@
 """A run: it learns, survives being killed anywhere with the same curve, and refuses what cannot be."""
 
 import io
+import itertools
 import json
 import signal
 import subprocess
@@ -10,9 +11,10 @@ import time
 import pytest
 import torch
 
-from statepool.core.errors import InvalidConfig
+from statepool.core.errors import InvalidConfig, InvalidRequest
 from statepool.train import checkpoint, config
 from statepool.train.commands import main
+from statepool.train.learner import Learner
 from statepool.train.report import Report, spark
 from statepool.train.run import Run
 
@@ -139,6 +141,13 @@ def test_killed_at_any_moment_the_curve_is_the_same(written, unbroken, tmp_path,
     assert same(weights(out), weights(unbroken))
 
 
+def test_engines_in_processes_of_their_own_leave_the_same_curve(written, unbroken, tmp_path):
+    finish(written(engines=2))
+    counted = [{k: v for k, v in line.items() if k not in ("computed", "fresh")} for line in curve(unbroken)]
+    assert curve(tmp_path / "out") == counted
+    assert same(weights(tmp_path / "out"), weights(unbroken))
+
+
 def test_a_finished_run_has_nothing_to_do(written, unbroken, tmp_path):
     finish(written())
     before = curve(tmp_path / "out")
@@ -182,6 +191,52 @@ def test_a_run_whose_judge_never_judges_stops_and_says_so(written, monkeypatch, 
     easy = {"settings": {"steps": 1, "digits": 1}, "turn_tokens": 64, "temperature": 0.5}  # every one gets to an answer
     assert main(["train", str(written(imitation=0, steps=1, eval_problems=0, **easy))]) == 2
     assert "'verifier_error': " in capsys.readouterr().err
+
+
+def test_a_step_goes_on_beside_every_fault_and_rewards_none(written, monkeypatch, tmp_path):
+    """Tools that break, hang or are cut, calls that are none, a judge that raises: by the text of each call."""
+    from statepool.tasks.tools import PythonSteps
+    from statepool.train.dialogue import ToolBroken, ToolTimeout
+    from statepool.train.python_tool import PythonTool
+
+    calls, verify = itertools.count(), PythonSteps.verify
+    faults = [ToolBroken("the sandbox burnt down"), ToolTimeout("too long"), InvalidRequest("no code"), "x" * 900]
+    answers = itertools.count()
+
+    def call(self, arguments):
+        fault = faults[next(calls) % len(faults)]
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    def judge(self, problem, answer):
+        if next(answers) % 2:
+            raise ValueError("the judge fell asleep")
+        return verify(self, problem, answer)
+
+    monkeypatch.setattr(PythonTool, "call", call)
+    monkeypatch.setattr(PythonSteps, "verify", judge)
+    seen = []
+    monkeypatch.setattr(Learner, "reinforce", watch(Learner.reinforce, seen))
+    sizes = {"imitation": 0, "steps": 1, "eval_problems": 0, "members": 8, "turn_tokens": 64}
+    finish(written(settings={"steps": 1, "digits": 1}, tool_threads=1, **sizes))
+    (line,) = curve(tmp_path / "out")
+    (found,) = seen
+    wanted = {"tool_broken", "tool_timeout", "malformed_call", "output_cut", "verifier_error"}
+    assert wanted <= set(line["faults"])
+    lost = [t for t in found if t.verdict is None]
+    assert line["ends"]["lost"] == len(lost) == line["faults"]["tool_broken"] + line["faults"]["verifier_error"]
+    assert line["judged"] == len(found) - len(lost)
+    assert line["reward"] == sum(t.verdict.score for t in found if t.verdict) / line["judged"]
+    assert line["used"] <= line["judged"]
+
+
+def watch(reinforce, seen):
+    def watched(self, trajectories, rate):
+        seen.append(trajectories)
+        return reinforce(self, trajectories, rate)
+
+    return watched
 
 
 def test_a_gap_that_is_too_large_stops_the_run(written, capsys):

@@ -175,7 +175,7 @@ class SessionStore:
 
 
 def _common(kept: Sequence[int], prompt: Sequence[int]) -> int:
-    for i, (ours, theirs) in enumerate(zip(kept, prompt, strict=False)):
-        if ours != theirs:
-            return i
-    return min(len(kept), len(prompt))
+    end = min(len(kept), len(prompt))
+    if tuple(kept[:end]) == tuple(prompt[:end]):  # nearly always, and asked at every step that somebody waits
+        return end
+    return next(i for i in range(end) if kept[i] != prompt[i])

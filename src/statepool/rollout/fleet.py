@@ -20,7 +20,7 @@ import zmq
 from statepool.cluster import Process, Program
 from statepool.cluster.blocking import BlockingLauncher
 from statepool.core.errors import InvalidConfig, InvalidRequest, Unavailable
-from statepool.engine.config import EngineConfig, EngineStats
+from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout import messages
 from statepool.rollout.budget import StepCost
@@ -105,6 +105,7 @@ class Fleet:
         self._stall = stall_seconds
         self._start = start_seconds
         self._version = "0"
+        self._info: ModelInfo | None = None
         self._weights: tuple[dict[str, Any], str] | None = None
         self._iteration = ""
         shared = Path("/dev/shm")  # noqa: S108 - memory that processes share
@@ -148,6 +149,11 @@ class Fleet:
     def seats(self) -> list[Seat]:
         """See ``Hosts.seats``."""
         return [each.seat for each in self._seats]
+
+    def info(self) -> ModelInfo:
+        """See ``Hosts.info``."""
+        assert self._info is not None, "a fleet is ready once it is made"
+        return self._info
 
     def version(self) -> str:
         """See ``Hosts.version``."""
@@ -369,6 +375,7 @@ class Fleet:
                 capacity = min(self._capacity or blocks, blocks)
                 each.seat = Seat(capacity, self._config.max_seqs, message.info.max_model_len)
                 each.ready = True
+                self._info = message.info
             elif isinstance(message, messages.Counters):
                 each.counters = message
             found.append(message)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy.typing as npt
 
 from statepool.core.errors import InvalidConfig, InvalidRequest
-from statepool.engine.config import EngineStats
+from statepool.engine.config import EngineStats, ModelInfo
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout.instance import Drafts, Gain, Instance, MemoryStates, StatePool, Task
 
@@ -49,6 +49,10 @@ class Hosts(Protocol):
 
     def seats(self) -> list[Seat]:
         """What each engine can hold."""
+        ...
+
+    def info(self) -> ModelInfo:
+        """What they serve."""
         ...
 
     def version(self) -> str:
@@ -134,6 +138,11 @@ class LocalHosts:
             all_of_it = engine.pool.total * BLOCK_SIZE
             capacity = min(self._capacity or all_of_it, all_of_it)
             found.append(Seat(capacity, engine.config.max_seqs, engine.info.max_model_len))
+        return found
+
+    def info(self) -> ModelInfo:
+        """See ``Hosts.info``."""
+        found: ModelInfo = self.engines[0].info
         return found
 
     def version(self) -> str:

@@ -334,7 +334,10 @@ class Controller:
         else:
             said = tools.speech.said(turn.content, turn.role, tools.speech.ended(kept.tokens))
             most = job.group.params.max_tokens - kept.chosen
-            if most < 1 or len(job.group.prompt) + len(kept.tokens) + len(said) + most > self._room:
+            chunk = self._core.policy.chunk_of(self._core.state.jobs[job.number])
+            # What is placed next, a turn or a chunk, must fit; the turns behind it are not there yet.
+            ahead = max(min(most, tools.turn_tokens or most), chunk)
+            if most < 1 or len(job.group.prompt) + len(kept.tokens) + len(said) + ahead > self._room:
                 kept.finish = "length"
         if kept.finish is not None:
             return Finished(job.number, kept.chosen)

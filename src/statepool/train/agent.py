@@ -1,37 +1,38 @@
-"""Many conversations at once on one engine: the model's turns in one batch, the world's turns beside it.
+"""Conversations of a task on the engines of a rollout: each prompt computed once, then turns, tools and verdicts.
 
-    prompt ──► once per group ──► forked to its members ──► turn ──► tool or judge, in a thread ──► next turn …
-                                        ▲ the other conversations go on generating meanwhile ▲
+    prompt ──► once per group ──► forked to its members ──► rollout(…, tools=…) ──► trajectories
 
-Tokens in, tokens out: the next prompt is the tokens so far plus those of what the world said; nothing is decoded and
-encoded again. The KV of a conversation stays in the engine's pool under its name, so a turn computes what is new.
+The conversations themselves are the rollout room's (``rollout.tools``): tokens in, tokens out, a turn at a time, with
+the KV of a conversation waiting where its turn ended.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
+from statepool.core.errors import InvalidConfig
+from statepool.engine.config import EngineStats
 from statepool.engine.engine import Engine
-from statepool.engine.request import Output, Request, SamplingParams
-from statepool.rollout.speech import Speech
-from statepool.tasks import Dialogue, Problem, Task, Turn
-from statepool.train.trajectory import Segment, Trajectory
+from statepool.engine.request import Request, SamplingParams
+from statepool.engine.text.tokenizer import Tokenizer
+from statepool.rollout import Group, LocalHosts, Speech, Tools, rollout
+from statepool.rollout.groups import request_id
+from statepool.rollout.hosts import Hosts
+from statepool.tasks import Dialogue, Problem, Task
+from statepool.train.trajectory import Trajectory
 
-_log = logging.getLogger(__name__)
 _SHARED = "shared beginning"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One problem to be answered ``members`` times; noise depends on ``seed``, the member and the position only."""
+    """One problem to be answered ``members`` times; no two jobs of a run have one ``group``."""
 
     problem: Problem
     group: int
     members: int
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class AgentConfig:
         temperature: 0 takes the likeliest token.
         tool_threads: tools and judges that run at the same time.
         patience: seconds without any answer from the world after which it counts as broken; its own limits are lower.
+
+    Raises:
+        InvalidConfig: a number out of range.
     """
 
     turns: int = 6
@@ -51,6 +55,13 @@ class AgentConfig:
     temperature: float = 1.0
     tool_threads: int = 4
     patience: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("turns", "turn_tokens", "tool_threads", "patience"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} must be above 0, got {getattr(self, name)}", param=name)
+        if self.temperature < 0:
+            raise InvalidConfig(f"temperature must not be negative, got {self.temperature}", param="temperature")
 
 
 @dataclass(slots=True)
@@ -61,26 +72,13 @@ class Work:
     """Tokens of prompts that were computed: all that did not come from the pool."""
     fresh: int = 0
     """The least of that: tokens no conversation had before, and the last one of each turn, whose KV is not there."""
-    generated: int = 0
-
-
-@dataclass(slots=True)
-class _Open:
-    """A conversation that is not over."""
-
-    trajectory: Trajectory
-    dialogue: Dialogue
-    seed: int
-    name: str
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
 
 
 class Agent:
-    """Runs conversations of one task on one engine.
+    """Holds conversations of one task.
 
     Args:
-        engine: nobody else may use it during ``run``.
+        hosts: the engines; nobody else may use them during ``run``.
         task: where prompts and tools come from.
         open_dialogue: the world's side of a conversation about a problem, in a group.
         config: how to sample.
@@ -90,14 +88,16 @@ class Agent:
     """
 
     def __init__(
-        self, engine: Engine, task: Task, open_dialogue: Callable[[Problem, int], Dialogue], config: AgentConfig
+        self, hosts: Hosts, task: Task, open_dialogue: Callable[[Problem, int], Dialogue], config: AgentConfig
     ) -> None:
-        self.engine = engine
+        self.hosts = hosts
         self.task = task
         self.config = config
         self.work = Work()
         self._open_dialogue = open_dialogue
-        self.speech = Speech.load(engine.info, engine.tokenizer)
+        self._info = hosts.info()
+        self.tokenizer = Tokenizer.load(Path(self._info.path))
+        self.speech = Speech.load(self._info, self.tokenizer)
 
     def encode(self, problem: Problem) -> list[int]:
         """Token ids of a problem's prompt."""
@@ -106,163 +106,104 @@ class Agent:
 
     def spoken(self, content: str) -> tuple[list[int], bool]:
         """Token ids of a turn as the model would choose them, and whether it would close the turn itself."""
-        ids = self.engine.tokenizer.encode(content, allow_special=True)
+        ids = self.tokenizer.encode(content, allow_special=True)
         if self.speech.call_end is not None and ids[-1:] == [self.speech.call_end]:
             return ids, False
-        return [*ids, self.engine.info.eos_ids[0]], True
+        return [*ids, self._info.eos_ids[0]], True
 
-    def run(self, jobs: Sequence[Job]) -> list[Trajectory]:
-        """Hold every conversation to its end; in the order of jobs and members."""
-        open_: dict[str, _Open] = {}
-        prompts = {job.group: self.encode(job.problem) for job in jobs}
-        for job in jobs:
-            prompt = prompts[job.group]
-            for member in range(job.members):
-                name = f"{job.group}.{member}"
-                trajectory = Trajectory(job.problem, job.group, member, [Segment("prompt", tuple(prompt))])
-                open_[name] = _Open(
-                    trajectory, self._open_dialogue(job.problem, job.group), job.seed, name, list(prompt)
-                )
-        found = [conversation.trajectory for conversation in open_.values()]
+    def run(self, jobs: Sequence[Job], seed: int = 0) -> list[Trajectory]:
+        """Hold every conversation to its end; in the order of jobs and members.
+
+        Tokens are a function of weights, ``seed``, group, member and what the world says.
+
+        Raises:
+            InvalidConfig: a prompt leaves no room for an answer.
+        """
+        groups = [self._group(job) for job in jobs]
+        opened: dict[tuple[str, int], Dialogue] = {}
+        before = self.hosts.stats()
         try:
-            self._share_prompts(prompts, {job.group: job.members for job in jobs})
-            self._converse(open_)
+            # Here and not in the tools' threads: a task with a tool that nothing runs is an error, no lost world.
+            for job, group in zip(jobs, groups, strict=True):
+                for member in range(job.members):
+                    opened[group.id, member] = self._open_dialogue(job.problem, job.group)
+            if isinstance(self.hosts, LocalHosts) and len(self.hosts.engines) == 1:
+                _share_prompts(self.hosts.engines[0], groups)
+            tools = Tools(
+                lambda group, member: opened[group, member],
+                self.speech,
+                turns=self.config.turns,
+                turn_tokens=self.config.turn_tokens,
+                threads=self.config.tool_threads,
+                patience=self.config.patience,
+            )
+            chunk = self.config.turn_tokens
+            done = rollout(self.hosts, groups, policy="divided_rr", chunk=chunk, seed=seed, tools=tools)
         finally:
-            for conversation in open_.values():
-                conversation.dialogue.close()
-            for name in self.engine.sessions.names(""):
-                self.engine.sessions.drop("", name)
+            for dialogue in opened.values():
+                dialogue.close()
+            self._forget()
+        by_group = done.by_group()
+        found = [
+            Trajectory(job.problem, job.group, group.prompt, response)
+            for job, group in zip(jobs, groups, strict=True)
+            for response in by_group[group.id]
+        ]
+        self.work.computed += _computed(done.engines) - _computed(before)
         self.work.fresh += _fresh(found)
         return found
 
-    def _share_prompts(self, prompts: dict[int, list[int]], members: dict[int, int]) -> None:
-        """Compute what prompts have in common once, each prompt's rest once, and fork its KV to its group."""
-        sessions = self.engine.sessions
-        shared = _common_prefix(list(prompts.values()))
-        if shared and len(prompts) > 1:
-            self._compute({_SHARED: next(iter(prompts.values()))[:shared]})
-            for group in prompts:
-                sessions.fork("", _SHARED, f"{group}")
-            sessions.drop("", _SHARED)
-        self._compute({f"{group}": prompt for group, prompt in prompts.items()})
-        for group in prompts:
-            for member in range(members[group]):
-                sessions.fork("", f"{group}", f"{group}.{member}")
-            sessions.drop("", f"{group}")
-
-    def _compute(self, prompts: dict[str, list[int]]) -> None:
-        params = SamplingParams(max_tokens=0)
-        requests = [Request(f"prompt {name}", tuple(ids), params, session=name) for name, ids in prompts.items()]
-        for outputs in self.engine.generate(requests).values():
-            self._book(outputs)
-
-    def _converse(self, open_: dict[str, _Open]) -> None:
-        asked: dict[Future[Turn], _Open] = {}
-        outputs: dict[str, list[Output]] = {}
-        pool = ThreadPoolExecutor(self.config.tool_threads, "world")
-        try:
-            for conversation in open_.values():
-                self._submit(conversation)
-            while self.engine.has_work or asked:
-                for output in self.engine.step():
-                    outputs.setdefault(output.id, []).append(output)
-                    if output.finish_reason is not None:
-                        conversation = open_[output.id]
-                        if self._heard(conversation, outputs.pop(output.id)):
-                            asked[pool.submit(conversation.dialogue.reply, conversation.text)] = conversation
-                if asked:
-                    busy = self.engine.has_work
-                    done, _ = wait(asked, 0 if busy else self.config.patience, FIRST_COMPLETED)
-                    if not done and not busy:
-                        self._abandon(asked)
-                    for future in sorted(done, key=lambda future: asked[future].name):
-                        self._answered(asked.pop(future), future)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _submit(self, conversation: _Open) -> None:
-        room = self.engine.info.max_model_len - len(conversation.tokens)
-        params = SamplingParams(
-            max_tokens=min(self.config.turn_tokens, room),
-            temperature=self.config.temperature,
-            seed=conversation.seed,
-            logprobs=0,
-            stop_token_ids=() if self.speech.call_end is None else (self.speech.call_end,),
-            show_special=None,
-        )
-        trajectory = conversation.trajectory
-        self.engine.submit(
-            Request(
-                conversation.name,
-                tuple(conversation.tokens),
-                params,
-                index=trajectory.member,
-                session=conversation.name,
+    def _group(self, job: Job) -> Group:
+        prompt = tuple(self.encode(job.problem))
+        room = self._info.max_model_len - len(prompt)
+        if room < 1:
+            raise InvalidConfig(
+                f"a prompt of task {self.task.name!r} has {len(prompt)} tokens and the model holds "
+                f"{self._info.max_model_len} with the answer; give the task shorter problems, or take another model",
+                param="task",
             )
-        )
+        most = min(self.config.turns * self.config.turn_tokens, room)
+        params = SamplingParams(max_tokens=most, temperature=self.config.temperature, logprobs=0)
+        return Group(f"{job.group}", prompt, job.members, params)
 
-    def _book(self, outputs: list[Output]) -> None:
-        usage = outputs[-1].usage
-        assert usage is not None
-        self.work.computed += usage.prompt_tokens - usage.cached_tokens
-        self.work.generated += usage.completion_tokens
+    def _forget(self) -> None:
+        """Leave nothing of this run on the engines."""
+        self.hosts.begin("")
+        if isinstance(self.hosts, LocalHosts):
+            for engine in self.hosts.engines:
+                for name in engine.sessions.names(""):
+                    engine.sessions.drop("", name)
 
-    def _heard(self, conversation: _Open, outputs: list[Output]) -> bool:
-        """Take a finished turn of the model into its conversation; True if the world is to answer it."""
-        self._book(outputs)
-        tokens = tuple(token for output in outputs for token in output.tokens)
-        greedy = self.config.temperature == 0
-        logprobs = tuple(
-            value
-            for output in outputs
-            for value in ([p.logprob for p in output.logprobs] if greedy else output.sampled_logprobs)
-        )
-        trajectory = conversation.trajectory
-        trajectory.segments.append(Segment("model", tokens, logprobs, self.engine.version))
-        conversation.tokens += tokens
-        if outputs[-1].finish_reason == "length":
-            trajectory.stop("length", "the turn ran out of tokens")
-            return False
-        conversation.text = self.speech.heard(tokens)
-        return True
 
-    def _answered(self, conversation: _Open, future: Future[Turn]) -> None:
-        """Take what the world said; the model goes on, or the conversation is over."""
-        trajectory = conversation.trajectory
-        try:
-            turn = future.result()
-        except Exception as error:  # noqa: BLE001 - anybody's environment; its failure must not become a reward
-            _log.warning("the world of %s raised %s: %s", conversation.name, type(error).__name__, error)
-            turn = Turn(faults=("world_error",))
-        trajectory.faults += turn.faults
-        if turn.content is None:
-            conversation.dialogue.close()
-            trajectory.verdict = turn.verdict
-            trajectory.end = "answer" if turn.verdict is not None else "lost"
-            return
-        said = tuple(self.speech.said(turn.content, turn.role, self.speech.ended(conversation.tokens)))
-        if trajectory.turns >= self.config.turns:
-            trajectory.stop("turns", f"no answer within {self.config.turns} turns")
-            return
-        if len(conversation.tokens) + len(said) + 1 > self.engine.info.max_model_len:
-            trajectory.stop("length", "the context is full")
-            return
-        trajectory.segments.append(Segment("world", said))
-        conversation.tokens += said
-        self._submit(conversation)
+def _share_prompts(engine: Engine, groups: Sequence[Group]) -> None:
+    """Compute what prompts have in common once, each prompt's rest once, and fork its KV to its group's first turns."""
+    sessions = engine.sessions
+    shared = _common_prefix([group.prompt for group in groups])
+    if shared and len(groups) > 1:
+        _compute(engine, {_SHARED: groups[0].prompt[:shared]})
+        for group in groups:
+            sessions.fork("", _SHARED, group.id)
+        sessions.drop("", _SHARED)
+    _compute(engine, {group.id: group.prompt for group in groups})
+    for group in groups:
+        for member in range(group.size):
+            sessions.fork("", group.id, request_id(group.id, member))
+        sessions.drop("", group.id)
 
-    def _abandon(self, asked: dict[Future[Turn], _Open]) -> None:
-        for future, conversation in asked.items():
-            future.cancel()
-            _log.warning("the world of %s did not answer within %.0f s", conversation.name, self.config.patience)
-            conversation.trajectory.end = "lost"
-            conversation.trajectory.faults.append("world_silent")
-        asked.clear()
+
+def _compute(engine: Engine, prompts: dict[str, tuple[int, ...]]) -> None:
+    params = SamplingParams(max_tokens=0)
+    engine.generate([Request(f"prompt {name}", ids, params, session=name) for name, ids in prompts.items()])
+
+
+def _computed(engines: Sequence[EngineStats]) -> int:
+    """Tokens of prompts that engines have computed since they began."""
+    return sum(stats.prefix_query_tokens - stats.prefix_hit_tokens for stats in engines)
 
 
 def _fresh(trajectories: Sequence[Trajectory]) -> int:
     """The least number of tokens of prompts and replies that had to be computed."""
-    prompts = sorted({trajectory.segments[0].tokens for trajectory in trajectories})
+    prompts = sorted({trajectory.prompt for trajectory in trajectories})
     # Sorted, each shares its longest known beginning with the one before it.
     total = sum(len(prompt) - (_common(prompt, prompts[i - 1]) if i else 0) for i, prompt in enumerate(prompts))
     said = (segment for trajectory in trajectories for segment in trajectory.segments if segment.role == "world")

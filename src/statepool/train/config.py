@@ -40,6 +40,8 @@ class TrainConfig:
         lora_rank: learn low-rank additions of this rank instead of all weights (``peft``).
         eval_every, eval_problems: held-out problems are answered greedily every so many steps, and at both ends.
         target: stop once so large a share of them is solved.
+        engines: processes that hold conversations; 1 is the trainer's own process.
+        ray: address of a Ray cluster that places them (``auto``, ``local``); None keeps them on this machine.
         tensorboard: write TensorBoard files beside the curve. wandb: project to log to as well.
 
     Raises:
@@ -71,11 +73,21 @@ class TrainConfig:
     eval_every: int = 10
     eval_problems: int = 128
     target: float | None = None
+    engines: int = 1
+    ray: str | None = None
     tensorboard: bool = True
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "imitation_batch", "demonstrations", "minibatches", "eval_every", "micro_tokens"):
+        for name in (
+            "prompts",
+            "imitation_batch",
+            "demonstrations",
+            "minibatches",
+            "eval_every",
+            "micro_tokens",
+            "engines",
+        ):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
         for name in ("steps", "imitation", "warmup", "lora_rank", "eval_problems"):

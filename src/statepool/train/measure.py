@@ -9,6 +9,7 @@ from typing import Any
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
 from statepool.engine.hub import resolve
+from statepool.rollout import LocalHosts
 from statepool.tasks import Task
 from statepool.tasks.catalog import draw
 from statepool.train.agent import Agent, AgentConfig, Job
@@ -34,7 +35,7 @@ class Measured:
             "success": success(self.trajectories),
             "mean_score": sum(scores) / len(scores) if scores else None,
             "turns": sum(t.turns for t in self.trajectories) / len(self.trajectories),
-            "tokens": sum(t.chosen for t in self.trajectories) / len(self.trajectories),
+            "tokens": sum(t.response.chosen for t in self.trajectories) / len(self.trajectories),
             "faults": counts(self.trajectories),
         }
 
@@ -66,11 +67,11 @@ def measure(task: Task, options: argparse.Namespace) -> Measured:
     engine = Engine(config)
     world = World(task, resolve(options.model), WorldConfig(isolation=options.isolation))
     sampling = AgentConfig(turns=options.turns, turn_tokens=options.turn_tokens, temperature=options.temperature)
-    agent = Agent(engine, task, world.open, sampling)
+    agent = Agent(LocalHosts([engine]), task, world.open, sampling)
     try:
         problems = draw(task, HELD_OUT_SEED + options.seed, options.count, held_out=True)
-        found = agent.run([Job(problem, i, 1, options.seed) for i, problem in enumerate(problems)])
+        found = agent.run([Job(problem, i, 1) for i, problem in enumerate(problems)], options.seed)
     finally:
         world.close()
-    texts = [engine.tokenizer.decode(t.tokens[t.prompt_len :], skip_special=False) for t in found]
+    texts = [engine.tokenizer.decode(t.response.tokens, skip_special=False) for t in found]
     return Measured(task.name, found, texts)

@@ -19,6 +19,8 @@ import torch
 from statepool.core.errors import StatepoolError
 from statepool.engine.engine import Engine
 from statepool.engine.hub import resolve
+from statepool.rollout import LocalHosts
+from statepool.rollout.fleet import Fleet
 from statepool.tasks.catalog import draw, find
 from statepool.train import checkpoint, policy
 from statepool.train.agent import Agent, Job
@@ -68,9 +70,9 @@ class Run:
         if config.loss.kl:
             self.learner.reference = policy.load(model)
         self.step = checkpoint.load(self.out, self.learner, config.plain())
-        self.engine = Engine(config.engine)
+        self.hosts = _hosts(config)
         self.world = World(self.task, model, config.world)
-        self.agent = Agent(self.engine, self.task, self.world.open, config.agent)
+        self.agent = Agent(self.hosts, self.task, self.world.open, config.agent)
         self.publisher = Publisher(owner=self.out)
         self._shown: list[Any] = []
 
@@ -113,8 +115,8 @@ class Run:
         train = self.config.train
         problems = draw(self.task, HELD_OUT_SEED + train.seed, train.eval_problems, held_out=True)
         self._publish()
-        agent = Agent(self.engine, self.task, self.world.open, replace(self.config.agent, temperature=0.0))
-        return success(agent.run([Job(problem, i, 1, 0) for i, problem in enumerate(problems)]))
+        agent = Agent(self.hosts, self.task, self.world.open, replace(self.config.agent, temperature=0.0))
+        return success(agent.run([Job(problem, i, 1) for i, problem in enumerate(problems)]))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step of GRPO: a ramp, a plateau and a fall to a tenth."""
@@ -125,13 +127,20 @@ class Run:
     def close(self) -> None:
         """Free the weights in shared memory and what runs tools."""
         self.publisher.close()
+        if isinstance(self.hosts, Fleet):
+            self.hosts.close()
         self.world.close()
 
     def _publish(self) -> None:
         version = f"{self.step}"
-        if self.engine.version != version or self.step == 0:
-            self.publisher.publish(self.policy.tensors(), version)
-            take_up(self.engine, self.publisher.folder, version)
+        if self.hosts.version() == version and self.step:
+            return
+        if isinstance(self.hosts, Fleet):  # copies: it gives them to an engine that takes the place of a dead one
+            self.hosts.update_weights([(name, value.copy()) for name, value in self.policy.tensors()], version)
+            return
+        self.publisher.publish(self.policy.tensors(), version)
+        for engine in self.hosts.engines:
+            take_up(engine, self.publisher.folder, version)
 
     def _imitate(self, step: int) -> dict[str, Any]:
         train = self.config.train
@@ -146,11 +155,13 @@ class Run:
     def _play(self, step: int) -> dict[str, Any]:
         train = self.config.train
         self._publish()
-        self.engine.reset_prefix_cache()  # what a look at held-out problems left must not change the counts
+        local = isinstance(self.hosts, LocalHosts)
+        for engine in self.hosts.engines if isinstance(self.hosts, LocalHosts) else ():
+            engine.reset_prefix_cache()  # what a look at held-out problems left must not change the counts
         seed = step_seed(train.seed, step)
         problems = draw(self.task, seed, train.prompts)
         before = replace(self.agent.work)
-        found = self.agent.run([Job(p, i, train.members, seed + i) for i, p in enumerate(problems)])
+        found = self.agent.run([Job(p, i, train.members) for i, p in enumerate(problems)], seed)
         judged = [t.verdict.score for t in found if t.verdict is not None]
         if not judged:
             raise WorldLost(
@@ -167,14 +178,22 @@ class Run:
             **learned,
             "judged": len(judged),
             "turns": sum(t.turns for t in found) / len(found),
-            "tokens": sum(t.chosen for t in found) / len(found),
-            "computed": work.computed - before.computed,
-            "fresh": work.fresh - before.fresh,
+            "tokens": sum(t.response.chosen for t in found) / len(found),
+            # What engines of a fleet compute depends on who was free when, and the curve does not.
+            **({"computed": work.computed - before.computed, "fresh": work.fresh - before.fresh} if local else {}),
             "faults": counts(found),
             "ends": {
                 end: n for end in ("answer", "length", "turns", "lost") if (n := sum(t.end == end for t in found))
             },
         }
+
+
+def _hosts(config: RunConfig) -> LocalHosts | Fleet:
+    """One engine beside the trainer, or processes of their own, on this machine or placed by Ray."""
+    train = config.train
+    if train.engines == 1 and train.ray is None:
+        return LocalHosts([Engine(config.engine)])
+    return Fleet(config.engine, train.engines, ray=train.ray)
 
 
 def step_seed(seed: int, step: int) -> int:
