@@ -326,8 +326,8 @@ class Sandbox:
         self.lease.pool.at(id(self), None if seconds is None else time.monotonic() + seconds, self.close)
 
     def metrics(self) -> Usage:
-        """What its slot has used."""
-        return self.lease.slot.cgroup.usage()
+        """What it has used, its forks included."""
+        return self.lease.slot.cgroup.usage().since(self.lease.slot.spent)
 
     def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
         """A connection to a port on the sandbox's loopback."""
