@@ -121,7 +121,7 @@ def test_a_page_server_that_dies_ends_what_needs_it(numeric, server, when):
         process.kill()
         process.wait()
         if when == "while all is fetched":
-            with pytest.raises(Unavailable, match="gone|reset"):
+            with pytest.raises(Unavailable, match=r"gone|reset"):
                 sandbox.snapshot()
         done = sandbox.run_code("int(big[-1])", timeout=60)
         assert done.error.name == "KernelDied", done
