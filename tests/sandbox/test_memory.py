@@ -1,5 +1,6 @@
 """Shared data: sealed memory, and pages from another process."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -95,6 +96,54 @@ def test_pages_come_from_another_process_when_they_are_touched(numeric, server):
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(Unavailable):
             Remote.open(sandbox, closed.getsockname(), "big")
+
+
+def test_who_reads_in_order_is_read_ahead_for(numeric, server):
+    if not _works():
+        pytest.skip("this host has no userfaultfd")
+    with Sandbox("numeric", pool=numeric) as sandbox:
+        remote = Remote.open(sandbox, server[0], "big")
+        code = "all((big[i : i + 512] == np.arange(i, i + 512)).all() for i in range(0, 1 << 21, 512))"
+        assert sandbox.run_code(f"import numpy as np\n{code}").text == "True"
+        assert remote.complete and sorted(remote.order) == list(range((1 << 24) // CHUNK))
+        assert remote.bytes_fetched == 1 << 24
+
+
+@pytest.mark.parametrize("when", ["before", "between", "while all is fetched"])
+def test_a_page_server_that_dies_ends_what_needs_it(numeric, server, when):
+    if not _works():
+        pytest.skip("this host has no userfaultfd")
+    address, process = server
+    with Sandbox("numeric", pool=numeric) as sandbox:
+        remote = Remote.open(sandbox, address, "big")
+        if when != "before":
+            assert sandbox.run_code("int(big[5])").text == "5"
+        process.kill()
+        process.wait()
+        if when == "while all is fetched":
+            with pytest.raises(Unavailable, match=r"gone|reset"):
+                sandbox.snapshot()
+        done = sandbox.run_code("int(big[-1])", timeout=60)
+        assert done.error.name == "KernelDied", done
+        assert "gone" in remote.failure or "reset" in remote.failure
+        assert sandbox.run_code("1 + 1").text == "2"
+
+
+def test_a_chunk_that_was_changed_is_not_shown(numeric):
+    if not _works():
+        pytest.skip("this host has no userfaultfd")
+    pages = PageServer(socket.create_server(("127.0.0.1", 0)))
+    with contextlib.closing(Dataset({"big": np.arange(1 << 16)})) as dataset:
+        pages.publish("big", dataset)
+    name = pages._sets["big"].chunks[1]
+    data, count = pages._chunks[name]
+    pages._chunks[name] = (data[:-1] + bytes([data[-1] ^ 1]), count)
+    with Sandbox("numeric", pool=numeric) as sandbox:
+        remote = Remote.open(sandbox, pages._server.getsockname(), "big")
+        assert sandbox.run_code("int(big[3])").text == "3"
+        assert sandbox.run_code("int(big[-1])", timeout=60).error.name == "KernelDied"
+        assert "hash" in remote.failure
+    pages.close()
 
 
 def test_a_snapshot_waits_for_missing_pages(numeric, server):

@@ -1,6 +1,7 @@
 # ruff: noqa: E501  # programs are easier to read in one line
 """Egress: what is on the list is reached through the proxy, and nothing else by any way."""
 
+import http.client
 import http.server
 import socket
 import threading
@@ -23,6 +24,15 @@ class _Site(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class _Lasting(_Site):
+    protocol_version = "HTTP/1.1"
+
+    def end_headers(self):
+        if self.close_connection:
+            self.send_header("connection", "close")
+        super().end_headers()
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,28 @@ def test_a_sandbox_reaches_what_is_allowed_and_nothing_else(pool, site):
         done = sandbox.run_code(tunnel + f"[through(line) for line in {lines}]")
         assert done.text == "[b'HTTP/1.0 200 OK', b'403', b'403', b'403']", done.error
         proxy.close()
+
+
+def test_requests_on_one_connection_each_go_to_their_own_host():
+    """A client that keeps its connection to a proxy may name another host in the next request."""
+    servers = [http.server.ThreadingHTTPServer((host, 0), _Lasting) for host in ("127.0.0.1", "127.0.0.2")]
+    threads = [threading.Thread(target=server.serve_forever) for server in servers]
+    for thread in threads:
+        thread.start()
+    listening = socket.create_server(("127.0.0.1", 0))
+    line = http.client.HTTPConnection(*listening.getsockname(), timeout=10)  # opens a new one where it is told to
+    proxy = net.Proxy(listening, ["127.0.0.1", "127.0.0.2"], private=True)
+    for server in servers:
+        host = f"{server.server_address[0]}:{server.server_port}"
+        line.request("GET", f"http://{host}/x", headers={"Proxy-Connection": "keep-alive", "Host": host})
+        with line.getresponse() as answer:
+            assert answer.read() == f"/x {host}".encode()
+    line.close()
+    proxy.close()
+    for server, thread in zip(servers, threads, strict=True):
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_private_addresses_are_refused_even_if_they_are_on_the_list(pool, site):

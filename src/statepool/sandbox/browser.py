@@ -1,35 +1,42 @@
 """One Chromium for many agents: each leases a browser context of its own, and pays for its pages only.
 
 Contexts share nothing that a page can see: cookies, storage, cache, permissions and targets are a context's own. Tabs
-of one context would share them, so a lease is never a tab of somebody else's.
+of one context would share them, so a lease is never a tab of somebody else's. Each reaches the network through a proxy
+of its own; addresses of the machine and of the browser itself are refused on the way to Chromium (``devtools``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
-import subprocess
+import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from statepool.core.errors import InvalidRequest, Unavailable
+from statepool.sandbox import devtools
 from statepool.sandbox.errors import SandboxGone
+from statepool.sandbox.net import Proxy, checked
 
 __all__ = ["Browser", "BrowserLease"]
 
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _START_SECONDS = 60.0
+_END_SECONDS = 10.0
 _NOBODY = 65534
-_BLOCKED = ("file:", "chrome:", "devtools:", "view-source:")
 _FLAGS = (
-    *("--remote-debugging-port=0", "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+    *("--remote-debugging-pipe", "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
     *("--no-default-browser-check", "--disable-background-networking", "--disable-extensions", "--mute-audio"),
+    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
 )
 
 
@@ -46,21 +53,20 @@ class Browser:
 
     def __init__(self, *, most_leases: int = 200, executable: str | None = None) -> None:
         try:
-            from playwright.sync_api import sync_playwright
+            from playwright.sync_api import Error, sync_playwright
         except ImportError:
             raise Unavailable("browser: needs playwright; pip install 'statepool[e2e]'") from None
         found = executable or next((path for name in _NAMES if (path := shutil.which(name))), None)
         if found is None:
             raise Unavailable("browser: no Chromium on this machine; sh scripts/browser.sh finds or installs one")
-        self._executable, self._most = found, most_leases
+        self._executable, self._most, self._error = found, most_leases, Error
         self._playwright = sync_playwright().start()
         self._lock = threading.Lock()
         self._leases: set[BrowserLease] = set()
         self._count = 0
-        self._process: subprocess.Popen[bytes] | None = None
         try:
             self._start()
-        except Exception:
+        except BaseException:
             self._playwright.stop()
             raise
 
@@ -70,26 +76,46 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def lease(self, **options: Any) -> BrowserLease:
-        """A context of its own; ``options`` are those of playwright's ``new_context``."""
+    def lease(self, *, network: Sequence[str] | None = ("*",), **options: Any) -> BrowserLease:
+        """A context of its own; ``options`` are those of playwright's ``new_context``.
+
+        Args:
+            network: hosts it may reach, as of a sandbox; any by default. Names that lead to addresses that are not
+                public are refused all the same. None: no proxy, whatever this machine can reach.
+
+        Raises:
+            InvalidRequest: a host is no name.
+            SandboxGone: the browser has ended.
+        """
+        hosts = None if network is None else checked(network)
         if self._count >= self._most and not self._leases:
             self._stop()
             self._start()
-        if self._process is None or self._process.poll() is not None:
+        if not self._client.is_connected() or not self.processes():
             raise SandboxGone("the browser has ended")
-        made = BrowserLease(self, self._client.new_context(accept_downloads=False, **options))
+        proxy = None
+        if hosts is not None:
+            server = socket.create_server(("127.0.0.1", 0))
+            options["proxy"] = {"server": f"http://127.0.0.1:{server.getsockname()[1]}"}
+            proxy = Proxy(server, hosts)
+        try:
+            context = self._client.new_context(accept_downloads=False, **options)
+        except BaseException:
+            if proxy is not None:
+                proxy.close()
+            raise
+        made = BrowserLease(self, context, proxy)
         self._leases.add(made)
         self._count += 1
         return made
 
     def processes(self) -> list[int]:
         """Process ids of the whole tree."""
-        if self._process is None:
-            return []
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
-                if int(path.read_text().rpartition(")")[2].split()[3]) == self._process.pid:  # its session
+                state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self._session and state != "Z":
                     found.append(int(path.parent.name))
         return found
 
@@ -102,50 +128,49 @@ class Browser:
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="statepool-browser-")
-        root = os.geteuid() == 0
-        if root:
-            os.chown(self._folder.name, _NOBODY, _NOBODY)
-        profile = Path(self._folder.name)
-        # As an ordinary user Chromium's own sandbox works; as root it would have to be switched off.
-        self._process = subprocess.Popen(
-            [self._executable, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={"HOME": str(profile), "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
-            user=_NOBODY if root else None,
-            group=_NOBODY if root else None,
-            extra_groups=[] if root else None,
-        )
-        deadline = time.monotonic() + _START_SECONDS
-        port = profile / "DevToolsActivePort"
-        while not (port.exists() and "\n" in port.read_text()):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._stop()
-                raise Unavailable(f"browser: {self._executable} does not start; try it by hand as an ordinary user")
-            time.sleep(0.01)
-        self._client = self._playwright.chromium.connect_over_cdp(
-            f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
-        )
-        self._count = 0
+        folder = Path(self._folder.name)
+        folder.chmod(0o711)
+        profile, script, pid = folder / "profile", folder / "start", folder / "pid"
+        profile.mkdir()
+        if os.geteuid() == 0:
+            os.chown(profile, _NOBODY, _NOBODY)
+        # Playwright starts one program, and gives it the pipe: a script that becomes the filter.
+        command = shlex.join([sys.executable, "-I", "-S", str(devtools.__file__), self._executable])
+        script.write_text(f'#!/bin/sh\necho $$ > {shlex.quote(str(pid))}\nexec {command} "$@"\n')
+        script.chmod(0o700)
+        try:
+            self._client = self._playwright.chromium.launch(
+                executable_path=script,
+                ignore_default_args=True,
+                args=[*_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+                env={"HOME": str(profile), "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LANG": "C.UTF-8"},
+                timeout=1e3 * _START_SECONDS,
+            )
+        except self._error as error:
+            self._folder.cleanup()
+            reason = str(error).strip().splitlines()[0]
+            raise Unavailable(
+                f"browser: {self._executable} does not start ({reason}); try it by hand as an ordinary user"
+            ) from None
+        self._session, self._count = int(pid.read_text()), 0
 
     def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            self._folder.cleanup()
+        with contextlib.suppress(self._error):  # it may have ended already
+            self._client.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._session, signal.SIGKILL)
+        deadline = time.monotonic() + _END_SECONDS
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._folder.cleanup()
 
 
 class BrowserLease:
     """One agent's context: pages, cookies and storage of its own. What it leaves ends with it."""
 
-    def __init__(self, browser: Browser, context: Any) -> None:
-        self._browser, self.context = browser, context
+    def __init__(self, browser: Browser, context: Any, proxy: Proxy | None) -> None:
+        self._browser, self.context, self._proxy = browser, context, proxy
         self._pids: set[int] = set()
-        context.route(lambda url: url.startswith(_BLOCKED), lambda route: route.abort())
 
     def __enter__(self) -> BrowserLease:
         return self
@@ -162,9 +187,9 @@ class BrowserLease:
         """Lead a page to an address; a renderer that is started for it counts for this lease.
 
         Raises:
-            InvalidRequest: an address of the machine itself, such as file:.
+            InvalidRequest: an address of the machine or the browser itself, such as file: or chrome:.
         """
-        if url.lower().startswith(_BLOCKED):
+        if devtools.refused(url):
             raise InvalidRequest(f"url: {url!r} is not for agents", param="url")
         with self._counting():
             page.goto(url)
@@ -183,6 +208,8 @@ class BrowserLease:
         self._browser._leases.discard(self)
         with contextlib.suppress(Exception):  # playwright raises its own errors if the browser has ended already
             self.context.close()
+        if self._proxy is not None:
+            self._proxy.close()
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["Cgroup", "Usage", "roots"]
@@ -29,6 +29,11 @@ class Usage:
     processes: int
     cpu_seconds: float
     oom_kills: int
+
+    def since(self, before: Usage) -> Usage:
+        """With what only ever grows counted from ``before`` on."""
+        spent, kills = self.cpu_seconds - before.cpu_seconds, self.oom_kills - before.oom_kills
+        return replace(self, cpu_seconds=spent, oom_kills=kills)
 
 
 def roots() -> dict[str, Path]:

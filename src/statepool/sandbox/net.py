@@ -25,13 +25,14 @@ from statepool.core.errors import InvalidRequest
 if TYPE_CHECKING:
     from statepool.sandbox.sandbox import Sandbox
 
-__all__ = ["Proxy", "allowed", "grant"]
+__all__ = ["Proxy", "allowed", "checked", "grant"]
 
 _log = logging.getLogger(__name__)
 _HOST = re.compile(r"[a-z0-9*]([a-z0-9.*-]{0,251}[a-z0-9])?")
 _HEAD_BYTES = 16384
 _SECONDS = 30.0
 _MOST_CONNECTIONS = 64
+_HOP = (b"connection:", b"proxy-connection:")
 _REQUEST = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]")
 
 
@@ -40,15 +41,25 @@ def allowed(host: str, hosts: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(host, pattern) for pattern in hosts)
 
 
+def checked(hosts: Sequence[str]) -> Sequence[str]:
+    """The hosts, if each is a name or a pattern.
+
+    Raises:
+        InvalidRequest: one is not.
+    """
+    for host in hosts:
+        if not _HOST.fullmatch(host) or ".." in host:
+            raise InvalidRequest(f"network: {host!r} is no host name or pattern such as *.example.com", param="network")
+    return hosts
+
+
 def grant(sandbox: Sandbox, hosts: Sequence[str]) -> Proxy:
     """Let a sandbox reach these hosts: starts a proxy and tells its cells and commands by the usual variables.
 
     Raises:
         InvalidRequest: a host is no name.
     """
-    for host in hosts:
-        if not _HOST.fullmatch(host) or ".." in host:
-            raise InvalidRequest(f"network: {host!r} is no host name or pattern such as *.example.com", param="network")
+    checked(hosts)
     answer, fds = sandbox.lease.ask({"op": "listen", "port": 0})
     url = f"http://127.0.0.1:{answer['port']}"
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -113,8 +124,12 @@ class Proxy:
         # The address that was checked is the one connected to: a name must not change in between.
         with socket.create_connection(address, timeout=_SECONDS) as upstream:
             if plain:
-                line, _, rest = head.partition(b"\r\n")
-                upstream.sendall(line.replace(found[2], plain, 1) + b"\r\n" + rest if found else rest)
+                # One request a connection: the next one on it may be for another host.
+                front, _, body = head.partition(b"\r\n\r\n")
+                line, *fields = front.split(b"\r\n")
+                begin = line.replace(found[2], plain, 1) if found else line
+                kept = [field for field in fields if not field.lower().startswith(_HOP)]
+                upstream.sendall(b"\r\n".join([begin, *kept, b"connection: close", b"", body]))
             else:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 upstream.sendall(head.partition(b"\r\n\r\n")[2])

@@ -16,11 +16,26 @@ from statepool.core.wire import Codec
 if TYPE_CHECKING:
     from statepool.sandbox.memory import Dataset
 
-__all__ = ["CHUNK", "Ask", "Hello", "PageServer", "Told", "read_exactly"]
+__all__ = ["CHUNK", "Ask", "Hello", "PageServer", "Told", "digest", "read_exactly", "tuned"]
 
 CHUNK = 256 << 10
 """Bytes fetched at once: 64 pages, past which a fault costs no less per page."""
 _MOST_MESSAGE = 1 << 20
+_BUFFER = 1 << 20
+
+
+def digest(data: bytes | memoryview) -> bytes:
+    """Name of a chunk: SHA-256, for which processors have instructions (1.5 GB/s here; BLAKE2b 0.8)."""
+    return hashlib.sha256(data).digest()
+
+
+def tuned(line: socket.socket) -> socket.socket:
+    """A connection on which short requests do not wait for each other, and chunks fit."""
+    if line.family != socket.AF_UNIX:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        line.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+    return line
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -30,9 +45,10 @@ class Hello(msgspec.Struct, tag=True):
 
 
 class Ask(msgspec.Struct, tag=True):
-    """One chunk, please; its bytes follow as they are."""
+    """So many chunks from this one on, please; their bytes follow as they are."""
 
     index: int
+    count: int = 1
 
 
 class Told(msgspec.Struct):
@@ -61,11 +77,11 @@ class PageServer:
         with self._lock:
             for offset in range(0, dataset.length, CHUNK):
                 data = dataset.read(offset, min(CHUNK, dataset.length - offset))
-                digest = hashlib.blake2b(data, digest_size=16).digest()
-                held, count = self._chunks.get(digest, (data, 0))
+                name_of = digest(data)
+                held, count = self._chunks.get(name_of, (data, 0))
                 new += len(data) if count == 0 else 0
-                self._chunks[digest] = (held, count + 1)
-                hashes.append(digest)
+                self._chunks[name_of] = (held, count + 1)
+                hashes.append(name_of)
             self._sets[name] = Told(dataset.length, [part.plain() for part in dataset.parts], hashes)
         return new
 
@@ -79,12 +95,12 @@ class PageServer:
             told = self._sets.pop(name, None)
             if told is None:
                 raise NotFound(f"dataset: there is no {name!r}", param="name")
-            for digest in told.chunks:
-                data, count = self._chunks[digest]
+            for chunk in told.chunks:
+                data, count = self._chunks[chunk]
                 if count == 1:
-                    del self._chunks[digest]
+                    del self._chunks[chunk]
                 else:
-                    self._chunks[digest] = (data, count - 1)
+                    self._chunks[chunk] = (data, count - 1)
 
     @property
     def held_bytes(self) -> int:
@@ -104,7 +120,7 @@ class PageServer:
                 client, _ = self._server.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(tuned(client),), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError, Corruption):
@@ -116,11 +132,14 @@ class PageServer:
             client.sendall(len(body).to_bytes(4, "little") + body)
             while told is not None:
                 ask = self._receive(client)
-                if not isinstance(ask, Ask) or not 0 <= ask.index < len(told.chunks):
+                if not isinstance(ask, Ask) or not 0 <= ask.index < ask.index + ask.count <= len(told.chunks):
                     return
-                with self._lock:
-                    data, _ = self._chunks[told.chunks[ask.index]]
-                client.sendall(data)
+                for chunk in told.chunks[ask.index : ask.index + ask.count]:
+                    with self._lock:
+                        found = self._chunks.get(chunk)
+                    if found is None:
+                        return  # the dataset was forgotten meanwhile
+                    client.sendall(found[0])
 
     def _receive(self, client: socket.socket) -> Hello | Ask:
         length = int.from_bytes(read_exactly(client, 4), "little")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +213,24 @@ class Sandbox:
         self._usable()
         return (context or self.context).run(code, timeout, env, on_stdout, on_stderr)
 
+    def install(self, *packages: str, timeout: float = 300.0) -> str:
+        """Install packages from the wheels of its template, for cells and commands; answers what pip says.
+
+        Raises:
+            InvalidRequest: its template has no wheels, or a name is an option of pip.
+            SandboxError: pip failed; the message ends with its reason.
+        """
+        if not self.lease.slot.zygote.template.wheels:
+            raise InvalidRequest("install: the template has no wheels; name their folder in it", param="packages")
+        if not packages or any(name.startswith("-") for name in packages):
+            raise InvalidRequest(f"install: {packages!r} must be names of packages", param="packages")
+        self._usable()
+        line = shlex.join([sys.executable, "-m", "pip", "install", *packages])
+        done = self.commands.run(line, timeout=timeout)
+        if done.exit_code:
+            raise SandboxError(f"install: {done.stderr.strip()[-500:]}")
+        return done.stdout
+
     def create_context(self, cwd: str = HOME) -> Context:
         """A further kernel with names of its own."""
         self._usable()
@@ -326,8 +346,8 @@ class Sandbox:
         self.lease.pool.at(id(self), None if seconds is None else time.monotonic() + seconds, self.close)
 
     def metrics(self) -> Usage:
-        """What its slot has used."""
-        return self.lease.slot.cgroup.usage()
+        """What it has used, its forks included."""
+        return self.lease.slot.cgroup.usage().since(self.lease.slot.spent)
 
     def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
         """A connection to a port on the sandbox's loopback."""

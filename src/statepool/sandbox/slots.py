@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from statepool.sandbox.cgroup import Cgroup
+from statepool.sandbox.cgroup import Cgroup, Usage
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.errors import SandboxError, SandboxGone, SlotFailed
 from statepool.sandbox.link import Link
@@ -196,6 +196,8 @@ class Slot:
         """Of PID 1 and of the stem: what a clean slot's cgroups hold."""
         self._pidfd = -1
         self.generation = 0
+        self.spent = Usage(0, 0, 0, 0.0, 0)
+        """By the tenants before this one."""
         self.on_exit: Callable[[int, int], None] | None = None
         """Called from the reactor with a process id inside and an exit code."""
         self.on_lost: Callable[[Slot], None] | None = None
@@ -341,6 +343,7 @@ class Slot:
             return str(answer["problem"])
         self.generation += 1
         self._last_exit = (0, 0)
+        self.spent = self.cgroup.usage()
         if self.cgroup.paths and (pids := self.cgroup.members()) != self.own:
             return f"its cgroup holds {sorted(pids)}, and should {sorted(self.own)}"
         return None

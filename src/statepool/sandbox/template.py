@@ -17,10 +17,12 @@ from typing import Any
 from statepool.core.config import parse_size
 from statepool.core.errors import InvalidRequest
 
-__all__ = ["HOME", "Limits", "Template", "skeleton"]
+__all__ = ["HOME", "PACKAGES", "Limits", "Template", "skeleton"]
 
 HOME = "/home/user"
 """Where a tenant's files are."""
+PACKAGES = "/opt/packages"
+"""Where what a tenant installs from its template's wheels goes."""
 _ETC = (
     "ld.so.cache",
     "ld.so.conf",
@@ -36,6 +38,16 @@ _ETC_TREES = ("ssl", "alternatives", "fonts", "ca-certificates")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = ("dev", "etc", "home/user", "mnt", "opt", "proc", "root", "run/shm", "srv", "sys", "tmp", "var/tmp", "var/log")
 _OPEN = ("run/shm", "tmp", "var/tmp")
+_PIP = {
+    "PIP_NO_INDEX": "1",
+    "PIP_TARGET": PACKAGES,
+    "PIP_NO_COMPILE": "1",
+    "PIP_NO_CACHE_DIR": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_CONFIG_FILE": "/dev/null",
+    "PYTHONPATH": PACKAGES,
+}
+"""For pip in a sandbox with wheels: from them alone, into a folder that cells and commands look in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,7 @@ class Template:
         limits: defaults for its sandboxes.
         layers: folders of files on top of the root, the last one uppermost.
         binds: further host folders that a sandbox sees, read-only, at the same path.
+        wheels: host folder of wheels that a tenant may install from (``Sandbox.install``), without a network.
         debug: let a tenant trace its own processes (gdb, strace).
     """
 
@@ -100,6 +113,7 @@ class Template:
     limits: Limits = field(default_factory=Limits)
     layers: tuple[str, ...] = ()
     binds: tuple[str, ...] = ()
+    wheels: str = ""
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -107,7 +121,7 @@ class Template:
             raise InvalidRequest(
                 f"template: {self.name!r} is no name; use letters, digits and dashes", param="template"
             )
-        for path in (*self.layers, *self.binds):
+        for path in (*self.layers, *self.binds, *filter(None, [self.wheels])):
             if not Path(path).is_absolute() or not Path(path).is_dir():
                 raise InvalidRequest(
                     f"template {self.name}: {path!r} is not the absolute path of a folder", param="layers"
@@ -148,7 +162,7 @@ class Template:
 
     def sources(self) -> list[str]:
         """Host folders a sandbox sees read-only: programs, the interpreter, what is on its path."""
-        wanted = [*_programs(), sys.base_prefix, sys.prefix, *self.binds]
+        wanted = [*_programs(), sys.base_prefix, sys.prefix, *self.binds, *filter(None, [self.wheels])]
         real = sorted({os.path.normpath(path) for path in wanted})
         return [path for path in real if not any(path != other and path.startswith(other + "/") for other in real)]
 
@@ -161,12 +175,14 @@ class Template:
             base
             | one
             | {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "MPLCONFIGDIR": f"{HOME}/.config/matplotlib"}
+            | (_PIP | {"PIP_FIND_LINKS": self.wheels} if self.wheels else {})
             | self.env
         )
 
     def spec(self) -> dict[str, Any]:
         """What the zygote needs to know, as plain values."""
-        return asdict(self) | {"variables": self.variables()}
+        shown = f"\nimport sys\nsys.path.append({PACKAGES!r})" if self.wheels else ""
+        return asdict(self) | {"variables": self.variables(), "warm": self.warm + shown}
 
 
 def skeleton(template: Template, folder: Path) -> None:
@@ -177,6 +193,9 @@ def skeleton(template: Template, folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in _OPEN:
         (folder / name).chmod(0o1777)
+    if template.wheels:
+        (folder / PACKAGES.lstrip("/")).mkdir(parents=True)
+        (folder / PACKAGES.lstrip("/")).chmod(0o1777)
     for name in ("bin", "lib", "lib64", "sbin", "lib32", "libx32"):
         if Path("/", name).is_symlink():
             (folder / name).symlink_to(Path("/", name).readlink())

@@ -45,7 +45,9 @@ def region(device: int, length: int) -> tuple[mmap.mmap, int, int]:
 
 def show(kernel: Kernel, space: mmap.mmap, parts: list[list[Any]]) -> None:
     """Arrays of this memory as names: of numpy where that is loaded or can be, else plain views of bytes."""
-    numpy = importlib.import_module("numpy") if importlib.util.find_spec("numpy") else None
+    numpy = sys.modules.get("numpy")
+    if numpy is None and importlib.util.find_spec("numpy"):
+        numpy = importlib.import_module("numpy")
     for name, dtype, shape, offset in parts:
         if numpy is not None:
             count = int(numpy.prod(shape, dtype=numpy.int64))

@@ -154,7 +154,8 @@ def prepare(env: dict[str, str]) -> None:
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = [""]
-    sys.path = ["", *(path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix, "/usr")))]
+    places = (sys.prefix, sys.base_prefix, "/usr", "/opt/packages")  # the last: PACKAGES of a template
+    sys.path = ["", *(path for path in sys.path if path.startswith(places))]
     _kernel = Kernel()
     sys.modules["__main__"] = _kernel.module
 

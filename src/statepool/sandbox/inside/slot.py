@@ -81,6 +81,7 @@ class _Slot:
         self._base = Base(message)
         socket.sethostname("sandbox")
         _loopback_up()
+        self._unused = _net_counts()
         self.stem = Stem(line, self._ended)
         self.stem.join(("user", *_SPACES) if self._userns else _SPACES)
         _sandbox.prctl(_DUMPABLE, 0)
@@ -252,7 +253,7 @@ class _Slot:
             return {"problem": "processes that do not die"}
         self._command_confinement = None
         flags = _NEW_IPC | _NEW_UTS
-        if message["network"] or _sockets_left():
+        if message["network"] or _sockets_left() or _net_counts() != self._unused:
             flags |= _NEW_NET
         _sandbox.unshare(flags)
         if flags & _NEW_NET:
@@ -264,6 +265,8 @@ class _Slot:
             self._base.drop(root, [fresh])
         self._roots = {}
         self._spare = fresh
+        with contextlib.suppress(FileNotFoundError), open("/proc/sys/kernel/ns_last_pid", "w") as file:
+            file.write(str(self.stem.pid))  # ids would tell how many processes others had
         return {}
 
     def _reap(self) -> None:
@@ -331,6 +334,15 @@ def _sockets_left() -> bool:
                 if any(int(counts.get(key, 0)) for key in (b"inuse", b"tw")):
                     return True
     return False
+
+
+def _net_counts() -> list[bytes]:
+    """What the network namespace has counted, packets that led nowhere included."""
+    found = []
+    for name in ("dev", "snmp", "snmp6"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{name}", "rb") as file:
+            found.append(file.read())
+    return found
 
 
 def _terminal(root: Root, rows: int, cols: int) -> tuple[int, int]:
