@@ -66,7 +66,7 @@ class SkewPairs:
         for number, x in _blocks(m + 1, first):
             wanted = np.uint64(0) - self._keys(x, m, weights)
             start, end = (np.searchsorted(ranked, wanted, side) for side in ("left", "right"))
-            fits = [(i, int(j)) for i in np.flatnonzero(end > start) for j in order[start[i] : end[i]]]
+            fits = [(int(i), int(j)) for i in np.flatnonzero(end > start) for j in order[start[i] : end[i]]]
             fits = fits or [(0, int(order[min(int(start[0]), len(order) - 1)]))]
             last = (number + 1) * _AT_ONCE >= 1 << m // 2
             for place, (i, j) in enumerate(fits, 1):
