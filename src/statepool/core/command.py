@@ -84,6 +84,12 @@ def run(program: str, options: argparse.Namespace) -> int:
     except StatepoolError as error:
         print(f"{program} {options.command}: {error.message}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "statepool":
+            raise
+        missing = f"needs the package {error.name}, which one of statepool's extras has; see `statepool doctor`"
+        print(f"{program} {options.command}: {missing}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,7 @@ def main(arguments: list[str]) -> int:
     parser = tree()
     options = parser.parse_args(rest)
     options.command, options.run = name, action
-    try:
-        return run("statepool", options)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        print(f"statepool {name}: needs torch; pip install 'statepool[train]'", file=sys.stderr)
-        return 2
+    return run("statepool", options)
 
 
 def _train_parser() -> argparse.ArgumentParser:

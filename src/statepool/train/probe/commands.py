@@ -62,13 +62,7 @@ def main(arguments: list[str]) -> int:
     judge.add_argument("--length", type=int, default=2048, metavar="N", help="tokens of a text (default 2048)")
     judge.add_argument("--count", type=int, default=24, metavar="N", help="texts (default 24)")
     judge.add_argument("--json", action="store_true", help="print one JSON object a kind")
-    try:
-        return run("statepool probe", tree.parse_args(arguments))
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        print("statepool probe: needs torch; pip install 'statepool[train]'", file=sys.stderr)
-        return 2
+    return run("statepool probe", tree.parse_args(arguments))
 
 
 def _train(options: argparse.Namespace) -> int:
