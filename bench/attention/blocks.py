@@ -80,7 +80,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
 
 def _drafts(prompts: int) -> Row:
     """Greedy answers of the bundled model to questions about its context, with drafts of four and without."""
-    what = "draft tokens that hold for each pass over the context, bundled model at 1,900 tokens, drafts of 4, greedy, fp32"
+    what = "draft tokens that hold for each pass over the context, bundled model at 1,900 tokens, drafts of 4, greedy"
     row = Row("A16b", what, "tokens", "higher", 2.5, command="python -m bench attention --only A16")
     watch = LoadWatch()
     with_drafts, without = (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,6 +22,8 @@ from bench.row import Row
 from statepool.engine.attention.measure import draw
 from statepool.engine.attention.wave import Segment, WaveBuffer, WaveConfig
 from statepool.engine.attention.wave.index import SegmentView
+from statepool.engine.attention.wave.segment import LANES
+from statepool.engine.attention.wave.trace import SelectionTrace
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
 from statepool.engine.request import Request, SamplingParams
@@ -48,6 +54,8 @@ def _recorded(quick: bool) -> Row:
     wave: Any = engine.runner
     wave = wave.backends[0]
     wave.buffer = WaveBuffer(64, int(_SHARE * 1900 * engine.info.kv_token_bytes), _folder())
+    trace = CACHE / "attention-selection.jsonl"
+    wave._trace = SelectionTrace(str(trace))
     steps = 0
     for i, asked in enumerate(facts(engine, 3 if quick else 32, 1900)):
         params = SamplingParams(max_tokens=128, temperature=1.0, seed=i, ignore_eos=True)
@@ -56,8 +64,26 @@ def _recorded(quick: bool) -> Row:
     counts = wave.buffer.counts
     row.value = counts.hit_ratio
     row.own = f"{steps} steps, {counts.hits + counts.misses:,} clusters"
+    most = 1 - _first_reads(trace, WaveConfig())
+    row.limit = row.value / most
+    row.note = f"{most:.3f} if only the first read of each cluster missed: none is in memory before it"
     row.command, row.load = "python -m bench attention --only A7", watch.stop()
     return row
+
+
+def _first_reads(trace: Path, config: WaveConfig) -> float:
+    """Share of a trace's reads that no cache can have: the first ones of a cluster."""
+    seen, reads = set(), 0
+    for line in map(json.loads, trace.read_text().splitlines()):
+        borders = config.segments(line["tokens"])
+        sizes = [-(-config.clusters(*border) // LANES) * LANES for border in borders]
+        ends = list(accumulate(sizes))
+        for head, clusters in enumerate(line["read"]):
+            reads += len(clusters)
+            for cluster in clusters:
+                at = bisect_right(ends, cluster)
+                seen.add((line["request"], line["layer"], head, borders[at], ends[at] - cluster))
+    return len(seen) / reads
 
 
 def _folder() -> str:

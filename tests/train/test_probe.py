@@ -80,6 +80,16 @@ def test_blocks_that_hold_a_whole_text_give_the_loss_of_full_attention():
     torch.testing.assert_close(whole, full, atol=1e-5, rtol=1e-5)
 
 
+def test_training_through_blocks_that_hold_a_text_follows_full_attention():
+    """Six steps of the optimizer on gradients of either kind: the same texts, the same losses."""
+    losses = []
+    for attention in ("full", "moba:block=128,topk=1"):
+        recipe = Recipe(stages=SMALL, attention=attention, full=0.0)
+        losses.append(torch.tensor([step.loss for step in train(recipe, Qwen3(recipe.shape, recipe.seed))]))
+    assert len(losses[0]) == 6
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-3, rtol=0)
+
+
 def test_the_bundled_probe_finds_every_needle_and_the_wave_index_most():
     asked = questions("probe", 2, 1400)
     scores = {name: score(name, engine_of("probe", name, 0.018), asked) for name in ("full", "oracle", "random")}

@@ -14,6 +14,8 @@ constexpr int kShare = 2;
 #endif
 // Above so many vectors a bf16 page is widened once into scratch instead of once per group of kShare.
 constexpr int kWidenAbove = 2 * kShare;
+// Pages between what is read and what is fetched: one is late for memory under load, three leave the cache too early.
+constexpr int kAhead = 2;
 
 STATEPOOL_INLINE F16 lanes(const float* p) { return load(p); }
 STATEPOOL_INLINE F16 lanes(const uint16_t* p) { return load_bf16(p); }
@@ -24,7 +26,7 @@ const float kInfinity = __builtin_inff();
 STATEPOOL_INLINE void keep_order() { __asm__ volatile("" ::: "memory"); }
 
 // scores[i][lane] = scale * q[i] . K[:, lane]: an even and an odd chain over d, each ascending, then added.
-// `ahead` is the next page: one line of it is fetched per line read.
+// `ahead` is a later page: one line of it is fetched per line read.
 template <int N, class T>
 STATEPOOL_INLINE void score(const float* q, int head_dim, const T* keys, const T* ahead, float scale, float* scores) {
   F16 even[N], odd[N];
@@ -169,7 +171,7 @@ void segment(const SegmentJob& job) {
     const int64_t seen = job.first_position + row - page * kPage + 1;
     const T* k = keys + job.blocks[page] * job.block_stride;
     const T* v = values + job.blocks[page] * job.block_stride;
-    const int64_t next = (page + 1 < job.pages ? job.blocks[page + 1] : job.blocks[page]) * job.block_stride;
+    const int64_t next = job.blocks[page + kAhead < job.pages ? page + kAhead : page] * job.block_stride;
     if constexpr (sizeof(T) == 2) {
       if (job.vectors - first > kWidenAbove) {
         float* wide_k = job.widened;

@@ -21,7 +21,7 @@ from statepool.kv.layout import BLOCK_SIZE, tokens_of
 F32 = npt.NDArray[np.float32]
 RIVALS = ("oracle", "quest", "moba-gate", "streaming", "random")
 TABLES = (1 + WaveConfig().estimate) / 2
-"""What a step reads of a cluster's tables, in tokens: a centroid, and a mean where it is estimated, half a token each."""
+"""What a step reads of a cluster's tables, in tokens: a centroid, and a mean where it is estimated, half one each."""
 _OWN_TABLES = {"quest": 1 / BLOCK_SIZE, "moba-gate": 1 / 2 / BLOCK_SIZE}
 """What others keep and read of every page, in tokens per token."""
 

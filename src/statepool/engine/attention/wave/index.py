@@ -192,7 +192,7 @@ class WaveIndex:
         """
         check(keys, values, 0)
         index = cls(keys.shape[0], keys.shape[2], keys.dtype, config or WaveConfig())
-        index.append(keys, values)
+        index._settle(np.stack([keys, values], axis=1))
         return index
 
     def append(self, keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:

@@ -141,7 +141,9 @@ def check(keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int) -> None:
         raise InvalidRequest(f"head_dim must be a positive multiple of {LANES}, got {keys.shape[2]}", param="keys")
     for name, array in (("keys", keys), ("values", values)):
         # All exponent bits set: infinite or not a number.
-        bad = (array & 0x7F80) == 0x7F80 if array.dtype == np.uint16 else ~np.isfinite(array)
-        if bad.any():
+        bits = array if array.dtype == np.uint16 else np.ascontiguousarray(array).view(np.uint32)
+        sign, infinite = (0x7FFF, 0x7F80) if array.dtype == np.uint16 else (0x7FFFFFFF, 0x7F800000)
+        if (bits & sign).max() >= infinite:
+            bad = (bits & sign) >= infinite
             token = int(np.argmax(bad.any(axis=(0, 2))))
             raise InvalidRequest(f"{name}: token {start + token} holds NaN or infinity", param=name)
