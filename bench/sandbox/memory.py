@@ -65,7 +65,7 @@ def _marginal(quick: bool) -> list[Row]:
                 sandboxes.append(Sandbox("data", pool=pool))
                 assert sandboxes[-1].run_code(_CELL).text == "(45, 'pandas')"
             zygote = sandboxes[0].lease.slot.zygote
-            totals.append(held(sandboxes) + pss(zygote.pid) + pss(zygote.image))
+            totals.append(held(sandboxes) + pss(zygote.pid))
         each = (totals[1] - totals[0]) / (count - few)
         for sandbox in sandboxes:
             sandbox.close()

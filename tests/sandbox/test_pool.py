@@ -148,22 +148,6 @@ def test_a_slot_that_dies_is_noticed_and_replaced(pool):
         assert other.run_code("1 + 1").text == "2"
 
 
-def test_a_slot_ends_with_its_stem(pool):
-    with Sandbox(pool=pool) as sandbox:
-        slot = sandbox.lease.slot
-        assert sandbox.run_code("1 + 1").text == "2" and len(slot.own) == 2
-        (stem,) = slot.own - {slot.pid}
-        os.kill(stem, signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while slot.alive:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        with pytest.raises(SandboxGone):
-            sandbox.run_code("1")
-    with Sandbox(pool=pool) as other:
-        assert other.lease.slot is not slot and other.run_code("1 + 1").text == "2"
-
-
 def test_a_template_with_pyarrow(pool):
     """Its allocator starts a thread unless told otherwise; pandas loads it."""
     pytest.importorskip("pyarrow")

@@ -49,7 +49,7 @@ def grant(sandbox: Sandbox, hosts: Sequence[str]) -> Proxy:
     for host in hosts:
         if not _HOST.fullmatch(host) or ".." in host:
             raise InvalidRequest(f"network: {host!r} is no host name or pattern such as *.example.com", param="network")
-    answer, fds = sandbox.lease.ask({"op": "listen", "port": 0})
+    answer, fds = sandbox.lease.ask("listen", 0)
     url = f"http://127.0.0.1:{answer['port']}"
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     sandbox.add_variables(dict.fromkeys(names, url) | {"no_proxy": "localhost,127.0.0.1"})

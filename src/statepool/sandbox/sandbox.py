@@ -162,13 +162,18 @@ class Sandbox:
         """
         self._usable()
         self.context.kill()
-        link, ends = Link.make()
-        with ends:
-            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root, "memory": [length, parts]}, ends.fds)
         try:
+            device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"pages: /dev/userfaultfd: {error.strerror}", param="pages") from None
+        link = self.start_kernel()
+        try:
+            link.channel.send({"op": "region", "length": length, "parts": parts}, [device])
             news, fds = link.channel.receive(rights=True)
         except Closed:
             news, fds = {}, []
+        finally:
+            os.close(device)
         if news.get("op") != "memory" or not fds:
             link.close()
             raise Unavailable(
@@ -190,7 +195,7 @@ class Sandbox:
         self._usable()
         if self._files is None or self._files[0] != self._root:
             self._forget_files()
-            _, fds = self.lease.ask({"op": "root", "root": self._root})
+            _, fds = self.lease.ask("root", self._root)
             owns = self.lease.pool.driver == "ns"
             self._files = (self._root, Files(fds[0], self.lease.uid, owns), fds[0])
         return self._files[1]
@@ -333,7 +338,7 @@ class Sandbox:
         """A connection to a port on the sandbox's loopback."""
         self._usable()
         try:
-            _, fds = self.lease.ask({"op": "connect", "port": port, "timeout": timeout})
+            _, fds = self.lease.ask("connect", port, int(1e3 * timeout))
         except OSError as error:
             raise SandboxGone(f"port: nothing answers on {port}: {error.strerror}", param="port") from None
         return socket.socket(fileno=fds[0])
@@ -368,7 +373,7 @@ class Sandbox:
         """A kernel without a tenant's state, in this sandbox's files."""
         link, ends = Link.make()
         with ends:
-            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root}, ends.fds)
+            link.pid = self.lease.slot.post("kernel", self._root, fds=ends.fds)
         return link
 
     def _forget_files(self) -> None:

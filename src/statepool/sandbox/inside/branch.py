@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox.channel import Channel
 from statepool.sandbox.inside import turn
-from statepool.sandbox.inside.attach import attach
+from statepool.sandbox.inside.attach import attach, region
 
 if TYPE_CHECKING:
     from statepool.sandbox.inside.kernel import Kernel
@@ -158,4 +158,4 @@ def _grow(
     kernel.channel.send({"op": "ready", "error": error})
 
 
-OPERATIONS = {"attach": attach, "check": check, "hold": hold, "look": look}
+OPERATIONS = {"attach": attach, "check": check, "hold": hold, "look": look, "region": region}
