@@ -22,6 +22,7 @@
 
 #include "command.h"
 #include "loopback.h"
+#include "pages.h"
 #include "wire.h"
 
 namespace statepool::sandbox {
@@ -199,6 +200,7 @@ class Init {
       tracked_.insert(pid);
       return pid;
     }
+    copy_expected();
     for (int i = 0; i < 3; ++i) dup2(fds[size_t(i)], (i + 2) % 3 + 1);  // socket, output, error at 3, 1, 2
     const char* step = confine(kernel_, into.fd);
     if (!step && syscall(SYS_close_range, unsigned(kControl + 1), ~0u, 0)) step = "close_range";

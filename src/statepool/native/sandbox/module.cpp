@@ -3,19 +3,17 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 #include <sched.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <memory>
-
 #include "frozen.h"
+#include "pages.h"
 #include "syscalls.h"
 
 namespace nb = nanobind;
@@ -51,28 +49,6 @@ std::vector<sock_filter> instructions(nb::bytes program) {
   return made;
 }
 
-// Put the private memory of this process into pages of 2 MiB where there are so many beside each other. A fork copies one entry for
-// such a page instead of 512, and who writes to a part of it still gets a copy of 4 KiB only. Answers how many pages there are.
-int collapse() {
-  constexpr uintptr_t kHuge = 2u << 20;
-  std::unique_ptr<FILE, int (*)(FILE*)> maps(fopen("/proc/self/maps", "re"), fclose);
-  if (!maps) throw_errno("/proc/self/maps");
-  std::vector<std::pair<uintptr_t, uintptr_t>> places;
-  char line[4352];
-  while (fgets(line, sizeof line, maps.get())) {
-    uintptr_t begin, end;
-    char rights[5], path[16] = "";
-    if (sscanf(line, "%lx-%lx %4s %*s %*s %*s %15s", &begin, &end, rights, path) < 3 || strcmp(rights, "rw-p")) continue;
-    if (*path && strcmp(path, "[heap]")) continue;
-    places.emplace_back((begin + kHuge - 1) & ~(kHuge - 1), end & ~(kHuge - 1));
-  }
-  int made = 0;
-  for (const auto& [begin, end] : places)
-    for (uintptr_t at = begin; at < end; at += kHuge)
-      if (!madvise(reinterpret_cast<void*>(at), kHuge, 25)) ++made;  // 25: MADV_COLLAPSE; Linux before 6.1 says no, as for empty memory
-  return made;
-}
-
 // A process id, or what a child is for: the bytes of a message and its descriptors.
 nb::object told(const Forked& forked) {
   if (forked.pid < 0) throw_errno("fork");
@@ -84,6 +60,8 @@ nb::object told(const Forked& forked) {
 
 NB_MODULE(_sandbox, m) {
   m.def("collapse", &collapse);
+  m.def("written", &written);
+  m.def("expect_writes", &expect_writes, "stretches"_a);
   m.def("hold", [](int line, int other) { return told(hold(line, other)); }, "line"_a, "other"_a);
   m.def("sow", [](int line, nb::bytes program) { sow(line, instructions(program)); }, "line"_a, "program"_a);
   m.def("unshare", [](int flags) {

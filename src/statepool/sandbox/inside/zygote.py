@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox import seccomp
-from statepool.sandbox.channel import Channel
+from statepool.sandbox.channel import Channel, pair
 from statepool.sandbox.inside import kernel
 
 __all__ = ["main"]
@@ -36,6 +36,7 @@ def main(fd: int) -> NoReturn:
     except Exception as error:  # noqa: BLE001  # a template's code may raise anything; the manager says what
         channel.send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
         os._exit(1)
+    _sandbox.expect_writes(_rehearse())
     channel.send({"op": "ready"})
     line = channel.socket.detach()  # a kernel has no such descriptor, and must not close what has its number
     try:
@@ -73,6 +74,27 @@ def _load(spec: dict[str, Any]) -> None:
         raise RuntimeError(
             f"{threads} threads run after the preload; a fork would lose them. Leave out what starts them"
         )
+
+
+def _rehearse() -> list[tuple[int, int]]:
+    """Stretches of memory that a kernel writes to until its first cell is done: what a fork here did."""
+    ours, theirs = pair()
+    ours.send({"op": "begin", "env": {"STATEPOOL_SANDBOX": "x"}, "cwd": None, "seed": None})
+    ours.send({"op": "run", "code": "1 + 1", "env": None})
+    ours.socket.shutdown(socket.SHUT_WR)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.serve(theirs.fileno())
+            theirs.send({"pages": _sandbox.written()})
+        finally:
+            os._exit(0)
+    theirs.close()
+    ours.receive()
+    pages = ours.receive()[0]["pages"]
+    ours.close()
+    os.waitpid(pid, 0)
+    return [(begin, length) for begin, length in pages]
 
 
 if __name__ == "__main__":
