@@ -104,26 +104,22 @@ class Lease:
         with self._lock:
             return self._codes.get(pid, -9)
 
-    def seal(self, below: int, allowed: int) -> Callable[[], tuple[int, int, list[tuple[int, str]]]]:
-        """Ask for a root above one that nobody but the process ``allowed`` writes to.
+    def seal(self, below: int, allowed: int) -> tuple[int, int, list[tuple[int, str]]]:
+        """A root above one that nobody but the process ``allowed`` writes to.
 
         Returns:
-            What waits for the answer: number and descriptor of the new root, or who else is at work below.
+            Number and descriptor of the new root, or who else is at work below.
         """
         with self._lock:
             self._roots += 1
             number = self._roots
-        future = self.slot.post("layer", below, number, allowed, *self.frozen)
-
-        def answer() -> tuple[int, int, list[tuple[int, str]]]:
-            found, fds = future.result(30)
-            if "error" in found:
-                raise SandboxError(f"snapshot: {found['error']}")
-            if "busy" in found:
-                return -1, -1, _shown(found["busy"])
-            return number, fds[0], []
-
-        return answer
+        try:
+            found, fds = self.ask("layer", below, number, allowed, *self.frozen)
+        except OSError as error:
+            raise SandboxError(f"snapshot: {error.strerror}") from None
+        if "busy" in found:
+            return -1, -1, _shown(found["busy"])
+        return number, fds[0], []
 
     def touched(self, root: int, allowed: int) -> bool:
         """Whether a root's files differ from those it began with, or others than ``allowed`` are at work there."""

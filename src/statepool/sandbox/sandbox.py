@@ -236,21 +236,20 @@ class Sandbox:
         for remote in self.remotes:  # a fork would find zeros where pages are missing
             remote.bring_back()
         below = self._root
-        sealing = self.lease.seal(below, self.context.pid)  # meanwhile the kernel looks at itself
-        obstacles = self.context.ask({"op": "check"})["obstacles"]
-        number, root, busy = sealing()
-        if obstacles or busy:
-            if not busy:
-                os.close(root)
-                self.lease.drop(number)
-            what = obstacles[0] if obstacles else f"the process {busy[0][0]} ({busy[0][1][:60]}), which still runs,"
-            raise NotQuiescent(f"snapshot: {what} would be lost")
+        number, root, busy = self.lease.seal(below, self.context.pid)
+        if busy:
+            pid, line = busy[0]
+            raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
         ours, theirs = pair()
         try:
             answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
         finally:
             theirs.close()
             os.close(root)
+        if obstacles := answer.get("obstacles"):
+            ours.close()
+            self.lease.drop(number)
+            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
         if answer.get("error"):
             self.context.kill()
             raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
