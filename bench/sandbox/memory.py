@@ -71,7 +71,7 @@ def _marginal(quick: bool) -> list[Row]:
             sandbox.close()
     load, command = watch.stop(), COMMAND.format("T6,T6b")
     own = (
-        f"{each / 1e6:.2f} MB: what kernels, stems, PID 1s and the template grow by from {few} to {count} sandboxes, "
+        f"{each / 1e6:.2f} MB: what kernels, PID 1s and the template grow by from {few} to {count} sandboxes, "
         "proportional set size and page tables, after a cell"
     )
     return [
