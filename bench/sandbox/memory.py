@@ -65,13 +65,13 @@ def _marginal(quick: bool) -> list[Row]:
                 sandboxes.append(Sandbox("data", pool=pool))
                 assert sandboxes[-1].run_code(_CELL).text == "(45, 'pandas')"
             zygote = sandboxes[0].lease.slot.zygote
-            totals.append(held(sandboxes) + pss(zygote.pid) + pss(zygote.image))
+            totals.append(held(sandboxes) + pss(zygote.pid))
         each = (totals[1] - totals[0]) / (count - few)
         for sandbox in sandboxes:
             sandbox.close()
     load, command = watch.stop(), COMMAND.format("T6,T6b")
     own = (
-        f"{each / 1e6:.2f} MB: what kernels, stems, PID 1s and the template grow by from {few} to {count} sandboxes, "
+        f"{each / 1e6:.2f} MB: what kernels, PID 1s and the template grow by from {few} to {count} sandboxes, "
         "proportional set size and page tables, after a cell"
     )
     return [

@@ -61,7 +61,7 @@ def fetch(url):
 
 def test_a_sandbox_reaches_what_is_allowed_and_nothing_else(pool, site):
     with Sandbox(pool=pool) as sandbox:
-        answer, fds = sandbox.lease.ask({"op": "listen", "port": 0})
+        answer, fds = sandbox.lease.ask("listen", 0)
         proxy = net.Proxy(socket.socket(fileno=fds[0]), ["localhost"], private=True)
         url = f"http://127.0.0.1:{answer['port']}"
         sandbox.add_variables({"http_proxy": url, "no_proxy": ""})

@@ -72,9 +72,13 @@ class Lease:
         slot.on_exit = self._exited
         slot.on_lost = self._lost
 
-    def ask(self, message: dict[str, Any], fds: Iterable[int] = ()) -> Reply:
+    def ask(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Reply:
         """A request to the slot."""
-        return self.slot.ask(message, fds)
+        return self.slot.ask(what, *fields, fds=fds)
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Ids, inside, and command lines of everything that runs."""
+        return _shown(self.ask("processes")[0]["processes"])
 
     def signal(self, pid: int, number: int, group: bool = False) -> bool:
         """Send a signal to a process inside; answers whether it was there."""
@@ -83,7 +87,7 @@ class Lease:
     def kill(self, pid: int) -> None:
         """End a process inside. Nobody waits for it."""
         with contextlib.suppress(SandboxGone):
-            self.slot.post({"op": "signal", "pid": pid, "number": signal.SIGKILL, "group": False})
+            self.slot.post("signal", pid, 0, signal.SIGKILL)
 
     def ending(self, pid: int) -> Ending:
         """What tells when this process has ended."""
@@ -100,31 +104,26 @@ class Lease:
         with self._lock:
             return self._codes.get(pid, -9)
 
-    def seal(self, below: int, allowed: int) -> Callable[[], tuple[int, int, list[tuple[int, str]]]]:
-        """Ask for a root above one that nobody but the process ``allowed`` writes to.
+    def seal(self, below: int, allowed: int) -> tuple[int, int, list[tuple[int, str]]]:
+        """A root above one that nobody but the process ``allowed`` writes to.
 
         Returns:
-            What waits for the answer: number and descriptor of the new root, or who else is at work below.
+            Number and descriptor of the new root, or who else is at work below.
         """
         with self._lock:
             self._roots += 1
             number = self._roots
-        future = self.slot.post({"op": "layer", "below": below, "root": number, "allowed": [allowed, *self.frozen]})
-
-        def answer() -> tuple[int, int, list[tuple[int, str]]]:
-            found, fds = future.result(30)
-            if "error" in found:
-                raise SandboxError(f"snapshot: {found['error']}")
-            if "busy" in found:
-                return -1, -1, [(pid, line) for pid, line in found["busy"]]
-            return number, fds[0], []
-
-        return answer
+        try:
+            found, fds = self.ask("layer", below, number, allowed, *self.frozen)
+        except OSError as error:
+            raise SandboxError(f"snapshot: {error.strerror}") from None
+        if "busy" in found:
+            return -1, -1, _shown(found["busy"])
+        return number, fds[0], []
 
     def touched(self, root: int, allowed: int) -> bool:
         """Whether a root's files differ from those it began with, or others than ``allowed`` are at work there."""
-        message = {"op": "touched", "root": root, "allowed": [allowed, *self.frozen]}
-        return bool(self.ask(message)[0]["touched"])
+        return bool(self.ask("touched", root, allowed, *self.frozen)[0]["touched"])
 
     def roots(self, below: int, count: int) -> Callable[[], list[tuple[int, int]]]:
         """Ask for new root directories above one that is sealed, at most 16 at once.
@@ -135,7 +134,7 @@ class Lease:
         with self._lock:
             numbers = [*range(self._roots + 1, self._roots + 1 + count)]
             self._roots += count
-        future = self.slot.post({"op": "layers", "below": below, "roots": numbers})
+        future = self.slot.post("layers", below, *numbers)
 
         def answer() -> list[tuple[int, int]]:
             found, fds = future.result(30)
@@ -148,7 +147,7 @@ class Lease:
     def drop(self, root: int) -> None:
         """Take a root directory away and end who is in it. Nobody waits for it."""
         with contextlib.suppress(SandboxGone):
-            self.slot.post({"op": "drop", "root": root, "spared": [*self.frozen]})
+            self.slot.post("drop", root, *self.frozen)
 
     @property
     def holders(self) -> int:
@@ -193,3 +192,8 @@ class Lease:
             self._endings.clear()
         for ending in endings:
             ending.set()
+
+
+def _shown(found: list[list[Any]]) -> list[tuple[int, str]]:
+    """Command lines as text; their bytes outside ASCII come as lone surrogates."""
+    return [(pid, line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")) for pid, line in found]

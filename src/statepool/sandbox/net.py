@@ -60,7 +60,7 @@ def grant(sandbox: Sandbox, hosts: Sequence[str]) -> Proxy:
         InvalidRequest: a host is no name.
     """
     checked(hosts)
-    answer, fds = sandbox.lease.ask({"op": "listen", "port": 0})
+    answer, fds = sandbox.lease.ask("listen", 0)
     url = f"http://127.0.0.1:{answer['port']}"
     names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     sandbox.add_variables(dict.fromkeys(names, url) | {"no_proxy": "localhost,127.0.0.1"})

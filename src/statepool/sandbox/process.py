@@ -196,14 +196,13 @@ class Commands:
         env: dict[str, str] | None = None,
     ) -> Terminal:
         """Start a program, bash by default, on a terminal."""
-        shown = {"TERM": "xterm-256color"} | (env or {})
-        pid, fds = self._spawn(argv or [_SHELL, "-i"], cwd, shown, (), {"terminal": True, "rows": rows, "cols": cols})
+        named = {"TERM": "xterm-256color"} | (env or {})
+        pid, fds = self._spawn(argv or [_SHELL, "-i"], cwd, named, (), (rows, cols))
         return Terminal(self._lease, pid, fds[0])
 
     def running(self) -> list[tuple[int, str]]:
         """Process ids and command lines of everything that runs in the sandbox, kernels included."""
-        answer, _ = self._lease.ask({"op": "processes"})
-        return [(pid, line) for pid, line in answer["processes"]]
+        return self._lease.processes()
 
     def get(self, pid: int) -> Command:
         """A command started before.
@@ -222,18 +221,15 @@ class Commands:
         cwd: str,
         env: dict[str, str] | None,
         fds: tuple[int, ...],
-        terminal: dict[str, int] | None = None,
+        terminal: tuple[int, int] | None = None,
     ) -> tuple[int, list[int]]:
-        message = {
-            "op": "spawn",
-            "root": self._root(),
-            "argv": argv,
-            "env": self.env | (env or {}),
-            "cwd": cwd,
-            "uid": self._lease.uid,
-        }
+        rows, cols = terminal or (0, 0)
+        variables = [f"{name}={value}" for name, value in (self.env | (env or {})).items()]
+        kind = (self._root(), int(terminal is not None), rows, cols)
         try:
-            answer, got = self._lease.ask(message | (terminal or {"terminal": False}), fds)
+            answer, got = self._lease.ask("spawn", *kind, cwd, len(argv), *argv, *variables, fds=fds)
+        except ValueError as error:
+            raise InvalidRequest(f"command, env, cwd: {error}", param="command") from None
         except OSError as error:
             raise InvalidRequest(
                 f"command: {error.strerror}", param="cwd" if "cwd" in str(error) else "command"

@@ -164,13 +164,18 @@ class Sandbox:
         """
         self._usable()
         self.context.kill()
-        link, ends = Link.make()
-        with ends:
-            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root, "memory": [length, parts]}, ends.fds)
         try:
+            device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"pages: /dev/userfaultfd: {error.strerror}", param="pages") from None
+        link = self.start_kernel()
+        try:
+            link.channel.send({"op": "region", "length": length, "parts": parts}, [device])
             news, fds = link.channel.receive(rights=True)
         except Closed:
             news, fds = {}, []
+        finally:
+            os.close(device)
         if news.get("op") != "memory" or not fds:
             link.close()
             raise Unavailable(
@@ -192,7 +197,7 @@ class Sandbox:
         self._usable()
         if self._files is None or self._files[0] != self._root:
             self._forget_files()
-            _, fds = self.lease.ask({"op": "root", "root": self._root})
+            _, fds = self.lease.ask("root", self._root)
             owns = self.lease.pool.driver == "ns"
             self._files = (self._root, Files(fds[0], self.lease.uid, owns), fds[0])
         return self._files[1]
@@ -251,21 +256,20 @@ class Sandbox:
         for remote in self.remotes:  # a fork would find zeros where pages are missing
             remote.bring_back()
         below = self._root
-        sealing = self.lease.seal(below, self.context.pid)  # meanwhile the kernel looks at itself
-        obstacles = self.context.ask({"op": "check"})["obstacles"]
-        number, root, busy = sealing()
-        if obstacles or busy:
-            if not busy:
-                os.close(root)
-                self.lease.drop(number)
-            what = obstacles[0] if obstacles else f"the process {busy[0][0]} ({busy[0][1][:60]}), which still runs,"
-            raise NotQuiescent(f"snapshot: {what} would be lost")
+        number, root, busy = self.lease.seal(below, self.context.pid)
+        if busy:
+            pid, line = busy[0]
+            raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
         ours, theirs = pair()
         try:
             answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
         finally:
             theirs.close()
             os.close(root)
+        if obstacles := answer.get("obstacles"):
+            ours.close()
+            self.lease.drop(number)
+            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
         if answer.get("error"):
             self.context.kill()
             raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
@@ -353,7 +357,7 @@ class Sandbox:
         """A connection to a port on the sandbox's loopback."""
         self._usable()
         try:
-            _, fds = self.lease.ask({"op": "connect", "port": port, "timeout": timeout})
+            _, fds = self.lease.ask("connect", port, int(1e3 * timeout))
         except OSError as error:
             raise SandboxGone(f"port: nothing answers on {port}: {error.strerror}", param="port") from None
         return socket.socket(fileno=fds[0])
@@ -388,7 +392,7 @@ class Sandbox:
         """A kernel without a tenant's state, in this sandbox's files."""
         link, ends = Link.make()
         with ends:
-            link.pid = self.lease.slot.post({"op": "kernel", "root": self._root}, ends.fds)
+            link.pid = self.lease.slot.post("kernel", self._root, fds=ends.fds)
         return link
 
     def _forget_files(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -105,8 +106,6 @@ class Zygote:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self.image = 0
-        """Process id of the child that holds the memory."""
 
     @property
     def pid(self) -> int | None:
@@ -124,14 +123,22 @@ class Zygote:
                 return
             self._start()
 
-    def fork(self, message: dict[str, Any], fds: Iterable[int]) -> None:
-        """Ask for a slot; its first words come on its own channel, ``fds[0]``."""
-        fds = list(fds)
+    def fork(self, control: Channel, cgroups: Iterable[Path]) -> None:
+        """Ask for a slot in these cgroups; its first words come on the other end of ``control``."""
+        template, limits = self.template, self.template.limits
+        order: list[str | int] = [int(self.userns), limits.files_bytes, limits.inodes]
+        order += [str(self.folder / "base"), str(self.folder / "skeleton"), len(template.layers)]
+        order += [*template.layers, *template.sources()]
+        with contextlib.ExitStack() as stack:
+            joins = [stack.enter_context((path / "cgroup.procs").open("wb", 0)).fileno() for path in cgroups]
+            self._ask(order, [control.fileno(), *joins])
+
+    def _ask(self, order: list[str | int], fds: list[int]) -> None:
         for _ in range(2):
             self.start()
             with self._lock, contextlib.suppress(Closed):
                 assert self._channel is not None
-                self._channel.send(message, fds)
+                self._channel.order(order, fds)
                 return
             self.close()
         raise SlotFailed(f"template {self.template.name}: its zygote ends as soon as it is asked for a slot")
@@ -183,7 +190,6 @@ class Zygote:
             self._process.wait()
             self._process = None
             raise SlotFailed(f"template {self.template.name}: {hello['error']}")
-        self.image = hello["pid"]
 
 
 class Slot:
@@ -193,7 +199,7 @@ class Slot:
         self.name, self.zygote, self.cgroup = name, zygote, cgroup
         self.pid = 0
         self.own: set[int] = set()
-        """Of PID 1 and of the stem: what a clean slot's cgroups hold."""
+        """PID 1: what a clean slot's cgroups hold."""
         self._pidfd = -1
         self.generation = 0
         self.spent = Usage(0, 0, 0, 0.0, 0)
@@ -217,28 +223,20 @@ class Slot:
         Raises:
             SlotFailed: with what went wrong inside.
         """
-        template = self.zygote.template
-        message = {
-            "cgroups": [str(path) for path in self.cgroup.paths.values()],
-            "userns": self.zygote.userns,
-            "folder": str(self.zygote.folder / "base"),
-            "skeleton": str(self.zygote.folder / "skeleton"),
-            "layers": list(template.layers),
-            "sources": template.sources(),
-        }
-        self.zygote.fork(message, [self._theirs.fileno()])
+        self.zygote.fork(self._theirs, self.cgroup.paths.values())
         self._theirs.close()
         self.channel.socket.settimeout(_ANSWER_SECONDS)
         try:
-            while True:
+            ready = False
+            while not (ready and self.pid):  # two processes speak: who forked PID 1, and PID 1
                 news, _ = self.channel.receive()
                 if news["op"] == "born":
                     self.pid = news["pid"]
+                    self.own = {self.pid}
                     self._pidfd = os.pidfd_open(self.pid)
                     born(self.pid)
                 elif news["op"] == "ready":
-                    self.own = {self.pid, news["stem"]}
-                    break
+                    ready = True
                 else:
                     raise SlotFailed(f"slot {self.name}: {news['error']}")
         except Closed as error:
@@ -250,15 +248,18 @@ class Slot:
     def park(self, uid: int, limits: Limits, memory_rlimit: bool) -> None:
         """Make a kernel wait for a tenant of this user id: confined already, with nothing of the tenant's yet."""
         link, ends = Link.make()
-        values = {name: getattr(limits, name) for name in limits.__dataclass_fields__}
+        bounds = _rlimits(limits, memory_rlimit)
         with ends:
-            link.pid = self.post(
-                {"op": "start", "uid": uid, "limits": values, "memory_rlimit": memory_rlimit}, ends.fds
-            )
+            link.pid = self.post("start", uid, limits.files_bytes, limits.inodes, *bounds, fds=ends.fds)
         self.tenant = (uid, limits, link)
 
-    def post(self, message: dict[str, Any], fds: Iterable[int] = ()) -> Future[Reply]:
-        """Send a request; the future has the answer and its descriptors, which the caller closes."""
+    def post(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Future[Reply]:
+        """Send a request; the future has the answer and its descriptors, which the caller closes.
+
+        Raises:
+            SandboxGone: the slot has ended.
+            ValueError: a field holds a zero byte, or what UTF-8 cannot write.
+        """
         future: Future[Reply] = Future()
         with self._lock:
             if not self.alive:
@@ -266,13 +267,15 @@ class Slot:
             self._next += 1
             self._waiting[self._next] = future
             try:
-                self.channel.send(message | {"id": self._next}, fds)
-            except Closed:
+                self.channel.order((self._next, what, *fields), fds)
+            except (Closed, ValueError) as error:
                 del self._waiting[self._next]
+                if isinstance(error, ValueError):
+                    raise
                 raise SandboxGone("the sandbox has ended") from None
         return future
 
-    def ask(self, message: dict[str, Any], fds: Iterable[int] = (), timeout: float = _ANSWER_SECONDS) -> Reply:
+    def ask(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Reply:
         """Send a request and wait for its answer.
 
         Raises:
@@ -281,16 +284,16 @@ class Slot:
             OSError: what the request met inside.
         """
         try:
-            answer, got = self.post(message, fds).result(timeout)
+            answer, got = self.post(what, *fields, fds=fds).result(_ANSWER_SECONDS)
         except TimeoutError:
-            raise SlotFailed(f"slot {self.name} gave no answer to {message['op']} within {timeout:g} s") from None
+            raise SlotFailed(f"slot {self.name} gave no answer to {what} within {_ANSWER_SECONDS:g} s") from None
         if "error" in answer:
             raise OSError(answer.get("errno", 0), answer["error"])
         return answer, got
 
     def signal(self, pid: int, number: int, group: bool = False) -> bool:
         """Send a signal to a process inside; answers whether it was there."""
-        answer, _ = self.ask({"op": "signal", "pid": pid, "number": number, "group": group})
+        answer, _ = self.ask("signal", pid, int(group), number)
         return bool(answer["sent"])
 
     def hear(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -336,7 +339,7 @@ class Slot:
         """Make it clean for the next tenant; answers what is wrong, if anything is. A new network where ``network``."""
         self._forget_tenant()
         try:
-            answer, _ = self.ask({"op": "reset", "network": network})
+            answer, _ = self.ask("reset", int(network))
         except (OSError, SandboxGone, SlotFailed) as error:
             return str(error)
         if "problem" in answer:
@@ -367,3 +370,19 @@ class Slot:
         if self.tenant is not None:
             self.tenant[2].close()
             self.tenant = None
+
+
+def _rlimits(limits: Limits, memory: bool) -> list[int]:
+    """Pairs of resource and value, for every process of a tenant."""
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: limits.file_bytes,
+        resource.RLIMIT_NPROC: limits.processes,
+        resource.RLIMIT_MEMLOCK: 1 << 16,
+        resource.RLIMIT_MSGQUEUE: 1 << 20,
+        resource.RLIMIT_RTPRIO: 0,
+    }
+    if memory:
+        wanted[resource.RLIMIT_DATA] = limits.memory_bytes
+    return [number for pair in wanted.items() for number in pair]

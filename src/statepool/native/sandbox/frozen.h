@@ -1,35 +1,31 @@
-// A process that keeps its memory as it is. It waits in C: no Python runs in it, no reference count is written, so no page is copied,
-// and each of its children begins with the pages of the process that it was forked from itself.
+// Processes that keep their memory as it is. They wait in C: no Python runs in them, no reference count is written, so no page is
+// copied, and each of their children begins with the pages of the process that it was forked from itself.
 #pragma once
 
+#include <linux/filter.h>
 #include <sys/types.h>
 
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "wire.h"
 
 namespace statepool::sandbox {
 
-// What a child was made for: the message that asked for it (JSON), and the descriptors beside it.
-struct Order {
-  std::string body;
-  std::vector<int> fds;
-};
-
-// What the two functions below answer: an order in a child of the process that waits, and in the process that called, if it goes on, the
-// id of the one that waits; -1 is an error. A process that waits ends with its socket. Messages have four bytes of length before them.
-// {"op":"kill"... ends all other processes of the PID namespace but its first; {"op":"join"... enters the namespaces that came along;
-// any other is an order.
+// In a child of the process that waits: the message that asked for it, and the descriptors beside it. In the process that called: the id
+// of the one that waits; -1 is an error.
 struct Forked {
   pid_t pid;
   std::optional<Order> order;
 };
 
-// A holder of this process's memory, with `line` as its descriptor 3 and without the descriptor `other`.
+// A holder of this process's memory, with `line` as its descriptor 3 and without the descriptor `other`. It ends with its socket.
 Forked hold(int line, int other);
 
-// This process waits itself, and forks a stem for each message: for a slot whose first process sends its namespaces over the first of
-// the descriptors beside it. The others are cgroup.procs of the cgroups that the stem joins. A stem tells when a child of it ends.
-Forked sow(int line);
+// This process waits itself, and forks a slot for each message on `line`, whose fields are: 1 in a user namespace of its own, bytes and
+// inodes of a layer, a folder to build in, the lowest layer, the number of further layers, these, and folders of the host. Beside it lie
+// the slot's control socket and cgroup.procs of the cgroups to join. Returns in kernels: confined, ready to run Python. What goes wrong is
+// told on the control socket; first of all comes {"op":"born","pid":…} with the id of the slot's PID 1.
+void sow(int line, const std::vector<sock_filter>& program);
 
 }  // namespace statepool::sandbox

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from statepool.sandbox.inside.kernel import Kernel
 
-__all__ = ["attach", "region", "show"]
+__all__ = ["attach", "region"]
 
 _NEW, _API, _REGISTER = 0xAA00, 0xC018AA3F, 0xC020AA00
 _VERSION, _MISSING = 0xAA, 1
@@ -26,24 +26,35 @@ def attach(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
         space = mmap.mmap(fds[0], message["length"], mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(fds[0])
-    show(kernel, space, message["parts"])
+    _show(kernel, space, message["parts"])
     kernel.channel.send({"op": "attached"})
 
 
-def region(device: int, length: int) -> tuple[mmap.mmap, int, int]:
-    """New memory whose missing pages are asked for: the memory, its address, the descriptor that answers the asking.
+def region(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
+    """New memory whose missing pages are asked for; the answer has its address and what the asking is read from.
 
-    Called before the kernel loses its rights; ``device`` is /dev/userfaultfd.
+    ``fds[0]`` is the host's /dev/userfaultfd, which is why this comes before any code of the tenant's.
     """
+    length = message["length"]
     space = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(space))
-    uffd = fcntl.ioctl(device, _NEW, os.O_CLOEXEC | os.O_NONBLOCK)
-    fcntl.ioctl(uffd, _API, bytearray(struct.pack("QQQ", _VERSION, 0, 0)))
-    fcntl.ioctl(uffd, _REGISTER, bytearray(struct.pack("QQQQ", address, length, _MISSING, 0)))
-    return space, address, uffd
+    uffd = -1
+    try:
+        uffd = fcntl.ioctl(fds[0], _NEW, os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.ioctl(uffd, _API, bytearray(struct.pack("QQQ", _VERSION, 0, 0)))
+        fcntl.ioctl(uffd, _REGISTER, bytearray(struct.pack("QQQQ", address, length, _MISSING, 0)))
+        kernel.channel.send({"op": "memory", "address": address}, [uffd])
+    except OSError as error:
+        kernel.channel.send({"op": "failed", "error": str(error)})
+        return
+    finally:
+        for fd in (fds[0], uffd):
+            if fd >= 0:
+                os.close(fd)
+    _show(kernel, space, message["parts"])
 
 
-def show(kernel: Kernel, space: mmap.mmap, parts: list[list[Any]]) -> None:
+def _show(kernel: Kernel, space: mmap.mmap, parts: list[list[Any]]) -> None:
     """Arrays of this memory as names: of numpy where that is loaded or can be, else plain views of bytes."""
     numpy = sys.modules.get("numpy")
     if numpy is None and importlib.util.find_spec("numpy"):

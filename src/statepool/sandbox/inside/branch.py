@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox.channel import Channel
 from statepool.sandbox.inside import turn
-from statepool.sandbox.inside.attach import attach
+from statepool.sandbox.inside.attach import attach, region
 
 if TYPE_CHECKING:
     from statepool.sandbox.inside.kernel import Kernel
@@ -34,13 +34,15 @@ _SHARED = re.compile(rb"^\S+ rw.s \S+ \S+ \S+ +(/.*)$", re.MULTILINE)
 _CREATING = os.O_CREAT | os.O_TRUNC | os.O_EXCL
 
 
-def _obstacles(kernel: Kernel) -> list[str]:
-    """What lives here and cannot be carried into a fork."""
+def _obstacles(mine: list[int]) -> list[str]:
+    """What lives here and cannot be carried into a fork; the descriptors ``mine`` are no part of it."""
     found = [f"the thread {thread.name}" for thread in threading.enumerate() if thread is not threading.main_thread()]
     others = len(os.listdir("/proc/self/task")) - 1 - len(found)
     if others > 0:
         found.append(f"{others} threads of a library")
     for fd, target in _descriptors():
+        if fd in mine:
+            continue
         if target.startswith(("socket:", "anon_inode:[io_uring")):
             found.append(f"the open {target.split(':')[0]} {fd}")
         elif target.endswith(" (deleted)") and not target.startswith(("/memfd:", "/dev/")):
@@ -88,11 +90,6 @@ def _move(root: int, cwd: str, files: list[tuple[int, str, int, int]]) -> None:
         os.close(fresh)
 
 
-def check(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
-    """Say what would be lost."""
-    kernel.channel.send({"op": "checked", "obstacles": _obstacles(kernel)})
-
-
 def look(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     """Say whether anything may have changed since the last moment: nothing has run, or what to compare with it."""
     untouched = not kernel.turn and not kernel.told
@@ -106,8 +103,13 @@ def _digest(kernel: Kernel) -> str:
 
 
 def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
-    """Fork a holder on ``fds[0]``; move on into the layer ``fds[1]``."""
+    """Fork a holder on ``fds[0]`` and move on into the layer ``fds[1]``; or say what would be lost."""
     line, root = fds
+    if obstacles := _obstacles(fds):
+        for fd in fds:
+            os.close(fd)
+        kernel.channel.send({"op": "held", "obstacles": obstacles})
+        return
     cwd, files, numbers = os.getcwd(), _open_files(fds), random.getstate()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -158,4 +160,4 @@ def _grow(
     kernel.channel.send({"op": "ready", "error": error})
 
 
-OPERATIONS = {"attach": attach, "check": check, "hold": hold, "look": look}
+OPERATIONS = {"attach": attach, "hold": hold, "look": look, "region": region}

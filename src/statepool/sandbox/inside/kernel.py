@@ -13,7 +13,6 @@ import builtins
 import contextlib
 import inspect
 import linecache
-import mmap
 import os
 import random
 import signal
@@ -25,7 +24,7 @@ import types
 from typing import Any
 
 from statepool.sandbox.channel import Channel, Closed
-from statepool.sandbox.inside import attach, branch, display
+from statepool.sandbox.inside import branch, display
 
 __all__ = ["Kernel", "prepare", "reseed", "serve", "warm"]
 
@@ -160,14 +159,12 @@ def prepare(env: dict[str, str]) -> None:
     sys.modules["__main__"] = _kernel.module
 
 
-def serve(fd: int, memory: tuple[mmap.mmap, list[list[Any]]] | None = None) -> None:
-    """Become the kernel on this socket; returns when the manager closes it. ``memory`` is shown as names."""
+def serve(fd: int) -> None:
+    """Become the kernel on this socket; returns when the manager closes it."""
     assert _kernel is not None
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     _reseed_numpy(None)  # ``random`` does this by itself in every fork, and so does OpenSSL
     _kernel.channel = Channel(socket.socket(fileno=fd))
-    if memory is not None:
-        attach.show(_kernel, *memory)
     _kernel.loop()
 
 
