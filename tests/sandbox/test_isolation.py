@@ -79,6 +79,12 @@ EXHAUSTION = {
     "processes": "import os, time\nfor _ in range(10_000):\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(1000)",
     "threads": "import threading, time\nfor _ in range(100_000): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
     "descriptors": "import os\nwhile True: os.dup(0)",
+    "page tables": "import mmap\nm = mmap.mmap(-1, 1 << 36, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)\nfor at in range(0, 1 << 36, 1 << 21): m[at] = 1",
+    "sparse file": "open('/tmp/s', 'wb').truncate(20 << 30)",
+    "watches": "import ctypes\nwhile ctypes.CDLL(None).inotify_init1(0) >= 0: pass\nraise OSError",
+    "polls": "import select\nk = []\nwhile True: k.append(select.epoll())",
+    "cores": "import os\nfor _ in range(20):\n    if os.fork() == 0:\n        while True: pass\nraise OSError",
+    "stopped": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
     "pipes": "import os\nwhile True:\n    r, w = os.pipe()\n    os.set_blocking(w, False)\n    os.write(w, b'x' * 65536)",
     "recursion": "import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: sorted([1], key=f)\nf(1)",
     "repr": "class A:\n    def __repr__(self): return 'x' * (1 << 31)\nA()",
@@ -93,7 +99,7 @@ def test_the_machine_and_the_next_tenant_do_not_notice(small, name):
         pytest.skip("no cgroup: memory is limited per process only")
     before = _free_memory()
     with Sandbox("small", pool=small) as sandbox:
-        done = sandbox.run_code(EXHAUSTION[name], timeout=8)
+        done = sandbox.run_code(EXHAUSTION[name], timeout=1 if name == "stopped" else 8)
         assert done.error is not None, done
         assert before - _free_memory() < 1 << 30
         if name not in ("processes", "threads"):
