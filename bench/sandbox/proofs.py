@@ -16,7 +16,7 @@ PROOFS = (
         "swaps",
         "higher",
         10_000,
-        "max",
+        "sum",
         (f"{_ISOLATION}::test_nothing_is_left_in_ten_thousand_swaps",),
         "swaps",
     ),

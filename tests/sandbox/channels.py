@@ -3,7 +3,8 @@
 
 ``LEAVE`` and ``LOOK`` are cells. ``LOOK`` gives the names of the channels in which something was found, a random
 number and the user id. Run after ``LEAVE`` in the same kernel it must give every name but those of ``REFUSED``, which
-nobody can leave: else the look is blind, and finding nothing later would say nothing.
+nobody can leave: else the look is blind, and finding nothing later would say nothing. The variable ``LOCKED`` names a
+file of the base for locks: living tenants do see each other's.
 """
 
 MARK = "c4n4ry"
@@ -56,8 +57,8 @@ CHANNELS = {
     "symbolic link": ("os.symlink(M, '/tmp/link')", "os.path.islink('/tmp/link')"),
     "named pipe": ("os.mkfifo('/tmp/pipe')", "os.path.exists('/tmp/pipe')"),
     "lock on a file of the base": (
-        "lock = open('/usr/bin/env'); fcntl.flock(lock, fcntl.LOCK_EX)\nif os.fork() == 0: time.sleep(1000)",
-        "fails(lambda: fcntl.flock(open('/usr/bin/env'), fcntl.LOCK_EX | fcntl.LOCK_NB))",
+        "lock = open(os.environ['LOCKED']); fcntl.flock(lock, fcntl.LOCK_EX)\nif os.fork() == 0: time.sleep(1000)",
+        "fails(lambda: fcntl.flock(open(os.environ['LOCKED']), fcntl.LOCK_EX | fcntl.LOCK_NB))",
     ),
     "System V memory": ("libc.shmget(0x5150, 4096, 0o1666)", "libc.shmget(0x5150, 0, 0) >= 0"),
     "System V semaphore": ("libc.semget(0x5150, 1, 0o1666)", "libc.semget(0x5150, 0, 0) >= 0"),

@@ -61,6 +61,15 @@ ESCAPES = {
     "more rights than one": "status = dict(line.split(':', 1) for line in open('/proc/self/status'))\n[n for n in ('CapInh', 'CapBnd', 'CapAmb') "
     "if int(status[n], 16)] + ([status['CapEff']] if int(status['CapEff'], 16) & ~(1 << 18) else []) + ([] if status['Seccomp'].strip() == '2' and "
     "status['NoNewPrivs'].strip() == '1' else ['unconfined'])",
+    "settings of the kernel": "def written(p):\n    try:\n        with open(p, 'r+b', 0) as file: return file.write(file.read(4096)) >= 0\n    except OSError: return False\n"
+    "[p for top in ('/proc/sys', '/sys') for d, _, fs in os.walk(top) for f in fs for p in [os.path.join(d, f)] if os.access(p, os.W_OK) and written(p)]",
+    "sockets of others": "import stat\nmine = os.stat('/').st_dev\n[os.path.join(d, f) for top in ('/', '/run', '/tmp', '/dev', '/var', '/mnt') for d, ds, fs in os.walk(top)"
+    " if not ds.__setitem__(slice(None), [] if d == '/' else ds) for f in fs if stat.S_ISSOCK(os.lstat(os.path.join(d, f)).st_mode)]"
+    " + [line for line in open('/proc/net/unix').readlines()[1:] if line.split()[7:]]",
+    "whiteouts": "import shutil\nfound = []\nfor path in ('/tmp/w', '/usr/bin/w'):\n    found += [path] if libc.mknod(path.encode(), 0o20644, 0) == 0 else []\n"
+    "shutil.rmtree('/tmp/d', ignore_errors=True)\nos.makedirs('/tmp/d/e')\nfor name in ('opaque', 'redirect', 'metacopy', 'origin'):\n"
+    "    for kind in ('user', 'trusted'):\n        for path in ('/tmp/d', '/usr', '/home'):\n            try: os.setxattr(path, f'{kind}.overlay.{name}', b'/../../../..')\n"
+    "            except OSError: pass\nfound + [n for n in os.listdir('/tmp/d') if n != 'e'] + [n for n in ('bin', 'lib') if not os.listdir('/usr/' + n)]",
     # the last one: who breaks out is nowhere, and cannot come back
     "chroot in chroot": "found = []\ntry:\n    os.mkdir('/tmp/in')\n    back = os.open('/', os.O_RDONLY)\n    os.chroot('/tmp/in')\n    os.fchdir(back)\n"
     "    for _ in range(50):\n        os.chdir('..')\n    os.chroot('.')\n    found = [n for n in os.listdir('/') if n not in ('etc', 'proc', 'mnt', 'root', 'dev', "

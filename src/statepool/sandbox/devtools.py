@@ -52,8 +52,6 @@ def refusal(message: dict[str, Any]) -> str | None:
 
 def main(executable: str, *flags: str) -> None:
     """Run Chromium, as an ordinary user, between the descriptors 3 and 4 of this process and its own."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: os.killpg(0, signal.SIGKILL))
     commands, answers = os.dup(_COMMANDS), os.dup(_ANSWERS)
     (theirs, to_browser), (from_browser, theirs_out) = os.pipe(), os.pipe()
     os.dup2(theirs, _COMMANDS, inheritable=True)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import select
@@ -224,18 +225,11 @@ class Remote:
 
     def _ask(self, start: int, count: int) -> list[int]:
         """Ask for what is not here yet of these chunks; answers which."""
-        wanted = [
-            index
-            for index in range(start, min(start + count, len(self._here)))
-            if not self._here[index] and index not in self._asked
-        ]
-        runs: list[list[int]] = []
-        for index in wanted:
-            if runs and runs[-1][-1] == index - 1:
-                runs[-1].append(index)
-            else:
-                runs.append([index])
-        self._line.sendall(b"".join(_framed(Ask(run[0], len(run))) for run in runs))
+        chunks = range(start, min(start + count, len(self._here)))
+        wanted = [index for index in chunks if not self._here[index] and index not in self._asked]
+        for _, run in itertools.groupby(enumerate(wanted), lambda pair: pair[1] - pair[0]):
+            follow = [index for _, index in run]
+            self._line.sendall(_framed(Ask(follow[0], len(follow))))
         self._asked.extend(wanted)
         return wanted
 
