@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from bench.machine import LoadWatch
 from bench.rollout.data import Load, load
 from bench.row import Row
-from statepool.rollout.budget import StepCost
 from statepool.rollout.costs import StepTimes
 from statepool.rollout.des import Simulation, Wanted
 from statepool.rollout.fleet import Fleet
 from statepool.rollout.live import Rollout, rollout
 from statepool.rollout.policies import make
-from statepool.rollout.profile import measure
+from statepool.rollout.profile import Profile, measure
 from statepool.rollout.report import summary
 
 CHUNK = 64
@@ -63,16 +62,17 @@ def _live(quick: bool) -> Iterator[Row]:
         row.peer_value, row.peer_unit = speed[other], "tokens/s"
         row.note = f"{len(pairs)} pairs in turn, {min(pairs):.2f} to {max(pairs):.2f}; {honest}"
         yield row
-    yield _prediction(wanted, runs["verl_group"], profile.cost)
+    yield _prediction(wanted, runs["verl_group"], profile)
 
 
-def _prediction(wanted: Load, runs: list[Rollout], cost: StepCost) -> Row:
+def _prediction(wanted: Load, runs: list[Rollout], profile: Profile) -> Row:
     """The simulator with the measured step times against the live baseline."""
     places = {group.id: place for place, group in enumerate(wanted.groups)}
     sizes = {group.id: (len(group.prompt), group.params.max_tokens) for group in wanted.groups}
     want = [Wanted(places[r.group], r.index, *sizes[r.group], len(r.tokens)) for r in runs[0].responses]
     blocks = wanted.engine.kv_bytes // (16 * 1024)
-    times = StepTimes(cost.base, cost.row + cost.sequence, prefill=cost.row)
+    cost = profile.cost
+    times = StepTimes(cost.base, cost.row + cost.sequence, profile.context, prefill=cost.row)
     out = Simulation(want, make("verl_group", CHUNK), times, instances=2, capacity=blocks * 16, seats=32).run()
     live = min(done.seconds for done in runs)
     row = Row(

@@ -97,7 +97,8 @@ def test_a_recorded_run_is_decided_again_and_simulated(config, tmp_path, capsys)
     assert "line 2" in capsys.readouterr().err
 
     assert main(["rollout", "calibrate", str(config), "--out", str(profile)]) == 0
-    assert json.loads(profile.read_text())["base"] > 0
+    measured = json.loads(profile.read_text())
+    assert measured["base"] > 0 and measured["context"] >= 0
     asked = ["rollout", "sim", "--trace", str(trace), "--profile", str(profile), "--kv", "1024", "--chunk", "16"]
     capsys.readouterr()
     for policy in ("auto", "verl_group", "lrpt_oracle"):

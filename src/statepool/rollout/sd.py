@@ -6,7 +6,6 @@ sibling counts by the share of the asker's own length that it has reached, since
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -46,8 +45,11 @@ class Speculation:
         """Sibling texts to draft from, each counted by how far it has come."""
         if self._source == "self":
             return 0.0
-        own = max(job.generated, 1)
-        return _sum(min(1.0, other.generated / own) for other in job.group.jobs if other is not job)
+        own, found = max(job.generated, 1), 0.0
+        for other in job.group.jobs:
+            if other is not job:
+                found += 1.0 if other.generated >= own else other.generated / own
+        return found
 
     def budget(self, batch: int, tokens: float, siblings: float) -> tuple[int, int]:
         """Draft tokens per path and paths that yield the most tokens per second."""
@@ -70,7 +72,3 @@ class Speculation:
                 if rate > found * (1 + 1e-9):
                     found, best = rate, (drafts, paths)
         return best
-
-
-def _sum(values: Iterable[float]) -> float:
-    return sum(values, 0.0)
