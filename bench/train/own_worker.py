@@ -17,7 +17,7 @@ def settings(given: dict[str, Any]) -> RunConfig:
     """The run that the peer's settings describe."""
     folder = Path(tempfile.mkdtemp(prefix="race-"))
     path = folder / "race.yaml"
-    names = ("task", "seed", "steps", "prompts", "members", "rate", "warmup", "threads", "settings")
+    names = ("model", "task", "seed", "steps", "prompts", "members", "rate", "warmup", "threads", "settings")
     fixed = {
         "out": str(folder), "turn_tokens": given["tokens"], "turns": 1, "decay": 1e-9, "tensorboard": False,
         "eval_problems": 0, "isolation": "process", "dual_clip": None, "tis": None, "clip_low": 0.2, "clip_high": 0.28,

@@ -103,7 +103,7 @@ def train(model: str, path: str) -> None:
     wanted = {row["prompt"]: row["values"] for row in given["rows"]}
 
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        return [float(judge(wanted[p], c)) for p, c in zip(prompts, completions, strict=True)]
+        return [float(judge(given["task"], wanted[p], c)) for p, c in zip(prompts, completions, strict=True)]
 
     trainer = trainer_for(
         model,
@@ -134,10 +134,11 @@ def train(model: str, path: str) -> None:
     trainer.train()
 
 
-def judge(values: list[str], completion: str) -> bool:
-    """The verdict of the race's tasks, written again without this project's code: the last number is the sum."""
+def judge(task: str, values: list[str], completion: str) -> bool:
+    """The verdict of the race's tasks, written again without this project's code."""
     text = re.sub(r"<think>.*?</think>", "", completion, flags=re.DOTALL)
-    return re.findall(r"\d+", text)[-1:] == values
+    said = re.findall(r"\bis (\w+)\.", text) if task == "retrieval" else re.findall(r"\d+", text)[-1:]
+    return said == values
 
 
 if __name__ == "__main__":
