@@ -80,7 +80,7 @@ def probe() -> None:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            process.poll()
+            process.wait()
 
 
 def _run(arguments: list[str], log: Path) -> None:
