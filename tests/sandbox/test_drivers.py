@@ -45,7 +45,9 @@ def test_no_way_out(runtime, name):
     if name == "pid 1":  # the program is process 1 itself here
         code = code.replace("/proc/1/", "/proc/2/")
     done = runtime.run([sys.executable, "-c", code])
-    assert done.stdout == "[]\n", done
+    # Devices of gVisor's own kernel, which runs as a process: nothing of the host is behind them.
+    own = ["/dev/fuse", "/dev/net/tun"] if (runtime.runtime, name) == ("runsc", "kernel memory") else []
+    assert done.stdout == f"{own}\n", done
 
 
 def test_files_stay_in_the_home(runtime):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib.metadata import requires
 from typing import Protocol
 
 from .errors import StatepoolError
@@ -87,8 +89,7 @@ def run(program: str, options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "statepool":
             raise
-        missing = f"needs the package {error.name}, which one of statepool's extras has; see `statepool doctor`"
-        print(f"{program} {options.command}: {missing}", file=sys.stderr)
+        print(f"{program} {options.command}: {_remedy(error.name.partition('.')[0])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -102,3 +103,13 @@ def run(program: str, options: argparse.Namespace) -> int:
         print(f"{program} {options.command}: {error.strerror}{about}", file=sys.stderr)
         return 2
     return status
+
+
+def _remedy(package: str) -> str:
+    """What to install for ``package``, by the extras of this distribution that have one of its name."""
+    name, extras = package.replace("_", "-"), []
+    for line in requires("statepool") or ():
+        found = re.match(r"""([\w-]+).*extra == "([\w-]+)\"""", line)
+        if found is not None and f"{found[1]}-".startswith(f"{name}-"):
+            extras.append(f"pip install 'statepool[{found[2]}]'")
+    return f"needs the package {package}" + (f": {' or '.join(extras)}" if extras else "")

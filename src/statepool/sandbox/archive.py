@@ -53,6 +53,8 @@ def _statepool_keep(space):
     for name, value in space.items():
         if name.startswith('_') or name in ('In', 'Out', 'exit', 'quit', 'get_ipython'):
             continue
+        if (getattr(value, '__module__', None) or '').startswith('statepool.sandbox.inside'):
+            continue  # the kernel's own, which every kernel has
         if isinstance(value, types.ModuleType):
             modules[name] = value.__name__
             continue
