@@ -14,19 +14,19 @@ import time
 
 from statepool.core import sockets
 
-_CHUNK = 4 << 10
-"""Bytes that arrive together: about a jumbo frame. More would hold up the end of a message for what follows it."""
+_PIECE_S = 0.0004
+"""Seconds of what arrives together. More would hold up the end of a message for what follows it, less costs a core."""
 _HELD = 64 << 10
 """Bytes of buffer on each side: a link has no memory to speak of."""
 
 
 def relay(source: socket.socket, target: socket.socket, rate: float) -> None:
     """Pass bytes on as fast as the link would have them, each direction by itself."""
-    free, poll = 0.0, select.poll()
+    free, poll, piece = 0.0, select.poll(), min(max(int(rate * _PIECE_S), 2 << 10), 64 << 10)
     poll.register(source, select.POLLIN)
     while True:
         waited = bool(poll.poll(0))
-        data = source.recv(_CHUNK)
+        data = source.recv(piece)
         if not data:
             break
         if not waited:  # the link was idle; else it went on at once, whenever this process woke up

@@ -108,12 +108,13 @@ def test_a_chunk_leaves_while_the_next_is_computed(engines):
     with gate(engines.tcp) as (address, opened):
         engine = engines(pool=address)
         answers(engine, [ask("first", 20, 9, max_tokens=1)])  # the connections are there
-        opened.clear()
         engine.submit(ask("long", 160, 1, max_tokens=8))
-        for _ in range(5):  # of 32 tokens each
+        engine.step()  # the pool has said that it has nothing
+        opened.clear()
+        for _ in range(4):  # of 32 tokens each
             engine.step()
         assert engine._loop.running["long"].computed == 160
-        assert engine.stats().pool_saved_blocks == 1
+        assert engine.stats().pool_saved_blocks <= 1 + 2
         opened.set()
         run_until(engine, lambda _: not engine.has_work)
     assert engine.stats().pool_saved_blocks == 1 + 10

@@ -9,7 +9,6 @@ import pytest
 from statepool import cli
 from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.serve.costs import NodeCosts
-from statepool.serve.estimate import stepwise
 from statepool.serve.policies import conductor
 from statepool.serve.snapshot import SLO
 from statepool.sim import calibrate as room
@@ -62,7 +61,8 @@ def test_known_costs_are_found(served):
     shown = []
     found = room.calibrate("http://nowhere", longest=1024, passed=lambda *done: shown.append(done))
     assert found.costs.prefill == pytest.approx(PREFILL, rel=1e-6)
-    assert found.costs.linear_us == pytest.approx(stepwise(BASE, EACH), rel=1e-6)
+    assert found.costs.sizes == (1, 2, 4, 8, 16, 4096)
+    assert found.costs.linear_us == pytest.approx([1e6 * (BASE + EACH * size) for size in found.costs.sizes], rel=1e-6)
     assert found.costs.token_read_s == pytest.approx(HELD, rel=1e-6)
     assert found.costs.handoff_s(0) == pytest.approx(WAIT, rel=1e-6)
     assert found.costs.handoff_s(500) == pytest.approx(WAIT + 500 * PER_TOKEN, rel=1e-6)
@@ -79,6 +79,14 @@ def test_a_failed_request_and_a_small_model_are_errors(served, monkeypatch):
     monkeypatch.setattr(room, "ask", lambda *_: Answer(0, 0.0, 1, 1, 503, None, (), "busy"))
     with pytest.raises(Unavailable, match="busy"):
         room.calibrate("http://nowhere")
+
+
+def test_a_step_need_not_be_a_line_of_the_batch():
+    seconds = {1: 0.02, 2: 0.05, 4: 0.051, 8: 0.06, 16: 0.08}
+    steps = [(b, b * c, seconds[b] + 1e-6 * b * c) for c in (56, 536) for b in seconds]
+    written, held = room.fit_steps(steps)
+    assert held == pytest.approx(1e-6)
+    assert written == pytest.approx(seconds | {4096: 0.08 + 0.0025 * 4080})
 
 
 def test_what_work_side_by_side_costs_is_found(costs):

@@ -144,6 +144,8 @@ class StepLoop:
             self._book_arrivals()
             plan = schedule(self._snapshot())
             if self.shared is not None:
+                if self.shared.came:
+                    continue  # blocks came while it looked around, which some of what it saw did not count on
                 if plan.starved and self.shared.drain():
                     continue  # what was on its way there held blocks
                 if not plan.work and self.shared.wait():
@@ -422,9 +424,9 @@ class StepLoop:
     def _rejoin(self, sequence: Sequence, state: State) -> bool:
         """Join an imported sequence and its KV, if all of it can be had; False while some is on its way."""
         keys = self._keys(sequence)[: state.skipped]
-        head = self.pool.match(keys, sequence.tokens)
-        if self._fetching(sequence, keys, head):
+        if self._fetching(sequence, keys, self.pool.match(keys, sequence.tokens)):
             return False
+        head = self.pool.match(keys, sequence.tokens)
         sequence.moved = None
         self.pool.hold(head)
         if len(head) < state.skipped or len(state.blocks) > self.pool.free:

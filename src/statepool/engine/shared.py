@@ -6,6 +6,7 @@ prompt leaves while the next one is computed, a prefix comes while others get th
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -23,8 +24,9 @@ __all__ = ["SharedBlocks"]
 
 _AT_ONCE = 2
 """Requests whose blocks are on their way: one in the link, one to follow it."""
-_ANSWER_SECONDS = 0.002
-"""How long a step waits to hear how many blocks the pool has; a node of this machine answers in a tenth of it."""
+_STALL_SECONDS = 0.03
+"""How long a step waits for what a request has just asked for: a prompt's blocks come within it from this machine, and
+the request need not miss the step. What takes longer comes beside the steps."""
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class SharedBlocks:
         self._fresh: dict[bytes, tuple[int, bytes]] = {}
         self._saves: deque[tuple[Future[int], list[int]]] = deque()
         self._arrivals: dict[str, _Arrival] = {}
+        self._came: dict[str, int] = {}
 
     def ask(self, name: str, keys: Sequence[bytes], tokens: Sequence[int], found: Sequence[int]) -> bool:
         """Begin to bring the blocks of ``keys`` behind the ``found`` ones here, for the index to find.
@@ -72,22 +75,28 @@ class SharedBlocks:
         self._own.hold(found)
         missing = keys[len(found) : len(found) + self._own.free]
         coming = self._loader.submit(self._inward.match, missing, keys[0])
-        self._arrivals[name] = _Arrival(list(keys), list(tokens), list(found), coming)
-        wait([coming], _ANSWER_SECONDS)
+        arrival = self._arrivals[name] = _Arrival(list(keys), list(tokens), list(found), coming)
+        until = time.monotonic() + _STALL_SECONDS
+        while name in self._arrivals and wait([arrival.coming], max(until - time.monotonic(), 0)).done:
+            self._advance(name)
         return True
 
     def brings(self, name: str) -> bool:
         """Whether blocks for this request are on their way."""
         return name in self._arrivals
 
+    @property
+    def came(self) -> bool:
+        """Whether blocks have come that nobody has booked."""
+        return bool(self._came)
+
     def settle(self) -> dict[str, int]:
         """Book what has gone and come by now; the blocks that came, by request."""
         while self._saves and self._saves[0][0].done():
             self._saved()
-        arrived = {name: self._advance(arrival) for name, arrival in self._arrivals.items()}
-        came = {name: count for name, count in arrived.items() if count is not None}
-        for name in came:
-            del self._arrivals[name]
+        for name in list(self._arrivals):
+            self._advance(name)
+        came, self._came = self._came, {}
         return came
 
     def wait(self) -> bool:
@@ -128,6 +137,7 @@ class SharedBlocks:
         self._fresh.clear()
         self._saves.clear()
         self._arrivals.clear()
+        self._came.clear()
 
     def close(self) -> None:
         """Wait for what is under way and end all connections."""
@@ -150,20 +160,22 @@ class SharedBlocks:
         saved.result()
         self._own.release(blocks)
 
-    def _advance(self, arrival: _Arrival) -> int | None:
-        """One step of an arrival; how many blocks came once it is over."""
+    def _advance(self, name: str) -> None:
+        """One step of an arrival, if it is due: its blocks are asked for, or have come."""
+        arrival = self._arrivals[name]
         if not arrival.coming.done():
-            return None
+            return
         count, at = arrival.coming.result(), len(arrival.found)
         if not arrival.blocks and (count := min(count, self._own.free)):
             arrival.blocks = self._own.take(count)
             arrival.rows = self._runner.space(arrival.blocks)
             wanted = arrival.keys[at : at + count]
             arrival.coming = self._loader.submit(self._inward.load, wanted, arrival.rows, arrival.keys[0])
-            return None
+            return
         self._runner.fill(arrival.blocks[:count], arrival.rows[:count])
         for i, block in enumerate(arrival.blocks[:count], at):
             self._own.publish(block, arrival.keys[i], arrival.tokens[i * BLOCK_SIZE : (i + 1) * BLOCK_SIZE])
         self._own.release(arrival.blocks)
         self._own.release(arrival.found)
-        return count
+        del self._arrivals[name]
+        self._came[name] = count

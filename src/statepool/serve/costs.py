@@ -33,7 +33,7 @@ class NodeCosts:
     name: str
     prefill: tuple[float, float, float]
     linear_us: tuple[float, ...]
-    """Microseconds of one layer's linear operators at 1, 16, 64, 128, 256, 512, 1024, 2048 and 4096 tokens."""
+    """Microseconds of one layer's linear operators at ``sizes`` tokens."""
     hbm_bytes_s: float
     """Bytes of keys and values that the node reads per second in decode."""
     layers: int = 80
@@ -52,6 +52,7 @@ class NodeCosts:
     """How many times as long a prefill takes while the same machine decodes; 1 where they share nothing."""
     decode_beside: float = 1.0
     """How many times as long a decode step takes while the same machine computes a prefill."""
+    sizes: tuple[int, ...] = _TOKENS
 
     def prefill_s(self, tokens: int, cached: int = 0) -> float:
         """Seconds to compute the keys and values of ``tokens`` tokens when the first ``cached`` are there."""
@@ -76,7 +77,7 @@ class NodeCosts:
 
     def decode_many_s(self, batch: np.ndarray, kv_tokens: np.ndarray) -> np.ndarray:
         """``decode_s`` of many nodes: int64 [n] and int64 [n] to float64 [n]."""
-        linear_us = np.interp(batch, _TOKENS, self.linear_us) * np.maximum(1.0, batch / _TOKENS[-1])
+        linear_us = np.interp(batch, self.sizes, self.linear_us) * np.maximum(1.0, batch / self.sizes[-1])
         megabytes = batch * (self.hidden_bytes / 1e6)
         reduce_us = np.interp(megabytes, _REDUCE_MB, _REDUCE_US) * np.maximum(1.0, megabytes / _REDUCE_MB[-1])
         step_s: np.ndarray = self.layers * (linear_us + 2 * reduce_us) * 1e-6 + kv_tokens * self.token_read_s
