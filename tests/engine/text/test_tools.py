@@ -84,6 +84,12 @@ def test_the_cut_never_matters(name: str, data: st.DataObject) -> None:
     assert stream(name, list(text)) == whole
 
 
+def test_separators_before_the_first_call_do_not_end_the_start() -> None:
+    whole = PARSERS["llama3"].parse(';{"name": "f"}')
+    assert stream("llama3", [";", '{"name": "f"', "}"]) == whole
+    assert [call.name for call in whole[1]] == ["f"]
+
+
 @pytest.mark.parametrize("name", sorted(PARSERS))
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)

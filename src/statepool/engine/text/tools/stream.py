@@ -112,7 +112,7 @@ class ToolParser(ABC):
         text = self._space + text
         kept = text.rstrip(" \n\r\t")
         self._space = text[len(kept) :]
-        self._at_start = self._at_start and not kept
+        self._at_start = self._at_start and not kept.strip(self.separators)
         return kept
 
     def _beginning(self) -> int | None:
