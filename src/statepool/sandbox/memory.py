@@ -248,10 +248,10 @@ class Remote:
             got += count
         if digest(view) != self._told.chunks[index]:
             raise Corruption(f"pages: chunk {index} does not have the hash it was published with")
+        self.bytes_fetched += size  # before anybody can see them
         self._put(index * CHUNK, size)
         self._asked.popleft()
         self._here[index] = True
-        self.bytes_fetched += size
         self._missing -= 1
         if self._missing == 0:
             self._ended.set()
