@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 
 from bench.checkpoint import checkpoint
+from bench.duel import ROOT
 from bench.machine import LoadWatch
 from bench.row import Row
 from bench.serve.staged import step_seconds
@@ -18,7 +18,6 @@ from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
 from statepool.kv.layout import KVLayout
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
 _CHUNK = 64
 
 
@@ -67,7 +66,7 @@ def _linked(stack: ExitStack, layout: KVLayout, rate: float) -> str:
         ["statepool.cli", "pool", "serve", "--listen", node, "--block-bytes", str(layout.block_bytes)],
         ["bench.paced", link, node, str(rate)],
     ):
-        process = subprocess.Popen([sys.executable, "-m", *command], cwd=_ROOT, stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE)
         stack.callback(process.wait)
         stack.callback(process.terminate)
         assert process.stdout is not None

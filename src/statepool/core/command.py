@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from importlib.metadata import requires
 from typing import Protocol
 
 from .errors import StatepoolError
@@ -107,6 +106,8 @@ def run(program: str, options: argparse.Namespace) -> int:
 
 def _remedy(package: str) -> str:
     """What to install for ``package``, by the extras of this distribution that have one of its name."""
+    from importlib.metadata import requires  # costs more than most commands take to start
+
     name, extras = package.replace("_", "-"), []
     for line in requires("statepool") or ():
         found = re.match(r"""([\w-]+).*extra == "([\w-]+)\"""", line)

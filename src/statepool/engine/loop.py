@@ -200,11 +200,9 @@ class StepLoop:
         sequence.resumes = False
         if sequence.moved is not None:
             blocked = not self._rejoin(sequence, sequence.moved)
-        if blocked:
-            pass
-        elif sequence.table.blocks:  # imported with its KV
+        if sequence.table.blocks:  # imported with its KV
             tokens, blocks = sequence.computed, len(sequence.table.blocks)
-        elif not sequence.scoring:
+        elif not (blocked or sequence.scoring):
             kept = None
             if request.session is not None and owner not in claimed:
                 kept = self.sessions.peek(*owner, sequence.tokens, sequence.root)
@@ -424,9 +422,9 @@ class StepLoop:
     def _rejoin(self, sequence: Sequence, state: State) -> bool:
         """Join an imported sequence and its KV, if all of it can be had; False while some is on its way."""
         keys = self._keys(sequence)[: state.skipped]
-        if self._fetching(sequence, keys, self.pool.match(keys, sequence.tokens)):
-            return False
         head = self.pool.match(keys, sequence.tokens)
+        if self._fetching(sequence, keys, head):
+            return False
         sequence.moved = None
         self.pool.hold(head)
         if len(head) < state.skipped or len(state.blocks) > self.pool.free:

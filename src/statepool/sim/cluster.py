@@ -262,9 +262,7 @@ class Cluster:
             node.begin(job, now + left_s)
             self._events.at(node.busy_until, self._piece_done, number, job, end)
             return
-        for decode in range(self.shape.decode):
-            self._advance(decode, now)
-            self.decode[decode].beside = self.costs.decode_beside
+        self._slow_steps(self.costs.decode_beside)
         factor = self.costs.prefill_beside if any(other.active for other in self.decode) else 1.0
         node.begin(job, now + left_s * factor)
         if left_s <= _SLICE_S:
@@ -311,14 +309,18 @@ class Cluster:
         job.position = end
         node.running = None
         if self.costs.decode_beside != 1 and not any(other.running for other in self.prefill):
-            for decode in range(self.shape.decode):
-                self._advance(decode, self._events.now)
-                self.decode[decode].beside = 1.0
+            self._slow_steps(1.0)
         if end < job.ask.tokens:
             node.queue(job)
         else:
             self._prefilled(node, job)
         self._start(number)
+
+    def _slow_steps(self, times: float) -> None:
+        """From now on decode steps take so many times as long as alone."""
+        for number, node in enumerate(self.decode):
+            self._advance(number, self._events.now)
+            node.beside = times
 
     def _prefilled(self, node: PrefillNode, job: Job) -> None:
         now = self._events.now
