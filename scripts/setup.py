@@ -198,16 +198,32 @@ def install(torch: str, extras: list[str]) -> str:
     return version
 
 
-def native_is_current() -> bool:
-    """Whether a built extension is newer than everything it is made from."""
-    built = [max((path.stat().st_mtime for path in NATIVE.glob(f"{name}*.so")), default=0.0) for name in MODULES]
-    sources = [ROOT / "CMakeLists.txt", *(path for kind in ("cpp", "h", "inc") for path in NATIVE.rglob(f"*.{kind}"))]
-    return min(built) >= max(path.stat().st_mtime for path in sources)
+def native_folder() -> Path:
+    """Where the kernels of this Python are compiled."""
+    return ROOT / "build" / f"native-cp{sys.version_info.major}{sys.version_info.minor}"
+
+
+def native_sources() -> str:
+    """Changes when an edit calls for a new build. Contents, since times cannot tell an edit made during a build."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        [ROOT / "CMakeLists.txt", *(f for kind in ("cpp", "h", "inc") for f in NATIVE.rglob(f"*.{kind}"))]
+    ):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT)} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+def native_is_current(sources: str) -> bool:
+    """Whether every extension is there, made from these sources."""
+    stamp = native_folder() / "sources"
+    return all(any(NATIVE.glob(f"{name}*.so")) for name in MODULES) and stamp.exists() and stamp.read_text() == sources
 
 
 def build_native() -> bool:
     """Compile the kernels into the package. False when this machine cannot compile; the reason was said."""
-    if native_is_current():
+    sources = native_sources()  # as they are before the compiler reads them
+    if native_is_current(sources):
         return True
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     if not any(shutil.which(name.split()[0]) for name in names):
@@ -223,13 +239,12 @@ def build_native() -> bool:
         )
         return False
     say("compiling the native kernels")
-    folder = ROOT / "build" / f"native-cp{sys.version_info.major}{sys.version_info.minor}"
+    folder = native_folder()
     tools = dict(os.environ, PATH=f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
     run([*configure, "-DSTATEPOOL_INPLACE=ON", f"-DPython_EXECUTABLE={PYTHON}"], "cmake", tools)
     run(["cmake", "--build", folder], "compiling the native kernels", tools)
-    for path in (path for name in MODULES for path in NATIVE.glob(f"{name}*.so")):
-        path.touch()  # ninja leaves the file alone when an edit did not change it
+    (folder / "sources").write_text(sources)
     return True
 
 

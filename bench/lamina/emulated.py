@@ -8,8 +8,6 @@ take (times ``SLOWER``), and a proxy gives the link its rate. Bytes are divided 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.duel import ROOT
+from bench.beside import run_beside
 from bench.machine import LoadWatch
 from bench.row import Row
 from statepool.engine.attention.remote.runner import Offload, RemoteRunner
@@ -93,16 +91,8 @@ def workers(times: Times) -> Iterator[str]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         node, link = str(folder / "node"), str(folder / "link")
         new = times.attend / 64
-        for module, *arguments in (
-            ("bench.lamina.slow_node", node, times.attend - new, new),
-            ("bench.paced", f"unix:{link}", f"unix:{node}", times.rate),
-        ):
-            command = [sys.executable, "-m", module, *map(str, arguments)]
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            assert process.stdout is not None
-            process.stdout.readline()
+        run_beside(stack, "bench.lamina.slow_node", node, times.attend - new, new)
+        run_beside(stack, "bench.paced", f"unix:{link}", f"unix:{node}", times.rate)
         yield f"unix:{link}"
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from statistics import median
 
+from bench.beside import run_beside
 from bench.checkpoint import checkpoint
-from bench.duel import ROOT
 from bench.machine import LoadWatch
 from bench.row import Row
 from bench.serve.staged import step_seconds
@@ -62,15 +60,8 @@ def _seconds(engine: Engine, tokens: int, seed: int) -> float:
 def _linked(stack: ExitStack, layout: KVLayout, rate: float) -> str:
     """The address of a pool node behind a link of ``rate`` bytes a second."""
     node, link = _free(), _free()
-    for command in (
-        ["statepool.cli", "pool", "serve", "--listen", node, "--block-bytes", str(layout.block_bytes)],
-        ["bench.paced", link, node, str(rate)],
-    ):
-        process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE)
-        stack.callback(process.wait)
-        stack.callback(process.terminate)
-        assert process.stdout is not None
-        process.stdout.readline()
+    run_beside(stack, "statepool.cli", "pool", "serve", "--listen", node, "--block-bytes", layout.block_bytes)
+    run_beside(stack, "bench.paced", link, node, rate)
     return link
 
 

@@ -52,8 +52,8 @@ def engines(model, tmp_path):
         if pool is not None:
             made.append(engine)
             for side in (engine._loop.shared._inward, engine._loop.shared._outward):
-                for link in side.links:
-                    link._timeout = 60.0  # the gate may stay shut for as long as a loaded machine needs
+                for lane in (lane for link in side.links for lane in link.lanes):
+                    lane._timeout = 60.0  # the gate may stay shut for as long as a loaded machine needs
         return engine
 
     size = build(pool=None)._layout.block_bytes

@@ -60,10 +60,10 @@ def test_blocks_move_and_a_lost_node_is_a_miss(node):
     out = [np.zeros(BLOCK, np.uint8) for _ in keys]
     assert reader.load(keys, out) == 48
     assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
-    assert all(isinstance(pool.links[0]._memory, _Moved) for pool in (writer, reader)), "not by the socket"
+    assert all(isinstance(pool.links[0].lanes[0]._memory, _Moved) for pool in (writer, reader)), "not by the socket"
 
     # Whoever writes where he has no right any more is found out by the checksum, and the block is dropped.
-    link = writer.links[0]
+    link = writer.links[0].lanes[0]
     lease = link._ask(protocol.Get(keys[:1]), protocol.Granted)
     link._ask(protocol.Release(lease.lease), protocol.Count)
     link._memory.write(lease.slots, [np.zeros(BLOCK, np.uint8)])

@@ -97,7 +97,7 @@ def test_blocks_outlive_the_process_on_disk(tmp_path):
         pool = client([address], BLOCK)
         for i in range(0, 50, 5):  # in pieces that fit, each in time for the disk
             pool.save(keys[i : i + 5], rows[i : i + 5])
-            _until(lambda i=i: pool.links[0].stats().on_disk == i + 5)
+            _until(lambda i=i: pool.links[0].lanes[0].stats().on_disk == i + 5)
     with running(address, disk_path=file, memory_bytes=64 * BLOCK) as node:
         pool, out = client([address], BLOCK), empty(50)
         assert node.stats().blocks == 0
@@ -164,7 +164,7 @@ def campaign(folder, fault, count):
     with running(address, disk_path=file):
         pool = client([address], BLOCK)
         pool.save(keys, rows)
-        _until(lambda: pool.links[0].stats().on_disk == 20)
+        _until(lambda: pool.links[0].lanes[0].stats().on_disk == 20)
     whole, found = bytearray(file.read_bytes()), 0
     for _ in range(count):
         file.write_bytes(_damaged(bytearray(whole), fault, rng))
@@ -224,7 +224,7 @@ def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
     address = f"unix:{tmp_path / 'node'}"
     keys, rows = chain(4)
     with running(address, lease_s=0.2) as node:
-        slow = client([address], BLOCK).links[0]
+        slow = client([address], BLOCK).links[0].lanes[0]
         from statepool.kv.pool import protocol
 
         lease = slow._ask(protocol.Begin(keys), protocol.Granted)

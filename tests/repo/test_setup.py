@@ -3,7 +3,6 @@
 import os
 import platform
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,23 +117,69 @@ def test_pip_environment_wins_over_pip_files(setup, monkeypatch):
     assert settings["cert"] == "/c"
 
 
-def test_native_is_rebuilt_after_an_edit(setup, monkeypatch, tmp_path):
+@pytest.fixture
+def tree(setup, monkeypatch, tmp_path):
+    """A tree with one source, and a compiler that makes the modules; the list is of its calls."""
     monkeypatch.setattr(setup, "ROOT", tmp_path)
-    monkeypatch.setattr(setup, "NATIVE", tmp_path)
+    monkeypatch.setattr(setup, "NATIVE", tmp_path / "native")
+    (tmp_path / "native").mkdir()
     (tmp_path / "CMakeLists.txt").touch()
-    source = tmp_path / "a.cpp"
-    source.touch()
-    for module in setup.MODULES:
-        assert not setup.native_is_current()
-        (tmp_path / f"{module}.so").touch()
-    assert setup.native_is_current()
-    later = time.time() + 10
-    os.utime(source, (later, later))
-    assert not setup.native_is_current()
+    (tmp_path / "native" / "a.cpp").write_text("1")
+    calls = []
+
+    def run(command, what, env=None):
+        calls.append(what)
+        setup.native_folder().mkdir(parents=True, exist_ok=True)
+        for module in setup.MODULES:
+            (tmp_path / "native" / f"{module}.so").touch()
+
+    monkeypatch.setattr(setup, "run", run)
+    monkeypatch.setattr(setup.shutil, "which", lambda name: name)
+    monkeypatch.setattr(setup.sysconfig, "get_paths", lambda: {"include": tmp_path})
+    (tmp_path / "Python.h").touch()
+    return tmp_path / "native", calls
+
+
+def builds(setup, calls):
+    """Whether the next call compiles."""
+    calls.clear()
+    assert setup.build_native()
+    return bool(calls)
+
+
+def test_native_is_built_once_and_again_after_an_edit(setup, tree):
+    folder, calls = tree
+    assert builds(setup, calls)
+    assert not builds(setup, calls)
+    before = (folder / "a.cpp").stat()
+    (folder / "a.cpp").write_text("2")
+    os.utime(folder / "a.cpp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert builds(setup, calls)
+    (folder / "b.h").write_text("new")
+    assert builds(setup, calls)
+    (folder / f"{setup.MODULES[0]}.so").unlink()
+    assert builds(setup, calls)
+    assert not builds(setup, calls)
+
+
+def test_an_edit_during_a_build_calls_for_another(setup, tree, monkeypatch):
+    folder, calls = tree
+    compiler = setup.run
+
+    def edited(command, what, env=None):
+        if what != "cmake":
+            (folder / "a.cpp").write_text("edited while the compiler ran")
+        compiler(command, what, env)
+
+    monkeypatch.setattr(setup, "run", edited)
+    assert builds(setup, calls)
+    monkeypatch.setattr(setup, "run", compiler)
+    assert builds(setup, calls)
+    assert not builds(setup, calls)
 
 
 def test_no_compiler_is_said_in_one_sentence(setup, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(setup, "native_is_current", lambda: False)
+    monkeypatch.setattr(setup, "native_is_current", lambda sources: False)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(setup.shutil, "which", lambda name: None)
     assert setup.build_native() is False

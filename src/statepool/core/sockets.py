@@ -186,8 +186,8 @@ def _unsent(connection: socket.socket) -> int:
     return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0\0\0\0"), sys.byteorder)
 
 
-def receive(connection: socket.socket) -> bytes | None:
-    """The next message; None if the other side has closed.
+def receive(connection: socket.socket, most: int = _LONGEST) -> bytes | None:
+    """The next message, of ``most`` bytes at most; None if the other side has closed.
 
     Raises:
         Corruption: no message of ours. OSError: the connection broke, or nothing came in time.
@@ -196,8 +196,8 @@ def receive(connection: socket.socket) -> bytes | None:
     if not fill(connection, memoryview(head), at_start=True):
         return None
     size = int.from_bytes(head, "little")
-    if size > _LONGEST:
-        raise Corruption(f"a message of {size} bytes is none of the pool's")
+    if size > most:
+        raise Corruption(f"a message of {size} bytes is none of ours")
     body = bytearray(size)
     receive_into(connection, memoryview(body))
     return bytes(body)

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from statepool.core.errors import Corruption, InvalidRequest, Unavailable
+from statepool.core.sockets import receive, receive_into, send
 from statepool.core.wire import Codec
-from statepool.sandbox.pages import CHUNK, Ask, Hello, Told, digest, read_exactly, tuned
+from statepool.sandbox.pages import CHUNK, Ask, Hello, Told, digest, tuned
 
 if TYPE_CHECKING:
     from statepool.sandbox.sandbox import Sandbox
@@ -38,6 +39,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _COPY, _UNREGISTER, _POISON = 0xC028AA03, 0x8010AA01, 0xC020AA08
 _FAULT = 0x12
 _EVENT = 32
+_CODEC = Codec[Hello | Ask](Hello | Ask)
 _MOST_AHEAD = 16
 """Chunks asked for at once: who reads in order waits for one answer in so many; a fault elsewhere waits behind them."""
 
@@ -138,8 +140,12 @@ class Remote:
         except OSError as error:
             line.close()
             raise Unavailable(f"pages: nothing answers at {address}: {error.strerror}", param="pages") from None
-        line.sendall(_framed(Hello(name)))
-        told = Codec[Told](Told).decode(read_exactly(line, int.from_bytes(read_exactly(line, 4), "little")))
+        send(line, _CODEC.encode(Hello(name)))
+        answer = receive(line)
+        if answer is None:
+            line.close()
+            raise Unavailable(f"pages: the server at {address} has gone", param="pages")
+        told = Codec[Told](Told).decode(answer)
         if told.error:
             line.close()
             raise InvalidRequest(told.error, param="name")
@@ -229,7 +235,7 @@ class Remote:
         wanted = [index for index in chunks if not self._here[index] and index not in self._asked]
         for _, run in itertools.groupby(enumerate(wanted), lambda pair: pair[1] - pair[0]):
             follow = [index for _, index in run]
-            self._line.sendall(_framed(Ask(follow[0], len(follow))))
+            send(self._line, _CODEC.encode(Ask(follow[0], len(follow))))
         self._asked.extend(wanted)
         return wanted
 
@@ -240,12 +246,10 @@ class Remote:
         index = self._asked[0]
         size = min(CHUNK, self._told.length - index * CHUNK)
         view = memoryview(self._buffer).cast("B")[:size]
-        got = 0
-        while got < size:
-            count = self._line.recv_into(view[got:])
-            if count == 0:
-                raise ConnectionResetError("the page server has gone")
-            got += count
+        try:
+            receive_into(self._line, view)
+        except ConnectionResetError:
+            raise ConnectionResetError("the page server has gone") from None
         if digest(view) != self._told.chunks[index]:
             raise Corruption(f"pages: chunk {index} does not have the hash it was published with")
         self.bytes_fetched += size  # before anybody can see them
@@ -278,8 +282,3 @@ class Remote:
                 if error.errno != errno.EAGAIN or copied < 0:
                     raise
                 done += copied
-
-
-def _framed(message: Hello | Ask) -> bytes:
-    body = Codec[Hello | Ask](Hello | Ask).encode(message)
-    return len(body).to_bytes(4, "little") + body

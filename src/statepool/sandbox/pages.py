@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from statepool.core.errors import Corruption, NotFound
+from statepool.core.sockets import receive, send
 from statepool.core.wire import Codec
 
 if TYPE_CHECKING:
     from statepool.sandbox.memory import Dataset
 
-__all__ = ["CHUNK", "Ask", "Hello", "PageServer", "Told", "digest", "read_exactly", "tuned"]
+__all__ = ["CHUNK", "Ask", "Hello", "PageServer", "Told", "digest", "tuned"]
 
 CHUNK = 256 << 10
 """Bytes fetched at once: 64 pages, past which a fault costs no less per page."""
@@ -128,8 +129,7 @@ class PageServer:
             with self._lock:
                 told = self._sets.get(hello.name) if isinstance(hello, Hello) else None
             answer = told or Told(0, [], [], error="name: this page server has no such dataset")
-            body = Codec[Told](Told).encode(answer)
-            client.sendall(len(body).to_bytes(4, "little") + body)
+            send(client, Codec[Told](Told).encode(answer))
             while told is not None:
                 ask = self._receive(client)
                 if not isinstance(ask, Ask) or not 0 <= ask.index < ask.index + ask.count <= len(told.chunks):
@@ -142,23 +142,7 @@ class PageServer:
                     client.sendall(found[0])
 
     def _receive(self, client: socket.socket) -> Hello | Ask:
-        length = int.from_bytes(read_exactly(client, 4), "little")
-        if length > _MOST_MESSAGE:
-            raise Corruption(f"a message of {length} bytes is announced")
-        return self._codec.decode(read_exactly(client, length))
-
-
-def read_exactly(line: socket.socket, length: int) -> bytes:
-    """So many bytes.
-
-    Raises:
-        OSError: the other end closed before.
-    """
-    parts, left = [], length
-    while left:
-        data = line.recv(min(left, 1 << 20))
-        if not data:
-            raise ConnectionResetError("the other end has gone")
-        parts.append(data)
-        left -= len(data)
-    return b"".join(parts)
+        message = receive(client, _MOST_MESSAGE)
+        if message is None:
+            raise ConnectionResetError("the client has gone")
+        return self._codec.decode(message)

@@ -8,13 +8,13 @@ import os
 import sys
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from statepool.core.command import Adder
 from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unauthorized, Unavailable
+from statepool.web import open_url
 
 __all__ = ["add", "add_server", "ask"]
 
@@ -103,7 +103,7 @@ def _cp(options: argparse.Namespace) -> int:
         goal = Path(outer)
         (goal / Path(inner).name if goal.is_dir() else goal).write_bytes(data)
     else:
-        headers = _inside(options, str(target), 49983) | {"content-type": "application/octet-stream"}
+        headers = _inside(options, str(target), 49983) | {"Content-Type": "application/octet-stream"}
         _open(options, "POST", path, Path(inner).read_bytes(), headers).close()
     return 0
 
@@ -162,12 +162,9 @@ def _open(
     headers: dict[str, str] | None = None,
     timeout: float | None = _SECONDS,
 ) -> Any:
-    if not options.url.startswith(("http://", "https://")):
-        raise InvalidRequest(f"--url: {options.url!r} is no http address", param="url")
-    sent = {"X-API-Key": options.api_key, "content-type": "application/json"} | (headers or {})
-    request = urllib.request.Request(options.url + path, data=body, headers=sent, method=method)  # noqa: S310
+    sent = {"X-API-Key": options.api_key} | (headers or {})
     try:
-        return urllib.request.urlopen(request, timeout=timeout)  # noqa: S310
+        return open_url(options.url, path, body, timeout_s=timeout, method=method, headers=sent)
     except urllib.error.HTTPError as error:
         with error:
             text = error.read().decode(errors="replace")
@@ -177,5 +174,6 @@ def _open(
         except (ValueError, KeyError, TypeError):
             message = f"{error.code}: {text[:200]}"
         raise kind(message) from None
-    except urllib.error.URLError as error:
-        raise Unavailable(f"{options.url}: {error.reason}; start one with statepool sandbox serve") from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise Unavailable(f"{options.url}: {reason}; start one with statepool sandbox serve") from None

@@ -22,6 +22,7 @@ from statepool.core.sockets import listen_at
 from statepool.serve.config import ServeConfig
 from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.messages import ENGINE_FACTORY
+from statepool.web import uvicorn_server
 
 if TYPE_CHECKING:
     import uvicorn
@@ -64,8 +65,6 @@ async def run(config: ServeConfig, *, factory: str = ENGINE_FACTORY, extend: Ext
     engine = await _start(config, factory)
     try:
         ready = asyncio.create_task(engine.wait_ready())
-        import uvicorn
-
         from statepool.serve.containers import Containers
         from statepool.serve.gateway import build_app
         from statepool.serve.metrics import QUEUE, ServerMetrics
@@ -79,19 +78,13 @@ async def run(config: ServeConfig, *, factory: str = ENGINE_FACTORY, extend: Ext
         app = build_app(state)
         if extend is not None:
             extend(app)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
-                server_header=False,
-                http="httptools",
-            )
+        server = uvicorn_server(
+            app,
+            lifespan="off",
+            timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
+            server_header=False,
+            http="httptools",
         )
-        # The signals are ours: uvicorn would close connections before their streams have ended.
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await _load(state, ready)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import socket
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp
 
-__all__ = ["HttpServer", "shows_key"]
+__all__ = ["HttpServer", "shows_key", "uvicorn_server"]
 
 _LAST_BYTES_SECONDS = 3
 
@@ -27,16 +29,11 @@ class HttpServer:
     """
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
-        import uvicorn
-
         self._listener = listener
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         """Where it answers."""
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_BYTES_SECONDS)
-        )
-        # uvicorn takes no signals off the main thread.
+        self._server = uvicorn_server(app, timeout_graceful_shutdown=_LAST_BYTES_SECONDS)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="http")
 
     def start(self) -> None:
@@ -55,6 +52,18 @@ class HttpServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def uvicorn_server(app: ASGIApp, **settings: Any) -> uvicorn.Server:
+    """Uvicorn with ``settings``, quiet, for a caller who keeps the signals and sets ``should_exit``.
+
+    Left to itself it closes connections before their streams have ended, and raises the signal again behind its end.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, **settings))
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    return server
 
 
 def shows_key(headers: Mapping[str, str], api_key: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from statepool.core.errors import Corruption, InvalidConfig
 from statepool.kv.pool.lanes import Lanes
-from statepool.kv.pool.link import BATCH, NodeLink, Row
+from statepool.kv.pool.link import BATCH, Row
 
 __all__ = ["Pool", "PoolCounts"]
 
@@ -66,12 +66,7 @@ class Pool:
             raise InvalidConfig(f"pool_replicas must be at least 1, got {replicas}", param="pool_replicas")
         if connections < 1:
             raise InvalidConfig(f"pool_connections must be at least 1, got {connections}", param="pool_connections")
-        self.links: list[NodeLink | Lanes] = [
-            Lanes(address, block_bytes, timeout, connections)
-            if connections > 1
-            else NodeLink(address, block_bytes, timeout)
-            for address in addresses
-        ]
+        self.links = [Lanes(address, block_bytes, timeout, connections) for address in addresses]
         self.replicas = min(replicas, len(self.links))
         self.counts = PoolCounts()
 
@@ -121,7 +116,7 @@ class Pool:
         for link in self.links:
             link.close()
 
-    def _load_from(self, link: NodeLink | Lanes, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+    def _load_from(self, link: Lanes, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         done = 0
         while done < len(keys):
             some, into = keys[done : done + BATCH], rows[done : done + BATCH]
@@ -132,14 +127,14 @@ class Pool:
                 break
         return done
 
-    def _order(self, keys: Sequence[bytes], chain: bytes | None) -> list[NodeLink | Lanes]:
+    def _order(self, keys: Sequence[bytes], chain: bytes | None) -> list[Lanes]:
         """All nodes, those that should have this chain first (rendezvous hashing on its first block)."""
         if len(self.links) == 1 or not keys:
             return self.links
         first = keys[0] if chain is None else chain
         return sorted(self.links, key=lambda link: blake2b(first + link.address.encode(), digest_size=8).digest())
 
-    def _try(self, link: NodeLink | Lanes, work: Callable[[NodeLink | Lanes], R], otherwise: R) -> R:
+    def _try(self, link: Lanes, work: Callable[[Lanes], R], otherwise: R) -> R:
         if link.resting:
             return otherwise
         try:

@@ -1,4 +1,4 @@
-"""Several connections to one pool node, over which the blocks of one question travel in parts at once.
+"""The connections to one pool node, over which the blocks of one question travel in parts at once.
 
 One connection is one core's work on either side: copying, checking, and what the kernel does for a socket. A link or a
 memory that is faster than a core wants several (Mooncake's slices over several NICs, section 4.3 of 2407.00079).
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class Lanes:
-    """A ``NodeLink`` of several connections, each with a thread of its own.
+    """One or several connections of a client, each beyond the first with a thread of its own.
 
     Args:
         address: of the node.
@@ -32,12 +32,12 @@ class Lanes:
 
     def __init__(self, address: str, block_bytes: int, timeout: float, connections: int) -> None:
         self.address = address
-        self._lanes = [NodeLink(address, block_bytes, timeout) for _ in range(connections)]
-        self._threads = ThreadPoolExecutor(connections - 1, "kv-lane")
+        self.lanes = [NodeLink(address, block_bytes, timeout) for _ in range(connections)]
+        self._threads = ThreadPoolExecutor(max(connections - 1, 1), "kv-lane")  # started when first needed
 
     def match(self, keys: Sequence[bytes]) -> int:
         """See ``NodeLink.match``."""
-        return self._lanes[0].match(keys)
+        return self.lanes[0].match(keys)
 
     def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
         """See ``NodeLink.load``."""
@@ -56,30 +56,28 @@ class Lanes:
     @property
     def resting(self) -> bool:
         """See ``NodeLink.resting``."""
-        return self._lanes[0].resting
+        return self.lanes[0].resting
 
     def rest(self) -> None:
         """See ``NodeLink.rest``."""
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.rest()
 
     def close(self) -> None:
         """See ``NodeLink.close``."""
         self._threads.shutdown()
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.close()
 
     def _parts(self, count: int) -> list[slice]:
-        share = max(-(-count // len(self._lanes)), 1)
+        share = max(-(-count // len(self.lanes)), 1)
         return [slice(at, min(at + share, count)) for at in range(0, count, share)]
 
     def _together(self, parts: Sequence[slice], work: Callable[[NodeLink, slice], R]) -> list[R]:
         """``work`` on every part by a lane of its own. None is still at work when this returns or raises."""
-        others = [
-            self._threads.submit(work, lane, part) for lane, part in zip(self._lanes[1:], parts[1:], strict=False)
-        ]
+        others = [self._threads.submit(work, lane, part) for lane, part in zip(self.lanes[1:], parts[1:], strict=False)]
         try:
-            mine = [work(self._lanes[0], part) for part in parts[:1]]
+            mine = [work(self.lanes[0], part) for part in parts[:1]]
         finally:
             wait(others)
         return mine + [other.result() for other in others]

@@ -6,7 +6,6 @@ The front holds no sandbox and no state of one. Bodies pass through as they come
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
 import urllib.parse
@@ -26,6 +25,7 @@ from statepool.sandbox.errors import SandboxGone
 from statepool.sandbox.server.control import page, refused
 from statepool.sandbox.server.doors import LOCKED, gone, locked
 from statepool.sandbox.server.nodes import PATIENCE_SECONDS, Node, Nodes
+from statepool.web import uvicorn_server
 
 __all__ = ["create_front", "serve_front"]
 
@@ -112,14 +112,10 @@ def serve_front(nodes: Nodes, host: str, port: int, api_key: str | None) -> None
     Raises:
         Unavailable: a node did not start.
     """
-    import uvicorn
 
     async def serve() -> None:
         app = create_front(nodes, api_key=api_key)
-        config = uvicorn.Config(app, host, port, log_level="warning", access_log=False, lifespan="off")
-        server = uvicorn.Server(config)
-        # uvicorn would raise the signal again behind its own end, and so end this process before its nodes.
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        server = uvicorn_server(app, host=host, port=port, lifespan="off")
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from statepool.core.errors import ContextLengthExceeded, InvalidRequest, Unavailable
 from statepool.tasks.sequences.objectives import Objective
 from statepool.tasks.sequences.search.base import Batch, phases_of, rng
+from statepool.web import open_url
 
 __all__ = ["Llm", "chat", "codes_in"]
 
@@ -47,17 +47,15 @@ def chat(url: str, model: str | None = None) -> Ask:
         body: dict[str, Any] = {"messages": list(messages), "seed": seed, "max_tokens": _MOST_TOKENS}
         if model is not None:
             body["model"] = model
-        place, headers = f"{url.rstrip('/')}/chat/completions", {"Content-Type": "application/json"}
-        request = urllib.request.Request(place, json.dumps(body).encode(), headers)  # noqa: S310  (scheme was checked)
         try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE) as reply:  # noqa: S310
+            with open_url(url, "/chat/completions", json.dumps(body).encode(), timeout_s=_PATIENCE) as reply:
                 return str(json.load(reply)["choices"][0]["message"]["content"] or "")
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")[:500]
             if ContextLengthExceeded.code in said:
                 raise ContextLengthExceeded(f"n: the question does not fit the model's context: {said}") from error
             raise Unavailable(f"url: {url} refused with {error.code}: {said}", param="url") from error
-        except (urllib.error.URLError, TimeoutError) as error:
+        except OSError as error:
             raise Unavailable(f"url: {url} gave no answer ({error}); is a model served there?", param="url") from error
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise Unavailable(
