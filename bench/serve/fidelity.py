@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -14,19 +16,22 @@ from bench.duel import WorkerError
 from bench.engine.served import serve_ours
 from bench.machine import LoadWatch
 from bench.row import Row
+from statepool.serve.costs import NodeCosts
 from statepool.serve.policies import conductor
 from statepool.serve.snapshot import SLO
 from statepool.sim.calibrate import calibrate
 from statepool.sim.cluster import Cluster, Shape
 from statepool.sim.nodes import Job
 from statepool.sim.replay import Answer, play
-from statepool.sim.traces import BLOCK, read_trace, scaled, sped_up
+from statepool.sim.traces import BLOCK, Call, read_trace, scaled, sped_up
 
 _TRACE = "AzureLLMInferenceTrace_conv.csv"
 _SCALE = 0.2
 _BUSY = 0.6
 """Share of the time in which the prefill engine computes."""
 _SLO = SLO(30.0, 1.0)
+_PARTS = 4
+"""The machine is measured before and after each part, and the part is predicted from the mean of both."""
 
 
 def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
@@ -63,15 +68,20 @@ def _compare(rows: Sequence[Row], trace: Path, requests: int) -> None:
     )
     try:
         url = f"http://127.0.0.1:{server.port}"
-        found = calibrate(url, longest=1024)
-        short = scaled(calls, _SCALE)
-        work_s = sum(found.costs.prefill_s(call.prompt) for call in short)
+        found = [calibrate(url, longest=1024)]
+        work_s = sum(found[0].costs.prefill_s(call.prompt) for call in scaled(calls, _SCALE))
         speed = _BUSY * calls[-1].at / work_s
-        answers = play(sped_up(calls, speed), url, block=BLOCK, scale=_SCALE)
+        answers: list[Answer] = []
+        jobs: list[Job] = []
+        for part in _parts(calls):
+            answers += play(sped_up(part, speed), url, block=BLOCK, scale=_SCALE)
+            found.append(calibrate(url, longest=1024))
+            costs = _between(found[-2].costs, found[-1].costs)
+            shape = Shape(1, 1, costs.dram_tokens, max(1, round(BLOCK * _SCALE)))
+            cluster = Cluster(costs, shape, conductor("global", "none", costs, _SLO), _SLO)
+            jobs += cluster.run(sped_up(scaled(part, _SCALE), speed))
     finally:
         server.kill()
-    shape = Shape(1, 1, found.costs.dram_tokens, max(1, round(BLOCK * _SCALE)))
-    jobs = Cluster(found.costs, shape, conductor("global", "none", found.costs, _SLO), _SLO).run(sped_up(short, speed))
     for row, figure in zip(rows, (fmean, lambda values: float(np.quantile(values, 0.9))), strict=True):
         live = {"TTFT": figure(_ttft(answers)), "TBT": figure([a.tbt for a in answers if a.gaps])}
         told = {"TTFT": figure(_simulated(jobs)), "TBT": figure([j.tbt_s for j in jobs if j.call.output > 1])}
@@ -79,11 +89,37 @@ def _compare(rows: Sequence[Row], trace: Path, requests: int) -> None:
         row.value = max(errors.values())
         row.own = ", ".join(f"{name} {told[name] * 1e3:.1f} ms" for name in told)
         row.note = "live " + ", ".join(f"{name} {live[name] * 1e3:.1f} ms" for name in live)
+        slower = [each.costs.prefill_s(256) / found[0].costs.prefill_s(256) for each in found]
         row.note += (
-            f"; calibrated to {found.prefill_error:.0%} and {found.step_error:.0%}; side by side a prefill takes "
+            f"; calibrated {len(found)} times, to {max(each.prefill_error for each in found):.0%} and "
+            f"{max(each.step_error for each in found):.0%}; a prefill took {min(slower):.2f} to {max(slower):.2f}x "
+            f"the first time's; trace at x{speed:.2f}"
         )
-        row.note += f"{found.costs.prefill_beside:.2f}x as long and a step {found.costs.decode_beside:.2f}x"
-        row.note += f"; trace at x{speed:.2f}"
+
+
+def _parts(calls: Sequence[Call]) -> list[list[Call]]:
+    """The calls in parts, each with times from its own start: the machine's speed is measured between them."""
+    share = -(-len(calls) // _PARTS)
+    cut = [calls[at : at + share] for at in range(0, len(calls), share)]
+    return [[replace(call, at=call.at - part[0].at) for call in part] for part in cut]
+
+
+def _between(before: NodeCosts, after: NodeCosts) -> NodeCosts:
+    """Means of what was measured before and after; of rates, the mean time per byte."""
+
+    def rate(a: float, b: float) -> float:
+        return 2 / (1 / a + 1 / b) if math.isfinite(min(a, b)) else math.inf
+
+    return replace(
+        before,
+        prefill=tuple(map(fmean, zip(before.prefill, after.prefill, strict=True))),
+        linear_us=tuple(map(fmean, zip(before.linear_us, after.linear_us, strict=True))),
+        hbm_bytes_s=rate(before.hbm_bytes_s, after.hbm_bytes_s),
+        nic_bytes_s=rate(before.nic_bytes_s, after.nic_bytes_s),
+        handoff_base_s=fmean((before.handoff_base_s, after.handoff_base_s)),
+        prefill_beside=fmean((before.prefill_beside, after.prefill_beside)),
+        decode_beside=fmean((before.decode_beside, after.decode_beside)),
+    )
 
 
 def _ttft(answers: Sequence[Answer]) -> list[float]:

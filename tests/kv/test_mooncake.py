@@ -65,7 +65,7 @@ def test_blocks_move_and_a_lost_node_is_a_miss(node):
     # Whoever writes where he has no right any more is found out by the checksum, and the block is dropped.
     link = writer.links[0].lanes[0]
     lease = link._ask(protocol.Get(keys[:1]), protocol.Granted)
-    link._ask(protocol.Release(lease.lease), protocol.Count)
+    link._tell(protocol.Release(lease.lease))
     link._memory.write(lease.slots, [np.zeros(BLOCK, np.uint8)])
     assert reader.load(keys, out) == 0
     assert reader.counts.corrupt == 1

@@ -71,6 +71,11 @@ def test_known_costs_are_found(served):
     assert shown == [(i + 1, shown[0][1]) for i in range(shown[0][1])]
 
 
+def test_a_server_that_was_calibrated_before_has_no_prompt_of_the_next_one(served):
+    first, second = (room.calibrate("http://nowhere", longest=1024) for _ in range(2))
+    assert second.costs.prefill == pytest.approx(first.costs.prefill, rel=1e-6)
+
+
 def test_a_failed_request_and_a_small_model_are_errors(served, monkeypatch):
     monkeypatch.setattr(room, "model_of", lambda url, key: ("small", 128))
     with pytest.raises(InvalidConfig, match="needs 176"):

@@ -20,6 +20,7 @@ void bind_blocks(nb::module_& m);
 void bind_wave(nb::module_& m);
 void bind_prefixes(nb::module_& m);
 void bind_wave_buffer(nb::module_& m);
+void bind_checksum(nb::module_& m);
 
 NB_MODULE(_kernels, m) {
   m.doc() = "Kernels over bytes: no policy, the GIL released, the same bits on every instruction set.";
@@ -51,4 +52,5 @@ NB_MODULE(_kernels, m) {
   bind_wave_buffer(m);
   bind_wave(m);
   bind_prefixes(m);
+  bind_checksum(m);
 }

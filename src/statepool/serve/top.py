@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -17,19 +18,9 @@ __all__ = ["picture", "watch"]
 def picture(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> RenderableType:
     """Two tables: engines with their load and rates since ``before``, and pool nodes."""
     rates = {each["number"]: each["generated_tokens"] for each in before["engines"]} if before else {}
-    engines = Table(title="engines", title_justify="left")
-    for name in (
-        "engine",
-        "role",
-        "pid",
-        "running",
-        "waiting",
-        "prefill queue",
-        "tokens held",
-        "KV used",
-        "hits",
-        "tok/s",
-    ):
+    engines = _table("engines (queued and held: tokens)")
+    # Ten columns in the eighty of a terminal.
+    for name in ("engine", "role", "pid", "run", "wait", "queued", "held", "KV", "hits", "tok/s"):
         engines.add_column(name, justify="left" if name == "role" else "right")
     for each in now["engines"]:
         used = 1 - each["kv_blocks_free"] / max(each["kv_blocks_total"], 1)
@@ -44,9 +35,9 @@ def picture(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) 
             f"{hit / asked:.0%}" if asked else "",
             f"{max(rate, 0):.0f}",
         )
-    nodes = Table(title="KV pool", title_justify="left")
-    for name in ("node", "blocks", "of", "MiB", "on disk", "hit rate", "evicted"):
-        nodes.add_column(name, justify="left" if name == "node" else "right")
+    nodes = _table("KV pool")
+    for name in ("node", "blocks", "of", "MiB", "on disk", "hits", "evicted"):
+        nodes.add_column(name, justify="left" if name == "node" else "right", overflow="fold")
     for node in now["nodes"]:
         if not node["answers"]:
             nodes.add_row(node["address"], "away")
@@ -62,6 +53,10 @@ def picture(now: dict[str, Any], before: dict[str, Any] | None, seconds: float) 
             str(node["evicted"]),
         )
     return Group(engines, nodes) if now["nodes"] else engines
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
 
 
 def watch(url: str, api_key: str | None, seconds: float, once: bool) -> None:

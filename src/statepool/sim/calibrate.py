@@ -7,6 +7,7 @@ hand-over between prefill and decode) is in the figures, since a simulation has 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -69,7 +70,7 @@ def calibrate(
     beside = max((size for size in batches if size <= _BESIDE), default=0)
     total = 1 + _REPEATS * 2 * len(lengths) + 2 * sum(batches) + beside
     client.passed = lambda done: passed(done, total)
-    client.answer(random_tokens("warm", longest), 4)
+    client.answer(client.new("warm", longest), 4)
 
     prefills = client.prefills(lengths)
     prefill, prefill_error = fit_prefill(*zip(*prefills, strict=True))
@@ -107,6 +108,7 @@ class _Client:
 
     def __init__(self, url: str, model: str, api_key: str | None) -> None:
         self._url, self._model, self._api_key = url, model, api_key
+        self._run = secrets.token_hex(4)
         self._done = 0
         self.passed: Callable[[int], None] = lambda _: None
 
@@ -120,6 +122,10 @@ class _Client:
         self.passed(self._done)
         return answer
 
+    def new(self, name: str, length: int) -> list[int]:
+        """A prompt that the server has not seen, in an earlier calibration neither."""
+        return random_tokens(f"{self._run}/{name}", length)
+
     def prefills(self, lengths: Sequence[int]) -> list[tuple[int, int, float]]:
         """(tokens, of which cached, seconds): new prompts of each length, and each again with a new second half."""
         found = []
@@ -127,9 +133,9 @@ class _Client:
             new, half = [], []
             cached = length // 2 // BLOCK_SIZE * BLOCK_SIZE
             for repeat in range(_REPEATS):
-                prompt = random_tokens(f"{length}/{repeat}", length)
+                prompt = self.new(f"{length}/{repeat}", length)
                 new.append(self.answer(prompt, 1).ttft or 0.0)
-                other = prompt[:cached] + random_tokens(f"{length}/{repeat}/again", length - cached)
+                other = prompt[:cached] + self.new(f"{length}/{repeat}/again", length - cached)
                 half.append(self.answer(other, 1).ttft or 0.0)
             found += [(length, 0, median(new)), (length, cached, median(half))]
         return found
@@ -138,10 +144,10 @@ class _Client:
         """``batch`` answers, and the prompts computed one after the other meanwhile; all of ``context`` tokens."""
         prompts: list[Answer] = []
         with ThreadPoolExecutor(batch) as crowd:
-            begun = [random_tokens(f"beside/{i}", context) for i in range(batch)]
+            begun = [self.new(f"beside/{i}", context) for i in range(batch)]
             written = [crowd.submit(self.answer, prompt, min(context, 4 * _ANSWER)) for prompt in begun]
             while not all(answer.done() for answer in written):
-                prompt = random_tokens(f"beside/{batch + len(prompts)}", context)
+                prompt = self.new(f"beside/{batch + len(prompts)}", context)
                 prompts.append(ask(0, context, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
         return [answer.result() for answer in written], prompts
 
@@ -152,7 +158,7 @@ class _Client:
         steps, handoffs = [], []
         for context in contexts:
             for batch in batches:
-                prompts = [random_tokens(f"{context}/{batch}/{i}", context) for i in range(batch)]
+                prompts = [self.new(f"{context}/{batch}/{i}", context) for i in range(batch)]
                 with ThreadPoolExecutor(batch) as crowd:
                     answers = list(crowd.map(lambda prompt: self.answer(prompt, _ANSWER), prompts))
                 gaps = _together(answers)

@@ -93,6 +93,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes to split into prefill and decode")
     parser.add_argument("--budget", type=float, metavar="DOLLARS", help="per hour, instead of --nodes")
     parser.add_argument("--price", type=float, default=20.0, metavar="DOLLARS", help="a node's per hour (default 20)")
+    parser.add_argument("--requests", type=int, metavar="N", help="only the first N")
     parser.add_argument("--share", type=float, default=0.9, help="share of requests and tokens to serve (default 0.9)")
     parser.add_argument("--policy", default="size-aware", help=f"{', '.join(PLACEMENTS)}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -201,7 +202,7 @@ def _plan(options: argparse.Namespace) -> int:
             raise InvalidConfig(f"price is {options.price}; it must be above 0", param="price")
         nodes = int(options.budget / options.price)
     costs, slo = _costs(options), _slo(options.slo)
-    calls = _spread(read_trace(options.trace, options.block), options.seed)
+    calls = _spread(read_trace(options.trace, options.block)[: options.requests], options.seed)
     steer = conductor(options.policy, "both", costs, slo, options.seed)
     found = best_split(calls, nodes, costs, slo, steer, options.share, options.cache_tokens, options.block)
     if options.json:

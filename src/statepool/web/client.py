@@ -51,4 +51,6 @@ def get_json(url: str, path: str, api_key: str | None = None) -> Any:
         with open_url(url, path, api_key=api_key) as answer:
             return json.load(answer)
     except (OSError, ValueError) as error:
-        raise Unavailable(f"no server answers at {url.rstrip('/')}{path}: {error}") from None
+        cause = getattr(error, "reason", error)  # urllib wraps what the system said
+        why = getattr(cause, "strerror", None) or cause
+        raise Unavailable(f"no server answers at {url.rstrip('/')}{path}: {why}") from None

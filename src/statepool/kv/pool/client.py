@@ -14,8 +14,9 @@ from operator import methodcaller
 from typing import TypeVar
 
 from statepool.core.errors import Corruption, InvalidConfig
+from statepool.kv.pool.checksum import Row
 from statepool.kv.pool.lanes import Lanes
-from statepool.kv.pool.link import BATCH, Row
+from statepool.kv.pool.link import BATCH
 
 __all__ = ["Pool", "PoolCounts"]
 

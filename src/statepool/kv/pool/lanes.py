@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from statepool.kv.pool.link import NodeLink, Row
+from statepool.kv.pool.checksum import Row
+from statepool.kv.pool.link import NodeLink
 
 __all__ = ["Lanes"]
 

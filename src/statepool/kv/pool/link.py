@@ -8,16 +8,16 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from statepool.core import sockets
 from statepool.core.errors import Corruption, InvalidConfig
-from statepool.core.sockets import receive, receive_into, send, wait_answer
+from statepool.core.sockets import receive, send, wait_answer
 from statepool.kv.pool import protocol
+from statepool.kv.pool.checksum import Row, as_bytes, checksum, copy_checked, receive_checked
 from statepool.kv.pool.mooncake import Mover, shared
 from statepool.kv.pool.protocol import reply_codec, request_codec
 
@@ -25,14 +25,10 @@ __all__ = ["BATCH", "NodeLink", "Row"]
 
 log = logging.getLogger("statepool.pool")
 
-Row = npt.NDArray[Any]
-"""The bytes of one block, wherever they lie: contiguous, of ``block_bytes``."""
-
 BATCH = 256
 """Blocks of one question."""
 
 _REST_SECONDS = 0.5
-_PIECE = 256 << 10
 _STAGING = 32 << 20
 """Bytes of memory that blocks pass through on their way by Mooncake."""
 R = TypeVar("R")
@@ -73,20 +69,20 @@ class NodeLink:
         lease = self._ask(protocol.Get(list(keys)), protocol.Granted)
         good = 0
         try:
-            for block, checksum, row in zip(self._memory.read(lease.slots), lease.checksums, rows, strict=False):
-                if _copy(row, block) != checksum:
+            for block, told, row in zip(self._memory.read(lease.slots), lease.checksums, rows, strict=False):
+                if copy_checked(row, block) != told:
                     break
                 good += 1
         finally:
             if lease.slots:
-                self._ask(protocol.Release(lease.lease), protocol.Count)
+                self._tell(protocol.Release(lease.lease))
         return good, self._report(keys, lease.checksums, good)
 
     def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         """Give the node the blocks it does not have; how many those were."""
         self._connected()
         if self._memory is None:
-            sums = [_checksum(row) for row in rows]
+            sums = [checksum(row) for row in rows]
             return self._ask(protocol.Write(list(keys), sums), protocol.Count, rows).count
         lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
         if not lease.slots:
@@ -152,10 +148,8 @@ class NodeLink:
 
     def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
         sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
-        connection, good = self._connected(), 0
-        for i, checksum in enumerate(sent.checksums):
-            right = _receive(connection, rows[i]) == checksum
-            good += good == i and right
+        sums = receive_checked(self._connected(), rows[: len(sent.checksums)])
+        good = next((i for i, told in enumerate(sent.checksums) if sums[i] != told), len(sums))
         return good, self._report(keys, sent.checksums, good)
 
     def _report(self, keys: Sequence[bytes], checksums: Sequence[int], good: int) -> int:
@@ -170,8 +164,7 @@ class NodeLink:
         Raises:
             InvalidConfig: the node refuses this client. OSError, Corruption: it is gone, slow or mad.
         """
-        connection = self._connected()
-        send(connection, request_codec.encode(request), [_bytes(block) for block in blocks])
+        connection = self._tell(request, blocks)
         wait_answer(connection, self._timeout)
         body = receive(connection)
         if body is None:
@@ -182,6 +175,11 @@ class NodeLink:
         if not isinstance(reply, kind):
             raise Corruption(f"pool node {self.address} answered {type(reply).__name__}")
         return reply
+
+    def _tell(self, request: protocol.Request, blocks: Sequence[Row] = ()) -> socket.socket:
+        connection = self._connected()
+        send(connection, request_codec.encode(request), [as_bytes(block) for block in blocks])
+        return connection
 
 
 class _Mapped:
@@ -196,7 +194,7 @@ class _Mapped:
 
     def write(self, slots: Sequence[int], rows: Sequence[Row]) -> list[int]:
         """Fill slots; the checksums of what they hold then."""
-        return [_copy(into, row) for into, row in zip(self.read(slots), rows, strict=True)]
+        return [copy_checked(into, row) for into, row in zip(self.read(slots), rows, strict=True)]
 
     def close(self) -> None:
         """The mapping ends with the last view of it."""
@@ -221,7 +219,7 @@ class _Moved:
         """Fill slots; the checksums of what they hold then."""
         sums: list[int] = []
         for some, mine, theirs in self._pieces(slots):
-            sums += [_copy(self._staging[i], rows[len(sums) + i]) for i in range(len(some))]
+            sums += [copy_checked(self._staging[i], rows[len(sums) + i]) for i in range(len(some))]
             self._mover.write(self._node.session, mine, theirs, self._size)
         return sums
 
@@ -234,34 +232,3 @@ class _Moved:
             some = slots[at : at + len(self._staging)]
             mine = [self._at + i * self._size for i in range(len(some))]
             yield some, mine, [self._node.base + slot * self._node.slot_bytes for slot in some]
-
-
-def _checksum(row: Row) -> int:
-    return int(xxhash.xxh3_64_intdigest(_bytes(row)))
-
-
-def _copy(target: Row, source: Row) -> int:
-    """Copy a block; the checksum of what arrived. In pieces, so that each is summed while it is in the cache."""
-    into, from_ = target.reshape(-1).view(np.uint8), source.reshape(-1).view(np.uint8)
-    if into.size <= _PIECE:
-        np.copyto(into, from_)
-        return _checksum(into)
-    digest = xxhash.xxh3_64()
-    for at in range(0, into.size, _PIECE):
-        np.copyto(into[at : at + _PIECE], from_[at : at + _PIECE])
-        digest.update(into[at : at + _PIECE].data)
-    return int(digest.intdigest())
-
-
-def _receive(connection: socket.socket, row: Row) -> int:
-    """Receive a block; its checksum. In pieces, as ``_copy``."""
-    into, digest = _bytes(row), xxhash.xxh3_64()
-    for at in range(0, len(into), _PIECE):
-        piece = into[at : at + _PIECE]
-        receive_into(connection, piece)
-        digest.update(piece)
-    return int(digest.intdigest())
-
-
-def _bytes(row: Row) -> memoryview:
-    return memoryview(row.reshape(-1).view(np.uint8).data)

@@ -233,8 +233,7 @@ class Node:
                 tell(protocol.Count(self._finish(number, checksums)))
             case protocol.Release(lease=number):
                 with self._lock:
-                    released = self._table.release(number)
-                tell(protocol.Count(int(released)))
+                    self._table.release(number)
             case protocol.Read(keys=keys):
                 lease = self._lend(owner, keys)
                 try:

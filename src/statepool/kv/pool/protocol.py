@@ -63,7 +63,7 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
-    """Nothing of a lease is needed any more. Answered by Count."""
+    """Nothing of a lease is needed any more. Not answered: nobody waits for it."""
 
     lease: int
 
