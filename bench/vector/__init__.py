@@ -1,4 +1,4 @@
-"""The vector room: V1 to V7, V9 to V17, V20; peers: RaBitQ's quantised graph, hnswlib, faiss, usearch, SVS."""
+"""The vector room: V1 to V20; peers: RaBitQ's quantised graph, hnswlib, faiss, usearch, SVS."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from bench.duel import Worker, WorkerError
 from bench.machine import LoadWatch
 from bench.peers.setup import python_of
 from bench.row import Row
-from bench.vector import claims, data, lasting, simulated
+from bench.vector import agents, arrivals, claims, data, lasting, simulated
 
 OURS = ("ours", "ours sealed")
 PEERS = ("rabitq", "hnswlib", "faiss", "usearch", "svs")
@@ -120,9 +120,8 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
             print(f"{data_set}: {error}", file=sys.stderr)
             continue
         yield from (row for row in rows if row.id.split("-")[0] in wanted)
-    yield from claims.run(lambda name: not only or name in only, quick)
-    yield from lasting.run(lambda name: not only or name in only, quick)
-    yield from simulated.run(lambda name: not only or name in only, quick)
+    for part in (claims, arrivals, agents, lasting, simulated):
+        yield from part.run(lambda name: not only or name in only, quick)
 
 
 def _rows(data_set: str, found: Sweep) -> Iterator[Row]:

@@ -49,7 +49,8 @@ def measured(measures: dict[str, Measure], wanted: Callable[[str], bool], quick:
 
 
 @cache
-def _index(dtype: str, sealed: bool, count: int) -> Any:
+def built(dtype: str, sealed: bool, count: int) -> Any:
+    """Ours over the first rows of ``mini``, made once for all measures that want it."""
     from statepool.vector import Index
 
     rows = data.load("mini")[0][:count]
@@ -78,7 +79,7 @@ def _bytes(quick: bool) -> Iterator[Row]:
     count = 5000 if quick else 20_000
     # The peers' figures for 384 dimensions: hnswlib adds 9 % to raw rows, RaBitQ's quantised graph is 2.2 times them.
     for dtype, sealed, target in (("f32", False, 1.09), ("i8", True, 2.2)):
-        stats = _index(dtype, sealed, count).stats()
+        stats = built(dtype, sealed, count).stats()
         raw = 4 * stats["dim"] * count
         total = stats["vector_bytes"] + stats["link_bytes"] + stats["code_bytes"]
         name = f"{dtype}{' sealed' if sealed else ''}"
@@ -118,7 +119,7 @@ def _acked(quick: bool) -> Iterator[Row]:
 
     base, more = 10_000, 500 if quick else 3000
     rows = data.load("mini")[0]
-    index = LiveIndex.over(_index("f32", False, base))
+    index = LiveIndex.over(built("f32", False, base))
     acked, seen, done = [base], [], threading.Event()
 
     def search() -> None:
@@ -145,7 +146,7 @@ def _precision(quick: bool) -> Iterator[Row]:
     count = 5000 if quick else 20_000
     queries, truth = _truth(count, quick)
     for dtype, sealed in (("f16", False), ("i8", False), ("f32", True), ("i8", True)):
-        recall = _recall(_index(dtype, sealed, count), truth, queries, 220)
+        recall = _recall(built(dtype, sealed, count), truth, queries, 220)
         name = f"{dtype}{'-sealed' if sealed else ''}"
         what = f"recall at 10 against exact float32, ef 220, {count} rows ({name})"
         yield Row(f"V17-{name}", what, "", "higher", 0.99, recall, f"{recall:.4f}")
@@ -164,7 +165,7 @@ def again(path: str) -> str:
 
 def _same(quick: bool) -> Iterator[Row]:
     count = 5000 if quick else 20_000
-    index = _index("f32", True, count)
+    index = built("f32", True, count)
     queries, truth = _truth(count, quick)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one.index"

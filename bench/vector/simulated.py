@@ -51,7 +51,7 @@ def _study(name: str, rows: np.ndarray, queries: np.ndarray, count: int) -> Iter
     errors: list[float] = []
     best = None
     for _ in range(TRIES):
-        with _undisturbed():
+        with undisturbed():
             costs = other.calibrate()
             measured = study.measure(CASES)
         checks = list(study.check(costs, measured))
@@ -86,7 +86,7 @@ def _study(name: str, rows: np.ndarray, queries: np.ndarray, count: int) -> Iter
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """For bursts of a second, before everybody else if that is allowed."""
     if os.geteuid() != 0:
         yield

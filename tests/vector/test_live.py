@@ -266,6 +266,26 @@ def test_turnover_of_twenty_times_costs_little_recall() -> None:
     assert churned >= fresh - 0.005
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_deleted_rows_take_no_places_of_a_search(built: bool) -> None:
+    dice = np.random.default_rng(8)
+    rows, queries = (dice.normal(size=(count, 24)).astype(np.float32) for count in (1200, 500))
+    fresh, index = LiveIndex(24, "l2", R=16, build_window=60), LiveIndex(24, "l2", R=16, build_window=60)
+    left = np.flatnonzero(np.arange(1200) % 5)
+    fresh.add(rows[left], left)
+    if built:
+        base = Index(24, "l2", R=16, build_window=60)
+        base.build(rows)
+        index = LiveIndex.over(base)
+    else:
+        index.add(rows, np.arange(1200))
+    index.delete(np.arange(0, 1200, 5))
+    assert index.stats()["dead"] + index.stats()["gone"] == 240, "few enough to stay in the graph"
+    truth = left[np.argsort(distances("l2", rows[left], queries), axis=1)[:, :K]]
+    churned, other = (recall([one.search(query, K, 15).ids for query in queries], truth) for one in (index, fresh))
+    assert churned >= other, "a narrow search in rows of many dimensions, which misses an eighth"
+
+
 def test_changes_over_a_file(tmp_path: Path) -> None:
     rows, queries = clustered(2000, 24, 50, seed=3)
     built = Index(24, "cos", R=16, build_window=60)

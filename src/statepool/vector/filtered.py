@@ -8,14 +8,14 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from .answer import Result, Stats, union
-from .policy import choose_detour, choose_path
+from .policy import choose_detour, choose_path, least_share
 
 __all__ = ["Ask", "Passing", "search_among"]
 
 _SEEDS = 64
 """Rows that pass, spread over all, from which a search starts too."""
 
-_WAYS = {"scan": 0, "probe": 1, "check": 1, "two-hop": 2}
+_WAYS = {"scan": 0, "check": 1, "two-hop": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,12 @@ class Passing:
 
 class _Core(Protocol):
     def __call__(
-        self, ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray
+        self, ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray, probe: int, least: float
     ) -> tuple[np.ndarray, np.ndarray, Any, float]:
-        """Ids, distances, counts, and the share of the last candidates that passed."""
+        """Ids, distances, counts, and the share of the candidates that passed: the last ones, or those of the probe.
+
+        With a ``probe`` of so many candidates, the search ends after it if that share is below ``least``.
+        """
 
 
 def search_among(
@@ -71,14 +74,17 @@ def search_among(
         return Result(np.empty(0, np.int64), np.empty(0, np.float32), False, Stats(0, 0, 0, 0, 0, "empty", 0))
     bytes_ = passing.allowed.view(np.uint8)
 
-    def go(path: str, width: int) -> tuple[Result, float]:
-        ids, gaps, counts, share = core(ask, max(width, ask.k), _WAYS[path], bytes_, passing.seeds)
+    def go(path: str, width: int, probe: int = 0) -> tuple[Result, float]:
+        least = least_share(rows, matches)
+        ids, gaps, counts, share = core(ask, max(width, ask.k), _WAYS[path], bytes_, passing.seeds, probe, least)
+        if probe:
+            path = f"probe, {path}" if share >= least else "probe"
         return Result(ids, gaps, counts.truncated, Stats.of(counts, path, matches)), share
 
     if exact or plan.path == "scan":
         return go("scan", ask.ef)[0]
-    found, share = go("probe" if plan.probe else plan.path, plan.probe or plan.width)
-    further = choose_detour(plan, share, rows, matches, ask.ef)
+    found, share = go(plan.path, plan.width, plan.probe)
+    further = choose_detour(share, rows, matches, ask.ef)
     if further is not None:
         found = _and(go(further.path, further.width)[0], found, ask.k)
     if len(found.ids) < min(ask.k, matches) and not found.truncated:

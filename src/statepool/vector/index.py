@@ -251,9 +251,11 @@ class Index(Searching):
     def among(self, ask: Ask, passing: Passing, *, exact: bool = False) -> Result:
         """The nearest of the rows that are allowed, by their places in the order they were built in."""
 
-        def search(ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray) -> Any:
+        def search(
+            ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray, probe: int, least: float
+        ) -> Any:
             (places, gaps, counts), share = self._core.search_filtered(
-                ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds
+                ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds, probe, least
             )
             return self._named(places), gaps, counts, share
 

@@ -13,11 +13,12 @@ __all__ = [
     "choose_path",
     "choose_period",
     "choose_threads",
+    "least_share",
     "most_worth",
 ]
 
-SCANNED = 80
-"""Rows that are measured in the time of one candidate of a two-hop search."""
+SCANNED = 100
+"""Rows that are measured in the time of one candidate of a two-hop search, its probe included."""
 
 SEALED_REST = 384
 """Bytes of a sealed row beyond eight bits per dimension and 32 codes: ids, factors, its own norm."""
@@ -85,16 +86,18 @@ class Plan:
     width: int
     """Candidates kept while searching."""
     probe: int = 0
-    """Candidates of a small search of the whole graph before: whether rows near the query pass at all. 0: none."""
+    """Candidates of a small search of the whole graph before, which finds where to begin and whether rows near the
+    query pass at all. 0: none."""
 
 
 def choose_path(rows: int, matches: int, ef: int, *, sealed: bool = False) -> Plan:
     """By how many of the rows pass.
 
     Few are measured one by one: a candidate of ``two-hop`` leads to the links of its links, which takes as long as the
-    distances of some eighty rows (measured over 50,000 rows of 384 dimensions). With many, a search of the whole graph
-    meets enough of them if it keeps more candidates. In between the graph of those that pass is searched, two links
-    taken as one where the row between does not pass. A sealed graph is so fast that ``check`` pays for less.
+    distances of a hundred rows in their order (measured over 50,000 rows of 384 dimensions). With many, a search of the
+    whole graph meets enough of them if it keeps more candidates. In between, below two rows in five, the graph of those
+    that pass is searched, two links taken as one where the row between does not pass. A sealed graph is so fast that
+    ``check`` pays for less.
     """
     if matches == 0:
         return Plan("empty", ef)
@@ -103,7 +106,7 @@ def choose_path(rows: int, matches: int, ef: int, *, sealed: bool = False) -> Pl
         if matches * matches <= 4 * ef * rows:
             return Plan("scan", ef)
         return Plan("check", ef * rows // matches)
-    few = 5 * matches <= rows
+    few = 5 * matches <= 2 * rows
     if matches <= max(2000, rows // 100) or (few and matches <= SCANNED * ef):
         return Plan("scan", ef)
     if few:
@@ -111,12 +114,17 @@ def choose_path(rows: int, matches: int, ef: int, *, sealed: bool = False) -> Pl
     return Plan("check", ef * rows // matches)
 
 
-def choose_detour(plan: Plan, share: float, rows: int, matches: int, ef: int) -> Plan | None:
+def least_share(rows: int, matches: int) -> float:
+    """Of the candidates near a query so many must pass; fewer mean that the filter keeps away from the query."""
+    return matches / rows / 4
+
+
+def choose_detour(share: float, rows: int, matches: int, ef: int) -> Plan | None:
     """What else to do after the first search, of whose candidates ``share`` passed; None for nothing.
 
     If rows near the query pass far more rarely than all do, those that pass lie elsewhere. The nearest of them are then
     at the edge of where they lie, among rows that do not pass, where few of their links lead.
     """
-    if share * rows >= matches / 4:
-        return Plan("two-hop", ef) if plan.probe else None
+    if share >= least_share(rows, matches):
+        return None
     return Plan("scan", ef) if 3 * matches <= rows else Plan("two-hop", 2 * ef)

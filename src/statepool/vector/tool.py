@@ -25,7 +25,8 @@ class RetrievalTool:
         embed: Text to a vector ``[dim]``.
         texts: Passage by id.
         name: What the model calls it.
-        ef: Candidates kept while searching; default the index's.
+        ef: Candidates kept while searching. Many by default: a millisecond is nothing to a model that waits, a missed
+            passage is.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class RetrievalTool:
         texts: Mapping[Any, str],
         *,
         name: str = "search_passages",
-        ef: int | None = None,
+        ef: int = 256,
     ) -> None:
         self._index, self._embed, self._texts, self._ef = index, embed, texts, ef
         self.name = name
@@ -73,7 +74,6 @@ class RetrievalTool:
             raise InvalidRequest("query: must be text", param="query")
         if not isinstance(k, int) or not 1 <= k <= _MOST:
             raise InvalidRequest(f"k: {k!r} is no integer from 1 to {_MOST}", param="k")
-        width = None if self._ef is None else max(self._ef, k)
-        found = self._index.search(self._embed(query), k, width, filter=filter)
+        found = self._index.search(self._embed(query), k, max(self._ef, k), filter=filter)
         pairs = zip(found.ids.tolist(), found.distances.tolist(), strict=True)
         return [{"id": one, "text": self._texts[one], "distance": distance} for one, distance in pairs]

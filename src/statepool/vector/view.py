@@ -159,14 +159,17 @@ class View(Searching):
         return np.union1d(parts.base.ids()[~gone], labels.astype(np.int64))
 
     def _search_base(self, ask: Ask, threads: int, engine: LiveEngine, deadline_us: float | None) -> Result:
-        """The nearest of the base that still count: as many more are asked for as were in the way."""
-        parts, wanted = self._parts, ask.k
+        """The nearest of the base that still count: as many more are looked at as those that do not take places of."""
+        parts, rows = self._parts, len(self._parts.base)
+        left = rows - int(np.count_nonzero(parts.gone))
+        if not left:
+            return Result(np.empty(0, np.int64), np.empty(0, np.float32), False, Stats(0, 0, 0, 0, 0))
+        wanted, width = (min(-(-count * rows // left), max(count, rows)) for count in (ask.k, ask.ef))
         while True:
             found = parts.base.search(
-                ask.query, wanted, max(ask.ef, wanted), threads=threads, engine=engine, deadline_us=deadline_us
+                ask.query, wanted, max(width, wanted), threads=threads, engine=engine, deadline_us=deadline_us
             )
             stays = [number for number, one in enumerate(found.ids.tolist()) if parts.place(one) is not None]
-            left = len(parts.base) - int(np.count_nonzero(parts.gone))
             if len(stays) >= min(ask.k, left) or len(found.ids) < wanted or found.truncated:
                 return Result(found.ids[stays], found.distances[stays], found.truncated, found.stats)
             wanted *= 2
@@ -200,9 +203,16 @@ class View(Searching):
                 allowed[count:] = False
 
             def search(
-                ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray, turnover: int = turnover
+                ask: Ask,
+                width: int,
+                way: int,
+                allowed: np.ndarray,
+                seeds: np.ndarray,
+                probe: int,
+                least: float,
+                turnover: int = turnover,
             ) -> tuple[np.ndarray, np.ndarray, Any, float]:
-                arguments = (ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds)
+                arguments = (ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds, probe, least)
                 labels, gaps, counts, share = live.search_filtered(*arguments, frozen is not None, turnover)
                 return labels.astype(np.int64), gaps, counts, share
 

@@ -9,6 +9,11 @@
 namespace statepool::graph {
 namespace {
 
+void prefetch_links(const Segment& segment, uint32_t node) {
+  const char* links = reinterpret_cast<const char*>(segment.links(node));
+  for (int byte = 0; byte < 4 * segment.degree; byte += 64) __builtin_prefetch(links + byte);
+}
+
 struct Fixed {
   const Segment& segment;
   const float* query;
@@ -22,6 +27,7 @@ struct Fixed {
     while (count < segment.degree && links[count] != kNone) ++count;
     return links;
   }
+  void fetch(uint32_t node) const { prefetch_links(segment, node); }
   bool sound_row(uint32_t node) const { return segment.sound_row(node); }
   void distances(const uint32_t* ids, int count, float* out) const {
     segment.space.distances(query, segment.rows(), ids, count, out);
@@ -42,6 +48,7 @@ struct Changing {
       if (buffer[i] < scratch.limit) buffer[count++] = buffer[i];
     return buffer;
   }
+  void fetch(uint32_t node) const { prefetch_links(segment.segment(), node); }
   bool sound_row(uint32_t node) const { return node < scratch.limit; }
   void distances(const uint32_t* ids, int count, float* out) const {
     segment.space().distances(query, segment.segment().rows(), ids, count, out);

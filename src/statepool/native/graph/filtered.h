@@ -23,12 +23,17 @@ enum class Way : int { scan = 0, check = 1, two_hops = 2 };
 struct Filter {
   Way way;
   Allowed allowed;
-  std::vector<uint32_t> seeds;  // allowed rows a search starts from too, for the graph among them may have several parts
+  std::vector<uint32_t> seeds;  // allowed rows that `two_hops` starts from too, for the graph among them may have several parts
+  // Before `two_hops`: candidates of a small `check`, and which share of them must be allowed for going on. What it found
+  // takes the place of the seeds. 0: none.
+  int probe = 0;
+  float least = 0;
 };
 
 // `graph` has size(), entries(), links(node, buffer, count), sound_row(node), distances(ids, count, out); `answers(node)`
 // says which of the allowed rows may be found. Leaves the request.kept nearest in `query.lane(0).best`; answers which
-// share of the candidates left at the end was allowed: far below that of all rows, the filter keeps away from the query.
+// share of the candidates was allowed, at the end or after the probe: far below that of all rows, the filter keeps away
+// from the query.
 template <class Graph, class Answers>
 class FilteredSearch {
  public:
@@ -36,7 +41,9 @@ class FilteredSearch {
       : graph_(graph), answers_(answers), query_(query), visited_(visited), lane_(query.lane(0)) {}
 
   float run(const Filter& filter) {
-    lane_.begin(query_.request.width, query_.request.kept);
+    const int width = query_.request.width;
+    const bool probing = filter.way == Way::two_hops && filter.probe > 0;
+    lane_.begin(probing ? filter.probe : width, probing ? std::max(width, query_.request.kept) : query_.request.kept);
     visited_.reset(graph_.size());
     lane_.hits.count = 0;
     if (filter.way == Way::scan) {
@@ -44,22 +51,38 @@ class FilteredSearch {
       return 1;
     }
     for (const uint32_t node : graph_.entries()) meet(node);
-    for (const uint32_t node : filter.seeds)
-      if (node < graph_.size() && answers_(node)) meet(node);
+    if (filter.way == Way::two_hops && !probing)
+      for (const uint32_t node : filter.seeds)
+        if (node < graph_.size() && answers_(node)) meet(node);
     measure();
+    search(probing ? Way::check : filter.way, filter.allowed);
+    int passing = 0;
+    for (int i = 0; i < lane_.pool.size(); ++i) passing += answers_(id_of(lane_.pool.at(i)));
+    const float share = lane_.pool.size() == 0 ? 1 : static_cast<float>(passing) / static_cast<float>(lane_.pool.size());
+    if (!probing || share < filter.least) return share;
+    // The way there leads on from the allowed rows near the query. Those that were met and not kept are farther than all of
+    // a full list, so none is answered twice.
+    visited_.reset(graph_.size());
+    lane_.pool.reset(width);
+    for (int i = 0; i < lane_.best.size(); ++i) visited_.claim(id_of(lane_.best.at(i)));
+    lane_.pool.insert(lane_.best.begin(), lane_.best.size());
+    search(Way::two_hops, filter.allowed);
+    return share;
+  }
+
+ private:
+  void search(Way way, const Allowed& allowed) {
     for (int i = lane_.pool.next(); i < lane_.pool.size() && !query_.late(); i = lane_.pool.next()) {
       const uint32_t node = id_of(lane_.pool.at(i));
       lane_.pool.mark(i);
       ++lane_.counts.hops;
-      expand(node, filter);
+      if (way == Way::check) expand(node);
+      else expand_allowed(node, allowed);
+      if (const int next = lane_.pool.next(); next < lane_.pool.size()) graph_.fetch(id_of(lane_.pool.at(next)));
       measure();
     }
-    int passing = 0;
-    for (int i = 0; i < lane_.pool.size(); ++i) passing += answers_(id_of(lane_.pool.at(i)));
-    return lane_.pool.size() == 0 ? 1 : static_cast<float>(passing) / static_cast<float>(lane_.pool.size());
   }
 
- private:
   void scan(const Allowed& allowed) {
     const size_t count = std::min(graph_.size(), allowed.count);
     for (size_t first = 0; first < count && !query_.late(); first += 8) {
@@ -73,39 +96,59 @@ class FilteredSearch {
     measure();
   }
 
-  void expand(uint32_t node, const Filter& filter) {
-    uint32_t near[kMostDegree], far[kMostDegree];
+  void expand(uint32_t node) {
+    uint32_t near[kMostDegree];
     int count = 0;
     const uint32_t* links = graph_.links(node, near, count);
+    for (int i = 0; i < count; ++i) visited_.prefetch(links[i]);
+    for (int i = 0; i < count; ++i) meet(links[i]);
+  }
+
+  // The allowed neighbours, then those of the others in turn, until there are as many as an unfiltered node would have.
+  void expand_allowed(uint32_t node, const Allowed& allowed) {
+    uint32_t near[kMostDegree], far[kMostDegree], between[kMostDegree];
+    int count = 0, others = 0, met = 0;
+    const uint32_t* links = graph_.links(node, near, count);
+    for (int i = 0; i < count; ++i) visited_.prefetch(links[i]);
     for (int i = 0; i < count; ++i) {
-      if (visited_.seen(links[i])) continue;
-      if (filter.way == Way::check || filter.allowed(links[i])) {
-        meet(links[i]);
-        continue;
-      }
-      visited_.claim(links[i]);
+      if (allowed(links[i])) met += meet(links[i]);
+      else if (!visited_.seen(links[i])) between[others++] = links[i];
+    }
+    for (int i = 0; i < others && i < kAhead; ++i) graph_.fetch(between[i]);
+    for (int i = 0; i < others && met < kEnough; ++i) {
+      if (i + kAhead < others) graph_.fetch(between[i + kAhead]);
+      visited_.claim(between[i]);
       int more = 0;
-      const uint32_t* behind = graph_.links(links[i], far, more);
+      const uint32_t* behind = graph_.links(between[i], far, more);
       for (int j = 0; j < more; ++j)
-        if (filter.allowed(behind[j])) meet(behind[j]);
+        if (allowed(behind[j])) met += meet(behind[j]);
     }
   }
 
-  void meet(uint32_t node) {
-    if (!visited_.claim(node) || !graph_.sound_row(node)) return;
+  bool meet(uint32_t node) {
+    if (!visited_.claim(node) || !graph_.sound_row(node)) return false;
     lane_.hits.ids[lane_.hits.count++] = node;
     if (lane_.hits.count == kMostDegree) measure();
+    return true;
   }
 
   void measure() {
     Hits& hits = lane_.hits;
     graph_.distances(hits.ids, hits.count, hits.distances);
     lane_.counts.distances += static_cast<uint64_t>(hits.count);
-    for (int i = 0; i < hits.count; ++i)
-      if (answers_(hits.ids[i])) lane_.best.insert(entry_of(hits.distances[i], hits.ids[i]));
+    Entry good[kMostDegree];
+    int count = 0;
+    for (int i = 0; i < hits.count; ++i) {
+      good[count] = entry_of(hits.distances[i], hits.ids[i]);
+      count += good[count] < lane_.best.bound() && answers_(hits.ids[i]);
+    }
+    lane_.best.insert(good, count);
     keep(lane_, kNoBound);
     hits.count = 0;
   }
+
+  static constexpr int kAhead = 6;    // lists of links in flight
+  static constexpr int kEnough = 32;  // rows met by one expansion
 
   const Graph& graph_;
   const Answers& answers_;

@@ -364,11 +364,18 @@ void LiveSegment::pick(const std::vector<Entry>& nearest, size_t k, bool frozen,
   }
 }
 
+// Candidates of which `width` are live if rows were deleted evenly: deleted ones take places in a pool too.
+int LiveSegment::among_dead(int width) const {
+  const size_t live = std::max<size_t>(size(), 1), wanted = static_cast<size_t>(width);
+  return static_cast<int>(std::min(wanted + (wanted * dead() + live - 1) / live, std::max(wanted, live + dead())));
+}
+
 LiveSegment::Found LiveSegment::search(const float* query, const Request& request) {
   Found found;
   const Pin scratch(*this);
   space_.prepare(query, scratch->vector.data(), true);
   Request wider = request;
+  wider.width = among_dead(request.width);
   std::vector<Entry> nearest;
   for (;;) {
     scratch->visited.reset(scratch->limit);

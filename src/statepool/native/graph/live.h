@@ -140,6 +140,7 @@ class LiveSegment {
   void rekeep(uint32_t child, Scratch& scratch, const std::vector<bool>& dying);
   void bridge(uint32_t owner, Scratch& scratch, const std::vector<bool>& dying);
   void wait_for_others();
+  int among_dead(int width) const;
   void pick(const std::vector<Entry>& nearest, size_t k, bool frozen, Found& found) const;
   uint32_t find(uint64_t label);  // its live slot or kNone; needs names_mutex_
 

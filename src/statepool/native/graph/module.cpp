@@ -196,9 +196,9 @@ NB_MODULE(_graph, m) {
            "Nanoseconds, hops and distances of one thread alone, and of one beside another over the same tags.");
   face.def("search_filtered",
            [](Index& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
-              const Seeds& seeds) {
+              const Seeds& seeds, int probe, float least) {
              check_width("q", query.shape(0), self.space().dim);
-             const Filter filter = filter_of(way, allowed, seeds);
+             const Filter filter = filter_of(way, allowed, seeds, probe, least);
              float share = 1;
              Answer found;
              {
@@ -207,7 +207,8 @@ NB_MODULE(_graph, m) {
              }
              return nb::make_tuple(tuple_of(found), share);
            },
-           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "allowed"_a, "seeds"_a);
+           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "allowed"_a, "seeds"_a,
+           "probe"_a, "least"_a);
   bind_searches(
       face, [](const Index& self, const Vector& query) { check_width("q", query.shape(0), self.space().dim); },
       [](const Answer& found) { return tuple_of(found); });
