@@ -16,6 +16,7 @@ from statepool.core.errors import InvalidConfig, InvalidRequest
 from statepool.engine.attention.moba import MobaAttention, MobaConfig
 from statepool.engine.batch import Batch, Context
 from statepool.engine.request import Request, SamplingParams
+from statepool.kv.tiers import Resident
 from statepool.native import kernels
 from statepool.train.moba import chosen_blocks, moba_attention
 
@@ -209,7 +210,7 @@ def test_the_engine_s_kernel_agrees_with_torch_row_by_row_and_whole(bf16, record
         )
         raw = paged.reshape(blocks, kv_heads, -1).contiguous()
         pool[pages, 1, part] = (raw.view(torch.uint16) if bf16 else raw).numpy()
-    backend = MobaAttention(pool, width, config)
+    backend = MobaAttention(Resident(pool), width, config)
 
     def run(first, stop, context):
         ids = list(range(first, stop))
@@ -239,7 +240,7 @@ def test_a_decoded_token_reads_few_rows(blocks, record_property):
     width, block, topk, heads = 16, 32, 3, 2
     count = blocks * block
     pool = np.ones((count // 16, 1, 2, 1, 16 * width), np.float32)
-    backend, context = MobaAttention(pool, width, MobaConfig(block, topk)), Context(0)
+    backend, context = MobaAttention(Resident(pool), width, MobaConfig(block, topk)), Context(0)
 
     def run(first, stop):
         batch = Batch.build([(list(range(stop - first)), first, list(range(count // 16)))], [context])
@@ -266,7 +267,7 @@ def test_blocks_with_nan_keys_are_liked_least():
     pool[:, 0, 1] = v.reshape(blocks, 1, -1)
     out = np.empty((len(q), width), np.float32)
     batch = Batch.build([(list(range(len(q))), 0, list(range(blocks)))], [Context(0)])
-    MobaAttention(pool, width, MobaConfig(16, 3)).attend(0, q.reshape(len(q), width).copy(), batch, out)
+    MobaAttention(Resident(pool), width, MobaConfig(16, 3)).attend(0, q.reshape(len(q), width).copy(), batch, out)
     clean = torch.from_numpy(np.concatenate([k[: 5 * 16], k[20 * 16 :]]))
     rows = [np.concatenate([x[: 5 * 16], x[20 * 16 :]]) for x in (q, v, out[:, None])]
     want = moba_attention(torch.from_numpy(rows[0]), clean, torch.from_numpy(rows[1]), block=16, topk=3)

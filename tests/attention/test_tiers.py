@@ -225,7 +225,15 @@ def engine(model, **settings):
     return Engine(EngineConfig(model=str(model), **{**defaults, **settings}))
 
 
-@pytest.mark.parametrize("attention", ["full", "wave:update_segment=256,local=16", "wave:update_segment=256,first=1"])
+BUDGETED = [
+    "full",
+    "wave:update_segment=256,local=16",
+    "wave:update_segment=256,first=1",
+    "moba:block=64,topk=3,last=1",
+]
+
+
+@pytest.mark.parametrize("attention", BUDGETED)
 def test_a_context_of_four_times_the_budget_has_the_bits_of_memory(long_model, attention):
     tokens = tuple(random.Random(1).randrange(256) for _ in range(4040))
     request = Request("a", tokens, greedy(20 if attention != "full" else 3))
@@ -235,7 +243,7 @@ def test_a_context_of_four_times_the_budget_has_the_bits_of_memory(long_model, a
     assert tiered.runner.blocks.bytes_read > 0
     held = tiered.runner.blocks.memory
     wave = tiered.runner.backends[-1]
-    if attention != "full":
+    if attention.startswith("wave"):
         held += wave.buffer.native.pages * wave.buffer.native.page_bytes + wave.segments.bytes
         assert wave.buffer.counts.misses > 0
     assert held <= 2 << 20
@@ -248,7 +256,10 @@ KINDS = sorted(DISTURBANCES)
 def test_same_bits_whatever_happens(case, make_engine, monkeypatch):  # noqa: F811
     """The engine's own disturbances, over a pool of which as little as a step can do with is in memory."""
     kind, rng = KINDS[case % len(KINDS)], random.Random(2000 + case)
-    attention = "full" if kind == "session" or case % 4 == 0 else WAVE.replace("=64", "=32").replace("=256", "=64")
+    wave = WAVE.replace("=64", "=32").replace("=256", "=64")
+    attention = ("full", wave, "moba:block=16,topk=2", wave)[case % 4]
+    if kind == "session" and attention == wave:
+        attention = "full"
     request = draw_request(rng)
     alone = make_engine(attention=attention).generate([request])["target"]
 
@@ -268,13 +279,13 @@ def test_same_bits_whatever_happens(case, make_engine, monkeypatch):  # noqa: F8
 def test_a_budget_that_cannot_work_says_what_would(long_model):
     with pytest.raises(InvalidConfig, match=r"kv_budget 1000 is too small for kv_bytes 8388608: \d+ bytes are needed"):
         engine(long_model, attention="wave", kv_budget=1000)
-    with pytest.raises(InvalidConfig, match="not with 'moba'"):
-        engine(long_model, attention="moba", kv_budget=2 << 20)
+    with pytest.raises(InvalidConfig, match="block must be at most 1024 with kv_budget, got 2048"):
+        engine(long_model, attention="moba:block=2048", kv_budget=2 << 20)
     with pytest.raises(InvalidConfig, match="native backend"):
         engine(long_model, attention="full", kv_budget=2 << 20, backend="torch")
 
 
-@pytest.mark.parametrize("attention", ["full", "wave"])
+@pytest.mark.parametrize("attention", ["full", "wave", "moba:block=64,topk=3"])
 def test_a_bad_file_ends_the_requests_of_the_step_and_no_other(long_model, attention):
     tokens = tuple(random.Random(2).randrange(256) for _ in range(3000))
     before = open_files()

@@ -1,8 +1,9 @@
 """An engine whose KV is larger than its memory: ``--kv-budget``.
 
 The pool's newest blocks are in memory and the others in a file (``kv.tiers``). Exact attention reads a context that is
-not all in memory window by window; the wave index keeps its tables in memory and its clusters in a file of its own,
-with the recently read ones in memory. Bits do not depend on what is where.
+not all in memory window by window; block attention reads the blocks that its gate chose; the wave index keeps its
+tables in memory and its clusters in a file of its own, with the recently read ones in memory. Bits do not depend on
+what is where.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool.core.errors import InvalidConfig
+from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.engine.attention.wave.buffer import WaveBuffer, table_bytes
 from statepool.engine.attention.wave.config import WaveConfig
@@ -39,12 +41,12 @@ class Split:
     areas: int
     """What blocks of the file are read into."""
     tables: int = 0
-    """Centroids, mean values and positions of the wave index, for a pool full of contexts."""
+    """For a pool full of contexts: centroids, mean values and positions of the wave index, or mean keys of blocks."""
     clusters: int = 0
     """Recently read clusters."""
 
     @classmethod
-    def of(cls, config: EngineConfig, layout: KVLayout, blocks: int, wave: WaveConfig | None) -> Split:
+    def of(cls, config: EngineConfig, layout: KVLayout, blocks: int, sparse: WaveConfig | MobaConfig | None) -> Split:
         """Divide ``config.kv_budget``.
 
         Raises:
@@ -52,20 +54,30 @@ class Split:
         """
         assert config.kv_budget is not None
         # Each sequence may end in the middle of a block.
-        least = -(-config.max_batched_tokens // BLOCK_SIZE) + 2 * config.max_seqs
-        frames = min(max(least, config.kv_budget // 4 // layout.block_bytes), blocks)
+        least = min(-(-config.max_batched_tokens // BLOCK_SIZE) + 2 * config.max_seqs, blocks)
         areas = 2 * min(AREA_BLOCKS, blocks) * layout.block_bytes // layout.layers
+        tables = round(_table_bytes(layout, sparse) * blocks * BLOCK_SIZE)
+        wave = isinstance(sparse, WaveConfig)
+        spare = config.kv_budget // 4 if wave else config.kv_budget - areas - tables
+        frames = min(max(least, spare // layout.block_bytes), blocks)
         spent = frames * layout.block_bytes + areas
-        tables = 0 if wave is None else round(table_bytes(layout, wave) * blocks * BLOCK_SIZE)
         # Less than a fiftieth of the KV would hardly hold what one step reads.
-        needed = spent + tables + (0 if wave is None else blocks * layout.block_bytes // 50)
+        needed = spent + tables + (blocks * layout.block_bytes // 50 if wave else 0)
         if config.kv_budget < needed:
             raise InvalidConfig(
                 f"kv_budget {config.kv_budget} is too small for kv_bytes {config.kv_bytes}: {needed} bytes are needed; "
                 "raise it, or lower kv_bytes, max_batched_tokens or max_seqs",
                 param="kv_budget",
             )
-        return cls(frames, areas, tables, config.kv_budget - spent - tables if wave is not None else 0)
+        return cls(frames, areas, tables, config.kv_budget - spent - tables if wave else 0)
+
+
+def _table_bytes(layout: KVLayout, sparse: WaveConfig | MobaConfig | None) -> float:
+    """Memory per token of a context, over all layers, for what a sparse attention knows of it."""
+    if isinstance(sparse, WaveConfig):
+        return table_bytes(layout, sparse)
+    # A mean is float32, whatever the keys are.
+    return 0 if sparse is None else layout.layers * layout.kv_heads * layout.head_dim * 4 / sparse.block
 
 
 class TieredRunner(CopiedBlocks, DecoderRunner):
@@ -153,23 +165,18 @@ def tiered_runner(
     """The runner of an engine with ``config.kv_budget``, its attention installed, and its backend's name.
 
     Raises:
-        InvalidConfig: the budget is too small, or this kind of attention or machine has no blocks in files.
+        InvalidConfig: the budget is too small, or this machine or these settings have no blocks in files.
     """
     spec = AttentionSpec.parse(config.attention)
-    if not spec.tiered:
-        raise InvalidConfig(
-            f"kv_budget works with full and wave attention, not with {config.attention!r}", param="kv_budget"
-        )
     if kernels is None or config.backend not in ("auto", "native"):
         raise InvalidConfig("kv_budget needs the native backend", param="kv_budget")
     if config.threads is not None:
         kernels.set_threads(config.threads)
-    wave = spec.sparse if isinstance(spec.sparse, WaveConfig) else None
-    split = Split.of(config, layout, blocks, wave)
+    split = Split.of(config, layout, blocks, spec.sparse)
     tiers = TieredBlocks(layout, blocks, split.frames, config.kv_folder)
     runner = TieredRunner(kernels, tiers, decoder, checkpoint, config.quant, max_len)
     buffer = None
-    if wave is not None:
+    if isinstance(spec.sparse, WaveConfig):
         row = layout.head_dim * layout.numpy_dtype.itemsize
         buffer = WaveBuffer(row, split.clusters, config.kv_folder)
     runner.backends = spec.backends(runner, "native", split.tables, buffer, config.trace_selection) or runner.backends

@@ -73,6 +73,10 @@ class Resident:
         """(array, layer in it, blocks in it) where the kernels find ``blocks`` of ``layer``."""
         return self.storage, layer, blocks
 
+    def in_memory(self, blocks: I32) -> I32 | None:
+        """See ``TieredBlocks.in_memory``."""
+        return blocks
+
 
 class TieredBlocks:
     """``blocks`` blocks, of which ``frames`` at a time are in memory; the others are in a file.

@@ -20,6 +20,7 @@ from statepool.engine.attention.moba import MobaAttention, MobaConfig
 from statepool.engine.attention.wave import WaveConfig, WaveIndex
 from statepool.engine.batch import Batch, Context
 from statepool.kv.layout import BLOCK_SIZE
+from statepool.kv.tiers import Resident
 from statepool.native import kernels
 
 _QUERIES = 16
@@ -75,7 +76,7 @@ class Layers:
                 self.indexes.append(WaveIndex.build(keys, values, config))
                 self.build_seconds += (time.perf_counter() - began) / layers
         self._queries = rng.standard_normal((_QUERIES, heads, head_dim), np.float32) * 2
-        self._moba = MobaAttention(self._pool, head_dim, MobaConfig())
+        self._moba = MobaAttention(Resident(self._pool), head_dim, MobaConfig())
         self._contexts = [Context(0) for _ in range(layers)]
 
     def exact(self, number: int) -> npt.NDArray[np.float32]:

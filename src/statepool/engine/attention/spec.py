@@ -66,11 +66,6 @@ class AttentionSpec:
         """A text that differs whenever results would; empty for full attention."""
         return f"/{self}" if self.sparse is not None else ""
 
-    @property
-    def tiered(self) -> bool:
-        """Whether its blocks may be in a file."""
-        return not isinstance(self.sparse, MobaConfig)
-
     def backends(
         self,
         runner: Runner,
@@ -109,7 +104,7 @@ class AttentionSpec:
                 runner.backends[0], runner.blocks, width, self.sparse, cache_bytes, buffer, selection
             )
         else:
-            sparse = MobaAttention(runner.storage, width, self.sparse)
+            sparse = MobaAttention(runner.blocks, width, self.sparse)
         chosen = list(runner.backends)
         chosen[self.first : layers - self.last] = [sparse] * (layers - self.first - self.last)
         return chosen
