@@ -7,6 +7,7 @@ between them. Both ends use the standard library only, so that the inside needs 
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -18,6 +19,8 @@ __all__ = ["MOST_BYTES", "Channel", "Closed", "pair"]
 MOST_BYTES = 64 << 20
 """Longest message; a tenant that announces more is cut off."""
 _MOST_FDS = 32
+_LOST = -1
+"""Stands for descriptors that this process had no room for."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -70,7 +73,8 @@ class Channel:
             raise Closed(f"the other end has gone: {error.strerror}") from None
 
     def receive(self, rights: bool = False) -> tuple[dict[str, Any], list[int]]:
-        """The next message and its descriptors; without ``rights`` the kernel throws descriptors away.
+        """The next message and its descriptors; without ``rights`` the kernel throws descriptors away. A message whose
+        descriptors found no room here says so as its ``error``.
 
         Raises:
             Closed: the other end has gone, or sent what is no message.
@@ -84,9 +88,12 @@ class Channel:
             message = json.loads(self._read(length, fds if rights else None).decode("utf-8", "surrogatepass"))
             if not isinstance(message, dict):
                 raise Closed("a message is no object")
+            if _LOST in fds:
+                message |= {"error": os.strerror(errno.EMFILE), "errno": errno.EMFILE}
+                _drop(fds)
+                fds = []
         except (OSError, ValueError, RecursionError) as error:
-            for fd in fds:
-                os.close(fd)
+            _drop(fds)
             raise error if isinstance(error, Closed) else Closed(f"no message: {error}") from None
         return message, fds
 
@@ -100,7 +107,7 @@ class Channel:
             if fds is None:
                 data = self.socket.recv(min(length, 1 << 20))
             else:
-                data, ancillary, _, _ = self.socket.recvmsg(
+                data, ancillary, flags, _ = self.socket.recvmsg(
                     min(length, 1 << 20), socket.CMSG_SPACE(4 * _MOST_FDS), socket.MSG_CMSG_CLOEXEC
                 )
                 for level, kind, block in ancillary:
@@ -108,11 +115,19 @@ class Channel:
                         found = array.array("i")
                         found.frombytes(block[: len(block) - len(block) % found.itemsize])
                         fds.extend(found)
+                if flags & socket.MSG_CTRUNC:
+                    fds.append(_LOST)
             if not data:
                 raise Closed("the other end has gone")
             parts.append(data)
             length -= len(data)
         return b"".join(parts)
+
+
+def _drop(fds: list[int]) -> None:
+    for fd in fds:
+        if fd != _LOST:
+            os.close(fd)
 
 
 def pair() -> tuple[Channel, Channel]:

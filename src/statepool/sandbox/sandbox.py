@@ -102,13 +102,17 @@ class Sandbox:
                 pool.end_waiting(template)  # what ended this one may have ended all that waited with it
                 if attempt == _ATTEMPTS - 1:
                     raise SlotFailed(f"template {template}: kernels end before they are used: {why}") from None
-            except StatepoolError:
-                pool.release(slot, uid, domain, slot.generation + 1)
+            except (StatepoolError, OSError):
+                pool.release(slot, uid, domain)
                 raise
         if network:
             from statepool.sandbox.net import grant
 
-            self._proxy = grant(self, network)
+            try:
+                self._proxy = grant(self, network)
+            except BaseException:
+                self.close()
+                raise
 
     create = classmethod(lambda cls, *args, **kwargs: cls(*args, **kwargs))
 
@@ -256,11 +260,18 @@ class Sandbox:
         for remote in self.remotes:  # a fork would find zeros where pages are missing
             remote.bring_back()
         below = self._root
-        number, root, busy = self.lease.seal(below, self.context.pid)
+        ours, theirs = pair()
+        try:
+            number, root, busy = self.lease.seal(below, self.context.pid)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         if busy:
+            ours.close()
+            theirs.close()
             pid, line = busy[0]
             raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
-        ours, theirs = pair()
         try:
             answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
         finally:
