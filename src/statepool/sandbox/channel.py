@@ -19,8 +19,6 @@ __all__ = ["MOST_BYTES", "Channel", "Closed", "pair"]
 MOST_BYTES = 64 << 20
 """Longest message; a tenant that announces more is cut off."""
 _MOST_FDS = 32
-_LOST = -1
-"""Stands for descriptors that this process had no room for."""
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -31,10 +29,11 @@ class Closed(OSError):
 class Channel:
     """One end of a stream socket. Not for two threads at once in the same direction."""
 
-    __slots__ = ("socket",)
+    __slots__ = ("_cut", "socket")
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
+        self._cut = False
 
     def fileno(self) -> int:
         """For ``select``."""
@@ -80,6 +79,7 @@ class Channel:
             Closed: the other end has gone, or sent what is no message.
         """
         fds: list[int] = []
+        self._cut = False
         try:
             head = self._read(4, fds if rights else None)
             length = int.from_bytes(head, "little")
@@ -88,12 +88,13 @@ class Channel:
             message = json.loads(self._read(length, fds if rights else None).decode("utf-8", "surrogatepass"))
             if not isinstance(message, dict):
                 raise Closed("a message is no object")
-            if _LOST in fds:
+            if self._cut:
                 message |= {"error": os.strerror(errno.EMFILE), "errno": errno.EMFILE}
-                _drop(fds)
-                fds = []
+                while fds:
+                    os.close(fds.pop())
         except (OSError, ValueError, RecursionError) as error:
-            _drop(fds)
+            for fd in fds:
+                os.close(fd)
             raise error if isinstance(error, Closed) else Closed(f"no message: {error}") from None
         return message, fds
 
@@ -115,19 +116,12 @@ class Channel:
                         found = array.array("i")
                         found.frombytes(block[: len(block) - len(block) % found.itemsize])
                         fds.extend(found)
-                if flags & socket.MSG_CTRUNC:
-                    fds.append(_LOST)
+                self._cut |= bool(flags & socket.MSG_CTRUNC)
             if not data:
                 raise Closed("the other end has gone")
             parts.append(data)
             length -= len(data)
         return b"".join(parts)
-
-
-def _drop(fds: list[int]) -> None:
-    for fd in fds:
-        if fd != _LOST:
-            os.close(fd)
 
 
 def pair() -> tuple[Channel, Channel]:

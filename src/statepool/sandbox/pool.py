@@ -340,21 +340,18 @@ class Pool:
     def _make(self, shelf: _Shelf) -> Slot:
         began = time.monotonic()
         name = f"{os.getpid()}-{next(_NAMES)}"
-        group, slot = Cgroup(name, self._cgroups), None
         try:
             shelf.zygote.start()  # before anything is made that a failure would leave
-            self._ledger.write(cgroup=name)
-            group.create()
-            slot = Slot(name, shelf.zygote, group, self._reactor)
-            slot.start(self._journal)
-            self._park(slot)
-        except (SandboxError, OSError) as error:
-            if slot is None:
-                group.remove()
-            else:
+            slot = Slot(name, shelf.zygote, Cgroup(name, self._cgroups), self._reactor)
+            try:
+                self._ledger.write(cgroup=name)
+                slot.cgroup.create()
+                slot.start(self._journal)
+                self._park(slot)
+            except BaseException:
                 self._destroy(slot)
-            if isinstance(error, SandboxError):
                 raise
+        except OSError as error:
             raise SlotFailed(f"a slot could not be made: {error}") from error
         shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
         return slot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -260,22 +261,18 @@ class Sandbox:
         for remote in self.remotes:  # a fork would find zeros where pages are missing
             remote.bring_back()
         below = self._root
-        ours, theirs = pair()
-        try:
-            number, root, busy = self.lease.seal(below, self.context.pid)
-        except BaseException:
-            ours.close()
-            theirs.close()
-            raise
+        number, root, busy = self.lease.seal(below, self.context.pid)
         if busy:
-            ours.close()
-            theirs.close()
             pid, line = busy[0]
             raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
         try:
-            answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
+            ours, theirs = pair()
+            with contextlib.closing(theirs):
+                answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
+        except OSError:
+            self.lease.drop(number)
+            raise
         finally:
-            theirs.close()
             os.close(root)
         if obstacles := answer.get("obstacles"):
             ours.close()
