@@ -4,7 +4,7 @@
 ``LEAVE`` and ``LOOK`` are cells. ``LOOK`` gives the names of the channels in which something was found, a random
 number and the user id. Run after ``LEAVE`` in the same kernel it must give every name but those of ``REFUSED``, which
 nobody can leave: else the look is blind, and finding nothing later would say nothing. The variable ``LOCKED`` names a
-file of the base for locks: living tenants do see each other's.
+file of the base for locks: living tenants do see each other's. ``NICE`` is the manager's own priority.
 """
 
 MARK = "c4n4ry"
@@ -113,7 +113,7 @@ CHANNELS = {
     "interval timer": ("signal.setitimer(signal.ITIMER_VIRTUAL, 1000)", "signal.getitimer(signal.ITIMER_VIRTUAL)[0]"),
     "timer slack": ("libc.prctl(29, 123456, 0, 0, 0)", "libc.prctl(30, 0, 0, 0, 0) == 123456"),
     "name of the process": ("libc.prctl(15, M.encode(), 0, 0, 0)", "M in text('/proc/self/comm')"),
-    "priority": ("os.nice(5)", "os.nice(0)"),
+    "priority": ("os.nice(5)", "os.nice(0) != int(os.environ['NICE'])"),
     "cores": ("os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})", "len(os.sched_getaffinity(0)) == 1"),
     "locale": ("locale.setlocale(locale.LC_ALL, 'C')", "locale.setlocale(locale.LC_CTYPE) == 'C'"),
     "time zone": ("os.environ['TZ'] = 'XYZ-5'; time.tzset()", "time.tzname[0] == 'XYZ'"),

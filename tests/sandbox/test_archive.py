@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from statepool.core.errors import Corruption, InvalidRequest, NotFound
-from statepool.sandbox import Sandbox, Template
+from statepool.sandbox import Sandbox, Template, commands
 from statepool.sandbox.archive import Archive
 from statepool.sandbox.errors import SandboxError
 
@@ -116,3 +116,53 @@ def test_packages_from_a_folder_of_wheels(pool, tmp_path):
         sandbox.install("lowlib")
     with pytest.raises(InvalidRequest, match="absolute path"):
         Template("x", wheels="here")
+
+
+def test_the_command_line_keeps_restores_and_installs(pool, tmp_path, capsys):
+    def cli(*words):
+        status = commands.main([str(word) for word in words])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    wheels, where = tmp_path / "wheels", ("--archive", tmp_path / "kept")
+    wheels.mkdir()
+    for parent in (tmp_path, *tmp_path.parents):
+        if not parent.stat().st_mode & 1:
+            parent.chmod(parent.stat().st_mode | 5)
+    _wheel(wheels, "lowlib", "1.0")
+    (tmp_path / "in.txt").write_text("given")
+    begin = (
+        "run",
+        *where,
+        "--save",
+        "monday",
+        "--file",
+        tmp_path / "in.txt",
+        "--wheels",
+        wheels,
+        "--install",
+        "lowlib",
+    )
+    code = "import lowlib\nname = lowlib.NAME\nf = open('in.txt')\nname"
+    status, out, err = cli(*begin, code)
+    assert (status, out) == (0, "'lowlib'\n") and err.startswith("not kept: f: TypeError")
+    again = (*where, "--wheels", wheels, "--restore", "monday")
+    assert cli("run", *again, "lowlib.NAME + open('in.txt').read()") == (0, "'lowlibgiven'\n", "")
+    status, out, err = cli("run", *again, "--save", "late", "--shell", "echo more >> in.txt; exit 3")
+    assert (status, out, err) == (1, "", "")  # kept although it failed
+    again = (*where, "--wheels", wheels, "--restore", "late")
+    assert cli("run", *again, "--shell", "cat in.txt")[1] == "givenmore\n"
+    status, out, _ = cli("archive", "list", *where)
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["monday", "late"] and "without f" in out
+    assert cli("archive", "delete", *where, "late")[0] == 0
+    for words, why in (
+        (("archive", "delete", *where, "late"), "no 'late'"),
+        (("run", *where, "--restore", "late", "1"), "no 'late'"),
+        (("run", *where, "--save", "monday", "1"), "already"),
+        (("run", "--install", "lowlib", "1"), "no wheels"),
+        (("run", "--wheels", wheels, "--install", "nowhere", "1"), "nowhere"),
+        (("run", "--wheels", tmp_path / "none", "1"), "none"),
+        (("run", "--file", tmp_path / "none", "1"), "none"),
+    ):
+        status, out, err = cli(*words)
+        assert status == 2 and why in err and "Traceback" not in err, err

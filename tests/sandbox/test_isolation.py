@@ -138,7 +138,7 @@ SWAPPED = Template(
 
 
 PROGRAMS = sorted(str(path) for path in Path("/usr/bin").iterdir() if path.is_file() and not path.is_symlink())
-LOCKED = {"LOCKED": PROGRAMS[os.getpid() % len(PROGRAMS)]}
+GIVEN = {"LOCKED": PROGRAMS[os.getpid() % len(PROGRAMS)], "NICE": str(os.nice(0))}
 
 
 def _swaps(count):
@@ -147,7 +147,7 @@ def _swaps(count):
     with Pool([SWAPPED], low=0, high=1, most=1) as pool:
         for number in range(count):
             domain = f"tenant {number % 3}" if number % 2 else None
-            with Sandbox("swapped", pool=pool, domain=domain, env=LOCKED) as sandbox:
+            with Sandbox("swapped", pool=pool, domain=domain, env=GIVEN) as sandbox:
                 pids.add(sandbox.lease.slot.pid)
                 done = sandbox.run_code(channels.LOOK)
                 assert done.error is None, done.error.traceback
@@ -168,7 +168,7 @@ def _swaps(count):
 def test_the_looks_see_what_was_left(pool):
     """In the same kernel every channel shows it: a look that finds nothing later is not blind."""
     pool.add(SWAPPED)
-    with Sandbox("swapped", pool=pool, env=LOCKED) as sandbox:
+    with Sandbox("swapped", pool=pool, env=GIVEN) as sandbox:
         refused = set(eval(sandbox.run_code(channels.LEAVE).text))
         assert refused <= channels.REFUSED
         found = set(eval(sandbox.run_code(channels.LOOK).text)[0])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from statepool.core.errors import Corruption, InvalidRequest, NotFound
 from statepool.sandbox.errors import SandboxError
+from statepool.sandbox.template import PACKAGES
 
 if TYPE_CHECKING:
     from statepool.sandbox.execution import Execution
@@ -30,7 +31,8 @@ _VERSION = 1
 _TAR, _NAMES = "/tmp/.statepool-archive.tar", "/tmp/.statepool-names"  # noqa: S108  # inside a sandbox
 _SECONDS = 600.0
 _PACK = (
-    f"set -o pipefail; /usr/bin/find tmp var/tmp run/shm -mindepth 1 -maxdepth 1 ! -path {_TAR[1:]} -print0 |"
+    f"set -o pipefail; /usr/bin/find tmp var/tmp run/shm $(ls -d .{PACKAGES} 2>/dev/null)"
+    f" -mindepth 1 -maxdepth 1 -uid $(id -u) ! -path {_TAR[1:]} -print0 |"
     f" /bin/tar --create --file {_TAR} --sparse --xattrs home/user --null --files-from -"
 )
 _UNPACK = f"/bin/tar --extract --file {_TAR} --xattrs; code=$?; /bin/rm -f {_TAR}; exit $code"

@@ -107,7 +107,7 @@ class Cgroup:
         """Process ids by hierarchy."""
         found = {}
         for kind, path in self.paths.items():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 found[kind] = {int(line) for line in (path / "cgroup.procs").read_text().split()}
         return found
 

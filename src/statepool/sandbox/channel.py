@@ -7,6 +7,7 @@ between them. Both ends use the standard library only, so that the inside needs 
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -28,10 +29,11 @@ class Closed(OSError):
 class Channel:
     """One end of a stream socket. Not for two threads at once in the same direction."""
 
-    __slots__ = ("socket",)
+    __slots__ = ("_cut", "socket")
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
+        self._cut = False
 
     def fileno(self) -> int:
         """For ``select``."""
@@ -70,12 +72,14 @@ class Channel:
             raise Closed(f"the other end has gone: {error.strerror}") from None
 
     def receive(self, rights: bool = False) -> tuple[dict[str, Any], list[int]]:
-        """The next message and its descriptors; without ``rights`` the kernel throws descriptors away.
+        """The next message and its descriptors; without ``rights`` the kernel throws descriptors away. A message whose
+        descriptors found no room here says so as its ``error``.
 
         Raises:
             Closed: the other end has gone, or sent what is no message.
         """
         fds: list[int] = []
+        self._cut = False
         try:
             head = self._read(4, fds if rights else None)
             length = int.from_bytes(head, "little")
@@ -84,6 +88,10 @@ class Channel:
             message = json.loads(self._read(length, fds if rights else None).decode("utf-8", "surrogatepass"))
             if not isinstance(message, dict):
                 raise Closed("a message is no object")
+            if self._cut:
+                message |= {"error": os.strerror(errno.EMFILE), "errno": errno.EMFILE}
+                while fds:
+                    os.close(fds.pop())
         except (OSError, ValueError, RecursionError) as error:
             for fd in fds:
                 os.close(fd)
@@ -100,7 +108,7 @@ class Channel:
             if fds is None:
                 data = self.socket.recv(min(length, 1 << 20))
             else:
-                data, ancillary, _, _ = self.socket.recvmsg(
+                data, ancillary, flags, _ = self.socket.recvmsg(
                     min(length, 1 << 20), socket.CMSG_SPACE(4 * _MOST_FDS), socket.MSG_CMSG_CLOEXEC
                 )
                 for level, kind, block in ancillary:
@@ -108,6 +116,7 @@ class Channel:
                         found = array.array("i")
                         found.frombytes(block[: len(block) - len(block) % found.itemsize])
                         fds.extend(found)
+                self._cut |= bool(flags & socket.MSG_CTRUNC)
             if not data:
                 raise Closed("the other end has gone")
             parts.append(data)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import secrets
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
 from statepool.sandbox import remote_commands, template_commands
+from statepool.sandbox.archive import Archive
 
 if TYPE_CHECKING:
     from statepool.cluster import Program
@@ -37,7 +42,16 @@ def parser() -> argparse.ArgumentParser:
     once.add_argument("--file", type=Path, action="append", default=[], metavar="FILE", help="copy this file in first")
     once.add_argument("--json", action="store_true", help="print everything as one JSON object")
     once.add_argument("--seconds", type=float, default=300.0, metavar="S", help="most time (default 300)")
+    once.add_argument("--restore", metavar="NAME", help="go on from a sandbox that was kept on disk")
+    once.add_argument("--save", metavar="NAME", help="keep it on disk afterwards, also if the code fails")
+    _add_archive(once)
     _add_kind(once)
+
+    kept = adder(command("archive", "sandboxes that run --save has kept on disk: list, delete", None))
+    _add_archive(kept("list", "what is kept, the oldest first", _list))
+    gone = kept("delete", "forget one", _delete)
+    gone.add_argument("name", help="as it was saved")
+    _add_archive(gone)
 
     serve = command("serve", "serve sandboxes over HTTP: E2B's SDKs work with it", _serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
@@ -64,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     return tree
 
 
+def _add_archive(command: argparse.ArgumentParser) -> None:
+    base = "~/.local/share/statepool/sandboxes"
+    command.add_argument("--archive", type=Path, default=Path(base), metavar="DIR", help=f"folder (default {base})")
+
+
 def _add_kind(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("sandbox")
     group.add_argument("--template", type=Path, metavar="FILE", help="manifest in TOML (default: plain Python)")
@@ -73,50 +92,73 @@ def _add_kind(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow", action="append", default=[], metavar="HOST", help="reach this host, such as *.example.com"
     )
+    group.add_argument("--wheels", type=Path, metavar="DIR", help="folder of wheels that --install and pip take from")
+    group.add_argument("--install", action="append", default=[], metavar="NAME", help="install this package first")
     group.add_argument("--seed", type=int, metavar="N", help="of random and numpy.random (default: drawn)")
 
 
-def _run(options: argparse.Namespace) -> int:
+@contextlib.contextmanager
+def _sandbox(options: argparse.Namespace, restore: str | None = None) -> Iterator[Sandbox]:
+    """A sandbox of the kind that options name, in a pool of its own."""
     from statepool.sandbox.pool import Pool
     from statepool.sandbox.sandbox import Sandbox
     from statepool.sandbox.template import Template
 
     template = Template.read(options.template) if options.template else Template()
+    if options.wheels:
+        template = replace(template, wheels=str(options.wheels.resolve()))
+    settings = {"memory": options.memory, "cpus": options.cpus, "seed": options.seed, "network": options.allow}
+    with Pool([template], driver=options.driver, low=0) as pool:
+        make = Archive(options.archive.expanduser()).restore if restore else Sandbox
+        with make(restore or template.name, pool=pool, **settings) as sandbox:
+            if options.install:
+                sandbox.install(*options.install)
+            yield sandbox
+
+
+def _run(options: argparse.Namespace) -> int:
     code = sys.stdin.read() if options.code in (None, "-") else options.code
     if options.seconds <= 0:
         raise InvalidRequest(f"--seconds: must be positive, got {options.seconds}", param="seconds")
-    with Pool([template], driver=options.driver, low=0) as pool:
-        settings = {"memory": options.memory, "cpus": options.cpus, "seed": options.seed, "network": options.allow}
-        with Sandbox(template.name, pool=pool, **settings) as sandbox:
-            for path in options.file:
-                sandbox.files.write(path.name, path.read_bytes())
-            if options.shell:
-                return _show_command(sandbox, code, options)
-            return _show_cell(sandbox, code, options)
+    given = {path.name: path.read_bytes() for path in options.file}
+    with _sandbox(options, options.restore) as sandbox:
+        for name, data in given.items():
+            sandbox.files.write(name, data)
+        status = (_show_command if options.shell else _show_cell)(sandbox, code, options)
+        if options.save:
+            for name, why in Archive(options.archive.expanduser()).save(sandbox, options.save).lost.items():
+                print(f"not kept: {name}: {why}", file=sys.stderr)
+    return status
+
+
+def _list(options: argparse.Namespace) -> int:
+    for saved in Archive(options.archive.expanduser()).list():
+        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(saved.made))
+        lost = f", without {', '.join(saved.lost)}" if saved.lost else ""
+        print(f"{saved.name:<20} {saved.template:<16} {made}  {saved.length / 1e6:.1f} MB{lost}")
+    return 0
+
+
+def _delete(options: argparse.Namespace) -> int:
+    Archive(options.archive.expanduser()).delete(options.name)
+    return 0
 
 
 def _show_command(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
-    show = None if options.json else _writer(sys.stdout)
-    warn = None if options.json else _writer(sys.stderr)
-    done = sandbox.commands.run(code, timeout=options.seconds, on_stdout=show, on_stderr=warn)
+    done = sandbox.commands.run(code, timeout=options.seconds, **_shown(options))
     if options.json:
-        print(json.dumps({name: getattr(done, name) for name in done.__dataclass_fields__}))
+        print(json.dumps(asdict(done)))
     elif done.timed_out:
         print(f"ended after {options.seconds:g} s", file=sys.stderr)
     return 0 if done.exit_code == 0 else 1
 
 
 def _show_cell(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
-    show = None if options.json else _writer(sys.stdout)
-    warn = None if options.json else _writer(sys.stderr)
-    done = sandbox.run_code(code, timeout=options.seconds, on_stdout=show, on_stderr=warn)
+    done = sandbox.run_code(code, timeout=options.seconds, **_shown(options))
     if options.json:
-        error = done.error and {"name": done.error.name, "value": done.error.value, "traceback": done.error.traceback}
         results = [result.forms for result in done.results]
-        logs = {"stdout": done.logs.stdout, "stderr": done.logs.stderr}
-        print(
-            json.dumps({"text": done.text, "results": results, "logs": logs, "error": error, "seconds": done.seconds})
-        )
+        values = {"text": done.text, "results": results, "logs": asdict(done.logs), "seconds": done.seconds}
+        print(json.dumps(values | {"error": done.error and asdict(done.error)}))
     else:
         for result in done.results:
             print(result.text)
@@ -125,11 +167,10 @@ def _show_cell(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
     return 1 if done.error else 0
 
 
-def _writer(stream: TextIO) -> Callable[[str], None]:
-    def write(text: str) -> None:
-        print(text, end="", flush=True, file=stream)
-
-    return write
+def _shown(options: argparse.Namespace) -> dict[str, Callable[[str], None]]:
+    """Where output goes while it is made; nowhere if all of it is printed as JSON in the end."""
+    streams = {} if options.json else {"on_stdout": sys.stdout, "on_stderr": sys.stderr}
+    return {name: partial(print, end="", flush=True, file=stream) for name, stream in streams.items()}
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -171,14 +212,10 @@ def _serve_nodes(options: argparse.Namespace, templates: list[Template]) -> int:
 
 
 def _mcp(options: argparse.Namespace) -> int:
-    from statepool.sandbox.pool import Pool
-    from statepool.sandbox.server.mcp import serve
-    from statepool.sandbox.template import Template
+    from statepool.sandbox.server.mcp import build
 
-    template = Template.read(options.template) if options.template else Template()
-    with Pool([template], driver=options.driver, low=0) as pool:
-        settings = {"memory": options.memory, "cpus": options.cpus, "seed": options.seed, "network": options.allow}
-        serve(pool, template.name, settings)
+    with _sandbox(options) as sandbox:
+        build(sandbox).run("stdio")
     return 0
 
 

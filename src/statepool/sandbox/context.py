@@ -111,7 +111,9 @@ class Context:
     def receive(self, timeout: float) -> dict[str, Any]:
         """The kernel's next message. A tenant may send half of one and stop: then this ends with ``Closed``."""
         channel = self._need().channel
-        if not select.select([channel], [], [], timeout)[0]:
+        poll = select.poll()  # select() ends at descriptor 1023
+        poll.register(channel, select.POLLIN)
+        if not poll.poll(1e3 * timeout):
             raise Closed("the kernel says nothing")
         channel.socket.settimeout(_MESSAGE_SECONDS)
         message, _ = channel.receive()

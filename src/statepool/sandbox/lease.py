@@ -170,7 +170,7 @@ class Lease:
             if self._paused:
                 self.slot.cgroup.freeze(False)
             self.slot.on_exit = self.slot.on_lost = None
-            self.pool.release(self.slot, self.uid, self.domain, self.slot.generation + 1)
+            self.pool.release(self.slot, self.uid, self.domain)
 
     def pause(self, paused: bool) -> bool:
         """Count one more or less paused sandbox; all processes stop once every sandbox of the slot is paused."""

@@ -84,7 +84,7 @@ class Ledger:
 
     def close(self) -> None:
         """Forget the folder: everything in it was taken down."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a last line that finds no room is needed no more
             self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock_file.close()

@@ -9,7 +9,25 @@ from typing import Any
 from statepool.sandbox.channel import Channel, Closed, pair
 from statepool.sandbox.errors import SandboxError
 
-__all__ = ["Ends", "Link"]
+__all__ = ["Ends", "Link", "close", "pipes"]
+
+
+def pipes(count: int) -> list[tuple[int, int]]:
+    """So many pipes, or none and an OSError: ends to read from, ends to write to."""
+    made: list[tuple[int, int]] = []
+    try:
+        for _ in range(count):
+            made.append(os.pipe2(os.O_CLOEXEC))  # noqa: PERF401  # those made before one fails are closed
+    except OSError:
+        close(made)
+        raise
+    return made
+
+
+def close(made: list[tuple[int, int]]) -> None:
+    """Close both ends of each."""
+    for fd in (fd for both in made for fd in both):
+        os.close(fd)
 
 
 class Ends:
@@ -40,9 +58,12 @@ class Link:
     @classmethod
     def make(cls) -> tuple[Link, Ends]:
         """A new connection: ours, theirs."""
-        ours, theirs = pair()
-        out, out_in = os.pipe2(os.O_CLOEXEC)
-        err, err_in = os.pipe2(os.O_CLOEXEC)
+        (out, out_in), (err, err_in) = made = pipes(2)
+        try:
+            ours, theirs = pair()
+        except OSError:
+            close(made)
+            raise
         return cls(ours, out, err), Ends(theirs, out_in, err_in)
 
     def process(self) -> int:

@@ -16,6 +16,7 @@ import re
 import select
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -89,7 +90,8 @@ class Proxy:
             try:
                 client, _ = self._server.accept()
             except OSError:
-                return
+                time.sleep(0.05)  # a caller that has left already, or no descriptor free: the next may be served
+                continue
             if not self._slots.acquire(blocking=False):
                 client.close()
                 continue
@@ -167,12 +169,16 @@ def _target(method: bytes, text: bytes) -> tuple[str, int, bytes]:
 
 def _pump(one: socket.socket, other: socket.socket) -> None:
     """Carry bytes both ways until either end is silent for too long or closes."""
+    poll = select.poll()  # select() ends at descriptor 1023
+    for end in (one, other):
+        poll.register(end, select.POLLIN)
     while True:
-        ready, _, _ = select.select([one, other], [], [], _SECONDS)
+        ready = poll.poll(1e3 * _SECONDS)
         if not ready:
             return
-        for source in ready:
+        for fd, _ in ready:
+            source, target = (one, other) if fd == one.fileno() else (other, one)
             data = source.recv(65536)
             if not data:
                 return
-            (other if source is one else one).sendall(data)
+            target.sendall(data)

@@ -93,7 +93,7 @@ class Pool:
         self._uids: set[int] = set()
         self._busy: set[Slot] = set()
         self._making = self._cleaning = 0
-        self._dirty: list[tuple[Slot, int, str | None, int]] = []
+        self._dirty: list[tuple[Slot, int, str | None]] = []
         self._due: dict[Any, tuple[float, Callable[[], None]]] = {}
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._closed = False
@@ -221,16 +221,20 @@ class Pool:
         assert slot.tenant is not None
         self.give_uid(slot.tenant[0])
         problem = slot.reset(network=True)
-        if problem is not None:
-            self.discard(slot, problem)
-            return self.acquire(template, domain)
-        self._park(slot)
-        return slot
+        try:
+            if problem is None:
+                self._park(slot)
+                return slot
+        except OSError as error:
+            problem = str(error)
+        self.discard(slot, problem)
+        return self.acquire(template, domain)
 
-    def release(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
+    def release(self, slot: Slot, uid: int, domain: str | None) -> None:
         """Give a slot back; it is cleaned behind the caller's back, or ended if it cannot be."""
         with self._lock:
-            self._dirty.append((slot, uid, domain, uses))
+            slot.uses += 1
+            self._dirty.append((slot, uid, domain))
             if (shelf := self._shelves.get(slot.zygote.template.name)) is not None:
                 shelf.since_tick -= 1
         self._work.put(lambda: self._clean_one(None))
@@ -335,18 +339,20 @@ class Pool:
 
     def _make(self, shelf: _Shelf) -> Slot:
         began = time.monotonic()
-        shelf.zygote.start()  # before anything is made that a failure would leave
         name = f"{os.getpid()}-{next(_NAMES)}"
-        group = Cgroup(name, self._cgroups)
-        self._ledger.write(cgroup=name)
-        group.create()
-        slot = Slot(name, shelf.zygote, group, self._reactor)
         try:
-            slot.start(self._journal)
-            self._park(slot)
-        except (SlotFailed, OSError):
-            slot.destroy()
-            raise
+            shelf.zygote.start()  # before anything is made that a failure would leave
+            slot = Slot(name, shelf.zygote, Cgroup(name, self._cgroups), self._reactor)
+            try:
+                self._ledger.write(cgroup=name)
+                slot.cgroup.create()
+                slot.start(self._journal)
+                self._park(slot)
+            except BaseException:
+                self._destroy(slot)
+                raise
+        except OSError as error:
+            raise SlotFailed(f"a slot could not be made: {error}") from error
         shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
         return slot
 
@@ -381,8 +387,8 @@ class Pool:
                 self._cleaning -= 1
         return True
 
-    def _clean(self, slot: Slot, uid: int, domain: str | None, uses: int) -> None:
-        problem = slot.reset(network=False) if slot.alive and uses < _MOST_USES else "it was used often enough"
+    def _clean(self, slot: Slot, uid: int, domain: str | None) -> None:
+        problem = slot.reset(network=False) if slot.alive and slot.uses < _MOST_USES else "it was used often enough"
         self.give_uid(uid)
         shelf = self._shelves.get(slot.zygote.template.name)
         if problem is None and (shelf is None or shelf.zygote is not slot.zygote or len(shelf.parked) >= self.high):
@@ -390,8 +396,8 @@ class Pool:
         if problem is None and not self._closed:
             try:
                 self._park(slot)
-            except SandboxError as error:
-                problem = error.message
+            except (SandboxError, OSError) as error:
+                problem = str(error)
         if problem is not None or self._closed:
             self.discard(slot, problem or "the pool is closed")
             return
@@ -399,7 +405,7 @@ class Pool:
         with self._lock:
             self.counters["resets"] += 1
             self._busy.discard(slot)
-            shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, time.monotonic(), uses)))
+            shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, time.monotonic(), slot.uses)))
 
     def _refill(self, template: str) -> None:
         shelf = self._shelves[template]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from statepool.core.errors import InvalidRequest
 from statepool.sandbox.errors import SandboxGone
 from statepool.sandbox.execution import CommandResult, Output
+from statepool.sandbox.link import pipes
 from statepool.sandbox.template import HOME
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ class Command:
             if to is not None:
                 to(text)
 
-        ended = self._lease.ending(self.pid)
+        try:
+            ended = self._lease.ending(self.pid)
+        except OSError:  # nobody could wait for it
+            self.kill()
+            self._close()
+            raise
         output = Output(self._out, self._err, self._most, show if on_stdout or on_stderr else None)
         timed_out = not output.wait(ended, None if timeout is None else time.monotonic() + timeout)
         if timed_out:
@@ -82,10 +88,14 @@ class Command:
             output.wait(ended, time.monotonic() + 5)
         output.drain()
         code = self._lease.code(self.pid)
+        self._close()
+        return CommandResult(code, *output.text(), timed_out=timed_out)
+
+    def _close(self) -> None:
         self.close_stdin()
         for fd in (self._out, self._err):
             os.close(fd)
-        return CommandResult(code, *output.text(), timed_out=timed_out)
+        self._out = self._err = -1
 
 
 class Terminal:
@@ -169,9 +179,7 @@ class Commands:
         argv = [_SHELL, "-c", command] if isinstance(command, str) else command
         if not argv or any("\0" in part for part in argv):
             raise InvalidRequest("command: must not be empty or hold a zero byte", param="command")
-        stdin, stdin_in = os.pipe2(os.O_CLOEXEC)
-        out, out_in = os.pipe2(os.O_CLOEXEC)
-        err, err_in = os.pipe2(os.O_CLOEXEC)
+        (stdin, stdin_in), (out, out_in), (err, err_in) = pipes(3)
         theirs, ours = (stdin, out_in, err_in), (stdin_in, out, err)
         try:
             pid, _ = self._spawn(argv, cwd, env, theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -102,13 +103,17 @@ class Sandbox:
                 pool.end_waiting(template)  # what ended this one may have ended all that waited with it
                 if attempt == _ATTEMPTS - 1:
                     raise SlotFailed(f"template {template}: kernels end before they are used: {why}") from None
-            except StatepoolError:
-                pool.release(slot, uid, domain, slot.generation + 1)
+            except (StatepoolError, OSError):
+                pool.release(slot, uid, domain)
                 raise
         if network:
             from statepool.sandbox.net import grant
 
-            self._proxy = grant(self, network)
+            try:
+                self._proxy = grant(self, network)
+            except BaseException:
+                self.close()
+                raise
 
     create = classmethod(lambda cls, *args, **kwargs: cls(*args, **kwargs))
 
@@ -260,11 +265,14 @@ class Sandbox:
         if busy:
             pid, line = busy[0]
             raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
-        ours, theirs = pair()
         try:
-            answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
+            ours, theirs = pair()
+            with contextlib.closing(theirs):
+                answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
+        except OSError:
+            self.lease.drop(number)
+            raise
         finally:
-            theirs.close()
             os.close(root)
         if obstacles := answer.get("obstacles"):
             ours.close()

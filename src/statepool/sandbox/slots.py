@@ -166,29 +166,32 @@ class Zygote:
         if self._channel is not None:
             self._channel.close()
         ours, theirs = pair()
-        self._process = subprocess.Popen(
-            # Nothing of the manager's variables goes along; the fixed hash seed gives sets one order everywhere.
-            [sys.executable, "-m", "statepool.sandbox.inside.zygote", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=self.template.variables() | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "0"},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._born(self._process.pid)
-        self._channel = ours
-        ours.send(self.template.spec())
-        ours.socket.settimeout(_START_SECONDS)
         try:
+            with contextlib.closing(theirs):
+                self._process = subprocess.Popen(
+                    # None of the manager's variables goes along; the fixed hash seed gives sets one order everywhere.
+                    [sys.executable, "-m", "statepool.sandbox.inside.zygote", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=self.template.variables()
+                    | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "0"},
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            self._born(self._process.pid)
+            self._channel = ours
+            ours.send(self.template.spec())
+            ours.socket.settimeout(_START_SECONDS)
             hello, _ = ours.receive()
-        except Closed as error:
+            ours.socket.settimeout(None)
+        except OSError as error:
             hello = {"op": "failed", "error": str(error)}
-        ours.socket.settimeout(None)
         if hello["op"] != "ready":
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+            ours.close()
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            self._process = self._channel = None
             raise SlotFailed(f"template {self.template.name}: {hello['error']}")
 
 
@@ -201,7 +204,8 @@ class Slot:
         self.own: set[int] = set()
         """PID 1: what a clean slot's cgroups hold."""
         self._pidfd = -1
-        self.generation = 0
+        self.uses = 0
+        """Tenants that it has had."""
         self.spent = Usage(0, 0, 0, 0.0, 0)
         """By the tenants before this one."""
         self.on_exit: Callable[[int, int], None] | None = None
@@ -223,8 +227,8 @@ class Slot:
         Raises:
             SlotFailed: with what went wrong inside.
         """
-        self.zygote.fork(self._theirs, self.cgroup.paths.values())
-        self._theirs.close()
+        with contextlib.closing(self._theirs):
+            self.zygote.fork(self._theirs, self.cgroup.paths.values())
         self.channel.socket.settimeout(_ANSWER_SECONDS)
         try:
             ready = False
@@ -344,7 +348,6 @@ class Slot:
             return str(error)
         if "problem" in answer:
             return str(answer["problem"])
-        self.generation += 1
         self._last_exit = (0, 0)
         self.spent = self.cgroup.usage()
         if self.cgroup.paths and (pids := self.cgroup.members()) != self.own:

@@ -55,7 +55,8 @@ class Snapshot:
         try:
             roots = self.grow([kid.context for kid in made], reseed=True, seed=seed, envs=envs)
         except BaseException:
-            for _ in range(count):
+            for kid in made:
+                kid.set_timeout(None)
                 self._lease.let_go()
             raise
         for kid, root in zip(made, roots, strict=True):

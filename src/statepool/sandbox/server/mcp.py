@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from mcp.server import MCPServer
 from mcp_types import ImageContent, TextContent
 
-from statepool.sandbox.pool import Pool
 from statepool.sandbox.sandbox import Sandbox, Snapshot
 
-__all__ = ["build", "serve"]
+__all__ = ["build"]
 
 _INSTRUCTIONS = (
     "One sandbox: names, files and packages stay from call to call. snapshot keeps a moment, rollback goes back to it."
@@ -85,9 +83,3 @@ def build(sandbox: Sandbox) -> MCPServer:
         return f"back at {name}"
 
     return server
-
-
-def serve(pool: Pool, template: str, settings: dict[str, Any]) -> None:
-    """Serve one sandbox on standard input and output until the client leaves."""
-    with Sandbox(template, pool=pool, **settings) as sandbox:
-        build(sandbox).run("stdio")
