@@ -163,14 +163,14 @@ MATCHES = (
         "power",
         "power",
         (Case("M13a", "TATP, durable, 1 client", 2.0, _SQL, "steps", seconds=0.5, unit="tx/s", check=True),),
-        Match(
-            "tatp",
-            100_000,
-            "power",
-            "power",
-            (Case("M13c", "TATP, durable, 64 clients", 10.0, _SQL, "steps", _CROWD, 0.5, unit="tx/s", check=True),),
-            crowd=True,
-        ),
+    ),
+    Match(
+        "tatp",
+        100_000,
+        "power",
+        "power",
+        (Case("M13c", "TATP, durable, 64 clients", 10.0, _SQL, "steps", _CROWD, 0.5, unit="tx/s", check=True),),
+        crowd=True,
     ),
     Match(
         "smallbank",
@@ -178,18 +178,14 @@ MATCHES = (
         "power",
         "power",
         (Case("M13b", "SmallBank, durable, 1 client", 2.0, _SQL, "steps", seconds=0.5, unit="tx/s", check=True),),
-        Match(
-            "smallbank",
-            100_000,
-            "power",
-            "power",
-            (
-                Case(
-                    "M13d", "SmallBank, durable, 64 clients", 10.0, _SQL, "steps", _CROWD, 0.5, unit="tx/s", check=True
-                ),
-            ),
-            crowd=True,
-        ),
+    ),
+    Match(
+        "smallbank",
+        100_000,
+        "power",
+        "power",
+        (Case("M13d", "SmallBank, durable, 64 clients", 10.0, _SQL, "steps", _CROWD, 0.5, unit="tx/s", check=True),),
+        crowd=True,
     ),
 )
 

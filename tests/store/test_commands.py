@@ -103,3 +103,31 @@ def test_a_failing_thread_fails_the_measurement() -> None:
 
     with pytest.raises(NotFound, match="nothing there"):
         selfbench._crowd(work, 0.01, 4)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("serve", ("--listen", "here"), "address: 'here'"),
+        ("serve", ("--listen", "tcp://127.0.0.1:1", "--witness", "there"), "address: 'there'"),
+        ("mirror", ("--of", "here"), "address: 'here'"),
+        ("witness", ("--listen", "here"), "address: 'here'"),
+        ("promote", ("--force",), "is no mirror's"),
+        ("promote", ("--force", "--of", "here"), "address: 'here'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_made(
+    tmp_path: Path, command: str, options: tuple[str, ...], says: str
+) -> None:
+    done = run(command, tmp_path / "new", *options)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("option", ["--histories", "--operations"])
+def test_a_crashtest_of_nothing_is_refused(option: str) -> None:
+    done = run("crashtest", option, "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert option.strip("-") in done.stderr

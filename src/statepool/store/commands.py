@@ -12,7 +12,7 @@ from typing import Any
 
 import statepool.store
 from statepool.core.command import adder, run
-from statepool.core.errors import NotFound
+from statepool.core.errors import InvalidRequest, NotFound
 from statepool.store.native import Kind, core
 from statepool.store.net import commands as net
 from statepool.store.selfbench import measure
@@ -88,6 +88,9 @@ def _fsck(options: argparse.Namespace) -> int:
 
 
 def _crashtest(options: argparse.Namespace) -> int:
+    for name in ("histories", "operations"):
+        if getattr(options, name) < 1:
+            raise InvalidRequest(f"{name}: with fewer than one nothing would be tested", param=name)
     total = 0
     for seed in range(options.seed, options.seed + options.histories):
         report = core.crash_test(seed, options.operations)

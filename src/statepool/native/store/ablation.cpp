@@ -113,6 +113,10 @@ nb::dict measure(Kind kind, const FrontendOptions& options, const Load& load, do
   SimPort port(heap, SimTiming{});
   Frontend frontend(port, own);
   Deferred structure(frontend, root);
+  Load before = load;
+  ++before.seed;
+  drive(structure, before);  // so that the cache holds what it will
+  port.reads = port.appends = port.writes = port.transactions = port.calls = port.posts = port.nanoseconds = 0;
   const auto started = std::chrono::steady_clock::now();
   const uint64_t found = drive(structure, load);
   const auto cpu = std::chrono::steady_clock::now() - started;
@@ -144,6 +148,7 @@ nb::dict ablation(int kind_number, bool operation_log, bool cache, bool batch, u
   options.batch = batch;
   const Load load{items, operations, seed, write_percent, theta};
   const auto kind = static_cast<Kind>(kind_number);
+  options.page = page_of(kind, cache);
   switch (kind) {
     case Kind::dict: return measure_map<HashTable>(kind, options, load, cache_share);
     case Kind::sorted_dict: return measure_map<BPlusTree>(kind, options, load, cache_share);

@@ -12,6 +12,7 @@ namespace statepool::store {
 namespace {
 
 constexpr uint64_t kFrameLimit = 4 << 20;
+constexpr int kChains = 2;  // while a core wakes up for one, another goes on
 constexpr auto kLinger = std::chrono::milliseconds(5);  // longest time an operation nobody waits for stays in the ring
 
 }  // namespace
@@ -19,7 +20,7 @@ constexpr auto kLinger = std::chrono::milliseconds(5);  // longest time an opera
 // A sleeping thread, on a word of its own: a condition variable would have it take the mutex again when it wakes.
 class Committer::Waiter {
  public:
-  Waiter(uint64_t until, bool turn) : lsn(until), in_turn(turn) {}
+  explicit Waiter(uint64_t until) : lsn(until) {}
   void sleep() {
     while (word_.load(std::memory_order_acquire) == 0) futex(FUTEX_WAIT_PRIVATE, 0);
   }
@@ -29,7 +30,6 @@ class Committer::Waiter {
     futex(FUTEX_WAKE_PRIVATE, 1);
   }
   const uint64_t lsn;
-  const bool in_turn;  // woken after others, not at once
 
  private:
   void futex(int what, uint32_t value) { syscall(SYS_futex, &word_, what, value, nullptr, nullptr, 0); }
@@ -48,57 +48,45 @@ Committer::~Committer() {
 }
 
 void Committer::stop() {
-  Waiter* first = nullptr;
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     stopping_ = true;
     if (failure_.empty()) failure_ = "store: it is closed", failed_ = true;
     if (!writing_) release_waiters();
-    if (!turn_taken_) first = next();
+    start_chains(lock);
   }
-  if (first != nullptr) first->wake();
   work_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
-Committer::Turn Committer::wait(uint64_t lsn, bool in_turn) {
-  Turn turn;
-  if (durable_lsn() >= lsn) return turn;
+bool Committer::wait(uint64_t lsn) {
+  if (durable_lsn() >= lsn) return false;
   // An operation that is not in the ring yet would be looked for in it for ever.
   if (lsn > __atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE))
     throw StoreError(Fault::invalid, "lsn: there is no operation " + std::to_string(lsn) + " yet");
   std::unique_lock<std::mutex> lock(mutex_);
   ++inside_;
-  turn.committer_ = this;
-  while (durable_lsn() < lsn) {
-    if (!failure_.empty()) throw StoreError(Fault::unknown, failure_);
+  bool slept = false;
+  while (durable_lsn() < lsn && failure_.empty()) {
     if (!writing_ && waiting_.empty()) {
       write_frame(lock);
       continue;
     }
-    Waiter self(lsn, in_turn);
+    Waiter self(lsn);
     waiting_.push_back(&self);
     if (!writing_) work_.notify_one();
     lock.unlock();
     self.sleep();
-    turn.woken_ = in_turn;
-    if (durable_lsn() >= lsn) return turn;
+    slept = true;
     lock.lock();
+    wake_next(lock);
   }
-  return turn;
+  if (--inside_ == 0) left_.notify_all();
+  if (durable_lsn() < lsn) throw StoreError(Fault::unknown, failure_);
+  return slept;
 }
 
-void Committer::leave(bool woken) {
-  Waiter* after = nullptr;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (woken) after = next();
-    if (--inside_ == 0) left_.notify_all();
-  }
-  if (after != nullptr) after->wake();
-}
-
-void Committer::flush() { wait_apart(__atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE)); }
+void Committer::flush() { wait(__atomic_load_n(&control_.logged_lsn, __ATOMIC_ACQUIRE)); }
 
 void Committer::nudge() {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -143,12 +131,7 @@ void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
   if (!failure.empty()) failure_ = failure, failed_ = true;
   release_waiters();
   if (!waiting_.empty()) work_.notify_one();
-  if (turn_taken_) return;
-  if (Waiter* first = next(); first != nullptr) {
-    lock.unlock();
-    first->wake();
-    lock.lock();
-  }
+  start_chains(lock);
 }
 
 // Those who need not wait any more line up to be woken.
@@ -157,20 +140,28 @@ void Committer::release_waiters() {
   const auto done = std::stable_partition(waiting_.begin(), waiting_.end(), [&](const Waiter* w) {
     return failure_.empty() && w->lsn > durable;
   });
-  for (auto waiter = done; waiter != waiting_.end(); ++waiter) {
-    if ((*waiter)->in_turn) released_.push_back(*waiter);
-    else (*waiter)->wake();
-  }
+  released_.insert(released_.end(), done, waiting_.end());
   waiting_.erase(done, waiting_.end());
 }
 
-// Whom to wake next, who has the turn then.
-Committer::Waiter* Committer::next() {
-  turn_taken_ = !released_.empty();
-  if (!turn_taken_) return nullptr;
+// The chain goes on with the next of the released, or ends. The lock is free while that one is woken.
+void Committer::wake_next(std::unique_lock<std::mutex>& lock) {
+  if (released_.empty()) {
+    --chains_;
+    return;
+  }
   Waiter* const first = released_.front();
   released_.pop_front();
-  return first;
+  lock.unlock();
+  first->wake();
+  lock.lock();
+}
+
+void Committer::start_chains(std::unique_lock<std::mutex>& lock) {
+  while (chains_ < kChains && !released_.empty()) {
+    ++chains_;
+    wake_next(lock);
+  }
 }
 
 void Committer::run() {

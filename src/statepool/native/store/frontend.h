@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "heap.h"
+#include "operation.h"
 #include "page_cache.h"
 
 namespace statepool::store {
@@ -49,6 +50,10 @@ struct FrontendOptions {
   size_t batch_operations = 1024;
   bool slabs = true;            // false: one call per allocation, as without the allocator's second tier
 };
+
+// Items of a hash table that are asked for often lie anywhere: most of a larger page in the cache would be others. What is
+// forgotten with the operation only has to be read at once.
+inline size_t page_of(Kind kind, bool cached) { return kind == Kind::dict && cached ? 64 : FrontendOptions{}.page; }
 
 class Frontend {
  public:

@@ -3,6 +3,7 @@
 
 #include <nanobind/stl/map.h>
 
+#include "interpreter_gate.h"
 #include "posix_disk.h"
 #include "python_view.h"
 #include "store.h"
@@ -59,9 +60,9 @@ class PyStore final : public PyView {
   void wait(uint64_t lsn) const {
     if (lsn <= open().durable_lsn()) return;
     const std::shared_ptr<Store> store = holding();
-    Committer::Turn turn;  // the next one is woken when this thread has the GIL again
     nb::gil_scoped_release released;
-    turn = store->wait(lsn);
+    interpreter_gate.leave();
+    if (store->wait(lsn)) interpreter_gate.enter();
   }
 
   // Pairs of an iterable as one commit; the bytes objects are kept alive by `items` and `held`.

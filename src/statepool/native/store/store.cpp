@@ -45,10 +45,10 @@ uint64_t Store::submit(const Operation* operations, size_t count, Outcome* outco
   return lsn;
 }
 
-Committer::Turn Store::settle(uint64_t lsn, Level level) {
+bool Store::settle(uint64_t lsn, Level level) {
   if (this->level(level) != Level::process) return committer_->wait(lsn);
   if (!disk_->alone() && committer_->idle() && !ring_->empty()) committer_->nudge();
-  return {};
+  return false;
 }
 
 // Applies, then publishes, then ends the heap's transaction: whichever instruction is the last one, either the records

@@ -78,12 +78,12 @@ class Store : public View {
   // All operations or none, with their outcomes; returns the lsn to settle.
   uint64_t submit(const Operation* operations, size_t count, Outcome* outcomes, OperationId id = {},
                   const std::vector<Seen>& seen = {});
-  Committer::Turn settle(uint64_t lsn, Level level);  // returns when it has reached the level
+  bool settle(uint64_t lsn, Level level);  // returns when it has reached the level
   void validate(const std::vector<Seen>& seen) const;  // StoreError: conflict, as submit(). For a commit of nothing
   // Both.
   uint64_t commit(const Operation* operations, size_t count, Outcome* outcomes, Level level, OperationId id = {},
                   const std::vector<Seen>& seen = {});
-  Committer::Turn wait(uint64_t lsn) { return committer_->wait(lsn); }
+  bool wait(uint64_t lsn) { return committer_->wait(lsn); }
   void flush() { committer_->flush(); }
   // The last transaction of a client: its sequence number and outcomes (of nothing but puts, that of the last one);
   // sequence 0 if there is none.

@@ -84,7 +84,7 @@ void bind_store(nb::module_& m) {
              return nb::make_tuple(sequence, PyStore::as_tuple(outcomes.empty() ? Outcome{} : outcomes.back()));
            },
            nb::arg("client"))
-      .def("wait", [](PyStore& s, uint64_t lsn) { released(s, [&](Store& store) { store.wait(lsn); }); }, nb::arg("lsn"))
+      .def("wait", &PyStore::wait, nb::arg("lsn"))
       .def("flush", [](PyStore& s) { released(s, [](Store& store) { store.flush(); }); })
       .def("checkpoint", [](PyStore& s) { released(s, [](Store& store) { store.checkpoint(); }); })
       .def("facts", [](PyStore& s) { return s.open().facts(); });

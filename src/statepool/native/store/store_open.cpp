@@ -198,7 +198,7 @@ void Store::make_checkpoint() {
   // A number is never tried twice: the superblock of a failed try may have reached the disk and name that file.
   const uint64_t id = ++last_checkpoint_;
   write_checkpoint(*checkpoint, numbered("ckpt", id));
-  committer_->wait_apart(checkpoint->lsn());  // a checkpoint must not know more than the log
+  committer_->wait(checkpoint->lsn());  // a checkpoint must not know more than the log
   Superblock next = super_;
   next.checkpoint_id = id;
   next.checkpoint_lsn = checkpoint->lsn();

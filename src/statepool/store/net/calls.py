@@ -16,6 +16,7 @@ class Caller:
     """One call at a time, over a connection that is made when needed and dropped when anything is odd."""
 
     def __init__(self, url: str) -> None:
+        address(url)
         self.url = url
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._number = 0

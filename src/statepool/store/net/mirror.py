@@ -334,6 +334,9 @@ async def promote(folder: Path, *, witness: str | None, old: str | None = None, 
         Unavailable: no witness answers.
         StoreLocked: the mirror's process still runs.
     """
+    followed = None if old is None else Caller(old)
+    if read_node(folder) is None:  # before a lock is made there
+        raise InvalidRequest(f"path: {folder} is no mirror's folder")
     copying = await asyncio.to_thread(Copying, folder)
     try:
         node = read_node(folder)
@@ -345,9 +348,9 @@ async def promote(folder: Path, *, witness: str | None, old: str | None = None, 
         write_node(folder, msgspec.structs.replace(node, mirror=False, term=term))
     finally:
         copying.close()
-    if old is not None:
+    if followed is not None:
         with contextlib.suppress(StatepoolError):
-            await Caller(old).call("fence", [term], 2.0)
+            await followed.call("fence", [term], 2.0)
     return term
 
 

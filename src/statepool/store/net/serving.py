@@ -11,6 +11,7 @@ from statepool.core.errors import Fenced, Unavailable
 from statepool.store.net.calls import Caller
 from statepool.store.net.daemon import Daemon
 from statepool.store.net.feed import Feed
+from statepool.store.net.framing import address
 from statepool.store.net.node import Node, read_node, write_node
 from statepool.store.net.roles import TERM_SHIFT, Answer, Primary
 from statepool.store.net.service import Service
@@ -30,6 +31,9 @@ class Serving:
     def __init__(
         self, folder: Path, listen: str, *, witness: str | None = None, lease: float = 3.0, **options: Any
     ) -> None:
+        for url in (listen, witness):
+            if url is not None:
+                address(url)
         self._folder, self._listen, self._witness, self._lease = folder, listen, witness, lease
         self._options = options
         self._renewing: asyncio.Task[None] | None = None

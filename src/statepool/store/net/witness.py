@@ -11,7 +11,7 @@ import msgspec
 
 from statepool.core.errors import InvalidRequest, StatepoolError, StoreCorrupt
 from statepool.store.net.daemon import listen_at
-from statepool.store.net.framing import REPLIES, REQUESTS, Reply, Splitter, described, pack
+from statepool.store.net.framing import REPLIES, REQUESTS, Reply, Splitter, address, described, pack
 from statepool.store.net.node import write_durably
 from statepool.store.net.roles import Answer, Renewal, Vote, Witness
 
@@ -20,6 +20,7 @@ class Voting:
     """One witness. ``start``, then ``stop``."""
 
     def __init__(self, folder: Path, listen: str, lease: float) -> None:
+        address(listen)
         self._path, self._listen, self._lease = folder / "vote", listen, lease
         self._server: asyncio.AbstractServer | None = None
         self._connections: set[asyncio.Transport] = set()
