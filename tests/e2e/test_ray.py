@@ -1,7 +1,10 @@
 """A server whose engines and pool nodes are placed by Ray, on a cluster of two nodes: the tokens of one engine."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -114,3 +117,23 @@ def test_the_whole_platform_on_the_cluster(random_model, ray_address, engine, tm
             assert httpx.get(f"{house.sandbox}/health", timeout=60).json()["status"] == "ok"
             assert house.now("storage")["store"]["state"] == "live"
         assert not any(Path(f"/proc/{pid}").exists() for pid in placed)
+
+
+def test_a_training_run_whose_conversations_the_cluster_holds_leaves_the_bits_of_one_engine(ray_address, tmp_path):
+    file = {
+        "model": "tiny", "task": "python-steps", "settings": {"steps": 1}, "threads": 1, "imitation": 0, "steps": 2,
+        "prompts": 3, "members": 3, "turns": 3, "turn_tokens": 48, "eval_problems": 4, "kv_bytes": "32MiB",
+        "tensorboard": False, "isolation": "process",
+    }  # fmt: skip
+    left = []
+    for name, where in (("here", {}), ("there", {"engines": 2, "ray": ray_address})):
+        out = tmp_path / name
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({**file, **where, "out": str(out)}))
+        command = [sys.executable, "-m", "statepool.cli", "train", str(tmp_path / f"{name}.yaml")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        curve = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+        kept = [{k: v for k, v in line.items() if k not in ("seconds", "computed", "fresh")} for line in curve]
+        left.append((kept, (out / "model" / "model.safetensors").read_bytes()))
+    assert any(line.get("grad_norm") for line in left[0][0]), "a run that learns nothing would agree as well"
+    assert left[0] == left[1]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from statepool.core.errors import InvalidConfig, InvalidRequest
 from statepool.tasks.adapters import EnvironmentTask, ReasoningGym
@@ -82,6 +83,8 @@ def test_names_lead_to_tasks():
         ("environment", {}, "make"),
         ("environment", {"make": "nowhere:Maze"}, "cannot be found"),
         ("environment", {"make": "random:Random", "best": 0}, "best must be above 0"),
+        ("environment", {"make": "random:Random", "action": "nowhere:Move"}, "cannot be found"),
+        ("environment", {"make": "random:Random", "action": "random:Random"}, "action needs field"),
         ("verifiers", {"make": "random:Random"}, "has no dataset"),
         ("verifiers", {"make": "random:Random", "best": 0}, "best must be above 0"),
     ],
@@ -124,9 +127,55 @@ class OpenGuess(Guess):
         return SimpleNamespace(observation=said, reward=reward, done=done)
 
 
-@pytest.mark.parametrize("make", [Guess, OpenGuess])
-def test_an_environment_is_a_conversation(make):
-    task = EnvironmentTask(make, instructions="Play.")
+class Said(BaseModel):
+    """What OpenEnv's environments return: the observation itself says what it was worth."""
+
+    text: str
+    done: bool = False
+    reward: float | None = None
+    metadata: dict[str, int] = {}
+
+
+class Number(BaseModel):
+    """What they want to be given."""
+
+    value: str
+
+
+class TypedGuess(Guess):
+    """The same as an environment of OpenEnv's, with typed actions and observations."""
+
+    def reset(self, seed=None):
+        return Said(text=super().reset(seed)[0])
+
+    def step(self, action):
+        said, reward, done, *_ = super().step(action.value)
+        return Said(text=said, reward=reward, done=done)
+
+
+class DictGuess(Guess):
+    """The same behind OpenEnv's client that knows no classes."""
+
+    def reset(self, seed=None):
+        return SimpleNamespace(observation={"said": super().reset(seed)[0]}, reward=None, done=False)
+
+    def step(self, action):
+        said, reward, done, *_ = super().step(action["value"])
+        return SimpleNamespace(observation={"said": said}, reward=reward, done=done)
+
+
+@pytest.mark.parametrize(
+    ("make", "action"),
+    [
+        (Guess, {}),
+        (OpenGuess, {}),
+        (TypedGuess, {"action": Number, "field": "value"}),
+        (TypedGuess, {"action": f"{__name__}:Number", "field": "value"}),
+        (DictGuess, {"field": "value"}),
+    ],
+)
+def test_an_environment_is_a_conversation(make, action):
+    task = EnvironmentTask(make, instructions="Play.", **action)
     problem = next(task.problems(1))
     assert problem == next(task.problems(1))
     assert [m["role"] for m in problem.messages] == ["system", "user"]
@@ -145,6 +194,35 @@ def test_environments_that_begin_alike_are_told_apart_by_their_seed():
     task = EnvironmentTask(Guess)
     ours, kept = draw(task, 0, 20), draw(task, 0, 5, held_out=True)
     assert not {p.facts["seed"] for p in ours} & {p.facts["seed"] for p in kept}
+
+
+def test_what_an_environment_says_is_its_text_or_all_it_holds():
+    class Wall(BaseModel):
+        side: str
+        done: bool = False
+
+    class Maze(Wall):
+        row: int
+
+    class Room(Wall):
+        text: str
+
+    class Once:
+        def __init__(self, said):
+            self.said = said
+
+        def reset(self, seed=None):
+            return self.said
+
+    for said, wanted in (
+        (Wall(side="left"), "left"),
+        (Maze(row=3, side="left"), '{"side": "left", "row": 3}'),
+        (Room(side="left", text="A room."), "A room."),
+        (({"row": 3, "column": 4}, {}), '{"row": 3, "column": 4}'),
+        ((17, {}), "17"),
+    ):
+        task = EnvironmentTask(Once, {"said": said})
+        assert next(task.problems(0)).messages[0]["content"] == wanted
 
 
 class Rows:

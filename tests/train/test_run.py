@@ -101,15 +101,20 @@ def test_the_model_it_writes_is_the_one_it_trained(unbroken):
     assert same(weights(unbroken), load_file(unbroken / "model" / "model.safetensors"))
 
 
+def looked(run):
+    solved, score = run.held_out()
+    return {"held_out": solved, "held_out_score": score}
+
+
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_a_stopped_run_goes_on_with_the_same_bits(written, unbroken, tmp_path, stop):
     run = Run(config.read(written()))
     report = Report(run.out, False, None, {}, out=io.StringIO())
-    report.line({"step": 0, "phase": "start", "held_out": run.held_out(), "seconds": 0})
+    report.line({"step": 0, "phase": "start", **looked(run), "seconds": 0})
     for _ in range(stop):
         line = run.advance()
         if run.step in (2, 3):
-            line["held_out"] = run.held_out()
+            line |= looked(run)
         checkpoint.save(run.out, run.learner, run.step, run.config.plain())
         report.line({**line, "seconds": 0})
     # A line of a step whose checkpoint was never written, and a torn one: both go.
@@ -264,12 +269,34 @@ def test_bad_settings_are_one_line_that_names_them(written, capsys, changes, sai
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("package", "changes", "said"),
+    [
+        ("wandb", {"wandb": "mine"}, "pip install wandb"),
+        ("tensorboardX", {"tensorboard": True}, "pip install 'statepool[train]', or set it to false"),
+    ],
+)
+def test_a_log_whose_package_is_missing_stops_the_run_before_it_begins(
+    written, capsys, monkeypatch, tmp_path, package, changes, said
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    closed, close = [], Run.close
+    monkeypatch.setattr(Run, "close", lambda self: (closed.append(self.step), close(self)))
+    assert main(["train", str(written(**changes))]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert closed == [0], "weights in shared memory and tools are given back"
+    assert not (tmp_path / "out" / "curve.jsonl").exists()
+
+
 def test_eval_tells_how_a_model_does(capsys):
     command = ["eval", "tiny", "--task", "python-steps", "--set", "steps=1", "--count", "8", "--threads", "1"]
     assert main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["problems"] == 8
     assert found["success"] >= 0.7
+    assert found["mean_score"] == found["success"], "a problem of this task is solved or not"
     assert main([*command, "--show", "1"]) == 0
     assert "held-out problems of python-steps solved" in capsys.readouterr().out
     assert main(["eval", "--task", "python-steps", "--set", "steps"]) == 2

@@ -1,5 +1,5 @@
 """Verifiable problems: a prompt, the tools it may use and an exact check of the answer."""
 
-from statepool.tasks.base import Dialogue, Message, Problem, Task, Tool, Turn, Verdict
+from statepool.tasks.base import ConversationJudge, Dialogue, Message, Problem, Task, Tool, Turn, Verdict
 
-__all__ = ["Dialogue", "Message", "Problem", "Task", "Tool", "Turn", "Verdict"]
+__all__ = ["ConversationJudge", "Dialogue", "Message", "Problem", "Task", "Tool", "Turn", "Verdict"]

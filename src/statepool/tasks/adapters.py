@@ -1,16 +1,19 @@
 """Other people's tasks as ours: reasoning-gym's datasets, and environments with `reset` and `step`.
 
 An environment has its own turns: what the model writes is the action, what `step` returns is what the world says. The
-two common forms are read: Gymnasium's tuples, and OpenEnv's objects with `observation`, `reward` and `done`.
+common forms are read: Gymnasium's tuples, and OpenEnv's objects, which either have an `observation` beside `reward` and
+`done` (its clients) or are one (its environments).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as default
 from importlib import import_module
 from random import Random
 from typing import Any
@@ -23,6 +26,7 @@ __all__ = ["Environment", "EnvironmentTask", "Played", "ReasoningGym", "maker"]
 
 _log = logging.getLogger(__name__)
 _BLOCK = 64
+_TEXTS = ("text", "message", "content")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class ReasoningGym:
     """
 
     dataset: str = "chain_sum"
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = default(default_factory=dict)
     name: str = "reasoning-gym"
 
     def __post_init__(self) -> None:
@@ -116,21 +120,30 @@ class EnvironmentTask(Played):
     `make` is the environment's class, or ``module:name`` of it; `settings` are its arguments. `best` is the return that
     scores 1; lower returns score their share of it, and what is beyond counts as 1. `turns` bounds the actions.
 
+    What the model writes is the action. Where `step` wants more than text, `action` is the class of its actions, or
+    ``module:name`` of it, and `field` the argument that takes the text; `field` alone makes it a dictionary.
+
     Raises:
-        InvalidConfig: there is no such environment, or `best` is not above 0.
+        InvalidConfig: there is no such environment, `action` comes without `field`, or `best` is not above 0.
     """
 
     make: str | Callable[..., Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = default(default_factory=dict)
     instructions: str = ""
     best: float = 1.0
     turns: int = 16
+    action: str | Callable[..., Any] = ""
+    field: str = ""
     name: str = "environment"
 
     def __post_init__(self) -> None:
         if not self.best > 0:
             raise InvalidConfig(f"best must be above 0, got {self.best}", param="best")
         maker(self.make)
+        if self.action:
+            maker(self.action)
+            if not self.field:
+                raise InvalidConfig("action needs field: the argument of it that takes the text", param="field")
 
     def problems(self, seed: int) -> Iterator[Problem]:
         """Yield one problem per seed of the environment, without end."""
@@ -150,14 +163,21 @@ class EnvironmentTask(Played):
         """The environment at the problem's start."""
         environment = maker(self.make)(**self.settings)
         _reset(environment, problem.facts["seed"])
-        return Environment(environment, self.best, self.turns)
+        return Environment(environment, self.best, self.turns, self._act)
+
+    def _act(self, text: str) -> Any:
+        """What `step` is given."""
+        if self.action:
+            return maker(self.action)(**{self.field: text})
+        return {self.field: text} if self.field else text
 
 
 class Environment:
     """The world's side of a conversation with an environment."""
 
-    def __init__(self, environment: Any, best: float, turns: int) -> None:
+    def __init__(self, environment: Any, best: float, turns: int, act: Callable[[str], Any] = str) -> None:
         self._environment = environment
+        self._act = act
         self._best = best
         self._left = turns
         self._return = 0.0
@@ -165,7 +185,7 @@ class Environment:
     def reply(self, text: str) -> Turn:
         """Take an action; the observation, or the verdict when the episode is over."""
         self._left -= 1
-        said, reward, done = _read(self._environment.step(reply(text)))
+        said, reward, done = _read(self._environment.step(self._act(reply(text))))
         if not math.isfinite(reward):
             _log.warning("an environment gave the reward %r, so this conversation gets none", reward)
             return Turn(faults=("verifier_error",))
@@ -216,14 +236,17 @@ def _read(result: Any) -> tuple[str, float, bool]:
             return _text(result[0]), 0.0, False
         ended = any(bool(flag) for flag in result[2:-1])
         return _text(result[0]), float(result[1]), ended
-    if hasattr(result, "observation"):
-        reward = getattr(result, "reward", None)
-        return _text(result.observation), float(reward or 0.0), bool(getattr(result, "done", False))
-    return _text(result), 0.0, False
+    said = getattr(result, "observation", result)
+    reward = getattr(result, "reward", None)
+    return _text(said), float(reward or 0.0), bool(getattr(result, "done", False))
 
 
 def _text(observation: Any) -> str:
-    for name in ("text", "message", "content"):
-        if isinstance(found := getattr(observation, name, None), str):
-            return found
-    return str(observation)
+    """The text of an observation: its own, the only thing it holds, or all that as JSON."""
+    dump = getattr(observation, "model_dump", None)
+    held = dump(mode="json", exclude={"done", "reward", "metadata"}) if dump else observation
+    if not isinstance(held, Mapping):
+        held = {name: getattr(observation, name, None) for name in _TEXTS}
+        return next((text for text in held.values() if isinstance(text, str)), str(observation))
+    texts = [held[name] for name in _TEXTS if isinstance(held.get(name), str)] or list(held.values())
+    return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else json.dumps(held, ensure_ascii=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 Message: TypeAlias = dict[str, Any]
 """One chat message in the OpenAI form: role, content and, for an assistant, tool_calls."""
@@ -69,8 +69,20 @@ class Dialogue(Protocol):
         ...
 
 
+@runtime_checkable
+class ConversationJudge(Protocol):
+    """What a task offers beside `verify` where more than the last turn counts: what programs printed, say."""
+
+    def verify_conversation(self, problem: Problem, said: Sequence[Message]) -> Verdict:
+        """Judge a complete conversation: every turn of the model and every reply of its tools, behind the prompt."""
+        ...
+
+
 class Task(Protocol):
-    """A source of problems whose answers can be checked exactly."""
+    """A source of problems whose answers can be checked exactly.
+
+    A task that is a `ConversationJudge` too has its conversations with tools judged whole.
+    """
 
     name: str
 

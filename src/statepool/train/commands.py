@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,12 @@ def _train(options: argparse.Namespace) -> int:
     from statepool.train.run import Run
 
     config = read(options.config, {name: getattr(options, name) for name in _SETTABLE})
-    training = Run(config, options.fresh)
-    report = Report(training.out, config.train.tensorboard, config.train.wandb, config.plain())
-    try:
-        if training.step:
-            report.say(f"going on from step {training.step} of {training.last} in {training.out}")
-        training.go(report)
-    finally:
-        report.close()
-        training.close()
+    with closing(Run(config, options.fresh)) as training:
+        report = Report(training.out, config.train.tensorboard, config.train.wandb, config.plain())
+        with closing(report):
+            if training.step:
+                report.say(f"going on from step {training.step} of {training.last} in {training.out}")
+            training.go(report)
     print(training.out / "model")
     return 0
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.engine.text.tools import ToolCall, ToolParser
-from statepool.tasks import Problem, Task, Turn, Verdict
+from statepool.tasks import ConversationJudge, Message, Problem, Task, Turn, Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,10 @@ class Limits:
 
 
 class ToolDialogue:
-    """A problem with tools: calls until there is none in a turn, which is then the answer."""
+    """A problem with tools: calls until there is none in a turn, which is then the answer.
+
+    The task judges that answer, or all that was said where it is a `ConversationJudge`.
+    """
 
     def __init__(
         self, task: Task, problem: Problem, tools: Mapping[str, Tool], parser: type[ToolParser], limits: Limits
@@ -66,16 +69,18 @@ class ToolDialogue:
         self._tools = tools
         self._parser = parser
         self._limits = limits
+        self._said: list[Message] = []
 
     def reply(self, text: str) -> Turn:
-        """Run the calls in ``text``; without one, judge it."""
+        """Run the calls in ``text``; without one, judge."""
+        self._said.append({"role": "assistant", "content": text})
         described = list(self._task.tools(self._problem))
         if not described:
-            return self._judged(text)
+            return self._judged()
         _, calls = self._parser.parse(text, described)
         if not calls:
             faults = ("malformed_call",) if any(mark in text for mark in self._parser.markers) else ()
-            return self._judged(text, faults)
+            return self._judged(faults)
         said: list[str] = []
         faults: list[str] = []  # type: ignore[no-redef]
         for call in calls:
@@ -85,6 +90,7 @@ class ToolDialogue:
                 _log.warning("a tool broke, so this conversation gets no reward: %s", error.message)
                 return Turn(faults=(*faults, "tool_broken"))
             said.append(content)
+            self._said.append({"role": "tool", "content": content})
             faults += [fault] if fault else []  # type: ignore[operator]
         return Turn("\n".join(said), faults=tuple(faults))
 
@@ -110,15 +116,18 @@ class ToolDialogue:
             return said[: self._limits.output] + "…", "output_cut"
         return said, ""
 
-    def _judged(self, text: str, faults: tuple[str, ...] = ()) -> Turn:
-        verdict, fault = judge(self._task, self._problem, text)
+    def _judged(self, faults: tuple[str, ...] = ()) -> Turn:
+        verdict, fault = judge(self._task, self._problem, self._said)
         return Turn(verdict=verdict, faults=(*faults, fault) if fault else faults)
 
 
-def judge(task: Task, problem: Problem, text: str) -> tuple[Verdict | None, str]:
-    """The verdict on an answer, and the name of what went wrong where there is none."""
+def judge(task: Task, problem: Problem, said: Sequence[Message]) -> tuple[Verdict | None, str]:
+    """The verdict on what was said, the answer last, and the name of what went wrong where there is none."""
     try:
-        verdict = task.verify(problem, text)
+        if isinstance(task, ConversationJudge):
+            verdict = task.verify_conversation(problem, said)
+        else:
+            verdict = task.verify(problem, said[-1]["content"])
     except Exception as error:  # noqa: BLE001 - anybody's verifier; its failure must not become a reward
         _log.warning("the verifier of %s raised %s: %s", task.name, type(error).__name__, error)
         return None, "verifier_error"

@@ -1,13 +1,18 @@
-"""Low-rank additions to the linear layers of any policy, by `peft`; what is published and exported is their sum."""
+"""Low-rank additions to the linear layers of any policy, by `peft`.
+
+What is published and exported is their sum; beside it the additions alone are written in peft's layout.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from statepool.core.errors import InvalidConfig
@@ -37,7 +42,11 @@ def add(policy: Policy, rank: int, seed: int) -> None:
     policy.module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), policy.module)
+        inject_adapter_in_model(LoraConfig(**_settings(rank, targets)), policy.module)
+
+
+def _settings(rank: int, targets: list[str]) -> dict[str, Any]:
+    return {"r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
 
 
 def merged(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -61,6 +70,8 @@ class Merged:
 
     def __init__(self, policy: Policy, rank: int, seed: int) -> None:
         self._policy = policy
+        self._rank = rank
+        self.folder = policy.folder
         self.module = policy.module
         self.score = policy.score
         self.settle = policy.settle
@@ -75,6 +86,24 @@ class Merged:
         """Write the sum in the Hugging Face layout."""
         self._policy.write(folder, self._named())
 
+    def export_additions(self, folder: Path) -> None:
+        """Write the additions alone in peft's layout, with the tokenizer; they name the base model's folder."""
+        from peft import LoraConfig
+
+        folder.mkdir(parents=True, exist_ok=True)
+        base = self.folder.resolve()
+        for pattern in ("tokenizer*", "chat_template*", "generation_config.json"):
+            for path in base.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        halves = {n: t.detach().contiguous() for n, t in self.module.state_dict().items() if ".lora_" in n}
+        targets = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in halves})
+        named = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in halves.items()}
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        LoraConfig(
+            **_settings(self._rank, targets), base_model_name_or_path=str(base), task_type="CAUSAL_LM",
+            inference_mode=True,
+        ).save_pretrained(folder)  # fmt: skip
+
     def write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """See ``Policy.write``."""
         self._policy.write(folder, tensors)
@@ -82,5 +111,6 @@ class Merged:
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         kept = {name for name, _ in self._policy.tensors()}
         for name, tensor in merged(self.module):
-            if name in kept or name.replace(".weight", ".base_layer.weight") in kept:
+            owner, _, kind = name.rpartition(".")
+            if name in kept or f"{owner}.base_layer.{kind}" in kept:
                 yield name, tensor.detach()

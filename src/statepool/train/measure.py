@@ -13,7 +13,7 @@ from statepool.rollout import LocalHosts
 from statepool.tasks import Task
 from statepool.tasks.catalog import draw
 from statepool.train.agent import Agent, AgentConfig, Job
-from statepool.train.run import HELD_OUT_SEED, success
+from statepool.train.run import HELD_OUT_SEED, mean_score, success
 from statepool.train.trajectory import Trajectory, counts
 from statepool.train.world import World, WorldConfig
 
@@ -28,12 +28,11 @@ class Measured:
 
     def record(self) -> dict[str, Any]:
         """As plain JSON."""
-        scores = [t.verdict.score for t in self.trajectories if t.verdict is not None]
         return {
             "task": self.task,
             "problems": len(self.trajectories),
             "success": success(self.trajectories),
-            "mean_score": sum(scores) / len(scores) if scores else None,
+            "mean_score": mean_score(self.trajectories),
             "turns": sum(t.turns for t in self.trajectories) / len(self.trajectories),
             "tokens": sum(t.response.chosen for t in self.trajectories) / len(self.trajectories),
             "faults": counts(self.trajectories),
@@ -49,6 +48,7 @@ class Measured:
         found = self.record()
         lines.append(
             f"{found['success']:.1%} of {found['problems']} held-out problems of {self.task} solved; "
+            f"mean score {found['mean_score']:.3f}; "
             f"{found['turns']:.1f} turns, {found['tokens']:.0f} tokens each"
         )
         lines += [f"{count} {name}" for name, count in found["faults"].items()]

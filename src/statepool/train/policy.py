@@ -41,6 +41,9 @@ class Scored(NamedTuple):
 class Policy(Protocol):
     """What the trainer needs of a model."""
 
+    folder: Path
+    """The checkpoint it began as."""
+
     @property
     def module(self) -> nn.Module:
         """The weights."""

@@ -37,7 +37,6 @@ class Report:
         self._out = out or sys.stderr
         self._live = self._out.isatty()
         self._rewards = [line["reward"] for line in read_curve(folder) if "reward" in line]
-        self._curve = (folder / CURVE).open("a")
         self._board: Any = None
         self._wandb: Any = None
         if tensorboard:
@@ -55,6 +54,7 @@ class Report:
             except ModuleNotFoundError:
                 raise InvalidConfig("wandb is not installed; pip install wandb", param="wandb") from None
             self._wandb = service.init(project=wandb, dir=str(folder), config=settings, resume="allow")
+        self._curve = (folder / CURVE).open("a")
 
     def line(self, values: Mapping[str, Any]) -> None:
         """Record one step: numbers by name, ``step`` among them."""
@@ -89,7 +89,12 @@ class Report:
         if "reward" in values:
             self._rewards.append(values["reward"])
         parts = [f"step {values['step']:>4}", values["phase"]]
-        for name, form in (("reward", "{:.3f}"), ("held_out", "held-out {:.1%}"), ("loss", "loss {:+.4f}")):
+        for name, form in (
+            ("reward", "{:.3f}"),
+            ("held_out", "held-out {:.1%}"),
+            ("held_out_score", "score {:.3f}"),
+            ("loss", "loss {:+.4f}"),
+        ):
             if values.get(name) is not None:
                 parts.append((name + " " if name == "reward" else "") + form.format(values[name]))
         if "gap_max" in values:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,7 @@ from statepool.engine.engine import Engine
 from statepool.engine.hub import resolve
 from statepool.rollout import LocalHosts
 from statepool.rollout.fleet import Fleet
+from statepool.tasks import Problem
 from statepool.tasks.catalog import draw, find
 from statepool.train import checkpoint, policy
 from statepool.train.agent import Agent, Job
@@ -31,6 +32,9 @@ from statepool.train.report import Report
 from statepool.train.trajectory import Trajectory, counts
 from statepool.train.weights import Publisher, take_up
 from statepool.train.world import World
+
+if TYPE_CHECKING:
+    from statepool.train.lora import Merged
 
 HELD_OUT_SEED = 1 << 40
 _SPREAD = 1_000_003
@@ -62,10 +66,11 @@ class Run:
         torch.use_deterministic_algorithms(True)
         self.task = find(config.train.task, config.train.settings)
         self.policy = policy.load(model, config.engine.attention)
+        self.additions: Merged | None = None
         if config.train.lora_rank:
             from statepool.train.lora import Merged
 
-            self.policy = Merged(self.policy, config.train.lora_rank, config.train.seed)
+            self.policy = self.additions = Merged(self.policy, config.train.lora_rank, config.train.seed)
         self.learner = Learner(self.policy, config.train, config.loss, config.agent.temperature)
         if config.loss.kl:
             self.learner.reference = policy.load(model)
@@ -75,6 +80,7 @@ class Run:
         self.agent = Agent(self.hosts, self.task, self.world.open, config.agent)
         self.publisher = Publisher(owner=self.out)
         self._shown: list[Any] = []
+        self._kept: list[Problem] = []
 
     @property
     def last(self) -> int:
@@ -87,20 +93,24 @@ class Run:
         solved: float | None = None
         if self.step == 0 and train.eval_problems:
             began = time.monotonic()
-            solved = self.held_out()
-            report.line({"step": 0, "phase": "start", "held_out": solved, "seconds": _since(began)})
+            solved, score = self.held_out()
+            looked = {"held_out": solved, "held_out_score": score}
+            report.line({"step": 0, "phase": "start", **looked, "seconds": _since(began)})
         while self.step < self.last:
             began = time.monotonic()
             line = self.advance()
             due = self.step % train.eval_every == 0 or self.step in (train.imitation, self.last)
             if due and train.eval_problems:
-                solved = line["held_out"] = self.held_out()
+                solved, line["held_out_score"] = self.held_out()
+                line["held_out"] = solved
             checkpoint.save(self.out, self.learner, self.step, self.config.plain())
             report.line({**line, "seconds": _since(began)})
             if solved is not None and train.target is not None and due and solved >= train.target:
                 report.say(f"{solved:.1%} of the held-out problems are solved: the target is reached")
                 break
         self.policy.export(self.out / "model")
+        if self.additions is not None:
+            self.additions.export_additions(self.out / "adapter")
         return solved
 
     def advance(self) -> dict[str, Any]:
@@ -110,13 +120,15 @@ class Run:
         self.step += 1
         return {"step": self.step, **line}
 
-    def held_out(self) -> float:
-        """The share of held-out problems that greedy answers solve."""
+    def held_out(self) -> tuple[float, float]:
+        """The share of held-out problems that greedy answers solve, and their mean score."""
         train = self.config.train
-        problems = draw(self.task, HELD_OUT_SEED + train.seed, train.eval_problems, held_out=True)
+        if not self._kept:
+            self._kept = draw(self.task, HELD_OUT_SEED + train.seed, train.eval_problems, held_out=True)
         self._publish()
         agent = Agent(self.hosts, self.task, self.world.open, replace(self.config.agent, temperature=0.0))
-        return success(agent.run([Job(problem, i, 1) for i, problem in enumerate(problems)]))
+        found = agent.run([Job(problem, i, 1) for i, problem in enumerate(self._kept)])
+        return success(found), mean_score(found)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step of GRPO: a ramp, a plateau and a fall to a tenth."""
@@ -204,6 +216,11 @@ def step_seed(seed: int, step: int) -> int:
 def success(trajectories: Sequence[Trajectory]) -> float:
     """The share of conversations with a full score; one without a verdict is no success."""
     return sum(t.verdict is not None and t.verdict.score >= 1.0 for t in trajectories) / max(len(trajectories), 1)
+
+
+def mean_score(trajectories: Sequence[Trajectory]) -> float:
+    """The mean score of conversations; one without a verdict counts as 0."""
+    return sum(t.verdict.score for t in trajectories if t.verdict is not None) / max(len(trajectories), 1)
 
 
 def _since(began: float) -> float:

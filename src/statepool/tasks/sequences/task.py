@@ -35,7 +35,8 @@ r = Random(1)
 def energy(s): return sum(sum(a * b for a, b in zip(s, s[k:])) ** 2 for k in range(1, {n}))
 best = min(([r.choice((1, -1)) for _ in range({n})] for _ in range({tries})), key=energy)
 print("".join("-+"[x > 0] for x in best))"""
-_TRIES = 200
+_TRIES = (1, 10, 100, 1000)
+"""Codes that programs shown to a model try: which of them is worth its while is for the model to find out."""
 
 _LENGTHS = tuple(n for n in range(12, 41) if n not in HELD_OUT)
 _NAMES = {"energy": "sum of squared autocorrelation sidelobes over n", "psl": "peak autocorrelation sidelobe",
@@ -79,7 +80,8 @@ class Mix:
 class SequenceTask:
     """Problems that ask for one binary code; ``held_out`` draws from the lengths kept back.
 
-    With ``tool`` the model may write programs that search; the solution shown to it is a plain one, worth less than 1.
+    With ``tool`` the model may write programs that search, and the best code that any of them printed counts as much
+    as one in the answer. The programs shown to it as solutions are plain ones, some of them hardly worth running.
     """
 
     held_out: bool = False
@@ -102,6 +104,12 @@ class SequenceTask:
     def tools(self, problem: Problem) -> Sequence[Tool]:
         """The Python tool, where programs may search; else none: the code is the answer."""
         return problem.tools
+
+    def verify_conversation(self, problem: Problem, said: Sequence[Message]) -> Verdict:
+        """The best of the answer and of what each program printed; a program's own text does not count."""
+        *before, last = said
+        texts = [last, *(message for message in before if message["role"] == "tool")]
+        return max((self.verify(problem, str(message["content"])) for message in texts), key=lambda v: v.score)
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """Score the last run of + and - in the answer that is as long as the problem asks."""
@@ -138,8 +146,9 @@ class SequenceTask:
             "random": random, "round": max(rounds[0].cost, best.cost), "best": best.cost,
         }  # fmt: skip
         if self.tool:
-            program = _PROGRAM.format(n=n, tries=_TRIES)
-            answer = _drawn(n)
+            tries = _TRIES[seed % len(_TRIES)]
+            program = _PROGRAM.format(n=n, tries=tries)
+            answer = _drawn(n, tries)
             solution: tuple[Message, ...] = (
                 {"role": "assistant", "content": call(PYTHON, program)},
                 {"role": "tool", "content": answer},
@@ -153,10 +162,10 @@ class SequenceTask:
         return Problem(self.name, (asked,), answer, (f"{best.cost:.9g}",), tools, facts, solution)
 
 
-def _drawn(n: int) -> str:
+def _drawn(n: int, tries: int) -> str:
     """What the program prints."""
     random = Random(1)
-    signs = np.array([[[random.choice((1, -1)) for _ in range(n)]] for _ in range(_TRIES)], np.int8)
+    signs = np.array([[[random.choice((1, -1)) for _ in range(n)]] for _ in range(tries)], np.int8)
     return "".join("+" if sign > 0 else "-" for sign in signs[Energy().costs(signs).argmin(), 0])
 
 
