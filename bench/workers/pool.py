@@ -79,10 +79,13 @@ class Blocks:
 
 
 def _bare_server(size: int) -> socket.socket:
-    """A connection to a process that sends ``size`` bytes for each byte it gets."""
+    """A connection to a process that sends ``size`` bytes for each byte it gets.
+
+    Bytes drawn at random, as the pool's are: zeros that nobody wrote are one page of the kernel's, read from the cache.
+    """
     script = (
-        "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
-        "c, _ = s.accept(); c.setsockopt(6, 1, 1); data = bytes(int(sys.argv[1]))\n"
+        "import os, socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "c, _ = s.accept(); c.setsockopt(6, 1, 1); data = os.urandom(int(sys.argv[1]))\n"
         "while c.recv(1): c.sendall(data)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script, str(size)], stdout=subprocess.PIPE)

@@ -12,10 +12,12 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
+import xxhash
 from tests.relays import relayed
 
 from statepool.core.errors import InvalidConfig
-from statepool.kv.pool import Node, NodeConfig, Pool
+from statepool.core.sockets import receive, send
+from statepool.kv.pool import Node, NodeConfig, Pool, protocol
 
 BLOCK = 4096
 
@@ -225,8 +227,6 @@ def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
     keys, rows = chain(4)
     with running(address, lease_s=0.2) as node:
         slow = client([address], BLOCK).links[0].lanes[0]
-        from statepool.kv.pool import protocol
-
         lease = slow._ask(protocol.Begin(keys), protocol.Granted)
         _until(lambda: node.stats().expired == 1)
         assert client([address], BLOCK).save(keys, rows) == 4
@@ -301,6 +301,29 @@ def test_strangers_do_not_disturb_a_node(tmp_path):
                 with suppress(ConnectionResetError):
                     assert stranger.recv(10) == b""
         assert client([address], BLOCK).save(keys, rows) == 3
+
+
+def test_a_node_that_sends_more_than_was_asked_for_counts_as_failed():
+    keys, out = chain(3)[0], empty(3)
+    told = protocol.Blocks([xxhash.xxh3_64_intdigest(bytes(BLOCK))] * 5)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def mad():
+        connection, _ = listener.accept()
+        with connection:
+            for reply, blocks in ((protocol.Welcome("mad", 1, 1, 1, BLOCK), []), (told, [bytes(BLOCK)] * 5)):
+                assert receive(connection)
+                send(connection, protocol.reply_codec.encode(reply), blocks)
+            with suppress(ConnectionResetError):
+                connection.recv(1)
+
+    thread = threading.Thread(target=mad)
+    thread.start()
+    pool = client([f"tcp://127.0.0.1:{listener.getsockname()[1]}"], BLOCK)
+    assert pool.load(keys, out) == 0
+    assert pool.counts.failures == 1
+    thread.join()
+    listener.close()
 
 
 # -- tools ---------------------------------------------------------------------------------------------

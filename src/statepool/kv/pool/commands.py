@@ -24,7 +24,12 @@ def main(arguments: list[str]) -> int:
     lend.add_argument(
         "--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port (0: a free one)"
     )
-    lend.add_argument("--block-bytes", required=True, metavar="SIZE", help="size of a block; statepool pool size MODEL")
+    lend.add_argument(
+        "--block-bytes",
+        required=True,
+        metavar="SIZE",
+        help="16 tokens x layers x 2 x KV heads x head size x 2 bytes (4 with --quant fp32)",
+    )
     lend.add_argument("--memory-bytes", default="1GiB", metavar="SIZE", help="memory to lend (default 1GiB)")
     lend.add_argument("--disk-path", type=Path, metavar="FILE", help="file for blocks on disk (default: none)")
     lend.add_argument("--disk-bytes", default="4GiB", metavar="SIZE", help="most bytes of that file (default 4GiB)")

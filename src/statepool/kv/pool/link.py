@@ -148,6 +148,8 @@ class NodeLink:
 
     def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
         sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
+        if len(sent.checksums) > len(rows):
+            raise Corruption(f"pool node {self.address} sends {len(sent.checksums)} blocks, asked for {len(rows)}")
         sums = receive_checked(self._connected(), rows[: len(sent.checksums)])
         good = next((i for i, told in enumerate(sent.checksums) if sums[i] != told), len(sums))
         return good, self._report(keys, sent.checksums, good)
