@@ -346,7 +346,7 @@ class Slot:
             return str(answer["problem"])
         self.generation += 1
         self._last_exit = (0, 0)
-        self.spent = self.cgroup.usage()
+        self.spent = self.cgroup.usage(growing=True)
         if self.cgroup.paths and (pids := self.cgroup.members()) != self.own:
             return f"its cgroup holds {sorted(pids)}, and should {sorted(self.own)}"
         return None
