@@ -49,20 +49,22 @@ def summary(seconds: Sequence[float]) -> str:
     return "min/p50/p99 " + "/".join(f"{1e3 * part:.2f}" for part in parts) + f" ms, n={len(seconds)}"
 
 
-def pss(pid: int) -> int:
+def pss(pid: int, *, without_files_in_memory: bool = False) -> int:
     """Bytes of a process, shared pages divided among those who share them, and its page tables."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in (rollup + status).splitlines() if ":" in line)
-    return 1024 * (int(fields["Pss"].split()[0]) + int(fields["VmPTE"].split()[0]))
+    files = int(fields["Pss_Shmem"].split()[0]) if without_files_in_memory else 0
+    return 1024 * (int(fields["Pss"].split()[0]) - files + int(fields["VmPTE"].split()[0]))
 
 
-def held(sandboxes: Sequence[Sandbox]) -> float:
+def held(sandboxes: Sequence[Sandbox], *, without_files_in_memory: bool = False) -> float:
     """Bytes of all processes of these sandboxes, PID 1 included."""
     total = 0
     for sandbox in sandboxes:
         groups = sandbox.lease.slot.cgroup.processes()
-        total += sum(pss(pid) for pid in groups.get("memory") or groups["unified"])
+        pids = groups.get("memory") or groups["unified"]
+        total += sum(pss(pid, without_files_in_memory=without_files_in_memory) for pid in pids)
     return total
 
 

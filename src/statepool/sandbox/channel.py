@@ -1,7 +1,8 @@
 """Messages between the manager and what runs inside: four bytes of length, a body, file descriptors beside it.
 
 A body is JSON; what is asked of a process without Python (``native/sandbox/init.cpp``) is fields with a zero byte
-between them. Both ends use the standard library only, so that the inside needs nothing of the tenant's packages.
+between them, and what a kernel is told is marshal's, which it reads with few of its pages written. Both ends use the
+standard library only, so that the inside needs nothing of the tenant's packages.
 """
 
 from __future__ import annotations
@@ -9,17 +10,25 @@ from __future__ import annotations
 import array
 import errno
 import json
+import marshal
 import os
 import socket
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["MOST_BYTES", "Channel", "Closed", "pair"]
+__all__ = ["MOST_BYTES", "Channel", "Closed", "encode", "pair"]
 
 MOST_BYTES = 64 << 20
 """Longest message; a tenant that announces more is cut off."""
 _MOST_FDS = 32
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_MARSHAL = 2
+"""The version without references, which every Python reads."""
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A body."""
+    return _encoder.encode(message).encode()
 
 
 class Closed(OSError):
@@ -45,7 +54,7 @@ class Channel:
         Raises:
             Closed: the other end has gone.
         """
-        self._write(_encode(message).encode("utf-8", "surrogatepass"), fds)
+        self._write(encode(message), fds)
 
     def order(self, fields: Iterable[str | int], fds: Iterable[int] = ()) -> None:
         """Send fields to a process that runs no Python, with duplicates of ``fds``.
@@ -59,6 +68,14 @@ class Channel:
         if body.count("\0") >= len(texts):
             raise ValueError("a field holds a zero byte")
         self._write(body.encode("utf-8", "surrogateescape"), fds)
+
+    def instruct(self, message: dict[str, Any], fds: Iterable[int] = ()) -> None:
+        """Tell a kernel something, with duplicates of ``fds``.
+
+        Raises:
+            Closed: the other end has gone.
+        """
+        self._write(marshal.dumps(message, _MARSHAL), fds)
 
     def _write(self, body: bytes, fds: Iterable[int]) -> None:
         data = len(body).to_bytes(4, "little") + body

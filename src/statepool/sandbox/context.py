@@ -42,14 +42,14 @@ class Context:
         self.drop()
         self._link = link
         if begin:
-            link.channel.send({"op": "begin", "env": self._sandbox.variables, "cwd": self.cwd, "seed": self.seed})
+            link.channel.instruct({"op": "begin", "env": self._sandbox.variables, "cwd": self.cwd, "seed": self.seed})
         return link
 
     def tell(self, variables: dict[str, str]) -> None:
         """Variables from now on."""
         with self._lock:
             if self._link is not None:
-                self._link.channel.send({"op": "begin", "env": variables, "cwd": None, "seed": None})
+                self._link.channel.instruct({"op": "begin", "env": variables, "cwd": None, "seed": None})
 
     @property
     def alive(self) -> bool:
@@ -81,7 +81,7 @@ class Context:
             link = self._need()
             output = Output(*link.pipes, self._sandbox.limits.output_bytes, show if on_stdout or on_stderr else None)
             try:
-                link.channel.send({"op": "run", "code": code, "env": env})
+                link.channel.instruct({"op": "run", "code": code, "env": env})
                 interrupted = not output.wait(link.channel, deadline)
                 if interrupted:
                     self.interrupt()
@@ -102,7 +102,7 @@ class Context:
     def ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         """A question to the kernel between cells."""
         try:
-            self._need().channel.send(message, fds)
+            self._need().channel.instruct(message, fds)
             return self.receive(30.0)
         except Closed:
             self.drop()

@@ -175,7 +175,7 @@ class Sandbox:
             raise Unavailable(f"pages: /dev/userfaultfd: {error.strerror}", param="pages") from None
         link = self.start_kernel()
         try:
-            link.channel.send({"op": "region", "length": length, "parts": parts}, [device])
+            link.channel.instruct({"op": "region", "length": length, "parts": parts}, [device])
             news, fds = link.channel.receive(rights=True)
         except Closed:
             news, fds = {}, []

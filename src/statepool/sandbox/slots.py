@@ -349,7 +349,7 @@ class Slot:
         if "problem" in answer:
             return str(answer["problem"])
         self._last_exit = (0, 0)
-        self.spent = self.cgroup.usage()
+        self.spent = self.cgroup.usage(growing=True)
         if self.cgroup.paths and (pids := self.cgroup.members()) != self.own:
             return f"its cgroup holds {sorted(pids)}, and should {sorted(self.own)}"
         return None

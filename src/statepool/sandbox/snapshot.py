@@ -70,7 +70,7 @@ class Snapshot:
                 return None
             ours, theirs = pair()
             try:
-                self._channel.send({"op": "digest"}, [theirs.fileno()])
+                self._channel.instruct({"op": "digest"}, [theirs.fileno()])
                 theirs.close()
                 if self._channel.receive()[0]["op"] != "grown":  # no further process
                     return None
@@ -120,7 +120,7 @@ class Snapshot:
                             numbers.append(number)
                             links.append(link)
                             with ends:
-                                self._channel.send(order, [*ends.fds, root])
+                                self._channel.instruct(order, [*ends.fds, root])
                     finally:
                         for _, root in roots:
                             os.close(root)

@@ -1,6 +1,5 @@
 #include "frozen.h"
 
-#include <Python.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -23,16 +22,6 @@ void handle(int number, void (*handler)(int)) {
   sigaction(number, &action, nullptr);
 }
 
-// Fork without what Python does in a child: that is done in the children of the child, when they are to run Python.
-pid_t fork_still() {
-  PyOS_BeforeFork();
-  const pid_t pid = fork();
-  const int error = errno;
-  if (pid) PyOS_AfterFork_Parent();
-  errno = error;
-  return pid;
-}
-
 // Standard descriptors from `first` on, and the socket at its place.
 void settle(int first, int line) {
   const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -53,7 +42,6 @@ Order wait_frozen() {
     if (!receive(kControl, order)) _exit(0);
     const pid_t pid = fork();
     if (pid == 0) {
-      PyOS_AfterFork_Child();
       sigaction(SIGCHLD, &theirs, nullptr);
       return order;
     }
@@ -126,7 +114,7 @@ void become_slot(const Order& order, const std::vector<sock_filter>& program) {
 }  // namespace
 
 Forked hold(int line, int other) {
-  const pid_t pid = fork_still();
+  const pid_t pid = fork();
   if (pid) return {pid, std::nullopt};
   close(other);
   settle(1, line);
@@ -134,7 +122,6 @@ Forked hold(int line, int other) {
 }
 
 void sow(int line, const std::vector<sock_filter>& program) {
-  PyOS_BeforeFork();
   prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   handle(SIGCHLD, SIG_IGN);  // slots are its children once the process between has ended: nobody waits for them
   Order order;
@@ -142,7 +129,6 @@ void sow(int line, const std::vector<sock_filter>& program) {
     const pid_t pid = fork();
     if (pid == 0) {
       become_slot(order, program);
-      PyOS_AfterFork_Child();
       return;
     }
     if (pid < 0) tell_failure(order.fds.at(0), "fork", errno);

@@ -1,5 +1,8 @@
 // Processes that keep their memory as it is. They wait in C: no Python runs in them, no reference count is written, so no page is
 // copied, and each of their children begins with the pages of the process that it was forked from itself.
+//
+// These are forks of one thread that holds the interpreter, so a child goes on in it as it is: no lock is another thread's, and Python's
+// work after a fork (200 pages) is left out. What a kernel needs of it is in inside/forked.py.
 #pragma once
 
 #include <linux/filter.h>

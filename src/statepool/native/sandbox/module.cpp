@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
+#include <poll.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -15,6 +16,7 @@
 #include "frozen.h"
 #include "pages.h"
 #include "syscalls.h"
+#include "wire.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -56,12 +58,45 @@ nb::object told(const Forked& forked) {
   return nb::make_tuple(nb::bytes(forked.order->body.data(), forked.order->body.size()), forked.order->fds);
 }
 
+constexpr uint32_t kMostBytes = 64 << 20;  // of what a kernel is told, cells among it
+
+// The next message on `line` and its descriptors; None once the other end has gone. Python's signal handlers run while it waits.
+nb::object heard(int line) {
+  Order order;
+  bool whole = false;
+  for (int error = EINTR; error == EINTR;) {
+    {
+      nb::gil_scoped_release released;
+      pollfd wanted{line, POLLIN, 0};
+      error = poll(&wanted, 1, -1) < 0 ? errno : 0;
+      whole = !error && receive(line, order, kMostBytes);
+    }
+    if (error == EINTR && PyErr_CheckSignals()) throw nb::python_error();
+  }
+  if (!whole) return nb::none();
+  return nb::make_tuple(nb::bytes(order.body.data(), order.body.size()), order.fds);
+}
+
+void tell_bytes(int line, nb::bytes text, const std::vector<int>& fds) {
+  const std::string_view body(text.c_str(), text.size());
+  nb::gil_scoped_release released;
+  tell(line, body, fds);
+}
+
 }  // namespace
 
 NB_MODULE(_sandbox, m) {
   m.def("collapse", &collapse);
+  m.def("fill_holes", &fill_holes);
   m.def("written", &written);
   m.def("expect_writes", &expect_writes, "stretches"_a);
+  m.def("receive", &heard, "line"_a);
+  m.def("tell", &tell_bytes, "line"_a, "text"_a, "fds"_a = nb::list());
+  m.def("fork", [] {
+    const pid_t pid = fork();
+    if (pid < 0) throw_errno("fork");
+    return pid;
+  });
   m.def("hold", [](int line, int other) { return told(hold(line, other)); }, "line"_a, "other"_a);
   m.def("sow", [](int line, nb::bytes program) { sow(line, instructions(program)); }, "line"_a, "program"_a);
   m.def("unshare", [](int flags) {

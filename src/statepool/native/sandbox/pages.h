@@ -26,4 +26,7 @@ void copy_expected();
 // such a page instead of 512, and who writes to a part of it still gets a copy of 4 KiB only. Answers how many pages there are.
 int collapse();
 
+// Take all free memory between what is in use, so that what is allocated in a fork lies close together, not in a page here and there.
+void fill_holes();
+
 }  // namespace statepool::sandbox

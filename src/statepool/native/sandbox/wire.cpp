@@ -11,7 +11,6 @@ namespace statepool::sandbox {
 namespace {
 
 constexpr size_t kMostFds = 32;
-constexpr uint32_t kMostBytes = 1 << 20;
 
 void take(msghdr& head, std::vector<int>& fds) {
   for (cmsghdr* part = CMSG_FIRSTHDR(&head); part; part = CMSG_NXTHDR(&head, part)) {
@@ -47,12 +46,12 @@ bool read_bytes(int line, char* to, size_t length, std::vector<int>& fds) {
 
 }  // namespace
 
-bool receive(int line, Order& order) {
+bool receive(int line, Order& order, uint32_t most) {
   unsigned char head[4];
   order.fds.clear();
   if (!read_bytes(line, reinterpret_cast<char*>(head), sizeof head, order.fds)) return false;
   const uint32_t length = head[0] | head[1] << 8 | head[2] << 16 | uint32_t(head[3]) << 24;
-  if (length > kMostBytes) return false;
+  if (length > most) return false;
   order.body.resize(length);
   return read_bytes(line, order.body.data(), length, order.fds);
 }

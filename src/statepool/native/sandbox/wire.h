@@ -1,6 +1,8 @@
 // Messages of processes that run no Python: four bytes of length, then a body, file descriptors beside it.
 #pragma once
 
+#include <stdint.h>
+
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,8 +14,8 @@ struct Order {
   std::vector<int> fds;
 };
 
-// The next message on `line`; false once the other end has gone, or sent what is no message.
-bool receive(int line, Order& order);
+// The next message on `line`; false once the other end has gone, or sent what is no message or longer than `most`.
+bool receive(int line, Order& order, uint32_t most = 1 << 20);
 
 // Send JSON. Ends the process where nobody is left to hear it.
 void tell(int line, std::string_view text, const std::vector<int>& fds = {});

@@ -27,7 +27,7 @@ def attach(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     finally:
         os.close(fds[0])
     _show(kernel, space, message["parts"])
-    kernel.channel.send({"op": "attached"})
+    kernel.tell({"op": "attached"})
 
 
 def region(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
@@ -43,9 +43,9 @@ def region(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
         uffd = fcntl.ioctl(fds[0], _NEW, os.O_CLOEXEC | os.O_NONBLOCK)
         fcntl.ioctl(uffd, _API, bytearray(struct.pack("QQQ", _VERSION, 0, 0)))
         fcntl.ioctl(uffd, _REGISTER, bytearray(struct.pack("QQQQ", address, length, _MISSING, 0)))
-        kernel.channel.send({"op": "memory", "address": address}, [uffd])
+        kernel.tell({"op": "memory", "address": address}, [uffd])
     except OSError as error:
-        kernel.channel.send({"op": "failed", "error": str(error)})
+        kernel.tell({"op": "failed", "error": str(error)})
         return
     finally:
         for fd in (fds[0], uffd):

@@ -8,18 +8,16 @@ puts a new layer on what the holder saw, and a kernel moves into it, its working
 from __future__ import annotations
 
 import contextlib
-import json
+import marshal
 import os
-import random
 import re
-import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from statepool.native import _sandbox  # type: ignore[attr-defined]
-from statepool.sandbox.channel import Channel
-from statepool.sandbox.inside import turn
+from statepool.sandbox.channel import encode
+from statepool.sandbox.inside import forked, turn
 from statepool.sandbox.inside.attach import attach, region
 
 if TYPE_CHECKING:
@@ -95,7 +93,7 @@ def look(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     untouched = not kernel.turn and not kernel.told
     space = kernel.module.__dict__
     quiet = not untouched and all(turn.quiet(code, space) for code in kernel.turn)
-    kernel.channel.send({"op": "looked", "untouched": untouched, "digest": _digest(kernel) if quiet else None})
+    kernel.tell({"op": "looked", "untouched": untouched, "digest": _digest(kernel) if quiet else None})
 
 
 def _digest(kernel: Kernel) -> str:
@@ -108,15 +106,15 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
     if obstacles := _obstacles(fds):
         for fd in fds:
             os.close(fd)
-        kernel.channel.send({"op": "held", "obstacles": obstacles})
+        kernel.tell({"op": "held", "obstacles": obstacles})
         return
-    cwd, files, numbers = os.getcwd(), _open_files(fds), random.getstate()
+    cwd, files = os.getcwd(), _open_files(fds)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     kernel.turn, kernel.told = [], False
-    forked = _sandbox.hold(line, root)
-    if not isinstance(forked, int):
-        _grow(kernel, forked, cwd, files, numbers)
+    made = _sandbox.hold(line, root)
+    if not isinstance(made, int):
+        _grow(kernel, made, cwd, files)
         return
     os.close(line)
     error = None
@@ -124,27 +122,20 @@ def hold(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
         _move(root, cwd, files)
     except OSError as raised:
         error = str(raised)
-    kernel.channel.send({"op": "held", "pid": forked, "error": error})
+    kernel.tell({"op": "held", "pid": made, "error": error})
 
 
-def _grow(
-    kernel: Kernel, order: tuple[bytes, list[int]], cwd: str, files: list[tuple[int, str, int, int]], numbers: Any
-) -> None:
-    """In a new kernel: go on from the moment, as the message and descriptors of ``order`` ask.
-
-    ``numbers`` is the state of ``random``, which seeds itself anew in every fork.
-    """
-    message = json.loads(order[0])
+def _grow(kernel: Kernel, order: tuple[bytes, list[int]], cwd: str, files: list[tuple[int, str, int, int]]) -> None:
+    """In a new kernel: go on from the moment, as the message and descriptors of ``order`` ask."""
+    message = marshal.loads(order[0])  # noqa: S302  # the manager is trusted here
     if message["op"] == "digest":
-        random.setstate(numbers)
-        Channel(socket.socket(fileno=order[1][0])).send({"digest": _digest(kernel)})
+        _sandbox.tell(order[1][0], encode({"digest": _digest(kernel)}))
         os._exit(0)
+    forked.after()
     control, out, err, root = order[1]
-    for fd, number in ((out, 1), (err, 2), (control, 3)):
+    for fd, number in ((out, 1), (err, 2), (control, kernel.line)):
         os.dup2(fd, number)
         os.close(fd)
-    kernel.channel.socket.detach()
-    kernel.channel = Channel(socket.socket(fileno=3))
     from statepool.sandbox.inside.kernel import reseed
 
     error = None
@@ -152,12 +143,10 @@ def _grow(
         _move(root, cwd, files)
         if message["reseed"]:
             reseed(message["seed"])
-        else:
-            random.setstate(numbers)
         os.environ.update(message["env"])
     except OSError as raised:
         error = str(raised)
-    kernel.channel.send({"op": "ready", "error": error})
+    kernel.tell({"op": "ready", "error": error})
 
 
 OPERATIONS = {"attach": attach, "hold": hold, "look": look, "region": region}

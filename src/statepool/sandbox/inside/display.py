@@ -33,6 +33,8 @@ _MIME = {
     "application/json": "json",
     "application/javascript": "javascript",
 }
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset}
+"""They have no further form."""
 _MOST_TEXT = 1 << 20
 _SHELL = re.compile(r"^([ \t]*)(?:!|%pip )(.+)$", re.MULTILINE)
 
@@ -42,6 +44,8 @@ def bundle(value: Any) -> dict[str, Any]:
     forms: dict[str, Any] = {"text": _text(value)}
     data: Any
     kind = type(value)
+    if kind in _PLAIN:
+        return forms
     if hasattr(kind, "_repr_mimebundle_"):
         found = _call(value, "_repr_mimebundle_")
         found = found[0] if isinstance(found, tuple) else found

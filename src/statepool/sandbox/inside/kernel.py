@@ -10,35 +10,37 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
-import contextlib
 import inspect
 import linecache
+import marshal
 import os
 import random
 import signal
-import socket
 import sys
 import time
 import traceback
 import types
 from typing import Any
 
-from statepool.sandbox.channel import Channel, Closed
-from statepool.sandbox.inside import branch, display
+from statepool.native import _sandbox  # type: ignore[attr-defined]
+from statepool.sandbox.channel import encode
+from statepool.sandbox.inside import branch, display, forked
 
-__all__ = ["Kernel", "prepare", "reseed", "serve", "warm"]
+__all__ = ["Kernel", "prepare", "reseed", "serve"]
 
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _HERE = __file__
+_on_signal = inspect.unwrap(signal.signal)
+"""Without the enumerations."""
 _kernel: Kernel | None = None
 
 
 class Kernel:
     """One namespace and the loop that runs cells in it."""
 
-    channel: Channel
-
-    def __init__(self) -> None:
+    def __init__(self, line: int = -1) -> None:
+        self.line = line
+        """The socket to the manager."""
         self.count = 0
         self.module = types.ModuleType("__main__")
         self.module.__dict__["__builtins__"] = builtins
@@ -51,23 +53,25 @@ class Kernel:
 
     def loop(self) -> None:
         """Answer messages until the manager closes the socket."""
-        while True:
-            try:
-                message, fds = self.channel.receive(rights=True)
-            except Closed:
-                return
+        while (told := _sandbox.receive(self.line)) is not None:
+            message, fds = marshal.loads(told[0]), told[1]  # noqa: S302  # the manager is trusted here
             operation = message.pop("op")
             if operation == "begin":
                 self._begin(message)
             elif operation == "run":
-                self.channel.send(self.run(message["code"], message.get("env") or {}))
+                self.tell(self.run(message["code"], message["env"] or {}))
             else:
                 branch.OPERATIONS[operation](self, message, fds)
+
+    def tell(self, message: dict[str, Any], fds: list[int] = []) -> None:  # noqa: B006  # it is not changed
+        """Send a message to the manager."""
+        _sandbox.tell(self.line, encode(message), fds)
 
     def _begin(self, message: dict[str, Any]) -> None:
         """A tenant has come: its variables, its folder, its seed."""
         self.told = True
-        os.environ.update(message["env"])
+        for name, value in message["env"].items():  # ``update`` writes to more pages
+            os.environ[name] = value
         if message["cwd"] is not None:
             os.chdir(message["cwd"])
         if message["seed"] is not None:
@@ -80,10 +84,11 @@ class Kernel:
         self._results = []
         started = time.perf_counter()
         before = {name: os.environ.get(name) for name in env}
-        os.environ.update(env)
+        for name, text in env.items():
+            os.environ[name] = text
         error = None
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _on_signal(signal.SIGINT, signal.default_int_handler)
             self._execute(code)
         except SystemExit as leaving:
             if leaving.code not in (None, 0):
@@ -91,17 +96,21 @@ class Kernel:
         except BaseException as raised:  # noqa: BLE001  # a cell may raise anything
             error = self._error(raised)
         finally:
-            with contextlib.suppress(BaseException):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:  # ``contextlib.suppress`` writes to 19 pages more
+                _on_signal(signal.SIGINT, signal.SIG_IGN)
                 self._results += display.figures()
+            except BaseException:  # noqa: BLE001, S110  # an interrupt that came late, or a figure that is broken
+                pass
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # a tenant may have replaced or closed it
+            try:  # noqa: SIM105
                 stream.flush()
+            except Exception:  # noqa: BLE001, S110  # a tenant may have replaced or closed it
+                pass
         seconds = time.perf_counter() - started
         return {"op": "done", "count": self.count, "results": self._results, "error": error, "seconds": seconds}
 
@@ -149,6 +158,7 @@ def prepare(env: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -162,16 +172,15 @@ def prepare(env: dict[str, str]) -> None:
 def serve(fd: int) -> None:
     """Become the kernel on this socket; returns when the manager closes it."""
     assert _kernel is not None
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    _reseed_numpy(None)  # ``random`` does this by itself in every fork, and so does OpenSSL
-    _kernel.channel = Channel(socket.socket(fileno=fd))
+    forked.after()
+    reseed(None)
+    _kernel.line = fd
     _kernel.loop()
 
 
 def reseed(seed: int | None) -> None:
-    """No two sandboxes draw the same numbers, unless a seed is asked for. ``random`` seeds itself in every fork."""
-    if seed is not None:
-        random.seed(seed)
+    """No two sandboxes draw the same numbers, unless a seed is asked for. OpenSSL sees to itself."""
+    random.seed(seed)
     _reseed_numpy(seed)
 
 
@@ -184,13 +193,3 @@ def _reseed_numpy(seed: int | None) -> None:
     # Not seed(): drawing entropy its way runs much more code, and each page that a fork writes to is a page of its own.
     numpy = sys.modules["numpy"]
     numpy_random.set_state(("MT19937", numpy.frombuffer(os.urandom(2496), numpy.uint32), 624))
-
-
-def warm() -> None:
-    """Run a cell that shows something and one that fails, so that what they import lazily is shared by all."""
-    kernel = Kernel()
-    kernel.run("1 + 1", {})
-    kernel.run("raise ValueError('warm')", {})
-    kernel.run("import asyncio\nawait asyncio.sleep(0)", {})
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    linecache.clearcache()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import linecache
 import os
 import socket
 import sys
@@ -17,13 +18,15 @@ from typing import Any, NoReturn
 
 from statepool.native import _sandbox  # type: ignore[attr-defined]
 from statepool.sandbox import seccomp
-from statepool.sandbox.channel import Channel, pair
-from statepool.sandbox.inside import kernel
+from statepool.sandbox.channel import Channel, encode, pair
+from statepool.sandbox.inside import forked, kernel
 
 __all__ = ["main"]
 
 _KERNEL = 3
 """Descriptor of a kernel's socket."""
+_DRILLS = 100
+"""Python 3.11 to 3.13 give up to specialise an instruction after fewer attempts."""
 
 
 def main(fd: int) -> NoReturn:
@@ -44,13 +47,14 @@ def main(fd: int) -> NoReturn:
         kernel.serve(_KERNEL)
     except BaseException as error:  # noqa: BLE001  # a fork must not return into the zygote
         with contextlib.suppress(OSError):
-            Channel(socket.socket(fileno=_KERNEL)).send({"op": "failed", "error": f"{type(error).__name__}: {error}"})
+            _sandbox.tell(_KERNEL, encode({"op": "failed", "error": f"{type(error).__name__}: {error}"}))
     finally:
         os._exit(1)
 
 
 def _load(spec: dict[str, Any]) -> None:
     """Import what sandboxes share, and move it out of the collector's sight, so that it writes to none of it."""
+    forked.record()
     for name in (
         "encodings.idna",
         "encodings.ascii",
@@ -62,12 +66,13 @@ def _load(spec: dict[str, Any]) -> None:
         *spec["preload"],
     ):
         importlib.import_module(name)
-    kernel.warm()
     if spec["warm"]:
         exec(compile(spec["warm"], "<template>", "exec"), {"__name__": "__main__"})  # noqa: S102  # the operator's code
     kernel.prepare(spec["variables"])
+    _drill()
     gc.collect()
     gc.freeze()
+    _sandbox.fill_holes()
     _sandbox.collapse()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
@@ -76,21 +81,39 @@ def _load(spec: dict[str, Any]) -> None:
         )
 
 
+def _cells(*codes: str) -> tuple[Channel, Channel]:
+    """The ends of a line on which a kernel is told to begin, to run these cells, and no more."""
+    ours, theirs = pair()
+    ours.instruct({"op": "begin", "env": {"STATEPOOL_SANDBOX": "x"}, "cwd": None, "seed": None})
+    for code in codes:
+        ours.instruct({"op": "run", "code": code, "env": None})
+    ours.socket.shutdown(socket.SHUT_WR)
+    return ours, theirs
+
+
+def _drill() -> None:
+    """Run cells here: what they import lazily is shared, and the interpreter notes what it will (instructions that it
+    specialises, attributes that it finds), each of which would be a page written in a fork.
+    """
+    ours, theirs = _cells("raise ValueError('warm')", "import asyncio\nawait asyncio.sleep(0)", *["1 + 1"] * _DRILLS)
+    kernel.Kernel(theirs.fileno()).loop()
+    ours.close()
+    theirs.close()
+    linecache.clearcache()
+
+
 def _rehearse() -> list[tuple[int, int]]:
     """Stretches of memory that a kernel writes to until its first cell is done: what a fork here did."""
-    ours, theirs = pair()
-    ours.send({"op": "begin", "env": {"STATEPOOL_SANDBOX": "x"}, "cwd": None, "seed": None})
-    ours.send({"op": "run", "code": "1 + 1", "env": None})
-    ours.socket.shutdown(socket.SHUT_WR)
-    pid = os.fork()
+    ours, theirs = _cells("1 + 1")
+    pid = _sandbox.fork()
     if pid == 0:
         try:
             kernel.serve(theirs.fileno())
-            theirs.send({"pages": _sandbox.written()})
+            _sandbox.tell(theirs.fileno(), encode({"pages": _sandbox.written()}))
         finally:
             os._exit(0)
     theirs.close()
-    ours.receive()
+    ours.receive()  # the cell's answer
     pages = ours.receive()[0]["pages"]
     ours.close()
     os.waitpid(pid, 0)
