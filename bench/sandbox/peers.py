@@ -55,11 +55,10 @@ def available(folder: Path, code: str = CODE) -> dict[str, Run]:
         ]
         found["bwrap"] = [bwrap, *inside, sys.executable, "-c", code]
     if runc := shutil.which("runc", path="/usr/sbin:/usr/bin:/usr/local/bin"):
-        bundle = _bundle(folder / "runc", code, runc)
-        found["runc"] = [runc, "run", "--bundle", str(bundle)]
+        found["runc"] = [runc, "run", "--bundle", str(bundle(folder / "runc", code, runc))]
     if runsc := shutil.which("runsc"):
-        bundle = _bundle(folder / "runsc", code, None)
-        found["runsc"] = [runsc, "--network=none", "--ignore-cgroups", "run", "--bundle", str(bundle)]
+        place = bundle(folder / "runsc", code, None)
+        found["runsc"] = [runsc, "--network=none", "--ignore-cgroups", "run", "--bundle", str(place)]
     made = {}
     for name, command in found.items():
         run = _runner(command, named=name in ("runc", "runsc"))
@@ -135,7 +134,7 @@ def _runner(command: list[str], named: bool) -> Run:
     return run
 
 
-def _bundle(folder: Path, code: str, runc: str | None) -> Path:
+def bundle(folder: Path, code: str, runc: str | None) -> Path:
     """An OCI bundle with the same root file system that our sandboxes have."""
     template = Template()
     (folder / "rootfs").mkdir(parents=True)
