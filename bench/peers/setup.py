@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VENVS = ROOT / ".venv-peers"
-PEERS = ("store", "vector", "topo", "serve", "rollout", "trl", "verl", "openvino", "vllm", "llamacpp")
+PEERS = ("store", "vector", "topo", "serve", "rollout", "trl", "verl", "openvino", "vllm", "jupyter", "llamacpp")
 """llama.cpp comes last: it is compiled, ten minutes on two cores."""
 VERBS = ("apt-get", "install", "-y", "--no-install-recommends", "libibverbs1", "librdmacm1", "libnuma1")
 REDIS = ("apt-get", "install", "-y", "--no-install-recommends", "redis-server")

@@ -9,7 +9,7 @@ from bench.row import Row
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     """Measure the wanted rows (all when ``only`` is empty), yielding each as it is done."""
-    from bench.sandbox import burst, memory, proofs, shared, start, state, turns
+    from bench.sandbox import burst, memory, moves, proofs, shared, soak, start, state, turns, workload
 
-    for part in (start, burst, memory, state, turns, shared, proofs):
+    for part in (start, burst, workload, moves, memory, state, turns, shared, soak, proofs):
         yield from part.run(only, quick)

@@ -78,11 +78,16 @@ def test_a_timeout_interrupts_and_keeps_the_state(sandbox):
     assert sandbox.run_code("kept").text == "7"
 
 
-def test_a_cell_that_takes_no_interrupt_is_killed_and_says_that_state_is_lost(sandbox):
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
+        "import time\nwhile True:\n    try: time.sleep(0.01)\n    except BaseException: pass",
+    ],
+)
+def test_a_cell_that_takes_no_interrupt_is_killed_and_says_that_state_is_lost(sandbox, code):
     sandbox.run_code("kept = 7")
-    done = sandbox.run_code(
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", timeout=0.3
-    )
+    done = sandbox.run_code(code, timeout=0.3)
     assert done.error.name == "TimeoutError" and "state is lost" in done.error.value
     assert sandbox.run_code("'kept' in globals()").text == "False"
 
@@ -99,6 +104,12 @@ def test_a_cell_that_takes_no_interrupt_is_killed_and_says_that_state_is_lost(sa
 def test_a_kernel_that_ends_itself_is_reported_and_replaced(sandbox, code):
     assert sandbox.run_code(code).error.name == "KernelDied"
     assert sandbox.run_code("2 + 2").text == "4"
+
+
+def test_a_cell_that_closes_its_streams_hurts_itself_only(sandbox):
+    sandbox.run_code("import os\nfor fd in (0, 1, 2): os.close(fd)")
+    assert sandbox.run_code("40 + 2").text == "42"
+    assert sandbox.commands.run("echo said").stdout == "said\n"
 
 
 def test_a_tenant_that_breaks_its_own_kernel_breaks_nothing_else(pool, sandbox):

@@ -127,6 +127,44 @@ def test_a_fork_bomb_that_runs_while_it_is_killed(small):
     assert all(len(pids) <= 2 for pids in slot.cgroup.processes().values())
 
 
+TYPED = """
+import fcntl, os, sys
+for call, data in ((0x5412, b"x"), (0x541C, bytes([3])), (0x541C, bytes([2, 0]) + bytes(9))):
+    try:
+        fcntl.ioctl(0, call, data)
+        print("worked", hex(call))
+    except OSError as error:
+        print("refused", error.errno)
+print(os.isatty(0), os.getpgrp() == os.tcgetpgrp(0))
+"""
+
+
+def test_nothing_is_typed_into_a_terminal_from_inside(sandbox):
+    """TIOCSTI and TIOCLINUX, on the terminal that controls the one who asks."""
+    terminal = sandbox.commands.terminal([sys.executable, "-c", TYPED])
+    seen = b""
+    while data := terminal.read():
+        seen += data
+    terminal.close()
+    assert seen.split() == [b"refused", b"1"] * 3 + [b"True", b"True"], seen
+
+
+def test_who_starts_many_processes_gets_no_more_of_the_cores(pool):
+    """A hundred loops in one sandbox, one in another: each as much CPU as the other, by the kernel's own count."""
+    if pool.driver != "ns":
+        pytest.skip("needs cgroups")
+    spin = "import os\nfor _ in range({count}):\n    if os.fork() == 0:\n        while True: pass"
+    with Sandbox(pool=pool) as greedy, Sandbox(pool=pool) as modest:
+        greedy.run_code(spin.format(count=99))
+        modest.run_code(spin.format(count=1))
+        before = [one.metrics().cpu_seconds for one in (greedy, modest)]
+        deadline = time.monotonic() + 60
+        while (used := modest.metrics().cpu_seconds - before[1]) < 0.5:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert greedy.metrics().cpu_seconds - before[0] < 4 * used
+
+
 def _free_memory():
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -204,6 +204,26 @@ def test_keys_and_tokens(url, remote):
         interpreter.Sandbox.create(api_key="e2b_" + "1" * 40)
 
 
+def test_nothing_of_an_ended_sandbox_opens_another(url):
+    """Its token, its links and its id, tried on itself and on whoever has its slot now."""
+    old = interpreter.Sandbox.create()
+    old.files.write("f", "mine")
+    link = old.download_url("f", use_signature_expiration=1000)
+    token = httpx.get(f"{url}/sandboxes/{old.sandbox_id}", headers={"X-API-Key": KEY}).json()["envdAccessToken"]
+    assert old.kill()
+    new = interpreter.Sandbox.create()
+    new.files.write("f", "theirs")
+    assert new.sandbox_id != old.sandbox_id
+    for name, refused in ((old.sandbox_id, {401, 404, 502}), (new.sandbox_id, {401})):
+        headers = {"E2b-Sandbox-Id": name, "E2b-Sandbox-Port": "49983"}
+        assert httpx.get(link, headers=headers).status_code in refused
+        assert httpx.get(url + "/files?path=f", headers=headers | {"X-Access-Token": token}).status_code in refused
+        headers["E2b-Sandbox-Port"] = "49999"
+        answer = httpx.post(url + "/execute", json={"code": "1"}, headers=headers | {"X-Access-Token": token})
+        assert answer.status_code in refused
+    new.kill()
+
+
 def test_bad_requests_are_named(url):
     bad = [
         ({"timeout": -1}, "timeout"),

@@ -8,11 +8,11 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from statepool.core.command import adder, run
 from statepool.core.errors import InvalidRequest
@@ -167,7 +167,7 @@ def _show_cell(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
     return 1 if done.error else 0
 
 
-def _shown(options: argparse.Namespace) -> dict[str, Callable[[str], None]]:
+def _shown(options: argparse.Namespace) -> dict[str, Any]:
     """Where output goes while it is made; nowhere if all of it is printed as JSON in the end."""
     streams = {} if options.json else {"on_stdout": sys.stdout, "on_stderr": sys.stderr}
     return {name: partial(print, end="", flush=True, file=stream) for name, stream in streams.items()}
