@@ -6,16 +6,23 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional
 
+from bench.checkpoint import to_bf16
 from bench.machine import LoadWatch
 from bench.proofs import Proof
 from bench.proofs import run as prove
 from bench.row import Row, asked
+from statepool.engine.attention.full import FullAttention
+from statepool.engine.attention.moba import MobaAttention, MobaConfig
+from statepool.engine.batch import Batch, Context
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
 from statepool.engine.request import Request, SamplingParams
+from statepool.kv.layout import BLOCK_SIZE
+from statepool.kv.tiers import Resident
 from statepool.native import kernels
 from statepool.train.moba import moba_attention
 from statepool.train.probe.judge import TAIL, facts
@@ -69,10 +76,12 @@ PROOFS = (
 
 
 def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
-    """A9a at 16K and A9b at 32K tokens, then the proofs, then A16b."""
+    """A9a at 16K and A9b at 32K tokens, A9c in the engine, then the proofs, then A16b."""
     for name, count, target in (("A9a", 16384, 0.9), ("A9b", 32768, 11.0)):
         if asked(name, only):
             yield _forward(name, count // 4 if quick else count, target, 1 if quick else 3)
+    if asked("A9c", only):
+        yield _prompt(4096 if quick else 16384, 1 if quick else 5)
     yield from prove(PROOFS, only)
     if asked("A16b", only):
         yield _drafts(4 if quick else 30)
@@ -129,6 +138,37 @@ def _forward(name: str, count: int, target: float, pairs: int) -> Row:
     row.own = f"{statistics.median(own):.3g} s of CPU"
     row.peer, row.peer_value, row.peer_unit = "torch SDPA", ratio * statistics.median(own), "s of CPU"
     row.note = f"{ratio:.2f} times SDPA, {ideal:.1f} allowed"
+    row.load = watch.stop()
+    return row
+
+
+def _prompt(count: int, pairs: int) -> Row:
+    """A prompt's last chunk over the engine's pool, by blocks and exact, in turn, one thread, the CPU time of each."""
+    chunk, width, heads, kv_heads = 512, _WIDTH, 16, 8
+    shape = f"block {_BLOCK}, topk {_TOPK}, {heads} heads over {kv_heads}, d = {width}, bf16"
+    where = f"the last {chunk} of {count // 1024}K tokens, {shape}"
+    what = "a prompt in the engine, block attention's speed-up over exact, of what the products allow"
+    row = Row("A9c", f"{what}, {where}", "x", "higher", 0.9, command="python -m bench attention --only A9")
+    kernels.set_threads(1)
+    watch = LoadWatch()
+    rng = np.random.default_rng(0)
+    pool = to_bf16(rng.standard_normal((count // BLOCK_SIZE, 1, 2, kv_heads, BLOCK_SIZE * width), np.float32))
+    query = rng.standard_normal((chunk, heads * width), np.float32)
+    out = np.empty_like(query)
+    backends = (
+        MobaAttention(Resident(pool), width, MobaConfig(_BLOCK, _TOPK)),
+        FullAttention(kernels, pool, width),
+    )
+    batch = Batch.build([(range(chunk), count - chunk, range(count // BLOCK_SIZE))], [Context(0)])
+    times: list[list[float]] = [[], []]
+    for _ in range(pairs + 1):
+        for mine, backend in zip(times, backends, strict=True):
+            mine.append(_seconds(lambda backend=backend: backend.attend(0, query, batch, out)))  # type: ignore[misc]
+    blocks, exact = (statistics.median(mine[1:]) for mine in times)  # the first computes the mean keys too
+    ideal = (count - chunk / 2) / ((_TOPK - 1) * _BLOCK + chunk / 2)
+    row.value, row.own = exact / blocks / ideal, f"{blocks:.3g} s of CPU"
+    row.peer, row.peer_value, row.peer_unit = "our exact attention", exact, "s of CPU"
+    row.note = f"{exact / blocks:.2f} times exact attention, {ideal:.1f} allowed"
     row.load = watch.stop()
     return row
 

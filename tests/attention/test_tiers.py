@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from tests.engine.conftest import checkpoint, make_engine  # noqa: F401
 from tests.engine.test_determinism import DISTURBANCES, bits, disturbed, draw_request
 from tests.small_models import write_model
 
+from statepool.core.config import Settings
 from statepool.core.errors import InvalidConfig
 from statepool.engine.attention.wave import WaveBuffer, WaveConfig
 from statepool.engine.attention.wave.index import SegmentView
@@ -276,9 +279,25 @@ def test_same_bits_whatever_happens(case, make_engine, monkeypatch):  # noqa: F8
     assert bits(disturbed(kind, request, rng, tiered, "int8")) == bits(alone)
 
 
+def test_the_budget_is_written_as_a_size():
+    settings = Settings([EngineConfig])
+    settings.read_flags({"kv_bytes": "2GiB", "kv_budget": "512MiB", "wave_bytes": "1MiB"})
+    config = settings.build(EngineConfig)
+    assert (config.kv_bytes, config.kv_budget, config.wave_bytes) == (2 << 30, 512 << 20, 1 << 20)
+    settings.read_flags({"kv_budget": "half"})
+    with pytest.raises(InvalidConfig, match=r"kv_budget \(from --kv-budget\): 'half' is not a size"):
+        settings.build(EngineConfig)
+
+
 def test_a_budget_that_cannot_work_says_what_would(long_model):
-    with pytest.raises(InvalidConfig, match=r"kv_budget 1000 is too small for kv_bytes 8388608: \d+ bytes are needed"):
-        engine(long_model, attention="wave", kv_budget=1000)
+    for attention in ("full", "wave", "moba"):
+        pattern = r"kv_budget 1000 is too small for kv_bytes 8388608: (\d+) bytes are needed"
+        with pytest.raises(InvalidConfig, match=pattern) as refused:
+            engine(long_model, attention=attention, kv_budget=1000)
+        needed = int(re.search(pattern, str(refused.value))[1])
+        with pytest.raises(InvalidConfig, match=f"{needed} bytes are needed"):
+            engine(long_model, attention=attention, kv_budget=needed - 1)
+        engine(long_model, attention=attention, kv_budget=needed)
     with pytest.raises(InvalidConfig, match="block must be at most 1024 with kv_budget, got 2048"):
         engine(long_model, attention="moba:block=2048", kv_budget=2 << 20)
     with pytest.raises(InvalidConfig, match="native backend"):
@@ -288,6 +307,7 @@ def test_a_budget_that_cannot_work_says_what_would(long_model):
 @pytest.mark.parametrize("attention", ["full", "wave", "moba:block=64,topk=3"])
 def test_a_bad_file_ends_the_requests_of_the_step_and_no_other(long_model, attention):
     tokens = tuple(random.Random(2).randrange(256) for _ in range(3000))
+    gc.collect()  # an engine of an earlier test that goes meanwhile would leave its file's number to this one's
     before = open_files()
     made = engine(long_model, attention=attention, kv_budget=2 << 20)
     made.submit(Request("lost", tokens, greedy(20)))

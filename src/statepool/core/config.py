@@ -26,6 +26,8 @@ PREFIX = "STATEPOOL_"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*?)b?", re.IGNORECASE)
 _TYPO = 0.8
+_SIZES = ("_bytes", "_budget")
+"""Settings whose names end so are sizes."""
 
 Config = TypeVar("Config")
 
@@ -99,7 +101,7 @@ class Settings:
             if name in fixed:
                 given[name] = fixed[name]
             elif found is not None:
-                given[name] = _size(name, found) if name.endswith("_bytes") else found.value
+                given[name] = _size(name, found) if name.endswith(_SIZES) else found.value
         try:
             return TypeAdapter(config).validate_python(given)
         except ValidationError as error:

@@ -58,17 +58,19 @@ class Split:
         areas = 2 * min(AREA_BLOCKS, blocks) * layout.block_bytes // layout.layers
         tables = round(_table_bytes(layout, sparse) * blocks * BLOCK_SIZE)
         wave = isinstance(sparse, WaveConfig)
-        spare = config.kv_budget // 4 if wave else config.kv_budget - areas - tables
-        frames = min(max(least, spare // layout.block_bytes), blocks)
-        spent = frames * layout.block_bytes + areas
-        # Less than a fiftieth of the KV would hardly hold what one step reads.
-        needed = spent + tables + (blocks * layout.block_bytes // 50 if wave else 0)
+        # Clusters: less than a fiftieth of the KV would hardly hold what one step reads.
+        needed = least * layout.block_bytes + areas + tables + (blocks * layout.block_bytes // 50 if wave else 0)
         if config.kv_budget < needed:
             raise InvalidConfig(
                 f"kv_budget {config.kv_budget} is too small for kv_bytes {config.kv_bytes}: {needed} bytes are needed; "
                 "raise it, or lower kv_bytes, max_batched_tokens or max_seqs",
                 param="kv_budget",
             )
+        spare = config.kv_budget - needed
+        if wave:
+            spare = min(spare, config.kv_budget // 4 - least * layout.block_bytes)
+        frames = min(least + max(spare, 0) // layout.block_bytes, blocks)
+        spent = frames * layout.block_bytes + areas
         return cls(frames, areas, tables, config.kv_budget - spent - tables if wave else 0)
 
 

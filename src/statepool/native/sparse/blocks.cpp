@@ -23,7 +23,6 @@ namespace {
 
 constexpr int64_t kRows = 24;  // queries that pass over a block together: their scores stay in the second cache
 constexpr int64_t kLeast = 1024;  // rows of a work item, so that a block has many queries in it
-constexpr int64_t kMost = 4096;   // and so that the pages of its rows are not forgotten from block to block
 
 struct Scratch {
   Buffer<float> memory;
@@ -233,7 +232,7 @@ void block_attention(Array<const float, 3> q, Array<const float, 3> k, Array<con
   require(extent(lse, 0) == shape.heads && extent(lse, 1) == tokens, "lse: must be [heads, T]");
   check_order(shape, chosen.data());
   static thread_local Buffer<float> tiles, values;  // of the calling thread, kept: fresh memory costs like a product
-  const int64_t parts = std::max(std::clamp<int64_t>((2 * threads() - 1) / shape.group(), 1, tokens / kLeast + 1), (tokens + kMost - 1) / kMost);
+  const int64_t parts = std::clamp<int64_t>((2 * threads() - 1) / shape.group(), 1, tokens / kLeast + 1);
   const int64_t step = (tokens + parts - 1) / parts;
   for (int64_t kv = 0; kv < shape.kv_heads && tokens > 0; ++kv) {
     pack(shape, k.data(), kv, &tiles, nullptr);

@@ -50,31 +50,6 @@ STATEPOOL_INLINE void score_rows(const float* q, int64_t step, const float* tile
   for (; t < count; ++t) score_tile<N, 1>(q, step, tiles + t * head_dim * 16, head_dim, scores + t * 16, stride);
 }
 
-// Calls body.run<N>() with N = rows, 0 .. most: the rows that are left over share their loads too.
-template <int N, class Body>
-STATEPOOL_INLINE void left_over(int64_t rows, const Body& body) {
-  if constexpr (N > 0) {
-    if (rows == N)
-      body.template run<N>();
-    else
-      left_over<N - 1>(rows, body);
-  }
-}
-
-struct ScoreRows {
-  const float* q;
-  int64_t step;
-  const float* tiles;
-  int64_t count;
-  int head_dim;
-  float* scores;
-  int64_t stride;
-  template <int N>
-  STATEPOOL_INLINE void run() const {
-    score_rows<N>(q, step, tiles, count, head_dim, scores, stride);
-  }
-};
-
 void score(const float* q, int64_t step, int64_t rows, const float* tiles, int64_t tile_count, int head_dim, float* scores,
            int64_t stride) {
   for (int64_t t = 0; t < tile_count; t += kChunk) {
@@ -83,7 +58,8 @@ void score(const float* q, int64_t step, int64_t rows, const float* tiles, int64
     int64_t row = 0;
     for (; row + kRows <= rows; row += kRows)
       score_rows<kRows>(q + row * step, step, at, count, head_dim, scores + row * stride + t * 16, stride);
-    left_over<kRows - 1>(rows - row, ScoreRows{q + row * step, step, at, count, head_dim, scores + row * stride + t * 16, stride});
+    for (; row < rows; ++row)
+      score_rows<1>(q + row * step, step, at, count, head_dim, scores + row * stride + t * 16, stride);
   }
 }
 
@@ -121,19 +97,6 @@ STATEPOOL_INLINE void weigh_rows(const float* p, int64_t row_step, int64_t step,
     weigh_tile<N, 1>(p, row_step, step, values, count, head_dim, acc);
 }
 
-struct WeighRows {
-  const float* p;
-  int64_t row_step, step;
-  const float* values;
-  int64_t count;
-  int head_dim, width;
-  float* acc;
-  template <int N>
-  STATEPOOL_INLINE void run() const {
-    weigh_rows<N>(p, row_step, step, values, count, head_dim, width, acc);
-  }
-};
-
 void weigh(const float* p, int64_t row_step, int64_t step, int64_t rows, const float* values, int64_t count, int head_dim,
            float* acc) {
   for (int64_t c = 0; c < count; c += 16 * kChunk) {
@@ -144,7 +107,8 @@ void weigh(const float* p, int64_t row_step, int64_t step, int64_t rows, const f
       int64_t row = 0;
       for (; row + kRows <= rows; row += kRows)
         weigh_rows<kRows>(weights + row * row_step, row_step, step, at + d, some, head_dim, width, acc + row * head_dim + d);
-      left_over<kRows - 1>(rows - row, WeighRows{weights + row * row_step, row_step, step, at + d, some, head_dim, width, acc + row * head_dim + d});
+      for (; row < rows; ++row)
+        weigh_rows<1>(weights + row * row_step, row_step, step, at + d, some, head_dim, width, acc + row * head_dim + d);
     }
   }
 }
