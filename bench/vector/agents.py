@@ -90,8 +90,9 @@ def _keys(quick: bool) -> Iterator[Row]:
     hits: dict[str, list[float]] = {}
     errors: dict[str, list[float]] = {"lists": [], "graph": [], "wave": []}
     read: list[float] = []
+    texts = 1 if quick else 4
     for model in TEXTS:
-        for keys, values, queries in _heads(model, 1 if quick else 4):
+        for keys, values, queries in _heads(model, texts):
             end = len(keys) - STEPS
             keys, values, known = keys[:end], values[:end], queries[:end].reshape(-1, keys.shape[1])
             ways = {"lists": KVIndex.build(keys, known), "graph": KVIndex.build(keys)}
@@ -114,7 +115,7 @@ def _keys(quick: bool) -> Iterator[Row]:
     means = {name: float(np.mean(found)) for name, found in errors.items()}
     worst = min(value for name, value in recalls.items() if name.startswith("lists"))
     note = "; ".join(f"{name} {value:.3f}" for name, value in recalls.items())
-    heads = f"{len(errors['wave'])} queries of the bundled models' heads, 4 texts each"
+    heads = f"{len(errors['wave'])} queries of the bundled models' heads, texts of each: {texts}"
     what = f"recall of the nearest {TOP:.1%} of the keys, {SHARE:.0%} of them scored, the worse of two models"
     yield Row("V18-recall", what, "", "higher", 0.85, worst, f"{worst:.3f}", note=f"{heads}; {note}")
     what = f"relative error of attention over as many keys as a wave index reads ({np.mean(read):.0%}), over its error"

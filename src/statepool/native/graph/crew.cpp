@@ -8,6 +8,7 @@ namespace statepool::graph {
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr int kPausesUntilYield = 128;
 
 std::atomic<Crew*> current{nullptr};
 std::mutex creating;
@@ -58,7 +59,8 @@ void Crew::loop(Slot& slot) {
       continue;
     }
     pause();
-    if (state != kSpinning || ++turns % 16 != 0 || std::chrono::steady_clock::now() < deadline) continue;
+    if (++turns % kPausesUntilYield == 0) std::this_thread::yield();  // somebody may be waiting for this core
+    if (state != kSpinning || turns % 16 != 0 || std::chrono::steady_clock::now() < deadline) continue;
     if (slot.state.compare_exchange_strong(word, turn | kParked, std::memory_order_acq_rel)) {
       slot.state.wait(turn | kParked, std::memory_order_acquire);
       // Whoever woke this thread may be done by now; the next query should find it awake.
