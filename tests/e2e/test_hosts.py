@@ -43,6 +43,9 @@ def ray_node(host, *options):
     """A Ray node on a host, up."""
     command = ["ip", "netns", "exec", host, sys.executable, "-m", "ray.scripts.scripts", "start"]
     command += ["--node-ip-address", address(host), "--block", "--disable-usage-stats", *options]
+    # Ports left open are told through a file, for which a node waits 15 s and then dies; each host has its own.
+    for port, name in enumerate(("dashboard-agent-grpc", "dashboard-agent-listen", "runtime-env-agent"), 6391):
+        command += [f"--{name}-port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     reader = None
     try:
