@@ -79,6 +79,8 @@ class Sequence:
     stop_reason: int | str | None = None
     _tokens: list[int] = field(default_factory=list)
     _text: list[str] = field(default_factory=list)
+    _unread: list[int] = field(default_factory=list)
+    """Tokens whose text nobody needed yet: those of a step are decoded together, unless stop strings look for each."""
     _sampled: list[Sampled] = field(default_factory=list)
 
     @property
@@ -138,8 +140,8 @@ class Sequence:
             self.finish = "stop"
             self.stop_reason = token if token in params.stop_token_ids else None
             return
-        emitted, matched = self.stop.push(self.detokenizer.push([token]))
-        self._text.append(emitted)
+        self._unread.append(token)
+        matched = self._decode() if params.stop else None
         if matched is not None and self.generated >= params.min_tokens:
             self.finish, self.stop_reason = "stop", matched
         elif self.grammar is not None and self.grammar.done:
@@ -152,6 +154,7 @@ class Sequence:
         if not self._tokens and self.finish is None:
             return None
         params = self.request.params
+        self._decode()
         if self.finish is not None and self.stop.matched is None:
             # No stop string cut the text: what was held back belongs to it.
             emitted, _ = self.stop.push(self.detokenizer.finish())
@@ -183,7 +186,15 @@ class Sequence:
 
     def discard(self) -> None:
         """Forget what ``output`` would return: it was handed out before this sequence moved here."""
+        self._decode()
         self._tokens, self._text, self._sampled = [], [], []
+
+    def _decode(self) -> str | None:
+        """Turn what is unread into text; the stop string in it, if there is one."""
+        unread, self._unread = self._unread, []
+        emitted, matched = self.stop.push(self.detokenizer.push(unread))
+        self._text.append(emitted)
+        return matched
 
     def usage(self) -> Usage:
         """Token counts so far."""

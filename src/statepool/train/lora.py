@@ -102,7 +102,7 @@ class Merged:
         LoraConfig(
             **_settings(self._rank, targets), base_model_name_or_path=str(base), task_type="CAUSAL_LM",
             inference_mode=True,
-        ).save_pretrained(folder)  # fmt: skip
+        ).save_pretrained(str(folder))  # fmt: skip
 
     def write(self, folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """See ``Policy.write``."""
