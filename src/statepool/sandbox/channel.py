@@ -42,7 +42,6 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
-        self._cut = False
 
     def fileno(self) -> int:
         """For ``select``."""

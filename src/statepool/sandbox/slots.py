@@ -357,6 +357,7 @@ class Slot:
     def destroy(self) -> bool:
         """End everything in it; answers whether its cgroups are gone too."""
         self.alive = False
+        self._theirs.close()
         self._forget_tenant()
         with contextlib.suppress(OSError):
             self.channel.socket.shutdown(socket.SHUT_RDWR)

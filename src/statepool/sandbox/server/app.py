@@ -80,7 +80,7 @@ async def _data(registry: Registry, headers: dict[str, str], scope: Scope, recei
         if path != "/files" or request.query_params.get("signature") is None:
             record.check(headers.get("x-access-token") or headers.get("e2b-traffic-access-token"))
         if record.sandbox.paused:
-            raise SandboxGone("The sandbox was not found: it is paused")
+            raise SandboxGone("it is paused")
         answer: Any
         if path.startswith(("/process.", "/filesystem.")):
             make = envd.application if path.startswith("/process.") else folders.application
