@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -315,12 +316,21 @@ def test_command_line_with_a_server(url, tmp_path):
     again = _cli("create", "kept")[1].strip()
     assert _cli("exec", again, "x")[1] == "5\n"
     assert _cli("pause", again)[0] == 0 and "paused" in _cli("ps")[1]
-    assert _cli("resume", again)[0] == 0
+    assert _cli("resume", again, "--seconds", "9000")[0] == 0
+    (ends,) = (line.split()[-1] for line in _cli("ps")[1].splitlines() if line.startswith(again))
+    left = datetime.fromisoformat(ends).replace(tzinfo=UTC) - datetime.now(UTC)
+    assert timedelta(seconds=8000) < left <= timedelta(seconds=9000)
     for one in (name, kid, again):
         assert _cli("kill", one)[0] == 0
     code, _, error = _cli("exec", name, "1")
     assert code == 2 and "not found" in error
     assert _cli("ps", "--url", "http://127.0.0.1:9")[0] == 2
+
+
+def test_a_port_that_cannot_be_had_is_told_at_once(url):
+    for port in (url.rpartition(":")[2], "99999"):
+        code, _, error = _cli("serve", "--port", port)
+        assert code == 2 and f"cannot listen on 127.0.0.1:{port}" in error
 
 
 def test_command_line_alone(tmp_path):

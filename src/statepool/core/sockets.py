@@ -111,9 +111,9 @@ def listen_at(host: str, port: int, choose: str, param: str) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(2048)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port above 65535 is an overflow
         listener.close()
-        why = f"cannot listen on {host}:{port}: {error.strerror}; choose {choose}"
+        why = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}; choose {choose}"
         raise InvalidConfig(why, param=param) from error
     return listener
 

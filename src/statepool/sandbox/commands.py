@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statepool.core.command import adder, run
+from statepool.core.command import adder, run, serve
 from statepool.core.errors import InvalidRequest
+from statepool.core.sockets import listen_at
 from statepool.sandbox import remote_commands, template_commands
 from statepool.sandbox.archive import Archive
 
@@ -175,22 +177,25 @@ def _shown(options: argparse.Namespace) -> dict[str, Any]:
 
 def _serve(options: argparse.Namespace) -> int:
     from statepool.sandbox.pool import Pool
-    from statepool.sandbox.server.app import create_app, serve
+    from statepool.sandbox.server.app import create_app
     from statepool.sandbox.server.registry import Registry
     from statepool.sandbox.template import Template
+    from statepool.web import HttpServer
 
     templates = [Template.read(path) for path in options.template]
-    if options.nodes is not None or options.ray is not None:
-        return _serve_nodes(options, templates)
-    with Pool(templates, driver=options.driver, low=options.ready, most=options.most) as pool:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen_at(options.host, options.port, "another --host or --port", "port"))
+        if options.nodes is not None or options.ray is not None:
+            return _serve_nodes(options, templates, listener)
+        pool = stack.enter_context(Pool(templates, driver=options.driver, low=options.ready, most=options.most))
         for name in pool.templates:
             pool.fill(name, options.ready)
-        print(f"sandboxes on http://{options.host}:{options.port}, driver {pool.driver}", file=sys.stderr)
-        serve(create_app(Registry(pool, network=options.network), api_key=options.api_key), options.host, options.port)
-    return 0
+        app = create_app(Registry(pool, network=options.network), api_key=options.api_key)
+        server = HttpServer(app, listener)
+        return serve(server, lambda: f"sandboxes on {server.url}, driver {pool.driver}", with_parent=False)
 
 
-def _serve_nodes(options: argparse.Namespace, templates: list[Template]) -> int:
+def _serve_nodes(options: argparse.Namespace, templates: list[Template], listener: socket.socket) -> int:
     """A front before nodes that are processes here, or where Ray puts them."""
     from statepool.cluster import launcher
     from statepool.sandbox.server.front import serve_front
@@ -206,8 +211,7 @@ def _serve_nodes(options: argparse.Namespace, templates: list[Template]) -> int:
         settings = {name: getattr(options, name) for name in ("driver", "ready", "most", "network")}
         return program(name, key, templates, remote=starter.remote, **settings)
 
-    print(f"sandboxes on http://{options.host}:{options.port}, nodes: {count}", file=sys.stderr)
-    serve_front(Nodes(starter, make, count, key), options.host, options.port, options.api_key)
+    serve_front(Nodes(starter, make, count, key), listener, options.api_key)
     return 0
 
 

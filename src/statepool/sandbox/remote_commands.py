@@ -25,9 +25,6 @@ def add(command: Adder) -> None:
     """Add the commands to the tree of ``statepool sandbox``."""
     create = command("create", "make a sandbox on a server; prints its id", _create)
     create.add_argument("template", nargs="?", default="py", help="kind, or name of a snapshot (default py)")
-    create.add_argument(
-        "--seconds", type=float, default=3600.0, metavar="S", help="until it ends by itself (default 3600)"
-    )
     listing = command("ps", "list a server's sandboxes", _ps)
     use = command("exec", "run a cell, or with --shell a line of shell, in a server's sandbox", _exec)
     use.add_argument("id", help="the sandbox")
@@ -42,7 +39,7 @@ def add(command: Adder) -> None:
     keep = command("snapshot", "keep a moment of a sandbox, to create others from; prints its name", _snapshot)
     keep.add_argument("id", help="the sandbox")
     keep.add_argument("--name", help="name of the moment (default: drawn)")
-    commands = [create, listing, use, copy, fork, keep]
+    commands, lasting = [create, listing, use, copy, fork, keep], [create]
     for name, text in (
         ("pause", "stop a sandbox's processes"),
         ("resume", "let them go on"),
@@ -51,8 +48,14 @@ def add(command: Adder) -> None:
         made = command(name, text, _plain)
         made.add_argument("id", help="the sandbox")
         commands.append(made)
+        if name == "resume":
+            lasting.append(made)
     for made in commands:
         add_server(made)
+    for made in lasting:
+        made.add_argument(
+            "--seconds", type=float, default=3600.0, metavar="S", help="until it ends by itself (default 3600)"
+        )
 
 
 def add_server(command: argparse.ArgumentParser) -> None:
@@ -124,7 +127,8 @@ def _plain(options: argparse.Namespace) -> int:
     if options.command == "kill":
         _open(options, "DELETE", f"/sandboxes/{options.id}", None).close()
     else:
-        _open(options, "POST", f"/sandboxes/{options.id}/{options.command}", b"{}").close()
+        body = {"timeout": options.seconds} if options.command == "resume" else {}
+        _open(options, "POST", f"/sandboxes/{options.id}/{options.command}", json.dumps(body).encode()).close()
     return 0
 
 

@@ -62,6 +62,7 @@ class Reactor:
         self._closing = True
         self._nudge()
         self._thread.join(5)
+        self._forget_gone()  # the loop may have ended before it came to them
         self._selector.close()
         for fd in (self._wake, self._wake_in):
             os.close(fd)
@@ -82,10 +83,13 @@ class Reactor:
                     slot.hear(*slot.channel.receive(rights=True))
                 except Closed:
                     self._forget(slot)
-            with self._lock:
-                gone, self._gone = self._gone, []
-            for slot in gone:
-                self._forget(slot)
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        with self._lock:
+            gone, self._gone = self._gone, []
+        for slot in gone:
+            self._forget(slot)
 
     def _forget(self, slot: Slot) -> None:
         with contextlib.suppress(KeyError, ValueError):

@@ -22,9 +22,8 @@ from statepool.sandbox.server.doors import LOCKED, gone, locked
 from statepool.sandbox.server.registry import Registry
 from statepool.sandbox.server.status import status
 
-__all__ = ["create_app", "serve"]
+__all__ = ["create_app"]
 
-_FINISH_SECONDS = 2
 _THREADS = 256
 
 
@@ -116,12 +115,3 @@ def _metrics(registry: Registry) -> str:
     lines += ["# TYPE statepool_sandbox_live gauge"]
     lines += [f'statepool_sandbox_live{{state="{state}"}} {states.count(state)}' for state in ("running", "paused")]
     return "\n".join(lines) + "\n"
-
-
-def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Serve an application until interrupted."""
-    import uvicorn
-
-    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False}
-    # A stream of a command ends with its sandbox, and that only behind the requests that are under way.
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_FINISH_SECONDS, **quiet)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
+import sys
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -106,8 +108,8 @@ def create_front(nodes: Nodes, *, api_key: str | None = None) -> ASGIApp:
     return app
 
 
-def serve_front(nodes: Nodes, host: str, port: int, api_key: str | None) -> None:
-    """Start the nodes and serve until a signal says to stop.
+def serve_front(nodes: Nodes, listener: socket.socket, api_key: str | None) -> None:
+    """Start the nodes, say where they answer, and serve until a signal says to stop.
 
     Raises:
         Unavailable: a node did not start.
@@ -115,12 +117,15 @@ def serve_front(nodes: Nodes, host: str, port: int, api_key: str | None) -> None
 
     async def serve() -> None:
         app = create_front(nodes, api_key=api_key)
-        server = uvicorn_server(app, host=host, port=port, lifespan="off")
+        server = uvicorn_server(app, lifespan="off")
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
         try:
             await nodes.start()
-            await server.serve()
+            host, port = listener.getsockname()[:2]
+            sys.stdout.write(f"sandboxes on http://{host}:{port}, nodes: {nodes.count}\n")
+            sys.stdout.flush()
+            await server.serve(sockets=[listener])
         finally:
             await nodes.close()
 

@@ -55,7 +55,7 @@ class Nodes:
     """
 
     def __init__(self, launcher: Launcher, program: Callable[[str], Program], count: int, key: str) -> None:
-        self._launcher, self._program, self._count = launcher, program, count
+        self._launcher, self._program, self.count = launcher, program, count
         self._numbers = itertools.count(1)
         self._nodes: dict[str, Node] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,7 +70,7 @@ class Nodes:
         Raises:
             Unavailable: one did not start; its words on stderr say why.
         """
-        done = await asyncio.gather(*(self._spawn() for _ in range(self._count)), return_exceptions=True)
+        done = await asyncio.gather(*(self._spawn() for _ in range(self.count)), return_exceptions=True)
         for problem in done:
             if problem is not None:
                 raise problem
