@@ -103,9 +103,8 @@ alternate. CPU time counts the manager, the process that holds the template, and
 cgroup). Memory is the proportional set size plus page tables, as the growth from ten sandboxes to fifty.""",
     "rollout": """\
 Simulated rows use the scheduler that runs live, over engines whose step times are the paper's; lengths are
-drawn with the paper's correlations within a group. The scale and the number of seeds are in each row: a quarter
-of the paper's engines and two seeds take minutes, all engines and ten seeds hours. With fewer engines veRL's
-rule loses less too, so the gain over it is smaller than at full scale.""",
+drawn with the paper's correlations within a group, with all of the paper's engines except where a row says otherwise.
+The load of the machine does not move them. Ten seeds of R0 to R4 are 400 iterations, half an hour of processor time.""",
     "lamina": """\
 Nothing is gained on one machine by parting a model from its attention. A19 is exact, A20 counts bytes, A23 is a
 closed form checked event by event. A21 and A22 run the real runner, protocol and worker processes over slices
