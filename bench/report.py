@@ -103,8 +103,9 @@ alternate. CPU time counts the manager, the process that holds the template, and
 cgroup). Memory is the proportional set size plus page tables, as the growth from ten sandboxes to fifty.""",
     "rollout": """\
 Simulated rows use the scheduler that runs live, over engines whose step times are the paper's; lengths are
-drawn with the paper's correlations within a group, with all of the paper's engines except where a row says otherwise.
-The load of the machine does not move them. Ten seeds of R0 to R4 are 400 iterations, half an hour of processor time.""",
+drawn with the paper's correlations within a group, with all of the paper's engines except where a row says
+otherwise. The load of the machine does not move them. Ten seeds of R0 to R4 are 400 iterations, half an hour of
+processor time.""",
     "lamina": """\
 Nothing is gained on one machine by parting a model from its attention. A19 is exact, A20 counts bytes, A23 is a
 closed form checked event by event. A21 and A22 run the real runner, protocol and worker processes over slices
@@ -120,8 +121,8 @@ surfaces; what each side does once per curve is in the figure, and curver's time
 _HEAD = """\
 # Benchmarks
 
-Ratios against peers on the machine named below each title. Absolute figures are there to make ratios readable; they
-belong to that machine only. Misses are listed as misses. This page is written by `make bench`; do not edit it.
+Ratios against peers on the machines named below each title. Absolute figures are there to make ratios readable; they
+belong to their machine only. Misses are listed as misses. This page is written by `make bench`; do not edit it.
 
 `make bench-setup` installs the peers, each in a virtual environment of its own (versions in `bench/peers/`);
 `make bench ARGS=engine` runs a room again, `make bench ARGS='engine --only E1,E4'` single rows of it."""
@@ -136,11 +137,10 @@ def write(results: Path) -> None:
 
 def room(content: dict[str, Any]) -> str:
     """One room as markdown."""
-    about, rows = content["machine"], sorted(content["rows"], key=lambda row: _order(row["id"]))
-    dates = sorted({row["at"] for row in rows if row["at"]})
+    rows = sorted(content["rows"], key=lambda row: _order(row["id"]))
     missed = [row["id"] for row in rows if row["pass"] is False]
     unmeasured = [row["id"] for row in rows if row["pass"] is None]
-    parts = [f"## {content['room']}", _machine(about, dates), _STORY.get(content["room"], "")]
+    parts = [f"## {content['room']}", _machines(content["machines"], rows), _STORY.get(content["room"], "")]
     parts.append(
         f"{sum(row['pass'] is True for row in rows)} of {len(rows)} targets met.{_list(' Missed', missed)}"
         f"{_list(' Not measured', unmeasured)}"
@@ -155,12 +155,19 @@ def room(content: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _machine(about: dict[str, Any], dates: list[str]) -> str:
-    when = f"{dates[0]} to {dates[-1]}" if len(dates) > 1 else "".join(dates)
-    return (
-        f"Machine: {about['processor']}, {about['cores']} cores, {', '.join(about['instructions'])}, "
-        f"{about['memory_gb']} GB; Python {about['python']}. Measured (date, revision): {when}."
-    )
+def _machines(machines: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """Each machine, with its rows where there are several."""
+    lines = []
+    for index, about in enumerate(machines):
+        its = [row for row in rows if row["machine"] == index]
+        dates = sorted({row["at"] for row in its if row["at"]})
+        when = f"{dates[0]} to {dates[-1]}" if len(dates) > 1 else "".join(dates)
+        lines.append(
+            f"Machine{'' if len(machines) == 1 else ' of ' + ', '.join(row['id'] for row in its)}: "
+            f"{about['processor']}, {about['cores']} cores, {', '.join(about['instructions'])}, "
+            f"{about['memory_gb']} GB; Python {about['python']}. Measured (date, revision): {when}."
+        )
+    return "\n\n".join(lines)
 
 
 def _list(title: str, ids: list[str]) -> str:

@@ -55,9 +55,15 @@ def asked(name: str, only: Sequence[str]) -> bool:
 
 
 def merge(path: Path, room: str, machine: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Write the rows of one room and their machine as JSON; rows of other ids already in the file stay."""
-    kept = {row["id"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
-    kept |= {row.id: row.record() for row in rows}
+    """Write the rows of one room as JSON, each with its machine; rows of other ids already in the file stay."""
+    before = json.loads(path.read_text()) if path.exists() else {"machines": [], "rows": []}
+    kept = {row["id"]: row | {"machine": before["machines"][row["machine"]]} for row in before["rows"]}
+    kept |= {row.id: row.record() | {"machine": machine} for row in rows}
+    machines: list[dict[str, Any]] = []
+    for record in kept.values():
+        if record["machine"] not in machines:
+            machines.append(record["machine"])
+        record["machine"] = machines.index(record["machine"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"room": room, "machine": machine, "rows": list(kept.values())}
+    content = {"room": room, "machines": machines, "rows": list(kept.values())}
     path.write_text(json.dumps(content, indent=1) + "\n")

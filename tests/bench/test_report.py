@@ -33,6 +33,21 @@ def test_a_second_run_replaces_only_its_rows(tmp_path: Path) -> None:
     assert rows["E2"]["pass"] is None
 
 
+def test_every_row_keeps_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "docs" / "benchmarks.md")
+    file, other = tmp_path / "results" / "engine.json", MACHINE | {"processor": "Q"}
+    rows = [Row(f"E{number}", "one", "x", "higher", 1.3, value=1.0, at=f"day {number}") for number in (1, 2, 3)]
+    merge(file, "engine", MACHINE, rows)
+    merge(file, "engine", other, rows[1:2])
+    report.write(tmp_path / "results")
+    page = report.PAGE.read_text()
+    assert "Machine of E1, E3: P, 2 cores, avx2, 8.0 GB" in page and "revision): day 1 to day 3." in page
+    assert "Machine of E2: Q, 2 cores, avx2, 8.0 GB" in page and "revision): day 2." in page
+    merge(file, "engine", other, rows)
+    report.write(tmp_path / "results")
+    assert "\nMachine: Q, 2 cores" in report.PAGE.read_text()
+
+
 def test_misses_and_gaps_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PAGE", tmp_path / "docs" / "benchmarks.md")
     rows = [
