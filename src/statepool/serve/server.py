@@ -22,7 +22,7 @@ from statepool.core.sockets import listen_at
 from statepool.serve.config import ServeConfig
 from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.messages import ENGINE_FACTORY
-from statepool.web import uvicorn_server
+from statepool.web import url_of, uvicorn_server
 
 if TYPE_CHECKING:
     import uvicorn
@@ -148,12 +148,11 @@ def _listen(config: ServeConfig) -> socket.socket:
 
 def _announce(config: ServeConfig, listener: socket.socket, state: GatewayState) -> None:
     assert state.model is not None, "announced before the model was there"
-    host, port = listener.getsockname()[:2]
-    name = f"[{host}]" if ":" in host else host
-    lines = [f"serving {state.model.id} ({state.model.info.quant})", f"  API   http://{name}:{port}/v1"]
+    url = url_of(listener)
+    lines = [f"serving {state.model.id} ({state.model.info.quant})", f"  API   {url}/v1"]
     if config.chat_page is not None:
-        lines.append(f"  chat  http://{name}:{port}/")
-    lines += [f"  {label}  http://{name}:{port}{path}" for label, path in state.pages.items()]
+        lines.append(f"  chat  {url}/")
+    lines += [f"  {label}  {url}{path}" for label, path in state.pages.items()]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-__all__ = ["HttpServer", "shows_key", "uvicorn_server"]
+__all__ = ["HttpServer", "shows_key", "url_of", "uvicorn_server"]
 
 _LAST_BYTES_SECONDS = 3
 
@@ -30,8 +30,7 @@ class HttpServer:
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self._listener = listener
-        host, port = listener.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.url = url_of(listener)
         """Where it answers."""
         self._server = uvicorn_server(app, timeout_graceful_shutdown=_LAST_BYTES_SECONDS)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="http")
@@ -52,6 +51,12 @@ class HttpServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a server at this socket answers."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def uvicorn_server(app: ASGIApp, **settings: Any) -> uvicorn.Server:

@@ -27,7 +27,7 @@ from statepool.sandbox.errors import SandboxGone
 from statepool.sandbox.server.control import page, refused
 from statepool.sandbox.server.doors import LOCKED, gone, locked
 from statepool.sandbox.server.nodes import PATIENCE_SECONDS, Node, Nodes
-from statepool.web import uvicorn_server
+from statepool.web import url_of, uvicorn_server
 
 __all__ = ["create_front", "serve_front"]
 
@@ -122,8 +122,7 @@ def serve_front(nodes: Nodes, listener: socket.socket, api_key: str | None) -> N
             asyncio.get_running_loop().add_signal_handler(number, setattr, server, "should_exit", True)
         try:
             await nodes.start()
-            host, port = listener.getsockname()[:2]
-            sys.stdout.write(f"sandboxes on http://{host}:{port}, nodes: {nodes.count}\n")
+            sys.stdout.write(f"sandboxes on {url_of(listener)}, nodes: {nodes.count}\n")
             sys.stdout.flush()
             await server.serve(sockets=[listener])
         finally:
