@@ -74,8 +74,9 @@ def test_a_timeout_interrupts_and_keeps_the_state(sandbox):
     began = time.monotonic()
     done = sandbox.run_code("import time\ntime.sleep(60)", timeout=0.3)
     assert time.monotonic() - began < 20
-    assert done.error.name == "TimeoutError"
+    assert done.error.name == "TimeoutError" and done.timed_out
     assert sandbox.run_code("kept").text == "7"
+    assert not sandbox.run_code("raise TimeoutError").timed_out
 
 
 @pytest.mark.parametrize(

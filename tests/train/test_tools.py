@@ -77,15 +77,22 @@ def test_conversations_in_sandboxes_share_nothing(host):
     other.close()
 
 
-def test_a_sandbox_that_takes_too_long_is_told(host):
+@pytest.mark.parametrize("wait", ["pass", "try: time.sleep(0.01)\n    except BaseException: pass"])
+def test_a_sandbox_that_takes_too_long_is_told(host, wait):
     tool = host.tool(1)
     host.seconds = 0.3
     try:
         with pytest.raises(ToolTimeout, match="longer than 0"):
-            tool.call({"code": "while True: pass"})
+            tool.call({"code": f"import time\nwhile True:\n    {wait}"})
     finally:
         host.seconds = 5.0
         tool.close()
+
+
+def test_a_timeout_of_the_codes_own_is_an_answer(host):
+    tool = host.tool(1)
+    assert tool.call({"code": "raise TimeoutError('mine')"}) == "TimeoutError: mine"
+    tool.close()
 
 
 def test_a_sandbox_that_is_gone_breaks_its_tool_only(host):

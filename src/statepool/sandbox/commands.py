@@ -160,7 +160,8 @@ def _show_cell(sandbox: Sandbox, code: str, options: argparse.Namespace) -> int:
     if options.json:
         results = [result.forms for result in done.results]
         values = {"text": done.text, "results": results, "logs": asdict(done.logs), "seconds": done.seconds}
-        print(json.dumps(values | {"error": done.error and asdict(done.error)}))
+        ended = {"error": done.error and asdict(done.error), "timed_out": done.timed_out}
+        print(json.dumps(values | ended))
     else:
         for result in done.results:
             print(result.text)

@@ -153,7 +153,7 @@ class Context:
             error = ErrorInfo(
                 "KernelDied", f"the kernel has ended ({why}); its state is lost and the next cell starts a new one", ""
             )
-        return Execution(logs=Logs(out, err), error=error, execution_count=self.count)
+        return Execution(logs=Logs(out, err), error=error, execution_count=self.count, timed_out=timeout is not None)
 
     def _execution(self, answer: dict[str, Any], output: Output, timeout: float | None) -> Execution:
         if answer.get("op") != "done":
@@ -171,6 +171,8 @@ class Context:
             self.count, seconds = int(answer["count"]), float(answer["seconds"])
         except (KeyError, TypeError, ValueError, AttributeError) as wrong:
             raise SandboxError(f"the kernel sent no result: {wrong!r}") from None
+        timed_out = False
         if timeout is not None and error is not None and error.name == "KeyboardInterrupt":
+            timed_out = True
             error = ErrorInfo("TimeoutError", f"the cell ran longer than {timeout:g} s", error.traceback)
-        return Execution(results, Logs(*output.text()), error, self.count, seconds)
+        return Execution(results, Logs(*output.text()), error, self.count, seconds, timed_out)

@@ -55,6 +55,8 @@ class Execution:
     error: ErrorInfo | None = None
     execution_count: int = 0
     seconds: float = 0.0
+    timed_out: bool = False
+    """Whether its time ended it; a ``TimeoutError`` alone may be the code's own."""
 
     @property
     def text(self) -> str | None:

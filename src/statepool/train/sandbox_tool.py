@@ -97,7 +97,7 @@ class SandboxTool:
             done = self._sandbox.run_code(code, timeout=self._host.seconds)
         except StatepoolError as error:
             raise ToolBroken(f"the sandbox was lost: {error.message}") from None
-        if done.error is not None and done.error.name == "TimeoutError" and done.seconds >= self._host.seconds:
+        if done.timed_out:
             raise ToolTimeout(f"the code ran longer than {self._host.seconds:g} s")
         said: str = done.logs.stdout
         if done.error is not None:
