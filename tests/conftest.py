@@ -6,6 +6,8 @@ from pathlib import Path
 # The environment must be set before numpy or torch load their thread pools.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A busy machine needs more than Ray's half minute to start a node; Ray reads this once, when it is imported.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
 _KEPT = {"STATEPOOL_ISA", "STATEPOOL_NATIVE", "STATEPOOL_TRACES"}
 for _name in [name for name in os.environ if name.startswith("STATEPOOL_") and name not in _KEPT]:
     del os.environ[_name]  # a user's settings must not change what is tested

@@ -20,8 +20,6 @@ from tests.small_models import TEMPLATE, write_model
 SOURCE = Path(__file__).parents[2] / "src"
 CHAT_PAGE = SOURCE / "statepool" / "dashboard" / "chat"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-RAY_PATIENCE = ("RAY_raylet_start_wait_time_s", "240")
-"""A busy machine needs more than Ray's half minute to start a node."""
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 
 

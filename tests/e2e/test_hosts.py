@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from openai import APIError, OpenAI
-from tests.e2e.conftest import RAY_PATIENCE, run_server
+from tests.e2e.conftest import run_server
 from tests.e2e.test_cluster import alone, ask, prompts, status
 
 from statepool.engine.config import EngineConfig
@@ -78,7 +78,6 @@ def hosts():
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv(*RAY_PATIENCE)
         ip("link", "add", BRIDGE, "type", "bridge")
         stack.callback(ip, "link", "del", BRIDGE)
         ip("addr", "add", f"{SUBNET}.254/24", "dev", BRIDGE)

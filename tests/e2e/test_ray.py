@@ -3,19 +3,21 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
-from tests.e2e.conftest import RAY_PATIENCE, descendants, run_house
+from tests.e2e.conftest import descendants, run_house
 from tests.e2e.test_cluster import alone, ask, prompts, status
 
 from statepool.engine.config import EngineConfig
@@ -31,13 +33,22 @@ def ray_address():
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(*RAY_PATIENCE)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        cluster.add_node(num_cpus=2)
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=2, include_dashboard=False, **agent_ports())
+        cluster.add_node(num_cpus=2, **agent_ports())
         cluster.wait_for_nodes()
         yield cluster.address
+    finally:
         cluster.shutdown()
+
+
+def agent_ports():
+    """Ports left open are told through a file, for which a node waits 15 s and then dies."""
+    names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: each.getsockname()[1] for name, each in zip(names, taken, strict=True)}
 
 
 @pytest.fixture(scope="module")
