@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from itertools import chain, permutations
 
 import pytest
 
-from statepool.core.command import run
+from statepool.core.command import adder, run
 
 
 def test_a_missing_package_is_named(capsys) -> None:
@@ -41,3 +42,32 @@ def test_a_missing_module_of_our_own_is_a_fault() -> None:
 
     with pytest.raises(ModuleNotFoundError):
         run("statepool", Namespace(command="serve", run=needs))
+
+
+def test_options_stand_before_between_and_after_the_arguments() -> None:
+    tree = ArgumentParser()
+    use = adder(tree)("exec", "run a line", lambda _: 0)
+    use.add_argument("id")
+    use.add_argument("line", nargs="?")
+    use.add_argument("--shell", action="store_true")
+    use.add_argument("--url", default="here")
+    for parts in permutations((["--shell"], ["--url", "there"], ["box", "echo 1"])):
+        found = tree.parse_args(["exec", *chain(*parts)])
+        assert (found.id, found.line, found.shell, found.url) == ("box", "echo 1", True, "there")
+    between = tree.parse_args(["exec", "box", "--shell", "echo 1", "--url", "there"])
+    assert (between.id, between.line, between.shell, between.url) == ("box", "echo 1", True, "there")
+    assert tree.parse_args(["exec", "box", "--shell"]).line is None
+    assert tree.parse_args(["exec", "box", "--", "--shell"]).line == "--shell"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [("exec", "id"), ("exec box one two", "two"), ("exec box --sheet", "--sheet")]
+)
+def test_a_missing_a_surplus_or_an_unknown_word_is_an_error(words, named, capsys) -> None:
+    tree = ArgumentParser()
+    use = adder(tree)("exec", "run a line", lambda _: 0)
+    use.add_argument("id")
+    use.add_argument("line", nargs="?")
+    with pytest.raises(SystemExit):
+        tree.parse_args(words.split())
+    assert named in capsys.readouterr().err.splitlines()[-1]

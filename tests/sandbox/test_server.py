@@ -308,6 +308,7 @@ def test_command_line_with_a_server(url, tmp_path):
     (tmp_path / "in.txt").write_text("copied")
     assert _cli("cp", str(tmp_path / "in.txt"), f"{name}:sub/in.txt")[0] == 0
     assert _cli("exec", name, "--shell", text="cat sub/in.txt; exit 3")[:2] == (1, "copied")
+    assert _cli("exec", name, "--shell", "cat sub/in.txt")[:2] == (0, "copied")
     assert _cli("cp", f"{name}:sub/in.txt", str(tmp_path / "out.txt"))[0] == 0
     assert (tmp_path / "out.txt").read_text() == "copied"
     kid = _cli("fork", name)[1].strip()

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from .errors import StatepoolError
 
@@ -32,7 +32,9 @@ class Adder(Protocol):
 
 def adder(tree: argparse.ArgumentParser) -> Adder:
     """What makes the commands of ``tree``."""
-    commands = tree.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    commands = tree.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", parser_class=_Mixed
+    )
 
     def command(name: str, text: str, run: Command | None = None, *, add_help: bool = True) -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", add_help=add_help)
@@ -40,6 +42,24 @@ def adder(tree: argparse.ArgumentParser) -> Adder:
         return found
 
     return command
+
+
+class _Mixed(argparse.ArgumentParser):
+    """Options may stand between arguments: argparse, up to Python 3.12.6, fills an optional argument with nothing as
+    soon as an option follows the one before it, so that ``exec ID --shell LINE`` would have a word too many.
+    """
+
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse has it."""
+        if self._mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
 
 class Served(Protocol):
