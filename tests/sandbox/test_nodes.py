@@ -47,7 +47,7 @@ def front(folder, *flags):
         try:
             deadline = time.monotonic() + 60
             while True:
-                with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                with contextlib.suppress(OSError):  # refused, or too busy to answer yet
                     get(url, "/health")
                     break
                 assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
