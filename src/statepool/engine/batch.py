@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -74,19 +75,17 @@ class Batch:
         read: bool = True,
     ) -> Batch:
         """From (tokens to compute, position of the first, blocks) of each sequence, and their contexts."""
-        counts = [len(tokens) for tokens, _, _ in parts]
+        counts = np.array([len(ids) for ids, _, _ in parts], np.int32)
         start = np.zeros(len(parts) + 1, np.int32)
         np.cumsum(counts, out=start[1:])
+        first = np.array([at for _, at, _ in parts], np.int32)
         total = int(start[-1])
-        tokens, positions = np.empty(total, np.int32), np.empty(total, np.int32)
-        slots = np.empty(total, np.int64)
-        tables = np.zeros((len(parts), max((len(blocks) for _, _, blocks in parts), default=0)), np.int32)
-        for r, (ids, first, blocks) in enumerate(parts):
-            rows = slice(start[r], start[r + 1])
-            tokens[rows] = ids
-            tables[r, : len(blocks)] = blocks
-            position = np.arange(first, first + len(ids), dtype=np.int32)
-            positions[rows] = position
-            slots[rows] = tables[r, position // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + position % BLOCK_SIZE
-        context = np.array([first + len(ids) for ids, first, _ in parts], np.int32)
-        return cls(tokens, positions, slots, tables, start, context, contexts, read)
+        tokens = np.fromiter(chain.from_iterable([ids for ids, _, _ in parts]), np.int32, total)
+        row = np.repeat(np.arange(len(parts)), counts)
+        positions = np.arange(total, dtype=np.int32) + (first - start[:-1])[row]
+        held = np.array([len(blocks) for _, _, blocks in parts])
+        tables = np.zeros((len(parts), held.max(initial=0)), np.int32)
+        flat = chain.from_iterable([blocks for _, _, blocks in parts])
+        tables[np.arange(tables.shape[1]) < held[:, None]] = np.fromiter(flat, np.int32, held.sum())
+        slots = tables[row, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+        return cls(tokens, positions, slots, tables, start, first + counts, contexts, read)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -161,26 +162,23 @@ class StepLoop:
     def _snapshot(self) -> Snapshot:
         running = []
         pending: set[bytes] = set()
+        self._draft()
+        wanted = 0
         for sequence in self.running.values():
-            self._draft(sequence)
-        if self.drafter is not None:
-            self.drafter.draft([s for s in self.running.values() if s.computed == len(s.tokens) - 1], self._keys)
-        for sequence in self.running.values():
-            if sequence.computed < len(sequence.tokens) - 1 and not sequence.stale:
-                pending.update(self._keys(sequence)[sequence.computed // BLOCK_SIZE :])
-            blocks = sequence.table.blocks
+            request, total, computed = sequence.request, sequence.total, sequence.computed
+            held = len(sequence.table.blocks)
+            wanted += max(-(-total // BLOCK_SIZE) - held, 0)
+            decoding = computed == len(sequence.tokens) - 1
+            if not (decoding or sequence.stale):
+                pending.update(self._keys(sequence)[computed // BLOCK_SIZE :])
             running.append(
-                SequenceView(
-                    sequence.request.id,
-                    sequence.request.priority,
-                    sequence.arrival,
-                    sequence.total,
-                    sequence.computed,
-                    len(blocks),
-                    freeable=sum(self.pool.references(block) == 1 for block in blocks),
-                    decoding=sequence.computed == len(sequence.tokens) - 1,
-                )
+                SequenceView(request.id, request.priority, sequence.arrival, total, computed, held, decoding=decoding)
             )
+        if wanted > self.pool.free:  # else nobody is preempted, and nobody asks
+            running = [
+                msgspec.structs.replace(view, freeable=self.pool.sole(sequence.table.blocks))
+                for view, sequence in zip(running, self.running.values(), strict=True)
+            ]
         waiting = []
         claimed: set[tuple[str, str]] = set()
         seats = self.config.max_seqs - len(self.running)
@@ -263,26 +261,35 @@ class StepLoop:
         self.waiting[sequence.request.id] = sequence
         self.count["preemptions"] += 1
 
-    def _draft(self, sequence: Sequence) -> None:
-        sequence.drafts, sequence.branches = [], []
-        if sequence.drafter is not None and sequence.computed == len(sequence.tokens) - 1:
-            room = sequence.limit - len(sequence.tokens) - 1
-            sequence.drafts = sequence.drafter.draft(sequence.tokens)[: max(room, 0)]
+    def _draft(self) -> None:
+        decoding = []
+        for sequence in self.running.values():
+            if sequence.drafts or sequence.branches:
+                sequence.drafts, sequence.branches = [], []
+            if sequence.computed != len(sequence.tokens) - 1:
+                continue
+            decoding.append(sequence)
+            if sequence.drafter is not None:
+                room = sequence.limit - len(sequence.tokens) - 1
+                sequence.drafts = sequence.drafter.draft(sequence.tokens)[: max(room, 0)]
+        if self.drafter is not None:
+            self.drafter.draft(decoding, self._keys)
 
     def _execute(self, work: list[tuple[Sequence, int]]) -> list[Output]:
-        parts = []
+        parts, rows, at = [], [], 0
         for sequence, count in work:
-            end = sequence.computed + count
-            sequence.table.blocks += self.pool.take(sequence.table.missing(end))
-            sequence.drafts = sequence.drafts[: max(end - len(sequence.tokens), 0)]
-            parts.append((sequence.slice(sequence.computed, end), sequence.computed, sequence.table.blocks))
-            self.count["recomputed_tokens"] += max(min(end, sequence.furthest) - sequence.computed, 0)
+            first, end, blocks = sequence.computed, sequence.computed + count, sequence.table.blocks
+            if end > len(blocks) * BLOCK_SIZE:
+                blocks += self.pool.take(sequence.table.missing(end))
+            if sequence.drafts:
+                sequence.drafts = sequence.drafts[: max(end - len(sequence.tokens), 0)]
+            parts.append((sequence.slice(first, end), first, blocks))
+            if first < sequence.furthest:
+                self.count["recomputed_tokens"] += min(end, sequence.furthest) - first
             sequence.furthest = max(sequence.furthest, end)
-        known = self._attention.sparse is not None
-        rows, at = [], 0
-        for sequence, count in work:
             rows += self._rows(sequence, count, at)
             at += count
+        known = self._attention.sparse is not None
         branches = [] if known else fork([s for s, _ in work if s.branches], self.pool, self.runner)
         parts += [branch.part for branch in branches]
         read = bool(rows or branches) or any(sequence.embedding is not None for sequence, _ in work)
@@ -371,7 +378,9 @@ class StepLoop:
         reached = sequence.reached or sequence.computed + count
         sequence.computed = min(reached, len(sequence.tokens) - (sequence.fresh > 0))
         self.count["generated_tokens"] += sequence.fresh
-        sequence.drafts, sequence.branches, sequence.fresh, sequence.reached = [], [], 0, 0
+        sequence.fresh = sequence.reached = 0
+        if sequence.drafts:
+            sequence.drafts, sequence.branches = [], []
         self._publish(sequence)
         if sequence.finish is None and sequence.limit == sequence.prompt_len == sequence.computed:
             sequence.finish = "length"
@@ -466,8 +475,9 @@ def _read(sequence: Sequence, position: int, logits: F32) -> None:
 
 def _choose(sequence: Sequence, position: int, logits: F32) -> None:
     """The token behind ``position``."""
-    sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())
+    generated = len(sequence.tokens) - sequence.prompt_len
+    sampled = sequence.sampler.sample(logits, position + 1, generated, sequence.mask())
     while not sequence.admits(sampled.token):
-        sampled = sequence.sampler.sample(logits, position + 1, sequence.generated, sequence.mask())
+        sampled = sequence.sampler.sample(logits, position + 1, generated, sequence.mask())
     sequence.fresh += 1
     sequence.append(sampled)

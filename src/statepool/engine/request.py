@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from statepool.core.errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -134,8 +136,7 @@ class Request:
             raise InvalidRequest("embed needs max_tokens 0 and no session", param="embed")
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """The raw model log-probability of one token, and of the best alternatives, best first."""
 
     token: int
@@ -155,8 +156,7 @@ class Usage:
     accepted_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """What one step added to one request. The last one has ``finish_reason`` and ``usage``.
 
     ``text`` is the newly decoded text (held back while a code point or a stop string is

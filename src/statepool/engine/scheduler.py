@@ -7,19 +7,21 @@ the difference. Running sequences come first, so a long prefill never stalls a d
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from statepool.kv.layout import BLOCK_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceView:
+class SequenceView(msgspec.Struct, frozen=True, gc=False):
     """What the scheduler may know of one sequence.
 
     ``hit_tokens`` and ``hit_blocks`` count a waiting sequence's prefix found in the pool;
     ``hit_free`` how many of those blocks nobody holds now (holding them uses up free blocks).
-    ``freeable`` is what preempting a running sequence would give back.
+    ``freeable`` is what preempting a running sequence would give back, if the step may run short of blocks.
     """
 
     id: str
@@ -88,12 +90,12 @@ class Plan:
 def schedule(snapshot: Snapshot) -> Plan:
     """Plan one step. Deterministic; holds no state."""
     free, budget = snapshot.free_blocks, snapshot.max_tokens
-    queue = sorted(snapshot.running, key=lambda view: view.rank)
+    queue = deque(sorted(snapshot.running, key=lambda view: view.rank))
     work: list[tuple[str, int]] = []
     preempted: list[SequenceView] = []
     cap, prompts = snapshot.prefill_cap, snapshot.prefill_budget
     while queue and budget > 0:
-        view = queue.pop(0)
+        view = queue.popleft()
         tokens = min(view.total - view.computed, cap, budget, budget if view.decoding else prompts)
         if tokens <= 0:
             continue

@@ -77,16 +77,15 @@ class Sequence:
     accepted_tokens: int = 0
     finish: FinishReason | None = None
     stop_reason: int | str | None = None
-    _tokens: list[int] = field(default_factory=list)
-    _text: list[str] = field(default_factory=list)
+    _text: str = ""
     _unread: list[int] = field(default_factory=list)
     """Tokens whose text nobody needed yet: those of a step are decoded together, unless stop strings look for each."""
     _sampled: list[Sampled] = field(default_factory=list)
+    """What came since the last output."""
+    prompt_len: int = field(init=False)
 
-    @property
-    def prompt_len(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt)
+    def __post_init__(self) -> None:
+        self.prompt_len = len(self.request.prompt)
 
     @property
     def exact(self) -> int:
@@ -133,7 +132,6 @@ class Sequence:
         token, params = sampled.token, self.request.params
         self.tokens.append(token)
         self.sampler.accept(token)
-        self._tokens.append(token)
         self._sampled.append(sampled)
         ends = token in params.stop_token_ids or (token in self.eos and not params.ignore_eos)
         if ends and self.generated >= params.min_tokens:
@@ -151,30 +149,26 @@ class Sequence:
 
     def output(self) -> Output | None:
         """What came since the last call, or None."""
-        if not self._tokens and self.finish is None:
+        sampled, finish, params = self._sampled, self.finish, self.request.params
+        if not sampled and finish is None:
             return None
-        params = self.request.params
         self._decode()
-        if self.finish is not None and self.stop.matched is None:
+        if finish is not None and self.stop.matched is None:
             # No stop string cut the text: what was held back belongs to it.
-            emitted, _ = self.stop.push(self.detokenizer.finish())
-            self._text += [emitted, self.stop.finish()]
+            self._text += self.stop.push(self.detokenizer.finish())[0] + self.stop.finish()
+        told = [] if params.logprobs is None else sampled
         out = Output(
-            id=self.request.id,
-            tokens=tuple(self._tokens),
-            text="".join(self._text),
-            logprobs=tuple(TokenLogprob(s.token, s.logprob, s.top) for s in self._sampled)
-            if params.logprobs is not None
-            else (),
-            sampled_logprobs=tuple(s.sampled_logprob for s in self._sampled) if params.logprobs is not None else (),
-            prompt_logprobs=tuple(self.prompt_logprobs)
-            if params.prompt_logprobs is not None and not self.started
-            else None,
-            finish_reason=self.finish,
-            stop_reason=self.stop_reason,
-            usage=self.usage() if self.finish is not None else None,
-            seed=self.sampler.seed if self.finish is not None else None,
-            embedding=self._mean() if self.finish is not None and self.embedding is not None else None,
+            self.request.id,
+            tuple([s.token for s in sampled]),
+            self._text,
+            tuple([TokenLogprob(s.token, s.logprob, s.top) for s in told]),
+            tuple([s.sampled_logprob for s in told]),
+            tuple(self.prompt_logprobs) if params.prompt_logprobs is not None and not self.started else None,
+            finish,
+            self.stop_reason,
+            usage=self.usage() if finish is not None else None,
+            seed=self.sampler.seed if finish is not None else None,
+            embedding=self._mean() if finish is not None and self.embedding is not None else None,
         )
         self.started = True
         self.discard()
@@ -187,13 +181,15 @@ class Sequence:
     def discard(self) -> None:
         """Forget what ``output`` would return: it was handed out before this sequence moved here."""
         self._decode()
-        self._tokens, self._text, self._sampled = [], [], []
+        self._text, self._sampled = "", []
 
     def _decode(self) -> str | None:
         """Turn what is unread into text; the stop string in it, if there is one."""
-        unread, self._unread = self._unread, []
-        emitted, matched = self.stop.push(self.detokenizer.push(unread))
-        self._text.append(emitted)
+        if not self._unread:
+            return None
+        emitted, matched = self.stop.push(self.detokenizer.push(self._unread))
+        self._unread = []
+        self._text += emitted
         return matched
 
     def usage(self) -> Usage:

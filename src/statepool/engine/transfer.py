@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -48,7 +49,7 @@ def pack(identity: str, sequence: Sequence, skipped: int, blocks: npt.NDArray[An
         "output": sequence.tokens[sequence.prompt_len :],
         "computed": sequence.computed,
         "cached_tokens": sequence.cached_tokens,
-        "prompt_logprobs": [entry and asdict(entry) for entry in sequence.prompt_logprobs],
+        "prompt_logprobs": [entry and msgspec.structs.asdict(entry) for entry in sequence.prompt_logprobs],
         "skipped": skipped,
         "shape": blocks.shape,
         "dtype": blocks.dtype.str,

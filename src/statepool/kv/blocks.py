@@ -65,6 +65,10 @@ class BlockPool:
         """How many holders a block has."""
         return self._refs[block]
 
+    def sole(self, blocks: Iterable[int]) -> int:
+        """How many of ``blocks`` have one holder alone, so that its release frees them."""
+        return sum(self._refs[block] == 1 for block in blocks)
+
     def is_published(self, block: int) -> bool:
         """Whether a block is in the index, so that its bytes must not change."""
         return self._entries[block] is not None
