@@ -22,7 +22,7 @@ ROOMS = {
     ("engine/slicing",): 900,
     ("store", "native/store"): 11000,
     ("vector", "native/graph"): 9000,
-    ("sandbox", "sandbox/inside", "native/sandbox"): 7850,
+    ("sandbox", "sandbox/inside", "native/sandbox"): 7920,
     ("tasks/sequences", "native/sequences"): 3500,
     ("rollout", "native/suffix"): 5500,
     ("train",): 4500,

@@ -58,6 +58,12 @@ def pss(pid: int, *, without_files_in_memory: bool = False) -> int:
     return 1024 * (int(fields["Pss"].split()[0]) - files + int(fields["VmPTE"].split()[0]))
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process without its mapped files, whoever shares them, and its page tables."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem", "VmPTE"))
+
+
 def held(sandboxes: Sequence[Sandbox], *, without_files_in_memory: bool = False) -> float:
     """Bytes of all processes of these sandboxes, PID 1 included."""
     total = 0

@@ -106,12 +106,12 @@ def cpu(run: Run, count: int) -> float | None:
     )
     group.create()
     try:
-        own = time.thread_time()
+        own, before = time.thread_time(), group.usage().cpu_seconds  # runc's groups lie in this one, and may have run
         (group.paths["cpuacct"] / "tasks").write_text(tid)
         for _ in range(count):
             run()
         (roots()["cpuacct"] / home.rpartition(":")[2].lstrip("/") / "tasks").write_text(tid)
-        return (group.usage().cpu_seconds - (time.thread_time() - own)) / count
+        return (group.usage().cpu_seconds - before - (time.thread_time() - own)) / count
     finally:
         group.remove()
 

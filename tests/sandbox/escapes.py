@@ -70,6 +70,12 @@ ESCAPES = {
     "shutil.rmtree('/tmp/d', ignore_errors=True)\nos.makedirs('/tmp/d/e')\nfor name in ('opaque', 'redirect', 'metacopy', 'origin'):\n"
     "    for kind in ('user', 'trusted'):\n        for path in ('/tmp/d', '/usr', '/home'):\n            try: os.setxattr(path, f'{kind}.overlay.{name}', b'/../../../..')\n"
     "            except OSError: pass\nfound + [n for n in os.listdir('/tmp/d') if n != 'e'] + [n for n in ('bin', 'lib') if not os.listdir('/usr/' + n)]",
+    "memory of the template": "found = []\nfor line in open('/proc/self/maps'):\n    area, rights = line.split()[:2]\n"
+    "    if '/memfd:template' not in line: continue\n    begin, end = (int(part, 16) for part in area.split('-'))\n"
+    "    found += opened(f'/proc/self/map_files/{area}', os.O_RDONLY)\n    if rights[3] != 's': continue\n"
+    "    if libc.mprotect(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), 3) == 0: found.append(area)\n"
+    "    try:\n        with open('/proc/self/mem', 'r+b', 0) as file: file.seek(begin), file.write(b'x'), found.append('mem')\n"
+    "    except OSError: pass\nfound",
     # the last one: who breaks out is nowhere, and cannot come back
     "chroot in chroot": "found = []\ntry:\n    os.mkdir('/tmp/in')\n    back = os.open('/', os.O_RDONLY)\n    os.chroot('/tmp/in')\n    os.fchdir(back)\n"
     "    for _ in range(50):\n        os.chdir('..')\n    os.chroot('.')\n    found = [n for n in os.listdir('/') if n not in ('etc', 'proc', 'mnt', 'root', 'dev', "

@@ -1,10 +1,12 @@
 """Shared data: sealed memory, and pages from another process."""
 
 import contextlib
+import re
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,50 @@ def test_attached_data_is_equal_shared_and_cannot_be_changed_for_others(numeric)
     with pytest.raises(InvalidRequest, match="identifier"):
         Dataset({"not a name": np.zeros(3)})
     dataset.close()
+
+
+def _private(sandbox):
+    """Bytes that a kernel shares with nobody, as Linux counts them."""
+    slot = sandbox.lease.slot
+    (pid,) = slot.cgroup.members() - slot.own
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return 1024 * sum(int(part) for part in re.findall(r"Private_Dirty: +(\d+)", text))
+
+
+def _shrinks(sandbox, seconds):
+    before, end = _private(sandbox), time.monotonic() + seconds
+    while time.monotonic() < end:
+        if _private(sandbox) < 0.9 * before:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_what_an_idle_kernel_did_not_change_is_shared_again(pool):
+    """A cell writes to hundreds of pages, most of which hold the same afterwards: counters that went up and down."""
+    if pool.driver != "ns":
+        pytest.skip("needs cgroups to find the kernel")
+    with Sandbox(pool=pool) as sandbox:
+        state = "import random\nvalues = {n: [str(n)] for n in range(3000)}\n"
+        state += "def total():\n    return sum(map(int, map(''.join, values.values())))\ntotal()"
+        assert sandbox.run_code(state).text == "4498500"
+        assert _shrinks(sandbox, 30)
+        for _ in range(3):
+            assert sandbox.run_code("values[0] = ['1']\ntotal()").text == "4498501"
+            assert _shrinks(sandbox, 30)
+        with sandbox.snapshot() as moment, moment.fork(1)[0] as kid:
+            assert kid.run_code("total() + len(random.sample(range(9), 3))").text == "4498504"
+        assert sandbox.run_code("import gc\ngc.collect() >= 0 and total()").text == "4498501"
+
+
+def test_a_kernel_with_threads_gives_nothing_back(pool):
+    """A thread may write to a page between the look at it and its return."""
+    if pool.driver != "ns":
+        pytest.skip("needs cgroups to find the kernel")
+    with Sandbox(pool=pool) as sandbox:
+        assert sandbox.run_code("1 + 1").text == "2"
+        sandbox.run_code("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()")
+        assert not _shrinks(sandbox, 3)
 
 
 SERVER = """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Choice", "NodeLoad", "Parked", "by_room", "choose", "wanted"]
+__all__ = ["Choice", "NodeLoad", "Parked", "by_room", "choose", "returns_soon", "wanted"]
 
 Kind = Literal["reuse", "switch", "cold"]
 
@@ -50,12 +49,20 @@ def choose(parked: Sequence[Parked], template: str, domain: str | None, slots: i
     return None
 
 
-def wanted(low: int, high: int, drain_per_second: float, start_seconds: float) -> int:
-    """How many slots of a template should wait: as many as go while one is made, within bounds.
+def returns_soon(out: int, asking: int, lease_seconds: float, start_seconds: float, waited: float) -> bool:
+    """Whether to wait for one of the ``out`` slots of a template that are in use, rather than make another.
 
-    ``drain_per_second`` is what is taken less what comes back: who gives back as fast as he takes needs no more.
+    One comes back every ``lease_seconds / out``, and ``asking`` want it. Who has waited as long as a start takes
+    waits no more: that is twice the best at most.
     """
-    return max(low, min(high, math.ceil(drain_per_second * start_seconds)))
+    return waited < start_seconds and asking * lease_seconds < out * start_seconds
+
+
+def wanted(low: int, high: int, fewer: int) -> int:
+    """How many slots of a template should wait: as many as are in use ``fewer`` than at the busiest moment lately,
+    within bounds.
+    """
+    return max(low, min(high, fewer))
 
 
 @dataclass(frozen=True, slots=True)

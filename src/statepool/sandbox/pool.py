@@ -30,10 +30,12 @@ _FIRST_UID = 0x30000
 _UIDS = 0x10000
 _TICK = 0.25
 _SMOOTH = 0.3
+_FADE = 0.5 ** (_TICK / 30)
+"""A peak counts for half after 30 seconds."""
 _PATIENCE = 5.0
 _HIGH = 8
-_GRACE = 0.05
-"""Seconds to wait for a slot that is being cleaned before another is made."""
+_AT_ONCE = 2 * (os.cpu_count() or 1)
+"""Slots made at the same time: more only take the cores from those who run."""
 _MOST_USES = 1000
 """Slots are made anew after so many tenants, so that nothing can pile up in one."""
 
@@ -43,16 +45,17 @@ _NAMES = itertools.count()
 
 @dataclass(slots=True)
 class _Shelf:
-    """One template: its zygote, the slots that wait, and how much faster they are taken than given back."""
+    """One template: its zygote, the slots that wait, and how many are wanted how quickly."""
 
     zygote: Zygote
     parked: list[tuple[Slot, policy.Parked]] = field(default_factory=list)
-    drain: float = 0.0
-    since_tick: int = 0
-    """Taken less given back."""
-    idle: bool = True
-    starting: int = 0
     start_seconds: float = 0.02
+    lease_seconds: float = 0.0
+    """From when a slot is taken until it waits again."""
+    asking: int = 0
+    """Who waits for a slot."""
+    peak: float = 0.0
+    """The most that were out or asked for at once, lately."""
 
 
 class Pool:
@@ -89,6 +92,8 @@ class Pool:
         self._reactor = Reactor()
         self._shelves: dict[str, _Shelf] = {}
         self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)
+        """A slot was given back or is clean."""
         self._count = itertools.count(int.from_bytes(os.urandom(2), "little"))
         self._uids: set[int] = set()
         self._busy: set[Slot] = set()
@@ -160,12 +165,9 @@ class Pool:
             SlotFailed: one could not be made.
         """
         shelf = self._shelf(template)
-        with self._lock:
-            shelf.since_tick += 1
-            shelf.idle = False
         choice, taken = self._wait_for(shelf, domain)
         if choice.kind == "reuse" and taken is not None:
-            if len(shelf.parked) < self.low:
+            if len(shelf.parked) < self.low and not self._returns_soon(shelf, 0.0):
                 self._work.put(lambda: self._refill(template))
             return self._cross(taken, template, domain) if choice.fresh_network else taken
         if taken is not None:
@@ -176,6 +178,7 @@ class Pool:
             with self._lock:
                 self._making -= 1
         with self._lock:
+            slot.taken = time.monotonic()
             self._busy.add(slot)
         return slot
 
@@ -183,18 +186,34 @@ class Pool:
         """A choice. Where nothing waits, the caller cleans what lies there: that is quicker than making another."""
         template = shelf.zygote.template.name
         began = time.monotonic()
-        while True:
-            if not shelf.parked and self._clean_one(template):
-                continue
-            waited = time.monotonic() - began
-            if shelf.parked or not self._cleaning or waited > _GRACE:
-                found = self._choose(template, domain)
-                if found is not None:
-                    return found
-                if not (self._making or self._cleaning or self._dirty) or waited > _PATIENCE:
-                    raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
-            if not self._clean_one(None):
-                time.sleep(0.001)  # one is being made or cleaned at this moment
+        with self._lock:
+            shelf.asking += 1
+            shelf.peak = max(shelf.peak, self._out(shelf) + shelf.asking)
+        try:
+            while True:
+                if not shelf.parked and self._clean_one(template):
+                    continue
+                waited = time.monotonic() - began
+                if shelf.parked or not (self._making >= _AT_ONCE or self._returns_soon(shelf, waited)):
+                    found = self._choose(template, domain)
+                    if found is not None:
+                        return found
+                    if not (self._making or self._cleaning or self._dirty) or waited > _PATIENCE:
+                        raise Overloaded(f"all {self.most} slots are busy; close a sandbox or raise most")
+                if not self._clean_one(None):
+                    with self._news:
+                        self._news.wait(0.005)
+        finally:
+            with self._lock:
+                shelf.asking -= 1
+
+    def _out(self, shelf: _Shelf) -> int:
+        """Slots of a template that are in use or being cleaned."""
+        with self._lock:
+            return sum(slot.zygote is shelf.zygote for slot in self._busy)
+
+    def _returns_soon(self, shelf: _Shelf, waited: float) -> bool:
+        return policy.returns_soon(self._out(shelf), shelf.asking, shelf.lease_seconds, shelf.start_seconds, waited)
 
     def _choose(self, template: str, domain: str | None) -> tuple[policy.Choice, Slot | None] | None:
         """Decide, and take what was decided on out of the others' reach."""
@@ -211,6 +230,7 @@ class Pool:
                 other, taken, about = waiting[choice.index]
                 other.parked.remove((taken, about))
             if choice.kind == "reuse" and taken is not None:
+                taken.taken = time.monotonic()
                 self._busy.add(taken)
             else:
                 self._making += 1
@@ -235,8 +255,7 @@ class Pool:
         with self._lock:
             slot.uses += 1
             self._dirty.append((slot, uid, domain))
-            if (shelf := self._shelves.get(slot.zygote.template.name)) is not None:
-                shelf.since_tick -= 1
+            self._news.notify_all()
         self._work.put(lambda: self._clean_one(None))
 
     def discard(self, slot: Slot, reason: str) -> None:
@@ -338,10 +357,10 @@ class Pool:
         return shelf
 
     def _make(self, shelf: _Shelf) -> Slot:
-        began = time.monotonic()
         name = f"{os.getpid()}-{next(_NAMES)}"
         try:
             shelf.zygote.start()  # before anything is made that a failure would leave
+            began = time.monotonic()
             slot = Slot(name, shelf.zygote, Cgroup(name, self._cgroups), self._reactor)
             try:
                 self._ledger.write(cgroup=name)
@@ -405,17 +424,20 @@ class Pool:
         with self._lock:
             self.counters["resets"] += 1
             self._busy.discard(slot)
-            shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, time.monotonic(), slot.uses)))
+            now = time.monotonic()
+            shelf.lease_seconds += _SMOOTH * (now - slot.taken - shelf.lease_seconds)
+            shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, now, slot.uses)))
+            self._news.notify_all()
 
     def _refill(self, template: str) -> None:
         shelf = self._shelves[template]
-        want = policy.wanted(self.low, self.high, shelf.drain, shelf.start_seconds)
+        want = policy.wanted(self.low, self.high, round(shelf.peak) - self._out(shelf))
         try:
             if not self._closed:
                 self.fill(template, want)
         except (StatepoolError, OSError) as error:
             _log.warning("template %s: %s", template, error)
-            shelf.drain, shelf.idle = 0.0, True  # not again before somebody asks
+            shelf.peak = 0.0  # not again before somebody asks
 
     def _keep(self) -> None:
         tick = time.monotonic() + _TICK
@@ -437,10 +459,9 @@ class Pool:
         with self._lock:
             due = [key for key, (when, _) in self._due.items() if when <= now]
             acts = [self._due.pop(key)[1] for key in due]
-            used = [name for name, shelf in self._shelves.items() if shelf.drain > 0.01 or not shelf.idle]
+            used = [name for name, shelf in self._shelves.items() if shelf.peak > 0.5]
             for shelf in self._shelves.values():
-                shelf.drain += _SMOOTH * (shelf.since_tick / _TICK - shelf.drain)
-                shelf.since_tick, shelf.idle = 0, True
+                shelf.peak *= _FADE
         for act in acts:
             try:
                 act()

@@ -210,6 +210,8 @@ class Slot:
         self._pidfd = -1
         self.uses = 0
         """Tenants that it has had."""
+        self.taken = 0.0
+        """When the last of them came."""
         self.spent = Usage(0, 0, 0, 0.0, 0)
         """By the tenants before this one."""
         self.on_exit: Callable[[int, int], None] | None = None

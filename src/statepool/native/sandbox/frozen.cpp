@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "init.h"
+#include "pages.h"
 
 namespace statepool::sandbox {
 namespace {
@@ -124,6 +125,7 @@ Forked hold(int line, int other) {
 void sow(int line, const std::vector<sock_filter>& program) {
   prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   handle(SIGCHLD, SIG_IGN);  // slots are its children once the process between has ended: nobody waits for them
+  seal();
   Order order;
   while (receive(line, order)) {
     const pid_t pid = fork();

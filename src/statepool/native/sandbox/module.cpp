@@ -60,15 +60,23 @@ nb::object told(const Forked& forked) {
 
 constexpr uint32_t kMostBytes = 64 << 20;  // of what a kernel is told, cells among it
 
-// The next message on `line` and its descriptors; None once the other end has gone. Python's signal handlers run while it waits.
-nb::object heard(int line) {
+constexpr int kIdle = 1000;  // milliseconds
+
+// The next message on `line` and its descriptors; None once the other end has gone. Python's signal handlers run while it waits. Where
+// it waits long, memory goes back to the template if `used` says that there may be some.
+nb::object heard(int line, bool used) {
   Order order;
   bool whole = false;
   for (int error = EINTR; error == EINTR;) {
     {
       nb::gil_scoped_release released;
       pollfd wanted{line, POLLIN, 0};
-      error = poll(&wanted, 1, -1) < 0 ? errno : 0;
+      int ready = poll(&wanted, 1, used ? kIdle : -1);
+      if (!ready) {
+        give_back();
+        ready = poll(&wanted, 1, -1);
+      }
+      error = ready < 0 ? errno : 0;
       whole = !error && receive(line, order, kMostBytes);
     }
     if (error == EINTR && PyErr_CheckSignals()) throw nb::python_error();
@@ -86,11 +94,11 @@ void tell_bytes(int line, nb::bytes text, const std::vector<int>& fds) {
 }  // namespace
 
 NB_MODULE(_sandbox, m) {
-  m.def("collapse", &collapse);
   m.def("fill_holes", &fill_holes);
+  m.def("seal", &seal);
   m.def("written", &written);
   m.def("expect_writes", &expect_writes, "stretches"_a);
-  m.def("receive", &heard, "line"_a);
+  m.def("receive", &heard, "line"_a, "used"_a);
   m.def("tell", &tell_bytes, "line"_a, "text"_a, "fds"_a = nb::list());
   m.def("fork", [] {
     const pid_t pid = fork();

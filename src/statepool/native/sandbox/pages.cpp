@@ -3,9 +3,11 @@
 #include <Python.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,8 +17,9 @@
 namespace statepool::sandbox {
 namespace {
 
-constexpr uintptr_t kPage = 4096, kHuge = 2u << 20;
-constexpr int kPopulateWrite = 23, kCollapse = 25;  // MADV_, of Linux 5.14 and 6.1
+constexpr uintptr_t kPage = 4096, kHuge = 2u << 20, kNear = 16 * kPage;
+constexpr int kPopulateRead = 22, kPopulateWrite = 23, kCollapse = 25;  // MADV_, of Linux 5.14 and 6.1
+constexpr int kFutureWrite = 0x10;  // F_SEAL_, of Linux 5.1
 // Bits of /proc/self/pagemap.
 constexpr uint64_t kPresent = uint64_t(1) << 63, kOfFile = uint64_t(1) << 61, kExclusive = uint64_t(1) << 56;
 
@@ -25,43 +28,69 @@ std::vector<Stretch> expected;
 struct Area {
   uintptr_t begin, end;
   char path[16];
+  bool constant;
 };
 
-std::vector<Area> writable() {
+// Private memory that was or can be written to.
+std::vector<Area> areas() {
   std::vector<Area> found;
   std::unique_ptr<FILE, int (*)(FILE*)> maps(fopen("/proc/self/maps", "re"), fclose);
   char line[4352];
   while (maps && fgets(line, sizeof line, maps.get())) {
     Area area{};
     char rights[5];
-    if (sscanf(line, "%lx-%lx %4s %*s %*s %*s %15s", &area.begin, &area.end, rights, area.path) >= 3 && !strcmp(rights, "rw-p"))
-      found.push_back(area);
+    if (sscanf(line, "%lx-%lx %4s %*s %*s %*s %15s", &area.begin, &area.end, rights, area.path) < 3) continue;
+    area.constant = rights[1] == '-';
+    if (rights[0] == 'r' && rights[2] == '-' && rights[3] == 'p') found.push_back(area);
   }
   return found;
+}
+
+// Pages between two addresses that are no file's, and with `exclusive` nobody else's; those at most `near` bytes apart as one stretch.
+std::vector<Stretch> own(uintptr_t at, uintptr_t end, uint64_t exclusive, uintptr_t near) {
+  std::vector<Stretch> found;
+  const int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  while (map >= 0 && at < end) {
+    uint64_t entries[256];
+    const size_t wanted = std::min<size_t>(256, (end - at) / kPage) * 8;
+    const ssize_t got = pread(map, entries, wanted, off_t(at / kPage * 8));
+    if (got < 8) break;
+    for (ssize_t i = 0; i < got / 8; ++i, at += kPage) {
+      if ((entries[i] & (kPresent | kOfFile | exclusive)) != (kPresent | exclusive)) continue;
+      if (!found.empty() && found.back().first + found.back().second + near >= at)
+        found.back().second = at + kPage - found.back().first;
+      else
+        found.emplace_back(at, kPage);
+    }
+  }
+  if (map >= 0) close(map);
+  return found;
+}
+
+struct Piece {
+  uintptr_t begin, length;
+  off_t at;  // in the file, the same distance from a multiple of 2 MiB, so that such pages can be mapped
+  int rights;
+};
+
+std::vector<Piece> pieces;
+char* image;  // the file, for reading
+size_t image_bytes;
+
+bool one_thread() {
+  struct stat tasks;
+  return !stat("/proc/self/task", &tasks) && tasks.st_nlink == 3;
 }
 
 }  // namespace
 
 std::vector<Stretch> written() {
   std::vector<Stretch> found;
-  const int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-  if (map < 0) return found;
-  for (const Area& area : writable()) {
-    for (uintptr_t at = area.begin; at < area.end;) {
-      uint64_t entries[256];
-      const size_t wanted = std::min<size_t>(256, (area.end - at) / kPage) * 8;
-      const ssize_t got = pread(map, entries, wanted, off_t(at / kPage * 8));
-      if (got < 8) break;
-      for (ssize_t i = 0; i < got / 8; ++i, at += kPage) {
-        if ((entries[i] & (kPresent | kOfFile | kExclusive)) != (kPresent | kExclusive)) continue;
-        if (!found.empty() && found.back().first + found.back().second == at)
-          found.back().second += kPage;
-        else
-          found.emplace_back(at, kPage);
-      }
-    }
+  for (const Area& area : areas()) {
+    if (area.constant) continue;
+    const auto more = own(area.begin, area.end, kExclusive, 0);
+    found.insert(found.end(), more.begin(), more.end());
   }
-  close(map);
   return found;
 }
 
@@ -71,14 +100,57 @@ void copy_expected() {
   for (const auto& [begin, length] : expected) madvise(reinterpret_cast<void*>(begin), length, kPopulateWrite);
 }
 
-int collapse() {
-  int made = 0;
-  for (const Area& area : writable()) {
-    if (*area.path && strcmp(area.path, "[heap]")) continue;
-    for (uintptr_t at = (area.begin + kHuge - 1) & ~(kHuge - 1); at + kHuge <= area.end; at += kHuge)
-      if (!madvise(reinterpret_cast<void*>(at), kHuge, kCollapse)) ++made;  // an older Linux says no, as for empty memory
+void seal() {
+  off_t end = 0;
+  for (const Area& area : areas()) {
+    if (!strcmp(area.path, "[stack]")) continue;
+    for (const auto& [begin, length] : own(area.begin, area.end, 0, kNear)) {
+      end = off_t((uintptr_t(end) + kHuge - 1) & ~(kHuge - 1)) + off_t(begin % kHuge);
+      pieces.push_back({begin, length, end, area.constant ? PROT_READ : PROT_READ | PROT_WRITE});
+      end += off_t(length);
+    }
   }
-  return made;
+  const int file = memfd_create("template", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (file < 0 || ftruncate(file, end)) return;
+  void* there = mmap(nullptr, size_t(end), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  const bool sealed = !fcntl(file, F_ADD_SEALS, kFutureWrite | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+  void* shown = mmap(nullptr, size_t(end), PROT_READ, MAP_SHARED, file, 0);
+  if (there == MAP_FAILED || shown == MAP_FAILED || !sealed) return void(close(file));
+  image = static_cast<char*>(shown);
+  image_bytes = size_t(end);
+  // From here until all is mapped nothing but the stack may change: what is copied already would be lost.
+  for (const Piece& piece : pieces) memcpy(static_cast<char*>(there) + piece.at, reinterpret_cast<void*>(piece.begin), piece.length);
+  for (const Piece& piece : pieces)
+    if (mmap(reinterpret_cast<void*>(piece.begin), piece.length, piece.rights, MAP_PRIVATE | MAP_FIXED, file, piece.at) == MAP_FAILED) _exit(1);
+  munmap(there, size_t(end));
+  close(file);
+  for (const Piece& piece : pieces) {
+    const uintptr_t first = (piece.begin + kHuge - 1) & ~(kHuge - 1), last = (piece.begin + piece.length) & ~(kHuge - 1);
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, kCollapse);  // an older Linux says no
+    madvise(reinterpret_cast<void*>(piece.begin), piece.length, kPopulateRead);
+  }
+}
+
+void give_back() {
+  if (!image || !one_thread()) return;
+  const uint64_t all = ~uint64_t(0);
+  uint64_t before = 0;
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, 8);  // a handler's writes would be lost
+  const uintptr_t mine = reinterpret_cast<uintptr_t>(__builtin_thread_pointer()) & ~(kPage - 1);  // the kernel writes there
+  void* again = mremap(image, 0, image_bytes, MREMAP_MAYMOVE);  // a mapping of its own: its page tables go with it
+  for (size_t i = 0; again != MAP_FAILED && i < pieces.size(); ++i) {
+    const Piece piece = pieces[i];
+    const auto found = own(piece.begin, piece.begin + piece.length, 0, 0);
+    for (const auto& [begin, length] : found)
+      for (uintptr_t at = begin, same = begin; at <= begin + length; at += kPage) {
+        const char* was = static_cast<char*>(again) + piece.at + (at - piece.begin);
+        if (at < begin + length && at != mine && !memcmp(reinterpret_cast<void*>(at), was, kPage)) continue;
+        if (same < at) madvise(reinterpret_cast<void*>(same), at - same, MADV_DONTNEED);
+        same = at + kPage;
+      }
+  }
+  if (again != MAP_FAILED) munmap(again, image_bytes);
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, nullptr, 8);
 }
 
 void fill_holes() {

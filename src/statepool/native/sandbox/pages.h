@@ -22,9 +22,13 @@ void expect_writes(std::vector<Stretch> stretches);
 // stretch is not there, or this Linux is older than 5.14, nothing happens, and faults come as they always do.
 void copy_expected();
 
-// Put the private memory of this process into pages of 2 MiB where there are so many beside each other. A fork copies one entry for
-// such a page instead of 512, and who writes to a part of it still gets a copy of 4 KiB only. Answers how many pages there are.
-int collapse();
+// Put what this process has written to into a sealed file in memory and map that privately in its place, in pages of 2 MiB where there
+// are so many beside each other. A fork then copies no entries of page tables, and a page that a fork has written to can go back. Where
+// this Linux does not do that, memory stays as it is.
+void seal();
+
+// Free the pages that hold what the sealed file does: counters went up and down again. Nothing, if there are other threads.
+void give_back();
 
 // Take all free memory between what is in use, so that what is allocated in a fork lies close together, not in a page here and there.
 void fill_holes();

@@ -53,7 +53,7 @@ class Kernel:
 
     def loop(self) -> None:
         """Answer messages until the manager closes the socket."""
-        while (told := _sandbox.receive(self.line)) is not None:
+        while (told := _sandbox.receive(self.line, self.count > 0)) is not None:
             message, fds = marshal.loads(told[0]), told[1]  # noqa: S302  # the manager is trusted here
             operation = message.pop("op")
             if operation == "begin":

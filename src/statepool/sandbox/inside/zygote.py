@@ -73,7 +73,6 @@ def _load(spec: dict[str, Any]) -> None:
     gc.collect()
     gc.freeze()
     _sandbox.fill_holes()
-    _sandbox.collapse()
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise RuntimeError(
