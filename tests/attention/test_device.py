@@ -77,7 +77,12 @@ def test_each_key_goes_to_the_first_nearest_centroid(streams, count, clusters, w
     assert torch.equal(total, want)
 
 
-def paged(dtype, group, width, config, count=150, streams=2):
+def split(tensors, sizes):
+    return zip(*(x.split(list(sizes), dim=1) for x in tensors), strict=True)
+
+
+def paged(dtype, group, width, config, count=150, streams=2, chunks=()):
+    """Tokens in the sizes of ``chunks`` are appended, those before them built."""
     from statepool.engine.attention.wave.device.index import DeviceWaveIndex
 
     g = torch.Generator().manual_seed(3)
@@ -87,24 +92,40 @@ def paged(dtype, group, width, config, count=150, streams=2):
     )
     values, query = torch.randn(keys.shape, generator=g), 2 * torch.randn(streams, group, width, generator=g)
     keys, values, query = keys.to(dtype), values.to(dtype), query.to(dtype).float()
-    index = DeviceWaveIndex.build(keys.to(DEVICE), values.to(DEVICE), config)
+    first, *more = ([x.to(DEVICE) for x in part] for part in split((keys, values), [count - sum(chunks), *chunks]))
+    index = DeviceWaveIndex.build(*first, config)
+    for part in more:
+        index = index.append(*part)
     out, lse = index.decode(query.to(DEVICE))
     return keys.double(), values.double(), query.double(), index, out.cpu().double(), lse.cpu().double()
 
 
 @needs_triton
 @pytest.mark.parametrize(("dtype", "most", "mean"), TYPES)
-@pytest.mark.parametrize(("group", "width"), [(2, 32), (7, 20)])
-def test_reading_every_cluster_is_attention(dtype, most, mean, group, width):
+@pytest.mark.parametrize(
+    ("group", "width", "chunks"), [(2, 32, ()), (7, 20, ()), (2, 32, (1, 62, 3, 24)), (1, 16, (63,))]
+)
+def test_reading_every_cluster_is_attention(dtype, most, mean, group, width, chunks):
     config = WaveConfig(
         tokens_per_cluster=8, segment=64, update_segment=64, local=10, iterations=2, retrieve=1.0, estimate=0.0
     )
-    keys, values, query, _, out, lse = paged(dtype, group, width, config)
+    keys, values, query, _, out, lse = paged(dtype, group, width, config, chunks=chunks)
     scores = query @ keys.transpose(1, 2) * width**-0.5
     want = scores.softmax(2) @ values
     assert (out - want).abs().max() < most
     assert (out - want).abs().mean() < mean
     assert (lse - scores.logsumexp(2)).abs().max() < most
+
+
+@needs_triton
+def test_the_same_index_whatever_the_chunks():
+    config = WaveConfig(tokens_per_cluster=8, segment=64, update_segment=32, local=10, iterations=2, retrieve=0.2)
+    at_once, one_by_one = (
+        paged(torch.float32, 2, 16, config, chunks=chunks)[3:] for chunks in ((90,), (1, 31, *[1] * 40, 18))
+    )
+    assert at_once[0].newest == one_by_one[0].newest == 10 + 90 % 32
+    assert torch.equal(at_once[1], one_by_one[1])
+    assert torch.equal(at_once[2], one_by_one[2])
 
 
 @needs_triton
@@ -122,8 +143,8 @@ def test_indices_join():
 
 
 @needs_triton
-@pytest.mark.parametrize("estimator", ["mean", "iso2"])
-def test_the_three_zones(estimator):
+@pytest.mark.parametrize(("estimator", "chunks"), [("mean", ()), ("iso2", ()), ("iso2", (5, 70))])
+def test_the_three_zones(estimator, chunks):
     """What is read, estimated and left out, written down cluster by cluster in float64."""
     config = WaveConfig(
         tokens_per_cluster=8,
@@ -135,8 +156,8 @@ def test_the_three_zones(estimator):
         estimate=0.4,
         estimator=estimator,
     )
-    keys, values, query, index, out, lse = paged(torch.float32, 2, 32, config)
-    scale, sink, local = 32**-0.5, config.sink, config.local
+    keys, values, query, index, out, lse = paged(torch.float32, 2, 32, config, chunks=chunks)
+    scale, sink, local = 32**-0.5, config.sink, index.newest
     for stream in range(len(keys)):
         k, v, q = keys[stream], values[stream], query[stream]
         sizes, centroids = index.sizes[stream].cpu(), index.centroids[stream].cpu().double()
@@ -178,5 +199,9 @@ def test_wrong_arguments_of_an_index():
         DeviceWaveIndex.build(keys, keys, WaveConfig())
     with pytest.raises(InvalidRequest, match="keys and values must both be"):
         DeviceWaveIndex.build(keys, keys[:, :4], WaveConfig())
+    index = DeviceWaveIndex.build(*[torch.zeros(1, 120, 16, device=DEVICE)] * 2, WaveConfig())
+    for wrong in (keys[..., :8], keys.bfloat16(), keys[0]):
+        with pytest.raises(InvalidRequest, match=r"must be \[1, tokens, 16\] torch.float32"):
+            index.append(wrong, wrong)
     with pytest.raises(InvalidConfig, match="diag2 is not built"):
         DeviceWaveIndex.build(keys, keys, WaveConfig(estimator="diag2"))

@@ -1,4 +1,4 @@
-// Cuts attention into work items (rows of one request x one KV head, and segments where items are few) for the pool.
+// Cuts attention into work items (rows of one request x KV heads, and segments where items are few) for the pool.
 #include "attention.h"
 
 #include <nanobind/stl/optional.h>
@@ -19,7 +19,8 @@ using namespace nb::literals;
 namespace statepool {
 namespace {
 
-constexpr int64_t kTileVectors = 24;  // query vectors of one item: enough to amortise a page, few enough for the cache
+constexpr int64_t kTileVectors = 24;  // query vectors of one KV head: enough to amortise a page, few enough for the cache
+constexpr int64_t kItemVectors = 32;  // of one item: rows that read much and compute little take heads together
 constexpr int64_t kItemsPerThread = 4;
 
 struct Tile {
@@ -28,6 +29,11 @@ struct Tile {
   int64_t old_pages;      // pages that hold no row of this call
   int64_t segments;       // from `first_segment` on, that its last row sees
   const int32_t* blocks;  // the request's table
+};
+
+struct Item {
+  const Tile* tile;
+  int64_t head, heads;  // KV heads
 };
 
 struct Call {
@@ -39,7 +45,9 @@ struct Call {
   int64_t first_segment;  // segments before it are not read
   int64_t max_segments;   // segments of the longest row
   std::vector<Tile>& tiles;  // of the calling thread: kept between calls
+  std::vector<Item>& items;
   int64_t group() const { return heads / kv_heads; }
+  int64_t vectors(const Item& item) const { return item.heads * item.tile->rows * group(); }
 };
 
 struct Scratch {
@@ -70,9 +78,11 @@ Call prepare(const Array<const float, 3>& q, const PoolArray& pool_array, int64_
              const Array<const int32_t, 2>& tables, const Array<const int32_t, 1>& query_start,
              const Array<const int32_t, 1>& context_len, float scale, int64_t first_segment, int64_t segments) {
   static thread_local std::vector<Tile> tiles;
+  static thread_local std::vector<Item> items;
   tiles.clear();
+  items.clear();
   Call call{q.data(), static_cast<int64_t>(q.shape(0)), static_cast<int64_t>(q.shape(1)), 0,
-            static_cast<int64_t>(q.shape(2)), KvPool(pool_array), layer, scale, first_segment, 0, tiles};
+            static_cast<int64_t>(q.shape(2)), KvPool(pool_array), layer, scale, first_segment, 0, tiles, items};
   call.kv_heads = call.pool.kv_heads;
   const int64_t requests = static_cast<int64_t>(context_len.shape(0)), width = static_cast<int64_t>(tables.shape(1));
   require(call.pool.head_dim() == call.head_dim, "q: head_dim differs from the pool's");
@@ -102,22 +112,42 @@ Call prepare(const Array<const float, 3>& q, const PoolArray& pool_array, int64_
       call.max_segments = std::max(call.max_segments, seen);
     }
   }
+  for (const Tile& tile : call.tiles) {
+    const int64_t together = std::clamp<int64_t>(kItemVectors / (tile.rows * call.group()), 1, call.kv_heads);
+    for (int64_t head = 0; head < call.kv_heads; head += together)
+      call.items.push_back({&tile, head, std::min(together, call.kv_heads - head)});
+  }
   return call;
 }
 
-// Query vectors of an item side by side: [rows][group][head_dim].
-void pack_queries(const Call& call, const Tile& tile, int64_t head, float* out) {
-  const int64_t one = call.group() * call.head_dim;
-  for (int64_t i = 0; i < tile.rows; ++i)
-    std::copy_n(call.q + (tile.row + i) * call.heads * call.head_dim + head * one, one, out + i * one);
+// Calls each(vector of the item, query vector of the call) in the order of the item: [heads][rows][group].
+template <class Each>
+void for_vectors(const Call& call, const Item& item, Each&& each) {
+  const int64_t group = call.group();
+  int64_t v = 0;
+  for (int64_t head = item.head; head < item.head + item.heads; ++head)
+    for (int64_t row = item.tile->row; row < item.tile->row + item.tile->rows; ++row)
+      for (int64_t i = 0; i < group; ++i, ++v) each(v, row * call.heads + head * group + i);
 }
 
-void run_segment(const Call& call, const Tile& tile, int64_t head, int64_t segment, Scratch& scratch, float* m, float* l,
-                 float* acc, int64_t first_page = 0, int64_t last_page = kSegmentPages) {
+// The thread's scratch, with the item's queries side by side.
+Scratch& scratch_for(const Call& call, const Item& item) {
+  Scratch& s = scratch_of_thread();
+  s.reserve(call.vectors(item), call.head_dim);
+  for_vectors(call, item, [&](int64_t v, int64_t at) {
+    std::copy_n(call.q + at * call.head_dim, call.head_dim, s.q + v * call.head_dim);
+  });
+  return s;
+}
+
+void run_segment(const Call& call, const Item& item, int64_t segment, Scratch& scratch, float* m, float* l, float* acc,
+                 int64_t first_page = 0, int64_t last_page = kSegmentPages) {
+  const Tile& tile = *item.tile;
   const int64_t start = (call.first_segment + segment) * kSegment;
   const int64_t pages = (tile.position + tile.rows - start + kPage - 1) / kPage;
   SegmentJob job;
   job.q = scratch.q;
+  job.heads = static_cast<int>(item.heads);
   job.vectors = static_cast<int>(tile.rows * call.group());
   job.group = static_cast<int>(call.group());
   job.head_dim = static_cast<int>(call.head_dim);
@@ -125,8 +155,8 @@ void run_segment(const Call& call, const Tile& tile, int64_t head, int64_t segme
   job.pages = static_cast<int>(std::clamp<int64_t>(pages, 0, last_page));
   job.first_page = static_cast<int>(first_page);
   job.blocks = tile.blocks + start / kPage;
-  job.keys = call.pool.base(call.layer, 0, head);
-  job.values = call.pool.base(call.layer, 1, head);
+  job.keys = call.pool.base(call.layer, 0, item.head);
+  job.values = call.pool.base(call.layer, 1, item.head);
   job.block_stride = call.pool.block_stride();
   job.scale = call.scale;
   job.scores = scratch.scores;
@@ -137,68 +167,68 @@ void run_segment(const Call& call, const Tile& tile, int64_t head, int64_t segme
   (call.pool.bf16 ? attention_kernels().segment_bf16 : attention_kernels().segment_float)(job);
 }
 
-void write(const Call& call, const Tile& tile, int64_t head, const float* m, const float* l, const float* acc, float* out,
-           float* lse) {
-  const int64_t group = call.group();
-  for (int64_t v = 0; v < tile.rows * group; ++v) {
-    const int64_t at = (tile.row + v / group) * call.heads + head * group + v % group;
-    attention_kernels().finish(acc + v * call.head_dim, l[v], out + at * call.head_dim, static_cast<int>(call.head_dim));
-    if (lse) lse[at] = static_cast<float>(static_cast<double>(m[v]) + std::log(static_cast<double>(l[v])));
-  }
+void fold_into(const Call& call, const Item& item, float* m, float* l, float* acc, const float* m2, const float* l2,
+               const float* acc2) {
+  attention_kernels().fold(m, l, acc, m2, l2, acc2, static_cast<int>(call.vectors(item)), static_cast<int>(call.head_dim));
 }
 
-// One item per tile and head: segments one after the other, folded as they come.
-void run_whole(const Call& call, float* out, float* lse) {
-  const int64_t items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
-  parallel_for(items, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
-      const int64_t head = item % call.kv_heads, vectors = tile.rows * call.group();
-      Scratch& s = scratch_of_thread();
-      s.reserve(vectors, call.head_dim);
-      pack_queries(call, tile, head, s.q);
-      run_segment(call, tile, head, 0, s, s.m, s.l, s.acc);
-      for (int64_t segment = 1; segment < tile.segments; ++segment) {
-        run_segment(call, tile, head, segment, s, s.m2, s.l2, s.acc2);
-        attention_kernels().fold(s.m, s.l, s.acc, s.m2, s.l2, s.acc2, static_cast<int>(vectors),
-                                 static_cast<int>(call.head_dim));
-      }
-      write(call, tile, head, s.m, s.l, s.acc, out, lse);
+void write(const Call& call, const Item& item, const float* m, const float* l, const float* acc, float* out, float* lse) {
+  for_vectors(call, item, [&](int64_t v, int64_t at) {
+    attention_kernels().finish(acc + v * call.head_dim, l[v], out + at * call.head_dim, static_cast<int>(call.head_dim));
+    if (lse) lse[at] = static_cast<float>(static_cast<double>(m[v]) + std::log(static_cast<double>(l[v])));
+  });
+}
+
+// Calls work(item, scratch with the queries packed) for every item, in parallel.
+template <class Work>
+void for_items(const Call& call, Work&& work) {
+  parallel_for(static_cast<int64_t>(call.items.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Item& item = call.items[static_cast<size_t>(i)];
+      work(item, scratch_for(call, item));
     }
   });
 }
 
-// One item per tile, head and segment, for a few long rows on many threads; then the same folds in the same order.
+// One task per item: segments one after the other, folded as they come.
+void run_whole(const Call& call, float* out, float* lse) {
+  for_items(call, [&](const Item& item, Scratch& s) {
+    run_segment(call, item, 0, s, s.m, s.l, s.acc);
+    for (int64_t segment = 1; segment < item.tile->segments; ++segment) {
+      run_segment(call, item, segment, s, s.m2, s.l2, s.acc2);
+      fold_into(call, item, s.m, s.l, s.acc, s.m2, s.l2, s.acc2);
+    }
+    write(call, item, s.m, s.l, s.acc, out, lse);
+  });
+}
+
+// One task per item and segment, for a few long rows on many threads; then the same folds in the same order.
 void run_split(const Call& call, float* out, float* lse) {
-  const int64_t segments = call.max_segments, items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
+  const int64_t segments = call.max_segments, items = static_cast<int64_t>(call.items.size());
   int64_t widest = 0;
-  for (const Tile& tile : call.tiles) widest = std::max(widest, tile.rows * call.group());
+  for (const Item& item : call.items) widest = std::max(widest, call.vectors(item));
   const int64_t part = widest * (call.head_dim + 2);
   static thread_local Buffer<float> parts_buffer;
   parts_buffer.reserve(static_cast<size_t>(items * segments * part));
   float* parts = parts_buffer.data();
   parallel_for(items * segments, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t item = i / segments, segment = i % segments, head = item % call.kv_heads;
-      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
-      if (segment >= tile.segments) continue;
-      Scratch& s = scratch_of_thread();
-      s.reserve(widest, call.head_dim);
-      pack_queries(call, tile, head, s.q);
+      const int64_t segment = i % segments;
+      const Item& item = call.items[static_cast<size_t>(i / segments)];
+      if (segment >= item.tile->segments) continue;
       float* p = parts + i * part;
-      run_segment(call, tile, head, segment, s, p, p + widest, p + 2 * widest);
+      run_segment(call, item, segment, scratch_for(call, item), p, p + widest, p + 2 * widest);
     }
   });
   parallel_for(items, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
-      float* p = parts + item * segments * part;
-      for (int64_t segment = 1; segment < tile.segments; ++segment) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Item& item = call.items[static_cast<size_t>(i)];
+      float* p = parts + i * segments * part;
+      for (int64_t segment = 1; segment < item.tile->segments; ++segment) {
         const float* next = p + segment * part;
-        attention_kernels().fold(p, p + widest, p + 2 * widest, next, next + widest, next + 2 * widest,
-                                 static_cast<int>(tile.rows * call.group()), static_cast<int>(call.head_dim));
+        fold_into(call, item, p, p + widest, p + 2 * widest, next, next + widest, next + 2 * widest);
       }
-      write(call, tile, item % call.kv_heads, p, p + widest, p + 2 * widest, out, lse);
+      write(call, item, p, p + widest, p + 2 * widest, out, lse);
     }
   });
 }
@@ -214,9 +244,8 @@ void attention(Array<const float, 3> q, PoolArray pool, int64_t layer, Array<con
                    static_cast<int64_t>(lse->shape(1)) == call.heads),
           "lse: must be [T, heads]");
   float* lse_data = lse ? lse->data() : nullptr;
-  const int64_t items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
   const int workers = threads();
-  if (workers > 1 && call.max_segments > 1 && items < kItemsPerThread * workers) {
+  if (workers > 1 && call.max_segments > 1 && static_cast<int64_t>(call.items.size()) < kItemsPerThread * workers) {
     run_split(call, out.data(), lse_data);
   } else {
     run_whole(call, out.data(), lse_data);
@@ -228,32 +257,16 @@ struct Halfway {
   float *m, *l, *acc;  // [T][heads][2], [T][heads][2], [T][heads][2][head_dim]
 };
 
-void carry(const Call& call, const Tile& tile, int64_t head, int which, bool save, const Halfway& state, float* m, float* l,
-           float* acc) {
-  const int64_t group = call.group(), hd = call.head_dim;
-  for (int64_t v = 0; v < tile.rows * group; ++v) {
-    const int64_t at = ((tile.row + v / group) * call.heads + head * group + v % group) * 2 + which;
+void carry(const Call& call, const Item& item, int which, bool save, const Halfway& state, float* m, float* l, float* acc) {
+  const int64_t hd = call.head_dim;
+  for_vectors(call, item, [&](int64_t v, int64_t vector) {
+    const int64_t at = vector * 2 + which;
     if (save) {
       state.m[at] = m[v], state.l[at] = l[v];
       std::copy_n(acc + v * hd, hd, state.acc + at * hd);
     } else {
       m[v] = state.m[at], l[v] = state.l[at];
       std::copy_n(state.acc + at * hd, hd, acc + v * hd);
-    }
-  }
-}
-
-// Calls work(tile, head, scratch, vectors) for every tile and KV head, in parallel, with the queries packed.
-template <class Work>
-void for_items(const Call& call, Work&& work) {
-  parallel_for(static_cast<int64_t>(call.tiles.size()) * call.kv_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
-      const int64_t head = item % call.kv_heads, vectors = tile.rows * call.group();
-      Scratch& s = scratch_of_thread();
-      s.reserve(vectors, call.head_dim);
-      pack_queries(call, tile, head, s.q);
-      work(tile, head, s, static_cast<int>(vectors));
     }
   });
 }
@@ -272,20 +285,20 @@ void attention_begin(Array<const float, 3> q, PoolArray pool, int64_t layer, Arr
                      Array<float, 3> m, Array<float, 3> l, Array<float, 4> acc) {
   const Call call = prepare(q, pool, layer, block_tables, query_start, context_len, scale, 0, -1);
   const Halfway state = halfway(call, m, l, acc);
-  for_items(call, [&](const Tile& tile, int64_t head, Scratch& s, int vectors) {
-    const int64_t whole = tile.old_pages / kSegmentPages, rest = tile.old_pages % kSegmentPages;
+  for_items(call, [&](const Item& item, Scratch& s) {
+    const int64_t whole = item.tile->old_pages / kSegmentPages, rest = item.tile->old_pages % kSegmentPages;
     for (int64_t segment = 0; segment < whole; ++segment) {
       if (segment == 0) {
-        run_segment(call, tile, head, 0, s, s.m, s.l, s.acc);
+        run_segment(call, item, 0, s, s.m, s.l, s.acc);
         continue;
       }
-      run_segment(call, tile, head, segment, s, s.m2, s.l2, s.acc2);
-      attention_kernels().fold(s.m, s.l, s.acc, s.m2, s.l2, s.acc2, vectors, static_cast<int>(call.head_dim));
+      run_segment(call, item, segment, s, s.m2, s.l2, s.acc2);
+      fold_into(call, item, s.m, s.l, s.acc, s.m2, s.l2, s.acc2);
     }
-    if (whole) carry(call, tile, head, 0, true, state, s.m, s.l, s.acc);
+    if (whole) carry(call, item, 0, true, state, s.m, s.l, s.acc);
     if (rest) {
-      run_segment(call, tile, head, whole, s, s.m2, s.l2, s.acc2, 0, rest);
-      carry(call, tile, head, 1, true, state, s.m2, s.l2, s.acc2);
+      run_segment(call, item, whole, s, s.m2, s.l2, s.acc2, 0, rest);
+      carry(call, item, 1, true, state, s.m2, s.l2, s.acc2);
     }
   });
 }
@@ -296,18 +309,18 @@ void attention_end(Array<const float, 3> q, PoolArray pool, int64_t layer, Array
   const Call call = prepare(q, pool, layer, block_tables, query_start, context_len, scale, 0, -1);
   const Halfway state = halfway(call, m, l, acc);
   require(extent(out, 0) == call.rows && extent(out, 1) == call.heads * call.head_dim, "out: must be [T, heads * head_dim]");
-  for_items(call, [&](const Tile& tile, int64_t head, Scratch& s, int vectors) {
-    const int64_t whole = tile.old_pages / kSegmentPages, rest = tile.old_pages % kSegmentPages;
-    if (whole) carry(call, tile, head, 0, false, state, s.m, s.l, s.acc);
-    for (int64_t segment = whole; segment < tile.segments; ++segment) {
+  for_items(call, [&](const Item& item, Scratch& s) {
+    const int64_t whole = item.tile->old_pages / kSegmentPages, rest = item.tile->old_pages % kSegmentPages;
+    if (whole) carry(call, item, 0, false, state, s.m, s.l, s.acc);
+    for (int64_t segment = whole; segment < item.tile->segments; ++segment) {
       const bool first = segment == 0;
       float *to_m = first ? s.m : s.m2, *to_l = first ? s.l : s.l2, *to_acc = first ? s.acc : s.acc2;
       const bool under_way = segment == whole && rest;
-      if (under_way) carry(call, tile, head, 1, false, state, to_m, to_l, to_acc);
-      run_segment(call, tile, head, segment, s, to_m, to_l, to_acc, under_way ? rest : 0);
-      if (!first) attention_kernels().fold(s.m, s.l, s.acc, s.m2, s.l2, s.acc2, vectors, static_cast<int>(call.head_dim));
+      if (under_way) carry(call, item, 1, false, state, to_m, to_l, to_acc);
+      run_segment(call, item, segment, s, to_m, to_l, to_acc, under_way ? rest : 0);
+      if (!first) fold_into(call, item, s.m, s.l, s.acc, s.m2, s.l2, s.acc2);
     }
-    write(call, tile, head, s.m, s.l, s.acc, out.data(), nullptr);
+    write(call, item, s.m, s.l, s.acc, out.data(), nullptr);
   });
 }
 
@@ -323,18 +336,15 @@ void attention_segments(Array<const float, 3> q, PoolArray pool, int64_t layer, 
   require(fits(m), "m: must be [T, heads, segments]");
   require(fits(l), "l: must be [T, heads, segments]");
   require(fits(acc) && static_cast<int64_t>(acc.shape(3)) == call.head_dim, "acc: must be [T, heads, segments, head_dim]");
-  const int64_t items = static_cast<int64_t>(call.tiles.size()) * call.kv_heads;
-  parallel_for(items * segments, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(static_cast<int64_t>(call.items.size()) * segments, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t item = i / segments, segment = i % segments, head = item % call.kv_heads, group = call.group();
-      const Tile& tile = call.tiles[static_cast<size_t>(item / call.kv_heads)];
-      Scratch& s = scratch_of_thread();
-      s.reserve(tile.rows * group, call.head_dim);
-      pack_queries(call, tile, head, s.q);
-      if (segment < tile.segments) run_segment(call, tile, head, segment, s, s.m, s.l, s.acc);
-      for (int64_t v = 0; v < tile.rows * group; ++v) {
-        const int64_t at = ((tile.row + v / group) * call.heads + head * group + v % group) * segments + segment;
-        const bool seen = segment < tile.segments;
+      const int64_t segment = i % segments;
+      const Item& item = call.items[static_cast<size_t>(i / segments)];
+      const bool seen = segment < item.tile->segments;
+      Scratch& s = scratch_for(call, item);
+      if (seen) run_segment(call, item, segment, s, s.m, s.l, s.acc);
+      for_vectors(call, item, [&](int64_t v, int64_t vector) {
+        const int64_t at = vector * segments + segment;
         m.data()[at] = seen ? s.m[v] : -std::numeric_limits<float>::infinity();
         l.data()[at] = seen ? s.l[v] : 0.0f;
         if (seen) {
@@ -342,7 +352,7 @@ void attention_segments(Array<const float, 3> q, PoolArray pool, int64_t layer, 
         } else {
           std::fill_n(acc.data() + at * call.head_dim, call.head_dim, 0.0f);
         }
-      }
+      });
     }
   });
 }

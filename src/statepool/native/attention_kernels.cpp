@@ -14,7 +14,7 @@ constexpr int kShare = 2;
 #endif
 // Above so many vectors a bf16 page is widened once into scratch instead of once per group of kShare.
 constexpr int kWidenAbove = 2 * kShare;
-// Pages between what is read and what is fetched: one is late for memory under load, three leave the cache too early.
+// Pages of a head between what is read and what is fetched; one is late for memory under load.
 constexpr int kAhead = 2;
 
 STATEPOOL_INLINE F16 lanes(const float* p) { return load(p); }
@@ -36,7 +36,7 @@ STATEPOOL_INLINE void score(const float* q, int head_dim, const T* keys, const T
     for (int i = 0; i < N; ++i) even[i] = fma(set1(q[i * head_dim + d]), k0, even[i]);
     keep_order();
     const F16 k1 = lanes(keys + d * kPage + kPage);
-    __builtin_prefetch(ahead + d * kPage);
+    fetch(ahead + d * kPage);
     for (int i = 0; i < N; ++i) odd[i] = fma(set1(q[i * head_dim + d + 1]), k1, odd[i]);
     keep_order();
   }
@@ -51,7 +51,7 @@ STATEPOOL_INLINE void weigh_tile(const float* p, int head_dim, const T* values, 
   for (int i = 0; i < N; ++i)
     for (int t = 0; t < D; ++t) sum[i][t] = load(acc + i * head_dim + 16 * t);
   for (int j = 0; j < count; ++j) {
-    __builtin_prefetch(ahead + j * head_dim);
+    fetch(ahead + j * head_dim);
     for (int t = 0; t < D; ++t) {
       const F16 v = lanes(values + j * head_dim + 16 * t);
       for (int i = 0; i < N; ++i) sum[i][t] = fma(set1(p[i * kPage + j]), v, sum[i][t]);
@@ -128,15 +128,15 @@ STATEPOOL_INLINE void soften(float* scores, int count, float& m, float& l, float
 }
 
 template <class T>
-void page_of_vectors(const SegmentJob& job, int first, const T* keys, const T* values, const T* next_keys,
+void page_of_vectors(const SegmentJob& job, int head, int first, const T* keys, const T* values, const T* next_keys,
                      const T* next_values, int64_t seen) {
   const int n = job.vectors - first, hd = job.head_dim, group = job.group;
-  float* scores = job.scores + first * kPage;
-  float* acc = job.acc + static_cast<int64_t>(first) * hd;
-  grouped(n, Score<T>{job.q + static_cast<int64_t>(first) * hd, hd, keys, next_keys, job.scale, scores});
+  const int64_t at = static_cast<int64_t>(head) * job.vectors + first;
+  float *scores = job.scores + first * kPage, *acc = job.acc + at * hd;
+  grouped(n, Score<T>{job.q + at * hd, hd, keys, next_keys, job.scale, scores});
   for (int v = 0; v < n; ++v) {
     const int64_t count = seen + v / group;
-    soften(scores + v * kPage, count < kPage ? static_cast<int>(count) : kPage, job.m[first + v], job.l[first + v],
+    soften(scores + v * kPage, count < kPage ? static_cast<int>(count) : kPage, job.m[at + v], job.l[at + v],
            acc + static_cast<int64_t>(v) * hd, hd);
   }
   // Rows that do not see the whole page go alone: bytes beyond their last token may be anything, NaN included.
@@ -153,36 +153,42 @@ STATEPOOL_INLINE void widen_page(const uint16_t* page, int n, float* out) {
 }
 
 template <class T>
+void page_of_heads(const SegmentJob& job, int page, int first, int64_t seen) {
+  const int64_t stride = kPage * job.head_dim;  // from a head to the next
+  const T* keys = static_cast<const T*>(job.keys);
+  const T* values = static_cast<const T*>(job.values);
+  for (int head = 0; head < job.heads; ++head) {
+    const int64_t at = job.blocks[page] * job.block_stride + head * stride;
+    if constexpr (sizeof(T) == 2) {
+      if (job.vectors - first > kWidenAbove) {
+        float* wide_k = job.widened;
+        float* wide_v = job.widened + stride;
+        widen_page(keys + at, static_cast<int>(stride), wide_k);
+        widen_page(values + at, static_cast<int>(stride), wide_v);
+        page_of_vectors<float>(job, head, first, wide_k, wide_v, wide_k, wide_v, seen);
+        continue;
+      }
+    }
+    const int later = page + (head + kAhead) / job.heads;
+    const int64_t next = later < job.pages ? job.blocks[later] * job.block_stride + (head + kAhead) % job.heads * stride : at;
+    page_of_vectors<T>(job, head, first, keys + at, values + at, keys + next, values + next, seen);
+  }
+}
+
+template <class T>
 void segment(const SegmentJob& job) {
-  const int hd = job.head_dim, rows = job.vectors / job.group;
-  for (int v = 0; v < job.vectors && job.first_page == 0; ++v) {
+  const int rows = job.vectors / job.group, all = job.heads * job.vectors;
+  for (int v = 0; v < all && job.first_page == 0; ++v) {
     job.m[v] = -kInfinity;
     job.l[v] = 0.0f;
   }
   if (job.first_page == 0)
-    std::memset(job.acc, 0, sizeof(float) * static_cast<size_t>(job.vectors) * static_cast<size_t>(hd));
-  const T* keys = static_cast<const T*>(job.keys);
-  const T* values = static_cast<const T*>(job.values);
+    std::memset(job.acc, 0, sizeof(float) * static_cast<size_t>(all) * static_cast<size_t>(job.head_dim));
   for (int page = job.first_page; page < job.pages; ++page) {
     const int64_t skipped = page * kPage - job.first_position;  // rows before this one see nothing of the page
     const int64_t row = skipped > 0 ? skipped : 0;
     if (row >= rows) break;
-    const int first = static_cast<int>(row) * job.group;
-    const int64_t seen = job.first_position + row - page * kPage + 1;
-    const T* k = keys + job.blocks[page] * job.block_stride;
-    const T* v = values + job.blocks[page] * job.block_stride;
-    const int64_t next = job.blocks[page + kAhead < job.pages ? page + kAhead : page] * job.block_stride;
-    if constexpr (sizeof(T) == 2) {
-      if (job.vectors - first > kWidenAbove) {
-        float* wide_k = job.widened;
-        float* wide_v = job.widened + kPage * hd;
-        widen_page(k, kPage * hd, wide_k);
-        widen_page(v, kPage * hd, wide_v);
-        page_of_vectors<float>(job, first, wide_k, wide_v, wide_k, wide_v, seen);
-        continue;
-      }
-    }
-    page_of_vectors<T>(job, first, k, v, keys + next, values + next, seen);
+    page_of_heads<T>(job, page, static_cast<int>(row) * job.group, job.first_position + row - page * kPage + 1);
   }
 }
 

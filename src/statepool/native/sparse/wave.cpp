@@ -72,7 +72,7 @@ struct Scratch {
   Buffer<float> scores, biased, weights, rank, exact, squares;
   std::vector<uint32_t> keys, bucket;
   std::vector<Run> runs;
-  std::vector<const char*> means;
+  std::vector<const void*> means;
   std::vector<float> log_sizes;
   std::vector<int32_t> zones, read, estimated;
   int64_t exact_rows = 0;
@@ -421,21 +421,16 @@ class WaveIndex {
     float* acc = query.acc + head * group * head_dim_;
     std::fill_n(acc, group * head_dim_, 0.0f);
     const auto weigh = bf16_ ? ops.weigh_bf16 : ops.weigh_float;
-    const int64_t step = head_dim_ * item();
     int64_t at = 0;
     for (size_t i = 0; i < s.runs.size(); ++i) {
       const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].values;
       weigh(p + at, stride, vectors, s.runs[i].values, ahead, s.runs[i].count, hd, acc);
       at += s.runs[i].count;
     }
-    // Neighbours in the table of means are often wanted together.
-    for (int64_t i = 0; i < estimated;) {
-      int64_t n = 1;
-      while (i + n < estimated && s.means[static_cast<size_t>(i + n)] == s.means[static_cast<size_t>(i)] + n * step) ++n;
-      const char* ahead = s.means[static_cast<size_t>(std::min(i + n, estimated - 1))];
-      weigh(p + exact + i, stride, vectors, s.means[static_cast<size_t>(i)], ahead, n, hd, acc);
-      i += n;
-    }
+    if (estimated == 0) return;
+    const auto gather = bf16_ ? ops.gather_bf16 : ops.gather_float;
+    s.means.insert(s.means.end(), kScatterAhead, s.means.back());
+    gather(p + exact, stride, vectors, s.means.data(), estimated, hd, acc);
   }
 
   int64_t kv_heads_, head_dim_, clusters_ = 0;

@@ -10,6 +10,8 @@
 
 namespace statepool {
 
+constexpr int kScatterAhead = 16;  // rows of `gather` between what is read and what is fetched
+
 struct WaveKernels {
   // best[i] = the first c with the largest y[i] . centroid[c] + bias[c]; float tiles.
   void (*assign)(const float* y, int64_t rows, const float* tiles, const float* bias, int64_t tile_count, int head_dim,
@@ -40,6 +42,11 @@ struct WaveKernels {
                      int64_t count, int head_dim, float* acc);
   void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead,
                       int64_t count, int head_dim, float* acc);
+  // The same for rows that lie anywhere; `rows` has kScatterAhead more addresses, whose rows are fetched only.
+  void (*gather_bf16)(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim,
+                      float* acc);
+  void (*gather_float)(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim,
+                       float* acc);
 };
 
 }  // namespace statepool

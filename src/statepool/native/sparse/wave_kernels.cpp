@@ -92,7 +92,7 @@ STATEPOOL_INLINE void scan_tiles(const float* q, const T* tiles, int head_dim, f
   for (int d = 0; d < head_dim; ++d) {
     for (int w = 0; w < W; ++w) {
       const T* at = tiles + w * tile + d * 16;
-      if ((d & 1) == 0) __builtin_prefetch(at + W * tile);
+      if ((d & 1) == 0) fetch(at + W * tile);
       const F16 c = lanes(at);
       for (int i = 0; i < N; ++i) sum[i][w] = fma(set1(q[i * head_dim + d]), c, sum[i][w]);
     }
@@ -186,7 +186,7 @@ STATEPOOL_INLINE void dot_vectors(const float* q, const T* keys, const T* ahead,
     const T* key = keys + r * head_dim;
     // A cluster is too short for the hardware to see the stream: fetch the next one line by line meanwhile.
     const char* later = reinterpret_cast<const char*>(ahead + r * head_dim);
-    for (int b = 0; b < static_cast<int>(sizeof(T)) * head_dim; b += 64) __builtin_prefetch(later + b);
+    for (int b = 0; b < static_cast<int>(sizeof(T)) * head_dim; b += 64) fetch(later + b);
     F16 sum[N];
     for (int i = 0; i < N; ++i) sum[i] = zero();
     for (int d = 0; d < head_dim; d += 16) {
@@ -230,54 +230,80 @@ float soften(float* scores, int64_t count, float* m) {
   return tree_sum(sum);
 }
 
-template <int N, int D, class T>
-STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const T* rows, const T* ahead, int64_t count,
-                                 int head_dim, float* acc) {
+// Rows that follow each other, and the ones to fetch meanwhile.
+template <class T>
+struct Stretch {
+  const T *rows, *ahead;
+  int head_dim;
+  STATEPOOL_INLINE const T* row(int64_t r) const { return rows + r * head_dim; }
+  STATEPOOL_INLINE const T* later(int64_t r) const { return ahead + r * head_dim; }
+};
+
+// Rows anywhere; the list goes on for kScatterAhead rows that are fetched only.
+template <class T>
+struct Scattered {
+  const void* const* rows;
+  STATEPOOL_INLINE const T* row(int64_t r) const { return static_cast<const T*>(rows[r]); }
+  STATEPOOL_INLINE const T* later(int64_t r) const { return row(r + kScatterAhead); }
+};
+
+template <int N, int D, class Rows>
+STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const Rows& rows, int d, int64_t count, int head_dim,
+                                 float* acc) {
   F16 sum[N][D];
   for (int i = 0; i < N; ++i)
-    for (int t = 0; t < D; ++t) sum[i][t] = load(acc + i * head_dim + 16 * t);
+    for (int t = 0; t < D; ++t) sum[i][t] = load(acc + i * head_dim + d + 16 * t);
   for (int64_t r = 0; r < count; ++r) {
-    const char* later = reinterpret_cast<const char*>(ahead + r * head_dim);
-    for (int b = 0; b < static_cast<int>(sizeof(T)) * 16 * D; b += 64) __builtin_prefetch(later + b);
+    const auto *row = rows.row(r) + d, *later = rows.later(r) + d;
+    for (int t = 0; t < D; t += 64 / (16 * static_cast<int>(sizeof *row))) fetch(later + 16 * t);
     F16 weight[N];
     for (int i = 0; i < N; ++i) weight[i] = set1(p[i * stride + r]);
     for (int t = 0; t < D; ++t) {
-      const F16 v = lanes(rows + r * head_dim + 16 * t);
+      const F16 v = lanes(row + 16 * t);
       for (int i = 0; i < N; ++i) sum[i][t] = fma(weight[i], v, sum[i][t]);
     }
   }
   for (int i = 0; i < N; ++i)
-    for (int t = 0; t < D; ++t) store(acc + i * head_dim + 16 * t, sum[i][t]);
+    for (int t = 0; t < D; ++t) store(acc + i * head_dim + d + 16 * t, sum[i][t]);
 }
 
-template <int N, class T>
-STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const T* rows, const T* ahead,
-                                    int64_t count, int head_dim, float* acc) {
+template <int N, class Rows>
+STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const Rows& rows, int64_t count, int head_dim, float* acc) {
   int d = 0;
 #if defined(STATEPOOL_ISA_avx512)
   if constexpr (N <= 2)
-    for (; d + 128 <= head_dim; d += 128) weigh_tile<N, 8>(p, stride, rows + d, ahead + d, count, head_dim, acc + d);
+    for (; d + 128 <= head_dim; d += 128) weigh_tile<N, 8>(p, stride, rows, d, count, head_dim, acc);
 #endif
-  for (; d + 64 <= head_dim; d += 64) weigh_tile<N, 4>(p, stride, rows + d, ahead + d, count, head_dim, acc + d);
-  for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows + d, ahead + d, count, head_dim, acc + d);
+  for (; d + 64 <= head_dim; d += 64) weigh_tile<N, 4>(p, stride, rows, d, count, head_dim, acc);
+  for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows, d, count, head_dim, acc);
+}
+
+template <class Rows>
+STATEPOOL_INLINE void weigh_rows(const float* p, int64_t stride, int vectors, const Rows& rows, int64_t count, int head_dim,
+                                 float* acc) {
+  int i = 0;
+  for (; i + 4 <= vectors; i += 4) weigh_vectors<4>(p + i * stride, stride, rows, count, head_dim, acc + i * head_dim);
+  for (; i + 2 <= vectors; i += 2) weigh_vectors<2>(p + i * stride, stride, rows, count, head_dim, acc + i * head_dim);
+  if (i < vectors) weigh_vectors<1>(p + i * stride, stride, rows, count, head_dim, acc + i * head_dim);
 }
 
 template <class T>
-void weigh(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t count,
-           int head_dim, float* acc) {
-  const T *at = static_cast<const T*>(rows), *later = static_cast<const T*>(ahead);
-  int i = 0;
-  for (; i + 4 <= vectors; i += 4)
-    weigh_vectors<4>(p + i * stride, stride, at, i == 0 ? later : at, count, head_dim, acc + i * head_dim);
-  for (; i + 2 <= vectors; i += 2)
-    weigh_vectors<2>(p + i * stride, stride, at, i == 0 ? later : at, count, head_dim, acc + i * head_dim);
-  if (i < vectors) weigh_vectors<1>(p + i * stride, stride, at, i == 0 ? later : at, count, head_dim, acc + i * head_dim);
+void weigh(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
+           float* acc) {
+  const Stretch<T> stretch{static_cast<const T*>(rows), static_cast<const T*>(ahead), head_dim};
+  weigh_rows(p, stride, vectors, stretch, count, head_dim, acc);
+}
+
+template <class T>
+void gather(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim, float* acc) {
+  weigh_rows(p, stride, vectors, Scattered<T>{rows}, count, head_dim, acc);
 }
 
 }  // namespace
 
 extern const WaveKernels wave_kernels;
-const WaveKernels wave_kernels = {&assign, &best_of, &scan<uint16_t>, &scan<float>, &add_softmax,     &add_variance, &add_size,
-                                  &dot<uint16_t>, &dot<float>,  &soften,      &weigh<uint16_t>, &weigh<float>};
+const WaveKernels wave_kernels = {
+    &assign,    &best_of, &scan<uint16_t>,  &scan<float>,  &add_softmax,      &add_variance, &add_size, &dot<uint16_t>,
+    &dot<float>, &soften, &weigh<uint16_t>, &weigh<float>, &gather<uint16_t>, &gather<float>};
 
 }  // namespace statepool::STATEPOOL_NS

@@ -1,4 +1,4 @@
-"""A wave index whose tensors are on one device: built at once from keys and values, asked token by token."""
+"""A wave index whose tensors are on one device: built from keys and values, then asked and grown token by token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class DeviceWaveIndex:
     Attributes:
         config: settings; segments are clustered alone, as in the native index.
         pages: T ``[pages][2][8][width]``, all rows of all streams, cluster by cluster.
-        steady: int32 ``[streams][slots]``, pages that are always read, and in ``steady_filled`` their tokens.
+        steady: int32 ``[streams][slots]``, pages that are always read, and in ``steady_filled`` their tokens: the sink,
+            then the newest. There is room until ``update_segment`` more than ``local`` are newest.
+        newest: how many are.
         first_page: int64 ``[streams][clusters]``, where a cluster's pages begin.
         sizes: int64 ``[streams][clusters]``, its tokens.
         most_pages: of any cluster.
@@ -35,6 +37,7 @@ class DeviceWaveIndex:
     pages: Tensor
     steady: Tensor
     steady_filled: Tensor
+    newest: int
     first_page: Tensor
     sizes: Tensor
     most_pages: int
@@ -62,36 +65,70 @@ class DeviceWaveIndex:
         stop = count - config.local
         if stop - config.sink < config.tokens_per_cluster:
             raise InvalidRequest(f"{count} tokens are too few to cluster: read them whole", param="keys")
-        best, clusters = _clusters(keys[:, config.sink : stop].float(), config)
-        order, offsets = members(best, clusters)
-        sizes = offsets.diff(dim=1)
-        body = [x[:, config.sink : stop].float().contiguous() for x in (keys, values)]
-        share = sizes.clamp_min(1)[..., None]
-        centroids, means = (sums(x, order, offsets) / share for x in body)
-        distance = (body[0] - centroids.gather(1, best.long()[..., None].expand(-1, -1, width))).square().mean(2)
-        spread = torch.zeros_like(sizes, dtype=torch.float32).scatter_add_(1, best.long(), distance) / share[..., 0]
-        each = (sizes + PAGE - 1) // PAGE
-        first = each.cumsum(1) - each
-        rest = torch.cat([torch.arange(config.sink), torch.arange(stop, count)]).to(keys.device)
-        steady = -(-len(rest) // PAGE)
-        per_stream = int(each.sum(1).max()) + steady
-        bases = torch.arange(streams, device=keys.device)[:, None] * per_stream
-        # The place of the i-th row of a stream, cluster by cluster, among all rows of all pages.
-        owner = best.long().gather(1, order)
-        within = torch.arange(order.shape[1], device=keys.device) - offsets.gather(1, owner)
-        place = (bases + steady + first.gather(1, owner)) * PAGE + within
-        pages = keys.new_zeros(streams * per_stream, 2, PAGE, width)
-        for part, rows in enumerate((keys, values)):
-            flat = pages[:, part].reshape(-1, width)
-            flat[place.flatten()] = rows.gather(1, (order + config.sink)[..., None].expand(-1, -1, width)).flatten(0, 1)
-            flat[(bases * PAGE + torch.arange(len(rest), device=keys.device)).flatten()] = rows[:, rest].flatten(0, 1)
-            pages[:, part] = flat.view(-1, PAGE, width)
-        slots = torch.arange(steady, device=keys.device)
-        filled = (len(rest) - slots * PAGE).clamp_max(PAGE).int().expand(streams, -1)
-        return cls(
-            config, pages, (bases + slots).int(), filled, bases + steady + first, sizes, int(each.max()),
-            centroids.to(keys.dtype), means.to(keys.dtype), spread,
+        slots = -(-(config.sink + config.local + config.update_segment) // PAGE)
+        steady = torch.arange(streams * slots, device=keys.device, dtype=torch.int32).view(streams, slots)
+        packed = _Packed.of(keys[:, config.sink : stop], values[:, config.sink : stop], config, steady.numel())
+        pages = torch.cat([keys.new_zeros(steady.numel(), 2, PAGE, width), packed.pages])
+        index = cls(
+            config, pages, steady, _filled(steady, config.sink + config.local), config.local, packed.first_page,
+            packed.sizes, packed.most_pages, packed.centroids, packed.means, packed.spread,
         )  # fmt: skip
+        index._write(0, keys[:, : config.sink], values[:, : config.sink])
+        index._write(config.sink, keys[:, stop:], values[:, stop:])
+        return index
+
+    def append(self, keys: Tensor, values: Tensor) -> DeviceWaveIndex:
+        """The index with more tokens behind, T ``[streams][tokens][width]``; this one must not be used any more.
+
+        They are read whole until ``update_segment`` more than ``local`` are; then the oldest are clustered, alone.
+
+        Raises:
+            InvalidRequest: shapes or types are not those of the index.
+        """
+        shape = (len(self.sizes), keys.shape[1] if keys.ndim == 3 else -1, self.pages.shape[3])
+        if {tuple(x.shape) for x in (keys, values)} != {shape} or {keys.dtype, values.dtype} != {self.pages.dtype}:
+            raise InvalidRequest(
+                f"keys and values must be [{shape[0]}, tokens, {shape[2]}] {self.pages.dtype}; got {tuple(keys.shape)} "
+                f"{keys.dtype} and {tuple(values.shape)} {values.dtype}",
+                param="keys",
+            )
+        config, index = self.config, self
+        while count := keys.shape[1]:
+            fits = min(count, config.local + config.update_segment - index.newest)
+            index._write(config.sink + index.newest, keys[:, :fits], values[:, :fits])
+            newest = index.newest + fits
+            index = replace(index, newest=newest, steady_filled=_filled(index.steady, config.sink + newest))
+            if newest == config.local + config.update_segment:
+                index = index._settled()
+            keys, values = keys[:, fits:], values[:, fits:]
+        return index
+
+    def _write(self, at: int, keys: Tensor, values: Tensor) -> None:
+        """Put tokens at the places ``at`` and behind of the steady pages."""
+        places = torch.arange(at, at + keys.shape[1], device=keys.device)
+        pages = self.steady[:, places // PAGE].long()
+        self.pages[pages, 0, places % PAGE], self.pages[pages, 1, places % PAGE] = keys, values
+
+    def _settled(self) -> DeviceWaveIndex:
+        """With the oldest of the newest tokens in clusters, and the last ``local`` of them behind the sink."""
+        config = self.config
+        streams, (_, _, _, width) = len(self.sizes), self.pages.shape
+        rows = self.pages[self.steady.long()].transpose(1, 2).reshape(streams, 2, -1, width)
+        old, kept = rows[:, :, config.sink : config.sink + self.newest].split(
+            [config.update_segment, config.local], dim=2
+        )
+        packed = _Packed.of(old[:, 0], old[:, 1], config, len(self.pages))
+        self._write(config.sink, kept[:, 0], kept[:, 1])
+        names = ("first_page", "sizes", "centroids", "means", "spread")
+        grown: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(packed, name)], dim=1) for name in names}
+        return replace(
+            self,
+            pages=torch.cat([self.pages, packed.pages]),
+            steady_filled=_filled(self.steady, config.sink + config.local),
+            newest=config.local,
+            most_pages=max(self.most_pages, packed.most_pages),
+            **grown,
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[DeviceWaveIndex]) -> DeviceWaveIndex:
@@ -101,9 +138,10 @@ class DeviceWaveIndex:
             replace(part, steady=part.steady + base, first_page=part.first_page + base)
             for part, base in zip(parts, bases, strict=False)
         ]
-        names = [item.name for item in fields(cls) if item.name not in ("config", "most_pages")]
+        names = [item.name for item in fields(cls) if item.name not in ("config", "newest", "most_pages")]
         tensors = {name: torch.cat([getattr(part, name) for part in moved]) for name in names}
-        return cls(config=parts[0].config, most_pages=max(part.most_pages for part in parts), **tensors)
+        most = max(part.most_pages for part in parts)
+        return cls(config=parts[0].config, newest=parts[0].newest, most_pages=most, **tensors)
 
     def decode(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """(out float32 ``[streams][group][width]``, lse ``[streams][group]``) of ``query`` float32 of the same shape.
@@ -145,6 +183,51 @@ class DeviceWaveIndex:
         parts: list[tuple[Any, Any]] = [(self.steady, page), (self.steady_filled, filled)]
         table, tokens = (torch.cat([a, b.int()], dim=1).contiguous() for a, b in parts)
         return table, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Clustered tokens; the fields are those of the index."""
+
+    pages: Tensor
+    first_page: Tensor
+    sizes: Tensor
+    most_pages: int
+    centroids: Tensor
+    means: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, config: WaveConfig, base: int) -> _Packed:
+        """Cluster T ``[streams][tokens][width]``; pages count from ``base``."""
+        streams, _, width = keys.shape
+        body = [x.float().contiguous() for x in (keys, values)]
+        best, clusters = _clusters(body[0], config)
+        order, offsets = members(best, clusters)
+        sizes = offsets.diff(dim=1)
+        share = sizes.clamp_min(1)[..., None]
+        centroids, means = (sums(x, order, offsets) / share for x in body)
+        distance = (body[0] - centroids.gather(1, best.long()[..., None].expand(-1, -1, width))).square().mean(2)
+        spread = torch.zeros_like(sizes, dtype=torch.float32).scatter_add_(1, best.long(), distance) / share[..., 0]
+        each = (sizes + PAGE - 1) // PAGE
+        per_stream = int(each.sum(1).max())
+        first = each.cumsum(1) - each + torch.arange(streams, device=keys.device)[:, None] * per_stream
+        # The place of the i-th row of a stream, cluster by cluster, among all rows of all pages.
+        owner = best.long().gather(1, order)
+        within = torch.arange(order.shape[1], device=keys.device) - offsets.gather(1, owner)
+        place = (first.gather(1, owner) * PAGE + within).flatten()
+        pages = keys.new_zeros(streams * per_stream, 2, PAGE, width)
+        for part, rows in enumerate((keys, values)):
+            flat = pages[:, part].reshape(-1, width)
+            flat[place] = rows.gather(1, order[..., None].expand(-1, -1, width)).flatten(0, 1)
+            pages[:, part] = flat.view(-1, PAGE, width)
+        return cls(pages, first + base, sizes, int(each.max()), centroids.to(keys.dtype), means.to(keys.dtype), spread)
+
+
+def _filled(steady: Tensor, tokens: int) -> Tensor:
+    """How many of ``tokens`` each of the pages holds."""
+    slots = torch.arange(steady.shape[1], device=steady.device)
+    return (tokens - slots * PAGE).clamp(0, PAGE).int().expand(len(steady), -1)
 
 
 def _clusters(keys: Tensor, config: WaveConfig) -> tuple[Tensor, int]:
