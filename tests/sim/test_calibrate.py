@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,12 +28,19 @@ def served(monkeypatch):
     seen = {}
 
     def ask(number, prompt, output, body, url, api_key, started=0.0):
+        behind = served.shape.get("step_tokens") and served.batch == 4 and prompt <= 170
+        if behind and output == 1:  # it shares a step with two others, behind a prompt that was there at 0
+            c0, c1, c2 = PREFILL
+            step = c0 + c1 * 3 * prompt + c2 * 3 * prompt**2
+            return Answer(number, 1e-6, prompt, 1, 200, served.ahead + step - 1e-6, ())
         tokens = tuple(json.loads(body)["prompt"])
         cached = max((_common(tokens, other) for other in list(seen)), default=0) // 16 * 16
         seen[tokens] = True
         fresh = len(tokens) - min(cached, len(tokens) - 1)
         c0, c1, c2 = PREFILL
-        ttft = c0 + c1 * fresh + c2 * (len(tokens) ** 2 - (len(tokens) - fresh) ** 2)
+        steps = -(-fresh // served.shape["step_tokens"]) if served.shape.get("step_tokens") else 1
+        ttft = served.reply + c0 * steps + c1 * fresh + c2 * (len(tokens) ** 2 - (len(tokens) - fresh) ** 2)
+        served.ahead = ttft
         held = served.batch * (prompt + 24)
         step = BASE + EACH * served.batch + HELD * held
         gaps = [step + WAIT + PER_TOKEN * prompt, *[step] * (output - 2)] if output > 1 else []
@@ -43,13 +51,14 @@ def served(monkeypatch):
         return pool(size)
 
     class served:
-        batch = 1
+        batch, reply, ahead = 1, 0.0, 0.0
+        shape: ClassVar = {"engines": [{"kv_blocks_total": 4096}]}
 
     pool = room.ThreadPoolExecutor
     monkeypatch.setattr(room, "ThreadPoolExecutor", crowd)
     monkeypatch.setattr(room, "ask", ask)
     monkeypatch.setattr(room, "model_of", lambda url, key: ("known", 4096))
-    monkeypatch.setattr(room, "get_json", lambda *_: {"engines": [{"kv_blocks_total": 4096}]})
+    monkeypatch.setattr(room, "get_json", lambda *_: served.shape)
     return served
 
 
@@ -69,6 +78,26 @@ def test_known_costs_are_found(served):
     assert found.costs.vram_tokens == 65536
     assert max(found.prefill_error, found.step_error) < 1e-6
     assert shown == [(i + 1, shown[0][1]) for i in range(shown[0][1])]
+
+
+def test_an_engine_that_computes_in_steps_is_told_from_a_requests_own_way(served):
+    served.shape |= {"step_tokens": 512}
+    served.reply = 0.03
+    shown = []
+    found = room.calibrate("http://nowhere", longest=1024, passed=lambda *done: shown.append(done))
+    assert found.costs.prefill == pytest.approx(PREFILL, rel=1e-6)
+    assert (found.costs.reply_s, found.costs.step_tokens) == (pytest.approx(0.03), 512)
+    assert found.prefill_error < 1e-6
+    assert shown == [(i + 1, shown[0][1]) for i in range(shown[0][1])]
+    alone = found.costs.prefill_s(1024) + found.costs.reply_s
+    assert alone == pytest.approx(0.03 + 2 * PREFILL[0] + PREFILL[1] * 1024 + PREFILL[2] * 1024**2)
+
+
+def test_no_cost_of_an_engine_is_below_zero():
+    prefills = [(n, 0, 0.001 * n - 0.01) for n in (32, 64, 128)]
+    reply_s, prefill, error = room.fit_engine(prefills, [(32, 0.08), (64, 0.18)], 512)
+    assert min(reply_s, *prefill) == 0.0
+    assert error < 0.3
 
 
 def test_a_server_that_was_calibrated_before_has_no_prompt_of_the_next_one(served):

@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -73,6 +74,72 @@ def test_work_side_by_side_takes_as_many_times_as_long_as_the_costs_say(costs):
     assert ended < prompt.first_token
     assert prompt.first_token == pytest.approx(expected, rel=0.01)
     assert answer.tbt_s == pytest.approx(2 * whole.tbt_s, rel=0.01)
+
+
+def stepwise(calls, prefill, step_tokens):
+    """First tokens of an engine that computes a step at a time, all in order of arrival; at most half a step of one
+    prompt while others are there."""
+    c0, c1, c2 = prefill
+    done, ends, now = [0] * len(calls), [math.nan] * len(calls), 0.0
+    while any(math.isnan(end) for end in ends):
+        open_ = [i for i, call in enumerate(calls) if math.isnan(ends[i])]
+        there = [i for i in open_ if calls[i].at <= now]
+        if not there:
+            now = calls[open_[0]].at
+            continue
+        left, seconds, moved = step_tokens, c0, []
+        for i in there:
+            count = min(calls[i].prompt - done[i], left, step_tokens if len(there) == 1 else step_tokens // 2)
+            if count > 0:
+                seconds += c1 * count + c2 * ((done[i] + count) ** 2 - done[i] ** 2)
+                left -= count
+                moved.append((i, count))
+        now += seconds
+        for i, count in moved:
+            done[i] += count
+            if done[i] == calls[i].prompt:
+                ends[i] = now
+    return ends
+
+
+def test_prompts_in_a_line_share_the_steps_of_an_engine(costs):
+    draw = random.Random(4)
+    engine = replace(costs, prefill=(0.02, 0.0015, 1.5e-6), step_tokens=512, reply_s=0.25)
+    for seconds in (0.05, 0.3, 1.0):  # all in one line, some, nearly none
+        at, calls = 0.0, []
+        for number in range(60):
+            at += draw.expovariate(1 / seconds)
+            calls.append(Call(at, draw.choice((3, 90, 200, 500, 1300)), 5, (10 * number,)))
+        cluster, jobs = run(calls, engine)
+        expected = stepwise(calls, engine.prefill, 512)
+        assert [job.first_token - 0.25 for job in jobs] == pytest.approx(expected)
+        spent = sum(job.prefill_spent_s for job in jobs)
+        assert cluster.prefill[0].busy_s == pytest.approx(spent)
+
+
+def test_prompts_of_one_prefix_do_not_share_a_step(costs):
+    """Those behind the first find its blocks when it is done, as an engine does."""
+    engine = replace(costs, prefill=(0.02, 0.001, 0.0), step_tokens=512)
+    calls = [Call(0.0, 256, 2, (1, 2)), Call(0.001, 384, 2, (1, 2, 3))]
+    _, (first, second) = run(calls, engine, Shape(1, 1, block=128))
+    assert first.first_token == pytest.approx(0.02 + 0.256)
+    assert second.reused == 256
+    assert second.first_token == pytest.approx(first.first_token + 0.02 + 0.128)
+
+
+def test_a_step_waits_for_the_blocks_of_one_that_joins_if_they_come_soon(costs):
+    calls = [Call(0.0, 8192, 200, (1,)), Call(2.0, 8192, 5, (2,))]
+    slow = replace(costs, nic_bytes_s=3e9)
+    moves_s = slow.handoff_s(8192)
+    longest = []
+    for joining_s in (moves_s * 1.1, moves_s * 0.9):
+        engine = replace(slow, joining_s=joining_s)
+        cluster, _ = run(calls, engine)
+        longest.append(max(b - a for a, b in pairwise(cluster.decode[0].ends)))
+    step_s = costs.decode_s(2, 2 * 8192 + 100)
+    assert moves_s > 0.3 * step_s
+    assert longest[1] == pytest.approx(step_s, rel=0.02)
+    assert longest[0] == pytest.approx(step_s + moves_s, rel=0.02)
 
 
 def test_the_last_block_is_not_kept_unless_full(costs):

@@ -20,11 +20,11 @@ from statepool.kv import BlockPool
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.kv.pool import Pool
 
-__all__ = ["SharedBlocks"]
+__all__ = ["STALL_SECONDS", "SharedBlocks"]
 
 _AT_ONCE = 2
 """Requests whose blocks are on their way: one in the link, one to follow it."""
-_STALL_SECONDS = 0.03
+STALL_SECONDS = 0.03
 """How long a step waits for what a request has just asked for: a prompt's blocks come within it from this machine, and
 the request need not miss the step. What takes longer comes beside the steps."""
 
@@ -76,7 +76,7 @@ class SharedBlocks:
         missing = keys[len(found) : len(found) + self._own.free]
         coming = self._loader.submit(self._inward.match, missing, keys[0])
         arrival = self._arrivals[name] = _Arrival(list(keys), list(tokens), list(found), coming)
-        until = time.monotonic() + _STALL_SECONDS
+        until = time.monotonic() + STALL_SECONDS
         while name in self._arrivals and wait([arrival.coming], max(until - time.monotonic(), 0)).done:
             self._advance(name)
         return True

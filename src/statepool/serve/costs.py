@@ -27,7 +27,7 @@ class NodeCosts:
     """The model of one node (eight GPUs that serve one model together).
 
     ``prefill`` is (c0, c1, c2): seconds for a prompt of n tokens of which p are cached are
-    c0 + c1 (n - p) + c2 (n^2 - p^2).
+    c0 + c1 (n - p) + c2 (n^2 - p^2); where ``step_tokens`` is set, c0 for every step.
     """
 
     name: str
@@ -52,12 +52,19 @@ class NodeCosts:
     """How many times as long a prefill takes while the same machine decodes; 1 where they share nothing."""
     decode_beside: float = 1.0
     """How many times as long a decode step takes while the same machine computes a prefill."""
+    step_tokens: int = 0
+    """Most prompt tokens of an engine's step, which the prompts in its line share; 0 where one runs after the other."""
+    joining_s: float = 0.0
+    """Longest that a decode step waits for the blocks of one that joins; what takes longer comes beside the steps."""
+    reply_s: float = 0.0
+    """Seconds to a first token that no engine is busy with: connection, parsing, the way there and back."""
     sizes: tuple[int, ...] = _TOKENS
 
     def prefill_s(self, tokens: int, cached: int = 0) -> float:
         """Seconds to compute the keys and values of ``tokens`` tokens when the first ``cached`` are there."""
         c0, c1, c2 = self.prefill
-        return c0 + c1 * (tokens - cached) + c2 * (tokens * tokens - cached * cached)
+        steps = max(1, -(-(tokens - cached) // self.step_tokens)) if self.step_tokens else 1
+        return c0 * steps + c1 * (tokens - cached) + c2 * (tokens * tokens - cached * cached)
 
     def chunked_s(self, tokens: int, cached: int, chunk: int) -> float:
         """``prefill_s`` in pieces of ``chunk`` tokens, each with its constant share; 0 for one piece."""
@@ -69,7 +76,8 @@ class NodeCosts:
         """``prefill_s`` for an array of cached lengths: int64 [n] to float64 [n]."""
         c0, c1, c2 = self.prefill
         have = cached.astype(np.float64)
-        return c0 + c1 * (tokens - have) + c2 * (float(tokens) * tokens - have * have)
+        steps = np.maximum(1.0, np.ceil((tokens - have) / self.step_tokens)) if self.step_tokens else 1.0
+        return c0 * steps + c1 * (tokens - have) + c2 * (float(tokens) * tokens - have * have)
 
     def decode_s(self, batch: int, kv_tokens: int) -> float:
         """Seconds of one decode step of ``batch`` sequences that hold ``kv_tokens`` tokens together."""
@@ -104,6 +112,11 @@ class NodeCosts:
             + held / self.nic_bytes_s / self.layers
             + (load if self.load_after else load / self.layers)
         )
+
+    def stall_s(self, tokens: int) -> float:
+        """How much of ``handoff_s`` everybody in the batch waits for."""
+        moves_s = self.handoff_s(tokens) - self.handoff_base_s
+        return moves_s if moves_s <= self.joining_s else 0.0
 
 
 NODES = {

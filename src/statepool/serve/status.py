@@ -42,13 +42,15 @@ class ClusterStatus(Shape):
 
     engines: list[EngineLoad]
     nodes: list[NodeStatus]
+    step_tokens: int
+    """Most tokens that an engine computes in a step."""
 
 
 @router.get("/cluster", response_model=ClusterStatus, tags=["operate"])
 async def cluster(state: State) -> Response:
     """Engines by role with their load, and what the nodes of the KV pool hold."""
     state.ready_model()
-    return json_response(await standing(state))
+    return json_response({**await standing(state), "step_tokens": state.config.engine.max_batched_tokens})
 
 
 async def standing(state: GatewayState) -> dict[str, list[dict[str, object]]]:

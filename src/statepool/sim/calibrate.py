@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.engine.shared import STALL_SECONDS
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.serve.costs import NodeCosts, fit_prefill
 from statepool.sim.replay import Answer, ask, body_of, model_of, random_tokens
@@ -33,6 +35,10 @@ _ANSWER = 48
 """Tokens of an answer whose steps are timed."""
 _BATCHES = (1, 2, 4, 8, 16)
 _MOST = 4096
+_LINE = 3
+"""Prompts that wait while one is computed, and then share a step."""
+_FIRST_SECONDS = 0.02
+"""After which a prompt that has been sent is being computed."""
 _BESIDE = 4
 """Answers that are written while prompts are computed beside them."""
 
@@ -65,15 +71,21 @@ def calibrate(
     if longest < 4 * _SHORTEST:
         raise InvalidConfig(f"{model} holds {room} tokens; a calibration needs {4 * _SHORTEST + _ANSWER}", param="url")
     client = _Client(url, model, api_key)
+    held_tokens, step_tokens = _shape(url, api_key)
     lengths = _spread(_SHORTEST, longest)
-    batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < _held_tokens(url, api_key)]
+    batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < held_tokens]
     beside = max((size for size in batches if size <= _BESIDE), default=0)
-    total = 1 + _REPEATS * 2 * len(lengths) + 2 * sum(batches) + beside
+    lines = [length for length in lengths if _LINE * length <= step_tokens]
+    total = 1 + _REPEATS * (2 * len(lengths) + (1 + _LINE) * len(lines)) + 2 * sum(batches) + beside
     client.passed = lambda done: passed(done, total)
     client.answer(client.new("warm", longest), 4)
 
     prefills = client.prefills(lengths)
-    prefill, prefill_error = fit_prefill(*zip(*prefills, strict=True))
+    if lines:
+        shared = client.lines(longest // 2, lines)
+        reply_s, prefill, prefill_error = fit_engine(prefills, shared, step_tokens)
+    else:
+        reply_s, (prefill, prefill_error) = 0.0, fit_prefill(*zip(*prefills, strict=True))
     steps, handoffs = client.steps(batches, (_SHORTEST, longest // 2))
     written, held = fit_steps(steps)
     predicted = np.array([written[batch] + held * tokens for batch, tokens, _ in steps])
@@ -89,16 +101,19 @@ def calibrate(
         layers=1,
         hidden_bytes=0,
         kv_bytes=kv_bytes,
-        vram_tokens=_held_tokens(url, api_key),
-        dram_tokens=_held_tokens(url, api_key),
+        vram_tokens=held_tokens,
+        dram_tokens=held_tokens,
         nic_bytes_s=kv_bytes / per_token if per_token > 0 else float("inf"),
         h2d_bytes_s=float("inf"),
         handoff_base_s=wait,
+        step_tokens=step_tokens if lines else 0,
+        joining_s=STALL_SECONDS if step_tokens else 0.0,
+        reply_s=reply_s,
     )
     if beside:
         context = longest // 2
         step_s = next(seconds for size, tokens, seconds in steps if size == beside and tokens > beside * context)
-        factors = slowdowns(*client.beside(beside, context), costs.prefill_s(context), step_s)
+        factors = slowdowns(*client.beside(beside, context), reply_s + costs.prefill_s(context), step_s)
         costs = replace(costs, prefill_beside=factors[0], decode_beside=factors[1])
     return Calibration(costs, prefill_error, step_error)
 
@@ -140,6 +155,24 @@ class _Client:
             found += [(length, 0, median(new)), (length, cached, median(half))]
         return found
 
+    def lines(self, first: int, lengths: Sequence[int]) -> list[tuple[int, float]]:
+        """(tokens, seconds) of steps that several prompts of a length share, sent while ``first`` tokens ran."""
+        found = []
+        with ThreadPoolExecutor(1 + _LINE) as crowd:
+            for length in lengths:
+                times = []
+                for repeat in range(_REPEATS):
+                    name = f"line/{length}/{repeat}"
+                    ahead = crowd.submit(self.answer, self.new(name, first), 1)
+                    time.sleep(_FIRST_SECONDS)
+                    behind = [crowd.submit(self.answer, self.new(f"{name}/{i}", length), 1) for i in range(_LINE)]
+                    begun, ends = _first_token(ahead.result()), [_first_token(each.result()) for each in behind]
+                    if max(each.result().arrival for each in behind) < begun:
+                        times.append(max(ends) - begun)
+                if times:
+                    found.append((length, median(times)))
+        return found
+
     def beside(self, batch: int, context: int) -> tuple[list[Answer], list[Answer]]:
         """``batch`` answers, and the prompts computed one after the other meanwhile; all of ``context`` tokens."""
         prompts: list[Answer] = []
@@ -179,6 +212,36 @@ def _together(answers: Sequence[Answer]) -> list[float]:
         if begin < at - gap and at <= end
     ]
     return found or [gap for answer in answers for gap in answer.gaps[1:]]
+
+
+def fit_engine(
+    prefills: Sequence[tuple[int, int, float]], shared: Sequence[tuple[int, float]], step_tokens: int
+) -> tuple[float, tuple[float, float, float], float]:
+    """Seconds of a request's own way, (c0, c1, c2) of an engine that computes in steps, and the largest relative error.
+
+    A prompt alone does not tell the constant of a step from its own way there and back, and counts both; those that
+    share a step wait for neither again.
+
+    Args:
+        prefills: (tokens, of which cached, seconds) of prompts alone.
+        shared: (tokens of each, seconds) of steps that ``_LINE`` prompts shared.
+        step_tokens: most tokens of a step.
+    """
+    alone = [(1.0, -(-(n - p) // step_tokens), n - p, n * n - p * p) for n, p, _ in prefills]
+    rows = alone + [(0.0, 1, _LINE * n, _LINE * n * n) for n, _ in shared]
+    seconds = np.array([each[-1] for each in (*prefills, *shared)])
+    design = np.array(rows, np.float64) / seconds[:, None]  # relative errors count
+    best: tuple[float, npt.NDArray[np.float64]] = (np.inf, np.zeros(4))
+    # Least squares without a negative cost: the best of those that leave some costs out.
+    for count in range(1, 5):
+        for kept in map(list, combinations(range(4), count)):
+            some, *_ = np.linalg.lstsq(design[:, kept], np.ones_like(seconds), rcond=None)
+            left = float(np.square(design[:, kept] @ some - 1).sum())
+            if (some >= 0).all() and left < best[0]:
+                best = (left, np.zeros(4))
+                best[1][kept] = some
+    reply_s, c0, c1, c2 = best[1].tolist()
+    return reply_s, (c0, c1, c2), float(np.abs(design @ best[1] - 1).max())
 
 
 def fit_steps(steps: Sequence[tuple[int, int, float]]) -> tuple[dict[int, float], float]:
@@ -225,6 +288,11 @@ def slowdowns(
     return max(prefill, 1.0), max(median(gaps) / step_s, 1.0) if gaps else 1.0
 
 
+def _first_token(answer: Answer) -> float:
+    """When it was there."""
+    return answer.arrival + (answer.ttft or 0.0)
+
+
 def _written(answer: Answer) -> npt.NDArray[np.float64]:
     """When each token after the first was there."""
     times: npt.NDArray[np.float64] = answer.arrival + (answer.ttft or 0.0) + np.cumsum(answer.gaps)
@@ -246,13 +314,17 @@ def _spread(least: int, most: int) -> list[int]:
     return lengths if lengths[-1] == most else [*lengths, most]
 
 
-def _held_tokens(url: str, api_key: str | None) -> int:
-    """Tokens whose keys and values one engine holds; a server that does not tell is taken for a large one."""
+def _shape(url: str, api_key: str | None) -> tuple[int, int]:
+    """Tokens whose keys and values one engine holds, and most of a step, 0 if the server does not tell.
+
+    A server that does not tell the first is taken for a large one.
+    """
     try:
-        engines = get_json(url, "/cluster", api_key)["engines"]
-        return int(min(engine["kv_blocks_total"] for engine in engines)) * BLOCK_SIZE
+        told = get_json(url, "/cluster", api_key)
+        held = int(min(engine["kv_blocks_total"] for engine in told["engines"])) * BLOCK_SIZE
+        return held, int(told.get("step_tokens", 0))
     except (Unavailable, LookupError, TypeError, ValueError):
-        return 1 << 30
+        return 1 << 30, 0
 
 
 def write_costs(path: Path, costs: NodeCosts) -> None:

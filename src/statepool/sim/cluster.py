@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,6 +29,9 @@ _JOINING = 16_384
 
 _SLICE_S = 0.02
 """Seconds of a prefill's work between two looks at what its machine does beside it."""
+
+_Pieces: TypeAlias = tuple[tuple[Job, int], ...]
+"""Jobs that are computed together, and how far each gets."""
 
 _STEPS = 8
 """Decode steps that one piece of such a prefill spans."""
@@ -234,15 +238,17 @@ class Cluster:
 
     def _start(self, number: int) -> None:
         node, now = self.prefill[number], self._events.now
-        if node.running is not None or not node.waiting:
+        if node.running or not node.waiting:
+            return
+        if self.costs.step_tokens and node.beside is None:
+            self._step(number)
             return
         if node.beside is not None:
             self._advance(number - self.shape.prefill, now)
         in_order = not self.conductor.placement.chunk_tokens
         job = node.take(now, in_order)
         if job is None:
-            line = node.waiting[:1] if in_order else node.waiting
-            self._events.at(min(job.ready for _, _, job in line if job.ready > now), self._start, number)
+            self._wait(number, node.waiting[:1] if in_order else node.waiting)
             return
         if job.started < 0:
             self._find_blocks(node, job)
@@ -253,22 +259,48 @@ class Cluster:
         job.prefill_spent_s += piece_s
         if end == job.ask.tokens and node.beside is None:
             self.decode[job.decision.decode].expect(now + piece_s + self.costs.handoff_s(job.ask.tokens))
-        self._compute(number, job, end, piece_s)
+        self._compute(number, ((job, end),), piece_s)
 
-    def _compute(self, number: int, job: Job, end: int, left_s: float) -> None:
-        """Let the piece of ``job`` up to ``end`` take ``left_s`` seconds, longer where decode steps run beside it."""
-        node, now = self.prefill[number], self._events.now
+    def _step(self, number: int) -> None:
+        """One step of an engine, which several prompts of its line share."""
+        node, costs, now = self.prefill[number], self.costs, self._events.now
+        work = node.take_step(now, costs.step_tokens, self.shape.block)
+        if not work:
+            self._wait(number, node.waiting)
+            return
+        c0, c1, c2 = costs.prefill
+        pieces, step_s = [], c0
+        for job, tokens in work:
+            if job.started < 0:
+                self._find_blocks(node, job)
+            end = job.position + tokens
+            piece_s = c1 * tokens + c2 * (end**2 - job.position**2)
+            job.left_s = costs.prefill_s(job.ask.tokens, end) if end < job.ask.tokens else 0.0
+            job.prefill_spent_s += piece_s + c0 / len(work)
+            step_s += piece_s
+            pieces.append((job, end))
+        node.busy_s += step_s
+        self._compute(number, tuple(pieces), step_s)
+
+    def _wait(self, number: int, line: Sequence[tuple[float, int, Job]]) -> None:
+        """Look again when the first blocks that ``line`` waits for have come."""
+        coming = [job.ready for _, _, job in line if job.ready > self._events.now]
+        self._events.at(min(coming), self._start, number)
+
+    def _compute(self, number: int, pieces: _Pieces, left_s: float) -> None:
+        """Let ``pieces`` take ``left_s`` seconds together, longer where decode steps run beside them."""
+        node, now, jobs = self.prefill[number], self._events.now, tuple(job for job, _ in pieces)
         if node.beside is not None or self.costs.prefill_beside == self.costs.decode_beside == 1:
-            node.begin(job, now + left_s)
-            self._events.at(node.busy_until, self._piece_done, number, job, end)
+            node.begin(jobs, now + left_s)
+            self._events.at(node.busy_until, self._pieces_done, number, pieces)
             return
         self._slow_steps(self.costs.decode_beside)
         factor = self.costs.prefill_beside if any(other.active for other in self.decode) else 1.0
-        node.begin(job, now + left_s * factor)
+        node.begin(jobs, now + left_s * factor)
         if left_s <= _SLICE_S:
-            self._events.at(node.busy_until, self._piece_done, number, job, end)
+            self._events.at(node.busy_until, self._pieces_done, number, pieces)
         else:
-            self._events.at(now + _SLICE_S * factor, self._compute, number, job, end, left_s - _SLICE_S)
+            self._events.at(now + _SLICE_S * factor, self._compute, number, pieces, left_s - _SLICE_S)
 
     def _piece(self, node: PrefillNode, job: Job, chunk: int) -> tuple[int, float]:
         """Where the next piece of ``job`` ends, and the seconds it takes."""
@@ -295,7 +327,7 @@ class Cluster:
         job.position = min(node.cache.held(job.keys) * self.shape.block, job.ask.tokens - 1)
         job.reused = job.position
 
-    def _piece_done(self, number: int, job: Job, end: int) -> None:
+    def _pieces_done(self, number: int, pieces: _Pieces) -> None:
         node = self.prefill[number]
         if node.beside is not None:
             self._advance(number - self.shape.prefill, self._events.now)
@@ -303,17 +335,18 @@ class Cluster:
             more_s = node.beside.inline_steps * self.slo.tbt_s * _STEP_SHARE
             over = max(node.beside.clock, self._events.now + more_s)
             if over > self._events.now:
-                node.begin(job, over)
-                self._events.at(over, self._piece_done, number, job, end)
+                node.begin(node.running, over)
+                self._events.at(over, self._pieces_done, number, pieces)
                 return
-        job.position = end
-        node.running = None
+        node.running = ()
         if self.costs.decode_beside != 1 and not any(other.running for other in self.prefill):
             self._slow_steps(1.0)
-        if end < job.ask.tokens:
-            node.queue(job)
-        else:
-            self._prefilled(node, job)
+        for job, end in pieces:
+            job.position = end
+            if end < job.ask.tokens:
+                node.queue(job)
+            else:
+                self._prefilled(node, job)
         self._start(number)
 
     def _slow_steps(self, times: float) -> None:
@@ -324,7 +357,7 @@ class Cluster:
 
     def _prefilled(self, node: PrefillNode, job: Job) -> None:
         now = self._events.now
-        job.first_token = now
+        job.first_token = now + self.costs.reply_s
         node.cache.use(job.keys, now)
         for key in job.keys:
             if node.planned.get(key) is job:
@@ -337,8 +370,11 @@ class Cluster:
             job.status = "done"
             return
         # Beside a decode batch the keys and values are where they are needed.
-        handoff_s = 0.0 if node.beside is not None else self.costs.handoff_s(job.ask.tokens)
-        self._events.at(now + handoff_s, self._deliver, job)
+        handoff_s = 0.0
+        if node.beside is None:
+            job.stall_s = self.costs.stall_s(job.ask.tokens)
+            handoff_s = self.costs.handoff_s(job.ask.tokens) - job.stall_s
+        self._events.at(job.first_token + handoff_s, self._deliver, job)
 
     def _deliver(self, job: Job) -> None:
         number, now = job.decision.decode, self._events.now

@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from statepool.engine.scheduler import SequenceView, Snapshot, schedule
 from statepool.kv.eviction import Eviction
 from statepool.serve.costs import NodeCosts
 from statepool.serve.prefixes import PrefixIndex
@@ -45,6 +46,7 @@ class Job:
         "ready",
         "reused",
         "shadow",
+        "stall_s",
         "started",
         "status",
         "tbt_s",
@@ -68,6 +70,8 @@ class Job:
         self.prefill_spent_s = 0.0
         self.shadow: str | None = None
         """What another conductor would have done, if one was asked and differs."""
+        self.stall_s = 0.0
+        """How long the step that it joins waits for its blocks."""
         self.join_index = 0
         self.joined = math.nan
         self.tbt_s = math.nan
@@ -131,7 +135,8 @@ class PrefillNode:
         self.cache = cache
         self.beside = beside
         """The decode node whose steps carry the prefills of this line; None on a prefill node."""
-        self.running: Job | None = None
+        self.running: tuple[Job, ...] = ()
+        """What is being computed: one job, or those that share an engine's step."""
         self.busy_until = 0.0
         self.link_free = 0.0
         self.busy_s = 0.0
@@ -144,9 +149,9 @@ class PrefillNode:
         self._ttft_s = ttft_s
         self._line: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def begin(self, job: Job, until: float) -> None:
-        """Compute a piece of ``job`` until then."""
-        self.running = job
+    def begin(self, jobs: tuple[Job, ...], until: float) -> None:
+        """Compute a piece of each of ``jobs`` until then."""
+        self.running = jobs
         self.busy_until = until
         self._line = None
 
@@ -165,29 +170,52 @@ class PrefillNode:
         """
         for place, (_, _, job) in enumerate(self.waiting[:1] if in_order else self.waiting):
             if job.may_start(now):
-                del self.waiting[place]
-                self.waiting_s = self.waiting_s - job.left_s if self.waiting else 0.0
-                self.tokens -= job.ask.tokens - job.position
-                self.context -= job.ask.tokens
-                self._line = None
+                self._leaves(place)
                 return job
         return None
 
+    def take_step(self, now: float, step_tokens: int, block: int) -> list[tuple[Job, int]]:
+        """What an engine's next step computes, by the engine's own scheduler: jobs of the line, and where each gets to.
+
+        Args:
+            now: seconds on the simulation's clock.
+            step_tokens: most tokens of a step.
+            block: tokens of a block.
+        """
+        there = {str(job.ask.id): (place, job) for place, (_, _, job) in enumerate(self.waiting) if job.may_start(now)}
+        views: tuple[list[SequenceView], list[SequenceView]] = ([], [])
+        for name, (place, job) in there.items():
+            total, begun = job.ask.tokens, job.started >= 0
+            have = job.position if begun else min(self.cache.held(job.keys) * block, total - 1)
+            view = SequenceView(name, 0, place, total, computed=have) if begun else None
+            views[not begun].append(view or SequenceView(name, 0, place, total, hit_tokens=have))
+        plan = schedule(Snapshot(*views, free_blocks=1 << 62, max_tokens=step_tokens, max_seqs=step_tokens))
+        found = [(there[name][1], tokens) for name, tokens in plan.work]
+        for place in sorted((there[name][0] for name, _ in plan.work), reverse=True):
+            self._leaves(place)
+        return found
+
+    def _leaves(self, place: int) -> None:
+        _, _, job = self.waiting.pop(place)
+        self.waiting_s = self.waiting_s - job.left_s if self.waiting else 0.0
+        self.tokens -= job.ask.tokens - job.position
+        self.context -= job.ask.tokens
+        self._line = None
+
     def queue_s(self, now: float, stretch: float = 1.0) -> float:
         """Estimated seconds until everything here is done."""
-        running = self.running
-        rest = running.left_s if running is not None else 0.0
+        rest = sum(job.left_s for job in self.running)
         return max(0.0, self.busy_until - now) + (rest + self.waiting_s) * stretch
 
     def line(self, now: float, stretch: float = 1.0) -> Line:
         """The line for a snapshot, with what is left of the running job in its place."""
-        running = self.running
-        if not self.waiting and (running is None or running.left_s <= 0):
+        running = [job for job in self.running if job.left_s > 0]
+        if not self.waiting and not running:
             return _NOBODY
         if self._line is None:
             jobs = [(job.decision.rank, job) for _, _, job in self.waiting]
-            if running is not None and running.left_s > 0:
-                insort(jobs, (running.decision.rank, running), key=lambda entry: entry[0])
+            for job in running:
+                insort(jobs, (job.decision.rank, job), key=lambda entry: entry[0])
             ranks = np.array([rank for rank, _ in jobs])
             ahead = np.concatenate([[0.0], np.cumsum([job.left_s for _, job in jobs])])
             deadlines = np.array([job.ask.at + self._ttft_s for _, job in jobs])
@@ -306,6 +334,7 @@ class DecodeNode:
         while self._arrivals and self._arrivals[0][0] <= self.clock and (self._fits() or not self.active):
             job = heappop(self._arrivals)[2]
             job.joined = self.clock
+            self.clock += job.stall_s
             job.join_index = self._last_join = len(self.ends)
             job.status = "decoding"
             self.batch += 1
