@@ -139,6 +139,7 @@ class LiveSegment {
   void keep_all();
   void rekeep(uint32_t child, Scratch& scratch, const std::vector<bool>& dying);
   void bridge(uint32_t owner, Scratch& scratch, const std::vector<bool>& dying);
+  void even_out(size_t count);
   void wait_for_others();
   int among_dead(int width) const;
   void pick(const std::vector<Entry>& nearest, size_t k, bool frozen, Found& found) const;

@@ -30,6 +30,7 @@ size_t LiveSegment::repair() {
     const Pin scratch(*this);
     bridge(i, *scratch, dying);
   }
+  even_out(count);
   {
     const std::lock_guard<std::mutex> lock(entries_mutex_);
     std::erase_if(entries_, goes);
@@ -92,6 +93,46 @@ void LiveSegment::bridge(uint32_t owner, Scratch& scratch, const std::vector<boo
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   choose(owner, ids, scratch);
+}
+
+// A row loses links whenever one that led to it goes, and mended lists take what many lead to already, so the older a row
+// the fewer lead to it, and the less it is found. Those that less than half a list of others leads to get links from where
+// they lead to themselves, in the places of links to rows that a whole list or more leads to.
+void LiveSegment::even_out(size_t count) {
+  const size_t full = static_cast<size_t>(segment_.degree);
+  uint32_t links[kMostDegree];
+  std::vector<size_t> led(count);  // of every row, how many lead to it
+  for (uint32_t i = 0; i < count; ++i) {
+    if (!usable(i)) continue;
+    for (int k = copy_links(i, links) - 1; k >= 0; --k)
+      if (links[k] < count) ++led[links[k]];
+  }
+  std::vector<uint32_t> list;
+  for (uint32_t i = 0; i < count; ++i) {
+    if (!usable(i)) continue;
+    const int length = copy_links(i, links);
+    for (int k = 0; k < length && 2 * led[i] < full; ++k) {
+      const uint32_t owner = links[k];
+      const std::lock_guard<std::mutex> lock(lock_of(owner));
+      list.resize(kMostDegree);
+      list.resize(static_cast<size_t>(copy_links(owner, list.data())));
+      if (!usable(owner) || std::find(list.begin(), list.end(), i) != list.end()) continue;
+      if (list.size() == full) {
+        uint32_t* most = nullptr;
+        for (uint32_t& to : list)
+          if (to < count && led[to] > full && (most == nullptr || led[to] > led[*most]) &&
+              node(to).keeper.load(std::memory_order_acquire) != owner)
+            most = &to;
+        if (most == nullptr) continue;
+        --led[*most];
+        *most = i;
+      } else {
+        list.push_back(i);
+      }
+      ++led[i];
+      write_links(owner, list);
+    }
+  }
 }
 
 }  // namespace statepool::graph
