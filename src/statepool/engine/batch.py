@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,17 +74,28 @@ class Batch:
         read: bool = True,
     ) -> Batch:
         """From (tokens to compute, position of the first, blocks) of each sequence, and their contexts."""
-        counts = np.array([len(ids) for ids, _, _ in parts], np.int32)
-        start = np.zeros(len(parts) + 1, np.int32)
-        np.cumsum(counts, out=start[1:])
-        first = np.array([at for _, at, _ in parts], np.int32)
-        total = int(start[-1])
-        tokens = np.fromiter(chain.from_iterable([ids for ids, _, _ in parts]), np.int32, total)
-        row = np.repeat(np.arange(len(parts)), counts)
-        positions = np.arange(total, dtype=np.int32) + (first - start[:-1])[row]
-        held = np.array([len(blocks) for _, _, blocks in parts])
-        tables = np.zeros((len(parts), held.max(initial=0)), np.int32)
-        flat = chain.from_iterable([blocks for _, _, blocks in parts])
-        tables[np.arange(tables.shape[1]) < held[:, None]] = np.fromiter(flat, np.int32, held.sum())
-        slots = tables[row, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
-        return cls(tokens, positions, slots, tables, start, first + counts, contexts, read)
+        # Lists first: most steps are a token each of a few sequences, where calls of NumPy cost more than loops.
+        tokens, positions, slots, tables, ends = (list[int]() for _ in range(5))
+        start = [0]
+        width = max([len(blocks) for _, _, blocks in parts], default=0)
+        for ids, first, blocks in parts:
+            end = first + len(ids)
+            places = range(first, end)
+            tokens += ids
+            positions += places
+            slots += [blocks[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for at in places]
+            tables += blocks
+            tables += [0] * (width - len(blocks))
+            start.append(len(tokens))
+            ends.append(end)
+        shape = (len(parts), width)
+        return cls(
+            np.array(tokens, np.int32),
+            np.array(positions, np.int32),
+            np.array(slots, np.int64),
+            np.array(tables, np.int32).reshape(shape),
+            np.array(start, np.int32),
+            np.array(ends, np.int32),
+            contexts,
+            read,
+        )

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from statepool.rollout.costs import StepTimes
 from statepool.rollout.state import Instance
 
@@ -103,11 +101,14 @@ def worthwhile(chances: Sequence[Sequence[float]], batch: int, cost: StepCost) -
     ``chances`` fall along each draft, so the tokens taken by falling chance are a beginning of every draft: with any
     number of tokens this is the best choice, and the number is the best of all.
     """
-    flat = np.concatenate([np.asarray(each, np.float64) for each in chances])
-    falling = np.sort(flat)[::-1]
-    tokens = batch + np.concatenate(([0.0], np.cumsum(falling)))
-    seconds = cost.base + cost.sequence * batch + cost.row * (batch + np.arange(len(tokens)))
-    count = int(np.argmax(tokens / seconds))
+    falling = sorted([chance for each in chances for chance in each], reverse=True)
+    gained, fixed = float(batch), cost.base + cost.sequence * batch
+    count, best = 0, gained / (fixed + cost.row * batch)
+    for number, chance in enumerate(falling, 1):  # not by NumPy: there are a few, before every step
+        gained += chance
+        rate = gained / (fixed + cost.row * (batch + number))
+        if rate > best:
+            count, best = number, rate
     if count == 0:
         return [0] * len(chances)
     least = falling[count - 1]

@@ -23,9 +23,11 @@ from statepool.core.errors import InvalidCheckpoint, InvalidConfig
 from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.train.engine_forward import EngineForward
+from statepool.train.given import given
 from statepool.train.lora import merged
 from statepool.train.packed import block_states
-from statepool.train.prefix_tree import Sample, Tree, hidden, plant, valued
+from statepool.train.predicted import chosen
+from statepool.train.prefix_tree import Sample, Tree, hidden, plant
 from statepool.train.torch_model import PINNED, Qwen3, Shape
 
 
@@ -112,7 +114,7 @@ class OwnPolicy:
         if not torch.is_grad_enabled():
             return logits
         states = hidden(self.module, tree, [torch.from_numpy(value) for value in values])
-        return valued(self.module.logits(states[tree.predictors]), logits)
+        return given(states.index_select(0, tree.predictors), self.module.model.embed_tokens.weight, logits)
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """See ``Policy.tensors``."""
@@ -229,14 +231,11 @@ def scatter(
     logits: Tensor, targets: Tensor, rows: Tensor, columns: Tensor, shape: tuple[int, int], temperature: float
 ) -> Scored:
     """Log-probabilities of ``targets`` under ``logits [learned, vocab]``, laid out as samples by columns."""
-    logs = (logits / temperature if temperature not in (0.0, 1.0) else logits).log_softmax(-1)
-    chosen = logs.gather(1, targets[:, None])[:, 0]
-    with torch.no_grad():
-        spread = -(logs.exp() * logs).sum(-1)
+    logs, spread = chosen(logits / temperature if temperature not in (0.0, 1.0) else logits, targets)
     empty = torch.zeros(shape, dtype=logits.dtype)
     return Scored(
-        empty.index_put((rows, columns), chosen),
-        empty.index_put((rows, columns), torch.ones_like(chosen)),
+        empty.index_put((rows, columns), logs),
+        empty.index_put((rows, columns), torch.ones_like(logs)),
         empty.index_put((rows, columns), spread),
     )
 

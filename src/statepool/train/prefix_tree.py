@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from statepool.train.given import given, valued
 from statepool.train.torch_model import Attention, Layer, Qwen3, rotary_table
 
 FULL = 0.75
@@ -129,38 +130,44 @@ def hidden(model: Qwen3, tree: Tree, values: Sequence[Tensor] = ()) -> Tensor:
             own = torch.cat((above, own), 1)
         valid.append(own)
         masks.append(torch.zeros(mask.shape, dtype=cos.dtype).masked_fill_(~mask, -torch.inf)[:, None])
+    sizes = [level.ids.numel() for level in tree.levels]
     for number, layer in enumerate(model.model.layers):
-        states = _layer(layer, tree, states, rotary, masks)  # type: ignore[arg-type]
-        if values:
-            parts = values[number].split([level.ids.numel() for level in tree.levels])
-            states = [valued(x, part.view_as(x)) for x, part in zip(states, parts, strict=True)]
+        known = values[number].split(sizes) if values else [None] * len(sizes)
+        states = _layer(layer, tree, states, rotary, masks, known)  # type: ignore[arg-type]
     out: Tensor = model.model.norm(torch.cat([x.flatten(0, 1) for x in states]))
     return out
 
 
-def valued(computed: Tensor, value: Tensor) -> Tensor:
-    """``value``, with the gradient of ``computed``; both have one shape."""
-    return value + (computed - computed.detach())
-
-
 def _layer(
-    layer: Layer, tree: Tree, states: list[Tensor], rotary: list[tuple[Tensor, Tensor]], masks: list[Tensor]
+    layer: Layer,
+    tree: Tree,
+    states: list[Tensor],
+    rotary: list[tuple[Tensor, Tensor]],
+    masks: list[Tensor],
+    values: Sequence[Tensor | None],
 ) -> list[Tensor]:
     attention: Attention = layer.self_attn
     out: list[Tensor] = []
     cache: list[tuple[Tensor, Tensor]] = []
-    for level, x, turn, mask in zip(tree.levels, states, rotary, masks, strict=True):
+    for level, x, turn, mask, value in zip(tree.levels, states, rotary, masks, values, strict=True):
         q, k, v = attention.project(layer.input_layernorm(x), turn)
         if level.above >= 0:
             above = cache[level.above]
-            k, v = (torch.cat((up[level.parents], own), 2) for up, own in zip(above, (k, v), strict=True))
+            parents = level.parents
+            k, v = (torch.cat((up.index_select(0, parents), own), 2) for up, own in zip(above, (k, v), strict=True))
         cache.append((k, v))
         group = q.shape[1] // k.shape[1]
         mixed = functional.scaled_dot_product_attention(
             q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), attn_mask=mask
         )
         x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-        out.append(x + layer.mlp(layer.post_attention_layernorm(x)))
+        normed, last = layer.post_attention_layernorm(x), layer.mlp.down_proj
+        if value is None:
+            out.append(x + layer.mlp(normed))
+        elif type(last) is torch.nn.Linear:
+            out.append(given(layer.mlp.inner(normed), last.weight, value.view_as(x), x))
+        else:  # with additions beside its weight
+            out.append(valued(x + layer.mlp(normed), value.view_as(x)))
     return out
 
 
