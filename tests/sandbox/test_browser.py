@@ -42,10 +42,11 @@ class _Site(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(200)
-        self.send_header("content-type", "text/html")
+        kind = "text/javascript" if self.path == "/worker.js" else "text/html"
+        self.send_header("content-type", kind)
         self.send_header("cache-control", "max-age=1000")
         self.end_headers()
-        self.wfile.write(b"<title>t</title><body>hello</body>")
+        self.wfile.write(b"0" if kind == "text/javascript" else b"<title>t</title><body>hello</body>")
 
     def log_message(self, *_):
         pass
@@ -91,6 +92,31 @@ def test_contexts_share_nothing(browser, site):
         page = again.page()
         again.goto(page, site)
         assert page.evaluate(LOOK) == ["", 0, 0, 0, 0]
+
+
+WORK = """async () => {
+  window.heard = []; new BroadcastChannel('b').onmessage = event => heard.push(event.data);
+  await navigator.serviceWorker.register('/worker.js'); await navigator.serviceWorker.ready;
+  return (await navigator.serviceWorker.getRegistrations()).length;
+}"""
+
+
+def test_workers_and_channels_are_a_leases_own(browser, site):
+    count = "async () => (await navigator.serviceWorker.getRegistrations()).length"
+    with browser.lease(network=None) as one, browser.lease(network=None) as other:
+        mine, second, theirs = one.page(), one.page(), other.page()
+        for lease, page in ((one, mine), (one, second), (other, theirs)):
+            lease.goto(page, site)
+        assert mine.evaluate(WORK) == 1 == second.evaluate(count)
+        assert theirs.evaluate(count) == 0
+        theirs.evaluate("new BroadcastChannel('b').postMessage('theirs')")
+        second.evaluate("new BroadcastChannel('b').postMessage('mine')")
+        mine.wait_for_function("heard.length > 0")
+        assert mine.evaluate("heard") == ["mine"]
+    with browser.lease(network=None) as again:
+        page = again.page()
+        again.goto(page, site)
+        assert page.evaluate(count) == 0
 
 
 def test_nothing_is_left_of_a_lease(browser, site):

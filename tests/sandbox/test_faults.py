@@ -1,8 +1,11 @@
 """What goes wrong around the manager: no descriptors, no room, no processes, a clock that jumps, floods, rebuilds."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from tests.sandbox.conftest import USABLE
 
 from statepool.core.errors import InvalidRequest, NotFound
 from statepool.sandbox import Pool, Sandbox, Template, cgroup
+from statepool.sandbox.errors import SandboxError
 from statepool.sandbox.template import HOME, Limits
 
 HEAD = """
@@ -128,6 +132,65 @@ def test_descriptors_run_out_at_every_step():
     assert said.count(None) == 2 and len(said) > 15  # with a new slot, and with one that waits
     assert all("Too many open files" in text for text in said if text is not None), said
     assert (busy, after, groups) == (0, before, [])
+
+
+SPAWN = [
+    *(
+        (call, 1)
+        for call in ("clone", "unshare", "pivot_root", "mknodat", "symlink", "sethostname", "socket", "umount2")
+    ),
+    *(("mount", when) for when in (1, 5, 9, 14, 18, 22)),
+    *(("mkdir", when) for when in (1, 9)),
+    *(
+        (call, 1)
+        for call in ("chroot", "prlimit64", "setgroups", "setresgid", "setresuid", "capset", "seccomp", "close_range")
+    ),
+    *(("prctl", when) for when in (3, 20, 66, 68)),
+]
+"""System calls of a slot's making, and of its kernel's confinement, and which of them fails."""
+
+
+@pytest.fixture(scope="module")
+def alone():
+    if "ns" not in USABLE or not shutil.which("strace"):
+        pytest.skip("needs strace and the driver ns")
+    with Pool(low=0, high=0) as made:  # every sandbox has a new slot
+        yield made
+
+
+@pytest.mark.parametrize(("call", "when"), SPAWN)
+def test_memory_that_runs_out_at_a_step_of_a_slots_making(alone, call, when):
+    """Strace makes one system call fail in whatever the zygote forks: there is no sandbox then, least of all a weaker
+    one, nothing is left, and the next one is made.
+    """
+    zygote = alone._shelves["py"].zygote
+    zygote.start()
+    fault = f"inject={call}:error=ENOMEM:when={when}"
+    command = ["strace", "-f", "-q", "-e", f"trace={call}", "-e", fault, "-p", str(zygote.pid)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        status = Path(f"/proc/{zygote.pid}/status")
+        _until(lambda: "TracerPid:\t0\n" not in status.read_text())
+        with contextlib.suppress(SandboxError), Sandbox(pool=alone) as sandbox:
+            done = sandbox.run_code("print(open('/proc/self/status').read())")
+            held = ("Seccomp:\t2", "NoNewPrivs:\t1", "CapBnd:\t0000000000000000")
+            assert done.error or all(part in done.logs.stdout for part in held)
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        said = tracer.communicate(timeout=20)[1]
+    assert "(INJECTED)" in said, said
+    alone.settle()
+    with Sandbox(pool=alone) as sandbox:
+        assert sandbox.run_code("1 + 1").text == "2"
+    alone.settle()
+    _until(lambda: not Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text())
+
+
+def _until(done, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_disk_that_is_full(tmp_path):

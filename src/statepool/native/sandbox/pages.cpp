@@ -17,7 +17,7 @@
 namespace statepool::sandbox {
 namespace {
 
-constexpr uintptr_t kPage = 4096, kHuge = 2u << 20, kNear = 16 * kPage;
+constexpr uintptr_t kPage = 4096, kHuge = 2u << 20, kNear = 16 * kPage, kWhole = ~uintptr_t(0) >> 1;
 constexpr int kPopulateRead = 22, kPopulateWrite = 23, kCollapse = 25;  // MADV_, of Linux 5.14 and 6.1
 constexpr int kFutureWrite = 0x10;  // F_SEAL_, of Linux 5.1
 // Bits of /proc/self/pagemap.
@@ -46,9 +46,11 @@ std::vector<Area> areas() {
   return found;
 }
 
-// Pages between two addresses that are no file's, and with `exclusive` nobody else's; those at most `near` bytes apart as one stretch.
-std::vector<Stretch> own(uintptr_t at, uintptr_t end, uint64_t exclusive, uintptr_t near) {
+// Pages between two addresses that are no file's, and with `exclusive` nobody else's; those at most `near` bytes apart as one stretch,
+// and with kWhole all there is as soon as there is one.
+std::vector<Stretch> own(uintptr_t begin, uintptr_t end, uint64_t exclusive, uintptr_t near) {
   std::vector<Stretch> found;
+  uintptr_t at = begin;
   const int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
   while (map >= 0 && at < end) {
     uint64_t entries[256];
@@ -64,6 +66,7 @@ std::vector<Stretch> own(uintptr_t at, uintptr_t end, uint64_t exclusive, uintpt
     }
   }
   if (map >= 0) close(map);
+  if (near == kWhole && !found.empty()) found = {{begin, end - begin}};
   return found;
 }
 
@@ -104,7 +107,8 @@ void seal() {
   off_t end = 0;
   for (const Area& area : areas()) {
     if (!strcmp(area.path, "[stack]")) continue;
-    for (const auto& [begin, length] : own(area.begin, area.end, 0, kNear)) {
+    // Of a library's data all, or what is left of it would still be copied with the entries of its pages.
+    for (const auto& [begin, length] : own(area.begin, area.end, 0, *area.path == '/' ? kWhole : kNear)) {
       end = off_t((uintptr_t(end) + kHuge - 1) & ~(kHuge - 1)) + off_t(begin % kHuge);
       pieces.push_back({begin, length, end, area.constant ? PROT_READ : PROT_READ | PROT_WRITE});
       end += off_t(length);
