@@ -1,0 +1,90 @@
+"""A17: answers of a server that keeps half of a context in memory and reads a part, beside its own exact answers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from bench.beside import ROOT
+from bench.machine import LoadWatch
+from bench.row import Row, asked
+from statepool.engine.config import EngineConfig
+from statepool.engine.engine import Engine
+from statepool.train.probe.judge import TAIL, facts
+
+_LENGTH = 1900
+_OPTIONS = (
+    "--port",
+    "0",
+    "--kv-bytes",
+    "8MiB",
+    "--kv-budget",
+    "2MiB",
+    "--max-batched-tokens",
+    "128",
+    "--max-seqs",
+    "2",
+)
+"""A context of 1,900 tokens has 3.7 MiB of keys and values; less memory than two windows of it no budget allows."""
+
+
+def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
+    """A17a with the default settings, A17b at 5 % of the clusters, A17c at 13 %."""
+    for name, share in (("A17a", 0.018), ("A17b", 0.05), ("A17c", 0.13)):
+        if asked(name, only):
+            yield _answers(name, share, 10 if quick else 100)
+
+
+def _answers(name: str, share: float, count: int) -> Row:
+    """Greedy answers to questions about facts: the prompt is exact, as on any server, and the answer is not."""
+    where = f"bundled model at {_LENGTH:,} tokens over HTTP, KV budget of half a context"
+    row = Row(name, f"right answers lost by reading {share:.1%} of the clusters, {where}", "points", "lower", 1.0)
+    row.command = "python -m bench attention --only A17"
+    watch = LoadWatch()
+    engine = Engine(EngineConfig())
+    right = {"wave": 0, "full": 0}
+    equal = 0
+    command = [sys.executable, "-m", "statepool.cli", "serve", "--attention", f"wave:retrieve={share}", *_OPTIONS]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            (port,) = next(
+                found.groups() for line in server.stdout if (found := re.search(r"API\s+http://.*:(\d+)/", line))
+            )
+            for question in facts(engine, count, _LENGTH):
+                split = question.body + TAIL
+                wanted = engine.tokenizer.decode(question.tokens[split:])
+                answers = {}
+                for kind in right:
+                    body = {
+                        "prompt": question.tokens[:split],
+                        "max_tokens": len(question.tokens) - split,
+                        "temperature": 0,
+                    }
+                    answers[kind] = _complete(int(port), body | ({"attention": kind} if kind == "full" else {}))
+                    right[kind] += answers[kind].strip() == wanted.strip()
+                equal += answers["wave"] == answers["full"]
+        finally:
+            server.terminate()
+    row.value = 100 * (right["full"] - right["wave"]) / count
+    row.own = f"{right['wave']} of {count} right"
+    row.peer, row.peer_value, row.peer_unit = "exact answers of the same server", float(right["full"]), f"of {count}"
+    row.note = f"{equal} of {count} answers are those of exact attention, letter by letter"
+    row.load = watch.stop()
+    return row
+
+
+def _complete(port: int, body: dict[str, object]) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    if response.status != 200:
+        raise RuntimeError(f"status {response.status}: {answer}")
+    connection.close()
+    text: str = answer["choices"][0]["text"]
+    return text
