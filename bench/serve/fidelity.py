@@ -117,6 +117,7 @@ def _between(before: NodeCosts, after: NodeCosts) -> NodeCosts:
         hbm_bytes_s=rate(before.hbm_bytes_s, after.hbm_bytes_s),
         nic_bytes_s=rate(before.nic_bytes_s, after.nic_bytes_s),
         handoff_base_s=fmean((before.handoff_base_s, after.handoff_base_s)),
+        reply_s=fmean((before.reply_s, after.reply_s)),
         prefill_beside=fmean((before.prefill_beside, after.prefill_beside)),
         decode_beside=fmean((before.decode_beside, after.decode_beside)),
     )
