@@ -105,7 +105,11 @@ void Index::search_sealed(Context& context, const Request& request, const Allowe
   context.query.reset(wider);
   run_engine(walk, context.query);
   gather(context.query, true, wider.kept, context.merged, answer.nearest);
-  // Eight bits chose these; the stored precision orders them.
+  // Eight bits chose these; the stored precision orders them. Spares that rounding cannot have kept from the k are not read.
+  const size_t k = static_cast<size_t>(request.k);
+  while (answer.nearest.size() > k && distance_of(answer.nearest.back()) - sealed.doubt(answer.nearest.back()) >
+                                          distance_of(answer.nearest[k - 1]))
+    answer.nearest.pop_back();
   const int count = static_cast<int>(answer.nearest.size());
   std::vector<uint32_t> ids(answer.nearest.size());
   std::vector<float> distances(answer.nearest.size());
@@ -116,7 +120,7 @@ void Index::search_sealed(Context& context, const Request& request, const Allowe
   space_.distances(context.vector.data(), segment_->rows(), ids.data(), count, distances.data());
   for (size_t i = 0; i < ids.size(); ++i) answer.nearest[i] = entry_of(distances[i], ids[i]);
   std::sort(answer.nearest.begin(), answer.nearest.end());
-  if (count > request.k) answer.nearest.resize(static_cast<size_t>(request.k));
+  if (answer.nearest.size() > k) answer.nearest.resize(k);
 }
 
 void Index::seal(int threads, uint64_t seed) {
