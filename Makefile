@@ -53,7 +53,7 @@ docs: setup  ## Build the documentation as a site in build/docs; a warning is an
 	@$(PYTHON) scripts/setup.py --extra docs
 	@$(BIN)/sphinx-build -W -q -b html docs build/docs && echo build/docs/index.html
 
-dist: setup  ## Build sdist and wheel into dist/, on Linux with the manylinux tag they earn
+dist: setup  ## Build sdist and wheels (3.11; 3.12 and later) into dist/, on Linux with the manylinux tag they earn
 	@$(PYTHON) scripts/setup.py --extra dist
 	@PATH="$(BIN):$$PATH" $(BIN)/python scripts/dist.py
 

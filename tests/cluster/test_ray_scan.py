@@ -11,7 +11,7 @@ pytest.importorskip("ray")
 
 def test_the_file_is_that_of_one_process(tmp_path):
     files = [tmp_path / "ray.jsonl", tmp_path / "one.jsonl"]
-    for file, how in zip(files, (["--ray"], ["--workers", "1"]), strict=True):
+    for file, how in zip(files, (["--ray", "local"], ["--workers", "1"]), strict=True):
         done = subprocess.run(
             [
                 sys.executable,

@@ -117,7 +117,7 @@ def run_server(model: Path | str, python: str = sys.executable, **settings):
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.communicate(timeout=20)
+                process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()

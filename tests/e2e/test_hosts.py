@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -97,6 +98,12 @@ def hosts():
         # Room decides who goes where: an engine needs a core, the pool more memory than the other hosts have.
         gate, *others = HOSTS
         head = ["--head", "--port", "6399", "--num-cpus", "0", "--memory", str(512 * MEBI), "--include-dashboard=false"]
+        # A folder of its own, with a short name for its sockets: Ray takes what is noted in the usual one for a cluster
+        # that runs, for ever.
+        head += [
+            "--temp-dir",
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)),
+        ]
         stack.enter_context(ray_node(gate, *head))
         joined = ["--address", f"{address(gate)}:6399", "--num-cpus", "1", "--memory", str(32 * MEBI)]
         for host in others:

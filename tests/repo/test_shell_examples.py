@@ -55,7 +55,7 @@ def test_commands_run(page, folder):
         done = subprocess.run(
             ["sh", "-c", f"{shlex.quote(sys.executable)} -m statepool.cli {short}"],
             cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HOME": str(folder)},  # what is kept is kept there
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,

@@ -56,7 +56,7 @@ class RayLauncher:
             _check_reachable(address)
             try:
                 ray.init(address=address, log_to_driver=True, include_dashboard=False if address == "local" else None)
-            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # a node that does not start is a bare one
                 raise InvalidConfig(f"no Ray cluster answers at {address!r}: {error}", param="ray") from error
             if threading.current_thread() is threading.main_thread():
                 for number, handler in handlers.items():  # Ray takes them, and they are somebody's

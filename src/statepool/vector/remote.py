@@ -32,7 +32,8 @@ class RemoteIndex(Searching):
     """What ``statepool vector serve`` serves. Its answers have the bits of the index itself.
 
     Any number of threads may use it: each waits on a connection of its own, and searches keep theirs for the next.
-    It is also an index for ``RetrievalTool``.
+    It is also an index for ``RetrievalTool``. What it shares with all indexes is ``Searching``; ``add``, ``update``,
+    ``delete`` and ``get`` are written out here and in ``LiveIndex``, since a base of their own would hold nothing else.
 
     Args:
         url: ``http://host:port``, or ``https://`` where something in between speaks it.

@@ -186,6 +186,7 @@ def test_closed_paths_of_link_edges_are_slopes() -> None:
         boundary.slope_along([(0, 0, 1, 2, 3), (0, 0, 2, 3, 1), (0, 0, 3, 1, 2)])
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_boundaries_of_a_whole_census() -> None:
     for sig in census(4, 2):

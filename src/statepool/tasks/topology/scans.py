@@ -161,7 +161,11 @@ def _results(wanted: Iterable[str], plan: Plan, workers: int, ray: str | None) -
             from ray.util.multiprocessing import Pool as RayPool
         except ImportError as error:
             raise InvalidRequest("ray: is not installed; pip install 'statepool[ray]'", param="ray") from error
-        with RayPool(processes=workers, ray_address=ray or None) as pool:
+        try:
+            made = RayPool(processes=workers, ray_address=ray or None)
+        except (ConnectionError, ValueError) as error:
+            raise InvalidRequest(f"ray: no cluster answers at {ray or 'its address'}: {error}", param="ray") from error
+        with made as pool:
             yield from pool.imap(_Work(plan), wanted, chunksize=1)
     elif workers > 1:
         import multiprocessing
