@@ -157,3 +157,38 @@ def test_get_and_contains(metric: str, dtype: str, error: float, data: tuple[np.
     assert index.get([]).shape == (0, 40)
     with pytest.raises(NotFound, match="3 is not in the index"):
         index.get([1000, 3])
+
+
+def reached(index: Index) -> np.ndarray:
+    """Which rows a walk along the links finds from the entries."""
+    _, links, entries, _ = index._core.arrays()
+    seen = np.zeros(len(index), dtype=bool)
+    front = np.asarray(entries, dtype=np.int64)
+    while len(front):
+        seen[front] = True
+        following = np.unique(links[front])
+        following = following[following < len(index)]
+        front = following[~seen[following]]
+    return seen
+
+
+@pytest.mark.parametrize("copies", [1, 2, 50, 4000, 5000])
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+def test_every_row_is_led_to_however_many_are_equal(copies: int, metric: str) -> None:
+    rng = np.random.default_rng(copies)
+    rows = rng.standard_normal((5000, 24)).astype(np.float32)
+    rows[:copies] = rows[0]
+    index = Index(dim=24, metric=metric)
+    index.build(rows)
+    assert reached(index).all()
+
+
+def test_copies_of_a_row_hide_no_other_rows() -> None:
+    rng = np.random.default_rng(3)
+    rows, queries = rng.standard_normal((5000, 24)).astype(np.float32), rng.standard_normal((100, 24)).astype(np.float32)
+    rows[1000:4000] = rows[0]
+    index = Index(dim=24, metric="l2")
+    index.build(rows)
+    found = [index.search(query, 10, ef=64).distances for query in queries]
+    true = np.sort(((queries[:, None] - rows[None]) ** 2).sum(2), axis=1)[:, :10]
+    assert np.mean(np.abs(found - true) < 1e-3) >= 0.95

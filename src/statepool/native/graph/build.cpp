@@ -70,6 +70,7 @@ class Builder {
       done += batch;
       if (options_.progress != nullptr) options_.progress->store(done, std::memory_order_relaxed);
     }
+    connect();
   }
 
  private:
@@ -182,8 +183,13 @@ class Builder {
     });
   }
 
-  // Neighbours of a new node, from what a search for it expands.
   void link(uint32_t node, Scratch& scratch) {
+    explore(node, scratch);
+    prune(node, scratch);
+  }
+
+  // Candidates for neighbours of a node: what a search for it expands, by distance.
+  void explore(uint32_t node, Scratch& scratch) {
     const float* from = segment_.floats(node, scratch.center.data());
     scratch.visited.reset(segment_.size());
     scratch.visited.claim(node);
@@ -203,7 +209,48 @@ class Builder {
       take(scratch.pool, hits);
     }
     std::sort(scratch.candidates.begin(), scratch.candidates.end());
-    prune(node, scratch);
+  }
+
+  // Lead to every row. Those that no list has left, like the copies of a row of which its neighbours keep one, each join the
+  // list of a near row.
+  void connect() {
+    const size_t count = segment_.size(), degree = static_cast<size_t>(segment_.degree);
+    std::vector<uint32_t> parent(count, kNone), reached;  // of a row: whose list leads to it first
+    size_t seen = 0;
+    const auto flood = [&](uint32_t from, uint32_t by) {
+      parent[from] = by;
+      for (reached.push_back(from); seen < reached.size(); ++seen) {
+        const uint32_t* links = segment_.links(reached[seen]);
+        for (size_t k = 0; k < degree && links[k] != kNone; ++k)
+          if (parent[links[k]] == kNone) {
+            parent[links[k]] = reached[seen];
+            reached.push_back(links[k]);
+          }
+      }
+    };
+    // Into a free place, or that of the last link which is nobody's only one; the first `kept` links stay.
+    const auto take = [&](uint32_t owner, uint32_t node, size_t kept) {
+      uint32_t* const links = segment_.links(owner);
+      uint32_t* place = std::find(links, links + degree, kNone);
+      if (place == links + degree) {
+        do
+          if (place == links + kept) return false;
+        while (parent[*--place] == owner);
+      }
+      *place = node;
+      flood(node, owner);
+      return true;
+    };
+    for (const uint32_t entry : segment_.entries)
+      if (parent[entry] == kNone) flood(entry, entry);
+    size_t next = 0;  // of those reached, the first whose list may have a place left
+    for (uint32_t node = 0; node < count; ++node) {
+      if (parent[node] != kNone) continue;
+      explore(node, scratch_[0]);
+      const std::vector<Entry>& near = scratch_[0].candidates;
+      if (std::any_of(near.begin(), near.end(), [&](Entry to) { return take(id_of(to), node, degree / 2); })) continue;
+      while (!take(reached[next], node, 0)) ++next;
+    }
   }
 
   void link_back(const std::pair<uint32_t, uint32_t>* wanted, size_t count, Scratch& scratch) {
