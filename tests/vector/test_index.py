@@ -185,7 +185,8 @@ def test_every_row_is_led_to_however_many_are_equal(copies: int, metric: str) ->
 
 def test_copies_of_a_row_hide_no_other_rows() -> None:
     rng = np.random.default_rng(3)
-    rows, queries = rng.standard_normal((5000, 24)).astype(np.float32), rng.standard_normal((100, 24)).astype(np.float32)
+    rows = rng.standard_normal((5000, 24)).astype(np.float32)
+    queries = rng.standard_normal((100, 24)).astype(np.float32)
     rows[1000:4000] = rows[0]
     index = Index(dim=24, metric="l2")
     index.build(rows)
