@@ -57,8 +57,8 @@ def _rows(model: str, names: tuple[str, str], wanted: list[str], quick: bool) ->
         for n in _CLUSTERS:
             more = round(size - TABLES / n, 4)
             if n > best and more > share:
-                equal[f"{n} tokens per cluster"] = f"wave:tokens_per_cluster={n},retrieve={more}"
-        equal["the paper's settings"] = f"{_PAPER},retrieve={round(max(size - TABLES / 16, share), 4)}"
+                equal[f"{n} tokens per cluster"] = f"wave:tokens_per_cluster={n},retrieve={more},least=0"
+        equal["the paper's settings"] = f"{_PAPER},retrieve={round(max(size - TABLES / 16, share), 4)},least=0"
         equal |= {name: name for name in RIVALS}
         beside = {
             label: score(label, engine_of(model, kind, share, best), asked).share for label, kind in equal.items()

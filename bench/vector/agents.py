@@ -86,7 +86,7 @@ def _keys(quick: bool) -> Iterator[Row]:
     from statepool.engine.attention.wave import WaveConfig, WaveIndex
     from statepool.vector import KVIndex
 
-    config, wide = WaveConfig(), WaveConfig(retrieve=SHARE)
+    config, wide = WaveConfig(), WaveConfig(retrieve=SHARE, least=0)
     hits: dict[str, list[float]] = {}
     errors: dict[str, list[float]] = {"lists": [], "graph": [], "wave": []}
     read: list[float] = []

@@ -119,7 +119,9 @@ def test_reading_every_cluster_is_attention(dtype, most, mean, group, width, chu
 
 @needs_triton
 def test_the_same_index_whatever_the_chunks():
-    config = WaveConfig(tokens_per_cluster=8, segment=64, update_segment=32, local=10, iterations=2, retrieve=0.2)
+    config = WaveConfig(
+        tokens_per_cluster=8, segment=64, update_segment=32, local=10, iterations=2, retrieve=0.2, least=0
+    )
     at_once, one_by_one = (
         paged(torch.float32, 2, 16, config, chunks=chunks)[3:] for chunks in ((90,), (1, 31, *[1] * 40, 18))
     )
@@ -132,7 +134,9 @@ def test_the_same_index_whatever_the_chunks():
 def test_indices_join():
     from statepool.engine.attention.wave.device.index import DeviceWaveIndex
 
-    config = WaveConfig(tokens_per_cluster=8, segment=64, update_segment=64, local=10, iterations=2, retrieve=0.2)
+    config = WaveConfig(
+        tokens_per_cluster=8, segment=64, update_segment=64, local=10, iterations=2, retrieve=0.2, least=0
+    )
     keys, values, query, _, out, _ = paged(torch.float32, 2, 16, config)
     parts = [
         DeviceWaveIndex.build(keys[i : i + 1].float().to(DEVICE), values[i : i + 1].float().to(DEVICE), config)
@@ -153,6 +157,7 @@ def test_the_three_zones(estimator, chunks):
         local=10,
         iterations=2,
         retrieve=0.2,
+        least=0,
         estimate=0.4,
         estimator=estimator,
     )

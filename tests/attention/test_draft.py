@@ -16,7 +16,8 @@ from statepool.engine.engine import Engine
 from statepool.engine.request import Request, SamplingParams
 
 DRAFT = (
-    "wave:shortest=0,update_segment=32,segment=64,tokens_per_cluster=4,local=8,retrieve=0.2,estimate=0.3,iterations=3"
+    "wave:shortest=0,update_segment=32,segment=64,tokens_per_cluster=4,local=8,"
+    "retrieve=0.2,least=0,estimate=0.3,iterations=3"
 )
 PROMPT = tuple(range(40, 190))
 KINDS = [kind for kind in DISTURBANCES if kind != "speculate"]

@@ -28,7 +28,7 @@ from statepool.kv import KVLayout, TierFailure
 from statepool.kv.tiers import TieredBlocks, open_scratch
 from statepool.native import kernels
 
-CONFIG = WaveConfig(update_segment=64, segment=256, shortest=0, local=16, tokens_per_cluster=8, retrieve=0.1)
+CONFIG = WaveConfig(update_segment=64, segment=256, shortest=0, local=16, tokens_per_cluster=8, retrieve=0.1, least=0)
 LAYOUT = KVLayout(3, 2, 32)
 
 
@@ -212,7 +212,8 @@ def test_a_folder_that_cannot_be_written_is_named():
 # -- the engine ----------------------------------------------------------------------------------------
 
 WAVE = (
-    "wave:shortest=0,update_segment=64,segment=256,tokens_per_cluster=4,local=8,retrieve=0.1,estimate=0.3,iterations=3"
+    "wave:shortest=0,update_segment=64,segment=256,tokens_per_cluster=4,local=8,"
+    "retrieve=0.1,least=0,estimate=0.3,iterations=3"
 )
 
 

@@ -18,7 +18,7 @@ from statepool.native import kernels
 if kernels is None:
     pytest.skip("needs the native module", allow_module_level=True)
 
-SMALL = {"update_segment": 64, "segment": 256, "local": 16, "shortest": 0, "iterations": 4}
+SMALL = {"update_segment": 64, "segment": 256, "local": 16, "shortest": 0, "iterations": 4, "least": 0}
 
 
 def tokens(seed: int, heads: int, count: int, width: int, bf16: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,7 @@ def test_clusters_of_equal_keys_are_estimated_exactly(estimator):
     keys = np.repeat(distinct, 16, axis=1)
     values = rng.standard_normal(keys.shape).astype(np.float32)
     config = WaveConfig(
-        update_segment=512, segment=512, local=0, sink=0, retrieve=0.0, estimate=1.0, estimator=estimator
+        update_segment=512, segment=512, local=0, sink=0, retrieve=0.0, least=0, estimate=1.0, estimator=estimator
     )
     index = WaveIndex.build(keys, values, config)
     query = queries(4, 4, 32)
@@ -314,7 +314,7 @@ def test_a_peaked_head_is_proved_with_little_read_and_a_flat_one_reads_all():
     centres = np.repeat(rng.standard_normal((1, 256, 32)) * 2, 16, axis=1)
     keys = (centres + 0.1 * rng.standard_normal(centres.shape)).astype(np.float32)
     values = rng.standard_normal(keys.shape).astype(np.float32)
-    index = WaveIndex.build(keys, values, WaveConfig(update_segment=1024, segment=4096))
+    index = WaveIndex.build(keys, values, WaveConfig(update_segment=1024, segment=4096, least=0))
     needle = keys[0, 1234] / np.linalg.norm(keys[0, 1234])
     peaked = index.decode_within((needle * 20)[None].astype(np.float32), 0.05)
     flat = index.decode_within(np.full((1, 32), 0.01, np.float32), 1e-6)
@@ -400,6 +400,10 @@ class TestOddInput:
         with pytest.raises(InvalidRequest, match="empty"):
             WaveIndex(1, 16, np.float32, WaveConfig()).decode(queries(1, 1, 16))
 
+    def test_budget(self):
+        config = WaveConfig(retrieve=0.1, estimate=0.5, least=16)
+        assert [config.budget(n) for n in (0, 9, 40, 160, 1000)] == [(0, 0), (9, 0), (16, 20), (16, 80), (100, 500)]
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -409,6 +413,7 @@ class TestOddInput:
             ({"iterations": 0}, "iterations must be at least 1"),
             ({"sink": -1}, "sink must not be negative"),
             ({"shortest": -1}, "shortest must not be negative"),
+            ({"least": -1}, "least must not be negative"),
             ({"estimator": "cubic"}, "mean, iso2, diag2"),
             ({"rank": "luck"}, "softmax or mass"),
         ],

@@ -87,12 +87,12 @@ def engine_of(model: str, name: str, share: float, tokens_per_cluster: int = 16)
 
     Args:
         model: as in ``EngineConfig``.
-        name: where it is a wave without ``retrieve``, ``share`` stands for it.
+        name: where it is a wave without ``retrieve``, ``share`` stands for it and is kept to, however few that are.
         share: of the clusters, that a wave reads whole.
         tokens_per_cluster: of the wave whose bytes a rival may read.
     """
     if name in RIVALS:
         return Rival.engine(model, name, share, tokens_per_cluster)
     if name.partition(":")[0] == "wave" and "retrieve=" not in name:
-        name += f"{',' if ':' in name else ':'}retrieve={share}"
+        name += f"{',' if ':' in name else ':'}retrieve={share},least=0"
     return Engine(EngineConfig(model=model, quant="fp32", attention=name))

@@ -26,6 +26,7 @@ class WaveConfig:
         sink: first tokens, always read.
         local: newest tokens, always read; so is what does not fill an update segment yet.
         retrieve: share of the clusters that are read whole.
+        least: so many clusters are at least: a small share of a short context is next to nothing. (Paper: none.)
         estimate: share of the clusters that count by their centroid; the rest is left out.
         estimator: ``mean`` as in the paper; ``iso2`` and ``diag2`` add the second-order term of the spread.
         rank: what chooses clusters: ``softmax`` of the centroids' scores as in the paper, or ``mass``, which also
@@ -45,6 +46,7 @@ class WaveConfig:
     sink: int = 4
     local: int = 64
     retrieve: float = 0.018
+    least: int = 16
     estimate: float = 0.232
     estimator: Estimator = "iso2"
     rank: Literal["softmax", "mass"] = "mass"
@@ -54,7 +56,7 @@ class WaveConfig:
         for name in ("tokens_per_cluster", "update_segment", "segment", "iterations"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
-        for name in ("sink", "local", "shortest"):
+        for name in ("sink", "local", "shortest", "least"):
             if getattr(self, name) < 0:
                 raise InvalidConfig(f"{name} must not be negative, got {getattr(self, name)}", param=name)
         for name in ("retrieve", "estimate"):
@@ -80,7 +82,7 @@ class WaveConfig:
     @classmethod
     def paper(cls, **changes: object) -> WaveConfig:
         """The published system's settings (RetroInfer 4, 5.1): estimate by the mean, rank by softmax."""
-        published = {"update_segment": 1024, "iterations": 10, "estimator": "mean", "rank": "softmax"}
+        published = {"update_segment": 1024, "iterations": 10, "least": 0, "estimator": "mean", "rank": "softmax"}
         return cls(**{**published, **changes})  # type: ignore[arg-type]
 
     def indexed(self, tokens: int) -> int:
@@ -102,6 +104,11 @@ class WaveConfig:
             found.append((at, at + size))
             at += size
         return found
+
+    def budget(self, clusters: int) -> tuple[int, int]:
+        """How many of a head's ``clusters`` a step reads whole, and how many it estimates."""
+        read = min(max(round(self.retrieve * clusters), self.least), clusters)
+        return read, min(round(self.estimate * clusters), clusters - read)
 
     def clusters(self, start: int, stop: int) -> int:
         """Clusters of one segment."""

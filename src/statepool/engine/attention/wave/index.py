@@ -97,8 +97,7 @@ class SegmentView:
         config, start = self.config, self.segments[0].start if self.segments else 0
         assert start == 0
         count = sum(config.clusters(segment.start, segment.stop) for segment in self.segments)
-        read = round(config.retrieve * count)
-        return read, min(round(config.estimate * count), count - read)
+        return config.budget(count)
 
     def partial(
         self,

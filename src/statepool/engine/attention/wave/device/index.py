@@ -160,9 +160,8 @@ class DeviceWaveIndex:
         # Empty clusters have a logarithm of -inf, and so no share.
         ranked = massed if self.config.rank == "mass" else torch.where(log_size.isneginf(), -torch.inf, scores)
         rank = ranked.softmax(2).sum(1)
-        read = round(self.config.retrieve * clusters)
-        both = min(read + round(self.config.estimate * clusters), clusters)
-        chosen = rank.topk(both, dim=1, sorted=True).indices
+        read, estimated = self.config.budget(clusters)
+        chosen = rank.topk(read + estimated, dim=1, sorted=True).indices
         table, filled = self._listed(chosen[:, :read])
         return decode(query, self.pages, table, filled, massed, self.means, chosen[:, read:].contiguous(), scale)
 
