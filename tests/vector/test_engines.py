@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import numpy as np
 import pytest
 from tests.vector.synthetic import clustered, distances, recall
@@ -10,6 +15,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.vector import Index
 from statepool.vector.native import ENGINES
 from statepool.vector.policy import Load, choose_engine, choose_period, choose_threads, most_worth
+from statepool.vector.turns import Turns
 
 K, WIDTH, HOPS = 10, 40, 8
 PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
@@ -156,12 +162,16 @@ def test_a_short_sealed_query_stays_on_one_thread() -> None:
 def test_auto_takes_no_thread_that_costs_more_than_it_brings(index: Index, queries: np.ndarray, monkeypatch) -> None:
     import statepool.vector.index as module
 
-    monkeypatch.setattr(module, "cores", lambda threads: 8)
-    asked = []
-    choose = module.choose_threads
-    monkeypatch.setattr(module, "choose_threads", lambda load, most: asked.append(most) or choose(load, most))
+    taken = []
+
+    class Recorded(Turns):
+        def take(self, most: int, *, wait: bool) -> AbstractContextManager[int]:
+            taken.append(most)
+            return super().take(most, wait=wait)
+
+    monkeypatch.setattr(module, "_TURNS", Recorded(8))
     index.search(queries[0], K, WIDTH, threads="auto")
-    assert asked == [1 if index._sealed else 8]
+    assert taken == [1 if index._sealed else 64]
     if index._sealed:
         assert index.search(queries[0], K, WIDTH, threads="auto").stats.threads == 1
 
@@ -172,3 +182,41 @@ def test_auto_is_a_number_of_threads(index: Index, queries: np.ndarray) -> None:
     for wrong in (0, 65, "all"):
         with pytest.raises(InvalidRequest, match="threads"):
             index.search(queries[0], K, threads=wrong)
+
+
+def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
+    turns = Turns(4)
+    got: list[tuple[str, int]] = []
+    leave = {name: threading.Event() for name in "abc"}
+
+    def query(name: str, most: int) -> None:
+        with turns.take(most, wait=True) as threads:
+            got.append((name, threads))
+            leave[name].wait(10)
+
+    def begin(name: str, most: int, seen: Callable[[], bool]) -> threading.Thread:
+        thread = threading.Thread(target=query, args=(name, most))
+        thread.start()
+        for _ in range(2000):
+            if seen():
+                return thread
+            time.sleep(0.005)
+        raise AssertionError(f"{name} neither took a core nor waits")
+
+    threads = [begin("a", 64, lambda: len(got) == 1)]
+    threads += [begin(name, 64, lambda number=number: turns._waiting == number) for number, name in enumerate("bc", 1)]
+    assert got == [("a", 4)]
+    with turns.take(64, wait=False) as hurried:
+        assert hurried == 1, "who has a deadline does not wait"
+    assert len(got) == 1
+    leave["a"].set()
+    for _ in range(2000):
+        if len(got) == 3:
+            break
+        time.sleep(0.005)
+    assert dict(got[1:]) == {"b": 2, "c": 2}
+    for event in leave.values():
+        event.set()
+    for thread in threads:
+        thread.join(10)
+    assert turns._busy == turns._waiting == 0

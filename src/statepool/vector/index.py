@@ -25,14 +25,17 @@ from .filters import mask
 from .log import Lock, log_path
 from .names import Ids, Names, are_texts
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
-from .policy import Load, choose_engine, choose_period, choose_threads, most_worth
+from .policy import choose_engine, choose_period, most_worth
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
+from .turns import Turns
 
 __all__ = ["MOST_THREADS", "Index", "check_search"]
 
 MOST_THREADS = 64
 """Most threads of one query."""
+
+_TURNS = Turns(cores(0))
 
 _MASKS = 16
 """Filters whose rows are remembered."""
@@ -195,17 +198,21 @@ class Index(Searching):
         """
         width = check_search(k, ef)
         one_of("engine", engine, ENGINES)
-        if threads == "auto":
-            most = cores(0)
-            worth = most_worth(self.dim, width, self._sealed)
-            threads = choose_threads(Load(most, core.busy(), waiting=0), min(most, MOST_THREADS, worth))
-        within("threads", threads, 1, MOST_THREADS)
-        if engine == "auto":
-            engine = choose_engine(threads)
+        if threads != "auto":
+            within("threads", threads, 1, MOST_THREADS)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
         if filter is not None:
             return self.among(Ask(query, k, width, deadline), self.passing(filter))
+        if threads != "auto":
+            return self._ask(query, k, width, threads, engine, deadline)
+        most = min(MOST_THREADS, most_worth(self.dim, width, self._sealed))
+        with _TURNS.take(most, wait=not deadline) as chosen:
+            return self._ask(query, k, width, chosen, engine, deadline)
+
+    def _ask(self, query: np.ndarray, k: int, width: int, threads: int, engine: EngineName, deadline: int) -> Result:
+        if engine == "auto":
+            engine = choose_engine(threads)
         try:
             period = choose_period(threads, self._sealed)
             found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, period, 0)
