@@ -17,7 +17,20 @@ from statepool.engine.attention.wave.device.triton_decode import PAGE, decode
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceWaveIndex:
+class _Clustered:
+    """Clustered tokens, see ``DeviceWaveIndex``."""
+
+    pages: Tensor
+    first_page: Tensor
+    sizes: Tensor
+    most_pages: int
+    centroids: Tensor
+    means: Tensor
+    spread: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWaveIndex(_Clustered):
     """Contexts of one length; a *stream* is one KV head of one of them. ``T`` is bfloat16 or float32.
 
     Attributes:
@@ -34,16 +47,9 @@ class DeviceWaveIndex:
     """
 
     config: WaveConfig
-    pages: Tensor
     steady: Tensor
     steady_filled: Tensor
     newest: int
-    first_page: Tensor
-    sizes: Tensor
-    most_pages: int
-    centroids: Tensor
-    means: Tensor
-    spread: Tensor
 
     @classmethod
     def build(cls, keys: Tensor, values: Tensor, config: WaveConfig) -> DeviceWaveIndex:
@@ -67,12 +73,11 @@ class DeviceWaveIndex:
             raise InvalidRequest(f"{count} tokens are too few to cluster: read them whole", param="keys")
         slots = -(-(config.sink + config.local + config.update_segment) // PAGE)
         steady = torch.arange(streams * slots, device=keys.device, dtype=torch.int32).view(streams, slots)
-        packed = _Packed.of(keys[:, config.sink : stop], values[:, config.sink : stop], config, steady.numel())
-        pages = torch.cat([keys.new_zeros(steady.numel(), 2, PAGE, width), packed.pages])
-        index = cls(
-            config, pages, steady, _filled(steady, config.sink + config.local), config.local, packed.first_page,
-            packed.sizes, packed.most_pages, packed.centroids, packed.means, packed.spread,
-        )  # fmt: skip
+        packed = _clustered(keys[:, config.sink : stop], values[:, config.sink : stop], config, steady.numel())
+        held: dict[str, Any] = {item.name: getattr(packed, item.name) for item in fields(packed)}
+        held["pages"] = torch.cat([keys.new_zeros(steady.numel(), 2, PAGE, width), packed.pages])
+        filled = _filled(steady, config.sink + config.local)
+        index = cls(**held, config=config, steady=steady, steady_filled=filled, newest=config.local)
         index._write(0, keys[:, : config.sink], values[:, : config.sink])
         index._write(config.sink, keys[:, stop:], values[:, stop:])
         return index
@@ -117,7 +122,7 @@ class DeviceWaveIndex:
         old, kept = rows[:, :, config.sink : config.sink + self.newest].split(
             [config.update_segment, config.local], dim=2
         )
-        packed = _Packed.of(old[:, 0], old[:, 1], config, len(self.pages))
+        packed = _clustered(old[:, 0], old[:, 1], config, len(self.pages))
         self._write(config.sink, kept[:, 0], kept[:, 1])
         names = ("first_page", "sizes", "centroids", "means", "spread")
         grown: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(packed, name)], dim=1) for name in names}
@@ -184,43 +189,32 @@ class DeviceWaveIndex:
         return table, tokens
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """Clustered tokens; the fields are those of the index."""
-
-    pages: Tensor
-    first_page: Tensor
-    sizes: Tensor
-    most_pages: int
-    centroids: Tensor
-    means: Tensor
-    spread: Tensor
-
-    @classmethod
-    def of(cls, keys: Tensor, values: Tensor, config: WaveConfig, base: int) -> _Packed:
-        """Cluster T ``[streams][tokens][width]``; pages count from ``base``."""
-        streams, _, width = keys.shape
-        body = [x.float().contiguous() for x in (keys, values)]
-        best, clusters = _clusters(body[0], config)
-        order, offsets = members(best, clusters)
-        sizes = offsets.diff(dim=1)
-        share = sizes.clamp_min(1)[..., None]
-        centroids, means = (sums(x, order, offsets) / share for x in body)
-        distance = (body[0] - centroids.gather(1, best.long()[..., None].expand(-1, -1, width))).square().mean(2)
-        spread = torch.zeros_like(sizes, dtype=torch.float32).scatter_add_(1, best.long(), distance) / share[..., 0]
-        each = (sizes + PAGE - 1) // PAGE
-        per_stream = int(each.sum(1).max())
-        first = each.cumsum(1) - each + torch.arange(streams, device=keys.device)[:, None] * per_stream
-        # The place of the i-th row of a stream, cluster by cluster, among all rows of all pages.
-        owner = best.long().gather(1, order)
-        within = torch.arange(order.shape[1], device=keys.device) - offsets.gather(1, owner)
-        place = (first.gather(1, owner) * PAGE + within).flatten()
-        pages = keys.new_zeros(streams * per_stream, 2, PAGE, width)
-        for part, rows in enumerate((keys, values)):
-            flat = pages[:, part].reshape(-1, width)
-            flat[place] = rows.gather(1, order[..., None].expand(-1, -1, width)).flatten(0, 1)
-            pages[:, part] = flat.view(-1, PAGE, width)
-        return cls(pages, first + base, sizes, int(each.max()), centroids.to(keys.dtype), means.to(keys.dtype), spread)
+def _clustered(keys: Tensor, values: Tensor, config: WaveConfig, base: int) -> _Clustered:
+    """Cluster T ``[streams][tokens][width]``; pages count from ``base``."""
+    streams, _, width = keys.shape
+    body = [x.float().contiguous() for x in (keys, values)]
+    best, clusters = _clusters(body[0], config)
+    order, offsets = members(best, clusters)
+    sizes = offsets.diff(dim=1)
+    share = sizes.clamp_min(1)[..., None]
+    centroids, means = (sums(x, order, offsets) / share for x in body)
+    distance = (body[0] - centroids.gather(1, best.long()[..., None].expand(-1, -1, width))).square().mean(2)
+    spread = torch.zeros_like(sizes, dtype=torch.float32).scatter_add_(1, best.long(), distance) / share[..., 0]
+    each = (sizes + PAGE - 1) // PAGE
+    per_stream = int(each.sum(1).max())
+    first = each.cumsum(1) - each + torch.arange(streams, device=keys.device)[:, None] * per_stream
+    # The place of the i-th row of a stream, cluster by cluster, among all rows of all pages.
+    owner = best.long().gather(1, order)
+    within = torch.arange(order.shape[1], device=keys.device) - offsets.gather(1, owner)
+    place = (first.gather(1, owner) * PAGE + within).flatten()
+    pages = keys.new_zeros(streams * per_stream, 2, PAGE, width)
+    for part, rows in enumerate((keys, values)):
+        flat = pages[:, part].reshape(-1, width)
+        flat[place] = rows.gather(1, order[..., None].expand(-1, -1, width)).flatten(0, 1)
+        pages[:, part] = flat.view(-1, PAGE, width)
+    return _Clustered(
+        pages, first + base, sizes, int(each.max()), centroids.to(keys.dtype), means.to(keys.dtype), spread
+    )
 
 
 def _filled(steady: Tensor, tokens: int) -> Tensor:
