@@ -167,7 +167,7 @@ class StepLoop:
         for sequence in self.running.values():
             request, total, computed = sequence.request, sequence.total, sequence.computed
             held = len(sequence.table.blocks)
-            wanted += max(-(-total // BLOCK_SIZE) - held, 0)
+            wanted += sequence.table.missing(total)
             decoding = computed == len(sequence.tokens) - 1
             if not (decoding or sequence.stale):
                 pending.update(self._keys(sequence)[computed // BLOCK_SIZE :])
@@ -475,7 +475,7 @@ def _read(sequence: Sequence, position: int, logits: F32) -> None:
 
 def _choose(sequence: Sequence, position: int, logits: F32) -> None:
     """The token behind ``position``."""
-    generated = len(sequence.tokens) - sequence.prompt_len
+    generated = sequence.generated
     sampled = sequence.sampler.sample(logits, position + 1, generated, sequence.mask())
     while not sequence.admits(sampled.token):
         sampled = sequence.sampler.sample(logits, position + 1, generated, sequence.mask())

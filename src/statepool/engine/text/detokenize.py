@@ -27,16 +27,12 @@ class Detokenizer:
         )
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drop_space = at_start and tokenizer.drops_first_space
-        self._held = False
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that ``ids`` complete; ids beyond the vocabulary have no text."""
         data = b"".join([self._tokenizer.token_bytes(i) for i in ids if i not in self._skip])
-        if data.isascii() and not self._held:
-            return self._first(data.decode())
-        text = self._decoder.decode(data)
-        self._held = bool(self.pending)
-        return self._first(text)
+        whole = data.isascii() and not self.pending
+        return self._first(data.decode() if whole else self._decoder.decode(data))
 
     def finish(self) -> str:
         """What is held back: U+FFFD for an unfinished code point, else nothing."""
