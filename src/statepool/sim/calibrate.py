@@ -295,7 +295,7 @@ def _first_token(answer: Answer) -> float:
 
 def _written(answer: Answer) -> npt.NDArray[np.float64]:
     """When each token after the first was there."""
-    times: npt.NDArray[np.float64] = answer.arrival + (answer.ttft or 0.0) + np.cumsum(answer.gaps)
+    times: npt.NDArray[np.float64] = _first_token(answer) + np.cumsum(answer.gaps)
     return times
 
 

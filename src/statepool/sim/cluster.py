@@ -324,7 +324,7 @@ class Cluster:
         job.started = now
         if job.decision.source >= 0:
             node.cache.use(job.keys[: -(-job.decision.reuse // self.shape.block)], now)
-        job.position = min(node.cache.held(job.keys) * self.shape.block, job.ask.tokens - 1)
+        job.position = node.reusable(job, self.shape.block)
         job.reused = job.position
 
     def _pieces_done(self, number: int, pieces: _Pieces) -> None:

@@ -175,7 +175,7 @@ class PrefillNode:
         return None
 
     def take_step(self, now: float, step_tokens: int, block: int) -> list[tuple[Job, int]]:
-        """What an engine's next step computes, by the engine's own scheduler: jobs of the line, and where each gets to.
+        """Jobs of the line in an engine's next step, by the engine's own scheduler, and how many tokens of each.
 
         Args:
             now: seconds on the simulation's clock.
@@ -183,17 +183,21 @@ class PrefillNode:
             block: tokens of a block.
         """
         there = {str(job.ask.id): (place, job) for place, (_, _, job) in enumerate(self.waiting) if job.may_start(now)}
-        views: tuple[list[SequenceView], list[SequenceView]] = ([], [])
+        running, waiting = [], []
         for name, (place, job) in there.items():
-            total, begun = job.ask.tokens, job.started >= 0
-            have = job.position if begun else min(self.cache.held(job.keys) * block, total - 1)
-            view = SequenceView(name, 0, place, total, computed=have) if begun else None
-            views[not begun].append(view or SequenceView(name, 0, place, total, hit_tokens=have))
-        plan = schedule(Snapshot(*views, free_blocks=1 << 62, max_tokens=step_tokens, max_seqs=step_tokens))
+            if job.started >= 0:
+                running.append(SequenceView(name, 0, place, job.ask.tokens, computed=job.position))
+            else:
+                waiting.append(SequenceView(name, 0, place, job.ask.tokens, hit_tokens=self.reusable(job, block)))
+        plan = schedule(Snapshot(running, waiting, free_blocks=1 << 62, max_tokens=step_tokens, max_seqs=step_tokens))
         found = [(there[name][1], tokens) for name, tokens in plan.work]
         for place in sorted((there[name][0] for name, _ in plan.work), reverse=True):
             self._leaves(place)
         return found
+
+    def reusable(self, job: Job, block: int) -> int:
+        """Tokens of ``job`` in the whole blocks that are here; the last token is computed in any case."""
+        return min(self.cache.held(job.keys) * block, job.ask.tokens - 1)
 
     def _leaves(self, place: int) -> None:
         _, _, job = self.waiting.pop(place)
