@@ -33,8 +33,8 @@ on one that has it will look different.""",
 Decode rows are duels as in the engine's room, on the kernels alone: one token's query over 128K tokens of bf16 keys and
 values, layer after layer, so that over a gigabyte is in turn and no cache holds it; sixteen queries rotate. vLLM's
 kernel runs with the instruction set that vLLM picks. *Share of bound* is keys and values over the read bandwidth
-that a probe reached in the same run; above 100 % the kernel read faster than the probe. Keys lie around one centre per sixteen tokens, as trained ones do; how many bytes that leaves
-to read is printed, because speed cannot grow by more.
+that a probe reached in the same run; above 100 % the kernel read faster than the probe. Keys lie around one centre per
+sixteen tokens, as trained ones do; how many bytes that leaves to read is printed, because speed cannot grow by more.
 
 A3 asks the bundled model about a needle in 1,800 tokens. The prompt up to 32 tokens before the answer is computed
 exactly, the rest, question included, sparsely; an answer counts if every token of it is the likeliest. The others

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import subprocess
@@ -15,6 +14,7 @@ from bench.row import Row, asked
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
 from statepool.train.probe.judge import TAIL, facts
+from statepool.web.client import open_url
 
 _LENGTH = 1900
 _OPTIONS = (
@@ -70,7 +70,7 @@ def _answers(name: str, how: str, kind: str, count: int) -> Row:
                         "max_tokens": len(question.tokens) - split,
                         "temperature": 0,
                     }
-                    answers[way] = _complete(int(port), body | ({"attention": way} if way == "full" else {}))
+                    answers[way] = _complete(port, body | ({"attention": way} if way == "full" else {}))
                     right[way] += answers[way].strip() == wanted.strip()
                 equal += answers["wave"] == answers["full"]
         finally:
@@ -83,13 +83,8 @@ def _answers(name: str, how: str, kind: str, count: int) -> Row:
     return row
 
 
-def _complete(port: int, body: dict[str, object]) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    answer = json.loads(response.read())
-    if response.status != 200:
-        raise RuntimeError(f"status {response.status}: {answer}")
-    connection.close()
-    text: str = answer["choices"][0]["text"]
+def _complete(port: str, body: dict[str, object]) -> str:
+    sent = json.dumps(body).encode()
+    with open_url(f"http://127.0.0.1:{port}", "/v1/completions", sent, timeout_s=300) as answer:
+        text: str = json.load(answer)["choices"][0]["text"]
     return text
