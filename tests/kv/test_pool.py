@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from tests.relays import relayed
 from statepool.core.errors import InvalidConfig
 from statepool.core.sockets import receive, send
 from statepool.kv.pool import Node, NodeConfig, Pool, protocol
+from statepool.kv.pool.link import NodeLink
 
 BLOCK = 4096
 
@@ -49,7 +50,7 @@ def empty(count):
 
 @contextmanager
 def running(address, **settings):
-    node = Node(NodeConfig(listen=address, block_bytes=BLOCK, **{"memory_bytes": 64 * BLOCK, **settings}))
+    node = Node(NodeConfig(listen=address, **{"block_bytes": BLOCK, "memory_bytes": 64 * BLOCK, **settings}))
     node.start()
     try:
         yield node
@@ -301,6 +302,43 @@ def test_strangers_do_not_disturb_a_node(tmp_path):
                 with suppress(ConnectionResetError):
                     assert stranger.recv(10) == b""
         assert client([address], BLOCK).save(keys, rows) == 3
+
+
+def test_a_connection_that_was_not_greeted_is_none():
+    listener = socket.create_server(("127.0.0.1", 0))
+    greetings = []
+
+    def silent_at_first():
+        first, _ = listener.accept()  # answers nothing
+        second, _ = listener.accept()
+        with first, second:
+            for reply in (protocol.Welcome("node", 1, 1, 1, BLOCK), protocol.Count(0)):
+                greetings.append(protocol.request_codec.decode(receive(second)))
+                send(second, protocol.reply_codec.encode(reply))
+            second.recv(1)
+
+    thread = threading.Thread(target=silent_at_first, daemon=True)
+    thread.start()
+    with closing(NodeLink(f"tcp://127.0.0.1:{listener.getsockname()[1]}", BLOCK, timeout=0.2)) as link:
+        with pytest.raises(TimeoutError):
+            link.match([])
+        assert link.match([]) == 0
+    thread.join()
+    listener.close()
+    assert greetings == [protocol.Hello(BLOCK), protocol.Match([])]
+
+
+def test_another_node_at_the_address_of_one_counts_as_failed(tmp_path):
+    address, (keys, rows) = f"unix:{tmp_path / 'node'}", chain(3)
+    pool = client([address], BLOCK)
+    with running(address):
+        assert pool.save(keys, rows) == 3
+    with running(address, block_bytes=2 * BLOCK, memory_bytes=64 * BLOCK):
+        _until(lambda: not pool.links[0].resting)
+        assert pool.load(keys, empty(3)) == 0  # the old connection broke
+        _until(lambda: not pool.links[0].resting)
+        assert pool.load(keys, empty(3)) == 0  # the new node refuses these blocks
+    assert pool.counts.failures == 2
 
 
 def test_a_node_that_sends_more_than_was_asked_for_counts_as_failed():

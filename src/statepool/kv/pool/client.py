@@ -78,7 +78,10 @@ class Pool:
             InvalidConfig: a node refuses this client.
         """
         for link in self.links:
-            self._try(link, methodcaller("match", []), 0)
+            try:
+                link.match([])
+            except (OSError, Corruption) as error:
+                self._failed(link, error)
 
     # Keys may be the later part of a chain; ``chain`` is the key of its first block then, which tells the nodes.
 
@@ -140,8 +143,11 @@ class Pool:
             return otherwise
         try:
             return work(link)
-        except (OSError, Corruption) as error:
-            self.counts.failures += 1
-            log.warning("pool node %s does not answer (%s); its blocks count as missing", link.address, error)
-            link.rest()
+        except (OSError, Corruption, InvalidConfig) as error:  # the last: another node has come to this address
+            self._failed(link, error)
             return otherwise
+
+    def _failed(self, link: Lanes, error: Exception) -> None:
+        self.counts.failures += 1
+        log.warning("pool node %s does not answer (%s); its blocks count as missing", link.address, error)
+        link.rest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -75,7 +76,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     for address in options.address:
         try:
-            found = NodeLink(address).stats()
+            with contextlib.closing(NodeLink(address)) as link:
+                found = link.stats()
         except OSError as error:
             raise Unavailable(f"no pool node answers at {address}: {error.strerror or error}") from None
         if options.json:

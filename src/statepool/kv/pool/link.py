@@ -117,12 +117,20 @@ class NodeLink:
     def _connected(self) -> socket.socket:
         if self._socket is None:
             self._socket = sockets.connect(self.address, self._timeout)
-            welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
-            if self._size and self.address.startswith("unix:"):
-                self._memory = self._attach(welcome)
-            elif self._size and welcome.transfer:
-                self._memory = self._reach(welcome)
+            try:
+                self._meet()
+            except BaseException:  # one that was never greeted is no connection
+                self.close()
+                raise
         return self._socket
+
+    def _meet(self) -> None:
+        """Greet the node, and find its memory."""
+        welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
+        if self._size and self.address.startswith("unix:"):
+            self._memory = self._attach(welcome)
+        elif self._size and welcome.transfer:
+            self._memory = self._reach(welcome)
 
     def _attach(self, welcome: protocol.Welcome) -> _Mapped | None:
         """The node's memory in this process; None where it cannot be reached."""
