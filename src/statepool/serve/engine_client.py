@@ -93,6 +93,7 @@ class AsyncEngine:
             memory_bytes=config.kv_bytes,
         )
         self._process = await self._launcher.spawn(program)
+        self._last_beat = time.monotonic()
         self._ended = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(each) for each in (self._listen(), self._feel(), self._watch())]
         await self._send(messages.Start(config, factory))
@@ -104,7 +105,7 @@ class AsyncEngine:
 
     @property
     def silent_seconds(self) -> float:
-        """How long the process has given no sign of life; 0 before its first."""
+        """How long the process has given no sign of life, of which its start is the first."""
         return 0.0 if self._last_beat is None else time.monotonic() - self._last_beat
 
     @property
@@ -260,19 +261,17 @@ class AsyncEngine:
         data = messages.to_engine.encode(message)
         if self._socket.closed:
             raise self.gone()
+        sending = asyncio.ensure_future(self._socket.send(data))
         try:
-            await self._socket.send(data, zmq.NOBLOCK)
-        except zmq.Again:
-            # Not connected yet, or no longer: only the end of the process tells which.
-            sending = asyncio.ensure_future(self._socket.send(data))
-            await asyncio.wait({sending, self._ended}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
-                sending.cancel()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise self.gone() from None  # the socket was closed under it
+                # Not connected yet, or no longer: only the end of the process tells which.
+                await asyncio.wait({sending, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.cancelled():
+                raise self.gone()  # the socket was closed under it
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()  # or whatever is sent later would wait behind it
 
     async def _listen(self) -> None:
         while True:

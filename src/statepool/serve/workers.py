@@ -23,6 +23,8 @@ Role = Literal["prefill", "decode", "mixed"]
 
 _LOOK_SECONDS = 0.1
 _AGAIN_SECONDS = 1.0
+_LOADING_SECONDS = 60.0
+"""Silence that is borne of an engine that loads: the import of a library or a device may hold the interpreter."""
 
 
 @dataclass(slots=True)
@@ -156,8 +158,7 @@ class Workers:
         while True:
             engine = AsyncEngine(self._max_in_flight, self._launcher)
             try:
-                await engine.start(self.configs[worker.number], factory=self._factory)
-                await engine.wait_ready()
+                await self._load(engine, self.configs[worker.number])
             except StatepoolError as error:
                 log.error("%s engine %d does not start: %s", worker.role, worker.number, error.message)
                 await engine.close()
@@ -168,6 +169,30 @@ class Workers:
                 raise
             engine.on_queue_seconds = self._queued
             return engine
+
+    async def _load(self, engine: AsyncEngine, config: EngineConfig) -> None:
+        """Start ``engine`` and wait until it is ready.
+
+        Raises:
+            StatepoolError: it could not be built. Unavailable: it was silent for too long.
+        """
+
+        async def load() -> None:
+            await engine.start(config, factory=self._factory)
+            await engine.wait_ready()
+
+        loading = asyncio.create_task(load())
+        try:
+            while not (await asyncio.wait({loading}, timeout=_LOOK_SECONDS))[0]:
+                silent = engine.silent_seconds
+                if silent > max(self._stall_seconds, _LOADING_SECONDS):
+                    engine.kill()
+                    raise Unavailable(f"no sign of life for {silent:.1f} s while it loaded")
+        finally:
+            if not loading.done():
+                loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        loading.result()
 
 
 def nobody(role: str) -> Unavailable:
