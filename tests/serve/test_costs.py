@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from statepool.core.errors import InvalidConfig
-from statepool.serve.costs import NODES, fit_prefill, node_costs
+from statepool.serve.costs import NODES, fit_prefill, least_squares, node_costs
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,26 @@ def test_a_fit_finds_the_coefficients_through_noise():
     found, worst = fit_prefill(n.tolist(), p.tolist(), seconds.tolist())
     assert found == pytest.approx(true, rel=0.1)
     assert worst < 0.05
+
+
+def test_no_other_costs_above_zero_fit_better():
+    """The conditions of Karush, Kuhn and Tucker, which the optimum of a convex problem fulfils and nothing else."""
+    draw, bound = np.random.default_rng(0), 0
+    for _ in range(200):
+        design = draw.uniform(0, 1, (12, draw.integers(1, 5)))
+        measured = design @ draw.uniform(-0.5, 1, design.shape[1]) + draw.normal(0, 0.1, 12)
+        found = least_squares(design, measured)
+        slope = design.T @ (design @ found - measured)
+        assert (found >= 0).all()
+        assert (slope > -1e-9).all(), "a larger cost would fit better"
+        assert found @ slope == pytest.approx(0, abs=1e-9)
+        bound += int((found == 0).any())
+    assert 20 < bound < 180, "some draws hold costs back, some do not"
+
+
+def test_columns_that_say_the_same_share():
+    design = np.array([[1.0, 1.0, 10.0], [1.0, 1.0, 30.0], [1.0, 1.0, 20.0]])
+    assert least_squares(design, np.array([0.05, 0.03, 0.04])) == pytest.approx([0.02, 0.02, 0])
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
 from statepool.core.errors import InvalidConfig
 
-__all__ = ["NODES", "NodeCosts", "fit_prefill", "node_costs"]
+__all__ = ["NODES", "NodeCosts", "fit_prefill", "least_squares", "node_costs"]
 
 _TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096)
 _A100_LINEAR_US = (179, 184, 194, 236, 382, 651, 1180, 2331, 4478)
@@ -159,3 +160,23 @@ def fit_prefill(
     solution = np.linalg.lstsq(design / t[:, None], np.ones_like(t), rcond=None)[0]
     worst = float(np.abs(design @ solution / t - 1).max())
     return (float(solution[0]), float(solution[1]), float(solution[2])), worst
+
+
+def least_squares(design: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Least squares without a negative cost, float64 [columns]: the best of those that leave some columns out.
+
+    Args:
+        design: float64 [measurements, columns], of few columns: every choice of them is tried.
+        measured: float64 [measurements].
+    """
+    columns = design.shape[1]
+    best, found = float("inf"), np.zeros(columns)
+    for count in range(columns, 0, -1):
+        for kept in map(list, combinations(range(columns), count)):
+            some = np.linalg.lstsq(design[:, kept], measured, rcond=None)[0]
+            left = float(np.square(design[:, kept] @ some - measured).sum())
+            # Of columns that say the same, rounding must not choose.
+            if (some >= 0).all() and left < best * (1 - 1e-9):
+                best, found = left, np.zeros(columns)
+                found[kept] = some
+    return found

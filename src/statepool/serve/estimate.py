@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from statepool.core.errors import InvalidConfig
-from statepool.serve.costs import NodeCosts, fit_prefill
+from statepool.serve.costs import NodeCosts, fit_prefill, least_squares
 
-__all__ = ["Estimator", "fit_step", "live_costs", "stepwise"]
+__all__ = ["Estimator", "live_costs", "stepwise"]
 
 _WINDOW = 256
 _EVERY = 8
@@ -91,7 +91,7 @@ class Estimator:
         self._costs = replace(self._costs, prefill=found)
 
     def _fit_step(self) -> None:
-        base, each, held = fit_step(self._steps)
+        base, each, held = _step_costs(self._steps)
         self._costs = replace(
             self._costs,
             linear_us=stepwise(base, each),
@@ -104,19 +104,12 @@ def stepwise(base: float, each: float) -> tuple[float, ...]:
     return tuple((base + each * size) * 1e6 for size in _SIZES)
 
 
-def fit_step(steps: Iterable[tuple[int, int, float]]) -> tuple[float, float, float]:
+def _step_costs(steps: Iterable[tuple[int, int, float]]) -> tuple[float, float, float]:
     """Seconds of a step: constant, per sequence, per token held; never negative.
 
     Args:
         steps: (sequences, tokens they hold, seconds) as measured.
     """
     batch, held, seconds = (np.asarray(column, np.float64) for column in zip(*steps, strict=True))
-    columns = np.stack([np.ones_like(batch), batch, held], axis=1)
-    for kept in ((0, 1, 2), (0, 1), (0, 2), (0,)):
-        found = np.linalg.lstsq(columns[:, kept], seconds, rcond=None)[0]
-        if (found >= 0).all():
-            line = [0.0, 0.0, 0.0]
-            for place, value in zip(kept, found.tolist(), strict=True):
-                line[place] = value
-            return (line[0], line[1], line[2])
-    return (float(seconds.mean()), 0.0, 0.0)
+    base, each, per_token = least_squares(np.stack([np.ones_like(batch), batch, held], axis=1), seconds).tolist()
+    return base, each, per_token

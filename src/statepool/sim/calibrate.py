@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from statepool.core.errors import InvalidConfig, Unavailable
 from statepool.engine.shared import STALL_SECONDS
 from statepool.kv.layout import BLOCK_SIZE
-from statepool.serve.costs import NodeCosts, fit_prefill
+from statepool.serve.costs import NodeCosts, fit_prefill, least_squares
 from statepool.sim.replay import Answer, ask, body_of, model_of, random_tokens
 from statepool.web import get_json
 
@@ -231,17 +231,9 @@ def fit_engine(
     rows = alone + [(0.0, 1, _LINE * n, _LINE * n * n) for n, _ in shared]
     seconds = np.array([each[-1] for each in (*prefills, *shared)])
     design = np.array(rows, np.float64) / seconds[:, None]  # relative errors count
-    best: tuple[float, npt.NDArray[np.float64]] = (np.inf, np.zeros(4))
-    # Least squares without a negative cost: the best of those that leave some costs out.
-    for count in range(1, 5):
-        for kept in map(list, combinations(range(4), count)):
-            some, *_ = np.linalg.lstsq(design[:, kept], np.ones_like(seconds), rcond=None)
-            left = float(np.square(design[:, kept] @ some - 1).sum())
-            if (some >= 0).all() and left < best[0]:
-                best = (left, np.zeros(4))
-                best[1][kept] = some
-    reply_s, c0, c1, c2 = best[1].tolist()
-    return reply_s, (c0, c1, c2), float(np.abs(design @ best[1] - 1).max())
+    costs = least_squares(design, np.ones_like(seconds))
+    reply_s, c0, c1, c2 = costs.tolist()
+    return reply_s, (c0, c1, c2), float(np.abs(design @ costs - 1).max())
 
 
 def fit_steps(steps: Sequence[tuple[int, int, float]]) -> tuple[dict[int, float], float]:
