@@ -84,7 +84,6 @@ class SamplingParams:
                 raise InvalidRequest("logit_bias values must be between -100 and 100", param="logit_bias")
 
 
-_INF = float("inf")
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 0, 1 << 31),
     ("min_tokens", 0, 1 << 31),

@@ -27,7 +27,7 @@ from statepool.rollout.budget import StepCost
 from statepool.rollout.draft_server import DraftServer
 from statepool.rollout.hosts import Joined, Lost, Notice, Seat
 from statepool.rollout.instance import Task
-from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys
+from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys, starters_end
 
 __all__ = ["Fleet"]
 
@@ -247,7 +247,7 @@ class Fleet:
     # -- more ----------------------------------------------------------------------------------------------
 
     def counters(self) -> list[messages.Counters]:
-        """Counters of each engine, and where its time went."""
+        """Counters of each engine."""
         self._ask(messages.Count())
         return [each.counters for each in self._seats if each.counters is not None]
 
@@ -292,12 +292,8 @@ class Fleet:
     # -- processes -----------------------------------------------------------------------------------------
 
     def _spawn(self, number: int, deaths: int = 0) -> _Seat:
-        socket = self._context.socket(zmq.PAIR)
-        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
-            socket.setsockopt(option, 0)
-        if self._keys is not None:
-            self._keys.guard(socket)
-        socket.bind(self._launcher.launcher.endpoint(self._folder / f"{number}-{deaths}"))
+        endpoint = self._launcher.launcher.endpoint(self._folder / f"{number}-{deaths}")
+        socket = starters_end(self._context, zmq.PAIR, endpoint, self._keys)
         program = Program(
             "statepool.rollout.worker",
             (socket.getsockopt_string(zmq.LAST_ENDPOINT),),

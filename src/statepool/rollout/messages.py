@@ -109,8 +109,6 @@ class Counters(msgspec.Struct, frozen=True, tag=True):
 
     stats: EngineStats
     refilled: int
-    draft_seconds: float = 0.0
-    step_seconds: float = 0.0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

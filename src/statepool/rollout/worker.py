@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from statepool.rollout.budget import StepCost
 from statepool.rollout.draft_server import DraftClient
 from statepool.rollout.drafts import GroupDrafts
 from statepool.rollout.instance import FolderStates, Instance, MemoryStates
-from statepool.serve.channel import join
+from statepool.serve.channel import engine_end
 from statepool.serve.messages import Problem
 
 log = logging.getLogger("statepool.rollout")
@@ -45,7 +44,6 @@ class Worker:
         if build.drafts != "off":
             drafts = GroupDrafts(build.drafts, self._client, paths=build.paths, cost=StepCost(*build.cost))  # type: ignore[arg-type]
         self._instance = Instance(engine, states, build.report_every, drafts)
-        self._seconds = 0.0
         self.send(messages.Ready(engine.info, engine.pool.total))
 
     def run(self, alive: Any) -> None:
@@ -65,9 +63,7 @@ class Worker:
                 if not alive():
                     return
                 continue
-            began = time.perf_counter()
             gains = self._instance.step()
-            self._seconds += time.perf_counter() - began
             if gains:
                 self.send(messages.Gains(gains))
 
@@ -110,7 +106,7 @@ class Worker:
 
     def _count(self) -> None:
         instance = self._instance
-        self.send(messages.Counters(instance.engine.stats(), instance.refilled, 0.0, self._seconds))
+        self.send(messages.Counters(instance.engine.stats(), instance.refilled))
 
 
 def main(endpoint: str) -> int:
@@ -119,11 +115,7 @@ def main(endpoint: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    for option, value in ((zmq.LINGER, 1000), (zmq.SNDHWM, 0), (zmq.RCVHWM, 0)):
-        socket.setsockopt(option, value)
-    join(socket)
-    socket.connect(endpoint)
+    socket = engine_end(context, zmq.PAIR, endpoint)
     try:
         if not socket.poll(30_000):
             return 1

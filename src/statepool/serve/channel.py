@@ -1,4 +1,7 @@
-"""The keys of the channel between a gateway and an engine on another machine: nobody else can read it or join it."""
+"""The channel between whoever starts an engine and its process: both ends, and their keys between two machines.
+
+With keys nobody else can read it or join it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import zmq
 
-__all__ = ["KEYS_VARIABLE", "ChannelKeys"]
+__all__ = ["KEYS_VARIABLE", "ChannelKeys", "engine_end", "join", "starters_end"]
 
 KEYS_VARIABLE = "STATEPOOL_CHANNEL_KEYS"
 """Environment variable by which an engine is told its keys."""
@@ -56,3 +59,25 @@ def join(socket: Any) -> None:
     text = os.environ.get(KEYS_VARIABLE)
     if text is not None:
         socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = text.encode().split()
+
+
+def starters_end(context: zmq.Context[Any], kind: int, endpoint: str, keys: ChannelKeys | None) -> Any:
+    """A socket that waits at ``endpoint``, for a peer with the ``keys`` if there are any. Sending never waits."""
+    socket: Any = context.socket(kind)
+    for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+        socket.setsockopt(option, 0)
+    if keys is not None:
+        keys.guard(socket)
+    socket.bind(endpoint)
+    return socket
+
+
+def engine_end(context: zmq.Context[Any], kind: int, endpoint: str, most: int = 0) -> Any:
+    """The engine's socket to ``endpoint``; ``most`` messages may wait in it, 0 for any number."""
+    socket: Any = context.socket(kind)
+    socket.setsockopt(zmq.LINGER, 1000)
+    for option in (zmq.SNDHWM, zmq.RCVHWM):
+        socket.setsockopt(option, most)
+    join(socket)
+    socket.connect(endpoint)
+    return socket

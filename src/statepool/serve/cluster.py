@@ -176,8 +176,6 @@ class Cluster:
             elif method == "drop_session":
                 self._homes.pop((salt, name), None)
             return answer
-        if method in ("export_state", "import_state"):
-            raise InvalidRequest(f"{method} belongs to one engine; a cluster moves requests by itself")
         usable = [worker for worker in self.workers.all if worker.usable]
         if not usable:
             raise nobody("")

@@ -25,8 +25,6 @@ class Commands:
             "drop_session": self._drop_session,
             "fork_session": self._fork_session,
             "park_session": self._park_session,
-            "export_state": engine.export_state,
-            "import_state": engine.import_state,
         }
 
     def run(self, method: str, arguments: dict[str, Any]) -> Any:

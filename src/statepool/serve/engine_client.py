@@ -23,7 +23,7 @@ from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.serve import messages
-from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys
+from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys, starters_end
 from statepool.serve.surface import EngineLoad, check_entry
 
 _Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | messages.Moved | Output | None]"
@@ -75,19 +75,14 @@ class AsyncEngine:
         self._info = asyncio.get_running_loop().create_future()
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         self._context = zmq.asyncio.Context()
-        self._socket, self._beats = self._context.socket(zmq.PAIR), self._context.socket(zmq.PULL)
         keys = ChannelKeys.new() if self._launcher.remote else None
-        endpoints = []
-        for name, socket in (("engine", self._socket), ("beats", self._beats)):
-            for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
-                socket.setsockopt(option, 0)
-            if keys is not None:
-                keys.guard(socket)
-            socket.bind(self._launcher.endpoint(self._folder / name))
-            endpoints.append(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._socket, self._beats = (
+            starters_end(self._context, kind, self._launcher.endpoint(self._folder / name), keys)
+            for name, kind in (("engine", zmq.PAIR), ("beats", zmq.PULL))
+        )
         program = Program(
             "statepool.serve.engine_process",
-            tuple(endpoints),
+            tuple(socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in (self._socket, self._beats)),
             {**(environment or {}), **({} if keys is None else {KEYS_VARIABLE: keys.text()})},
             cpus=config.threads or 1,
             memory_bytes=config.kv_bytes,

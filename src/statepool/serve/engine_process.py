@@ -23,7 +23,7 @@ import zmq
 
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.serve import messages
-from statepool.serve.channel import join
+from statepool.serve.channel import engine_end
 from statepool.serve.commands import Commands
 
 log = logging.getLogger("statepool.engine")
@@ -154,19 +154,9 @@ def build(factory: str, config: Any) -> Any:
     return getattr(import_module(module), name)(config)
 
 
-def _connect(context: zmq.Context[Any], kind: int, endpoint: str, most: int) -> zmq.Socket[Any]:
-    socket: zmq.Socket[Any] = context.socket(kind)
-    socket.setsockopt(zmq.LINGER, 1000)
-    for option in (zmq.SNDHWM, zmq.RCVHWM):
-        socket.setsockopt(option, most)
-    join(socket)
-    socket.connect(endpoint)
-    return socket
-
-
 def _beat(endpoint: str) -> None:
     """Show that this process runs, for as long as it does."""
-    socket = _connect(zmq.Context(), zmq.PUSH, endpoint, 16)
+    socket = engine_end(zmq.Context(), zmq.PUSH, endpoint, 16)
     while True:
         with contextlib.suppress(zmq.Again):  # nobody has read for long; there is enough to read
             socket.send(b".", zmq.NOBLOCK)
@@ -180,7 +170,7 @@ def main(endpoint: str, beats: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     context = zmq.Context()
-    socket = _connect(context, zmq.PAIR, endpoint, 0)
+    socket = engine_end(context, zmq.PAIR, endpoint)
 
     def receive(wait: int) -> messages.ToEngine | None:
         if not socket.poll(wait):
