@@ -176,6 +176,8 @@ class Cluster:
             elif method == "drop_session":
                 self._homes.pop((salt, name), None)
             return answer
+        if method in ("pause", "resume", "update_weights"):
+            return await self.workers.order(method, **arguments)
         usable = [worker for worker in self.workers.all if worker.usable]
         if not usable:
             raise nobody("")

@@ -27,3 +27,11 @@ def read_tensors(path: str) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         raise InvalidRequest(f"update_info.path: {error.message}", param="update_info.path") from error
     for name in sorted(checkpoint.names):
         yield name, np.array(checkpoint.tensor(name))
+
+
+def has_every_tensor(path: str, model: str) -> bool:
+    """Whether the tensors of ``path`` replace every one of ``model``; False too where one of them cannot be read."""
+    try:
+        return Checkpoint(path).names >= Checkpoint(model).names
+    except (OSError, InvalidCheckpoint):
+        return False

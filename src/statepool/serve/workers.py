@@ -7,13 +7,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from statepool.cluster import Launcher, LocalLauncher
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, ModelInfo
 from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.messages import ENGINE_FACTORY
+from statepool.serve.weights import has_every_tensor
 
 __all__ = ["Role", "Worker", "Workers"]
 
@@ -79,6 +80,9 @@ class Workers:
         self.all = [Worker(i, role, AsyncEngine(max_in_flight, self._launcher)) for i, role in enumerate(roles)]
         self._info: ModelInfo | None = None
         self._keepers: list[asyncio.Task[None]] = []
+        self._ordering = asyncio.Lock()
+        self._updates: dict[str, dict[str, Any]] = {}  # of weights, by folder, in the order they came
+        self._paused = False
 
     async def start(self) -> None:
         """Spawn every engine; ``wait_ready`` waits for them."""
@@ -130,6 +134,39 @@ class Workers:
         finally:
             worker.draining = False
 
+    async def order(self, method: str, **arguments: Any) -> Any:
+        """Run ``pause``, ``resume`` or ``update_weights`` on every engine; whoever takes a seat later is told too.
+
+        Raises:
+            StatepoolError: what an engine raised. Unavailable: every engine is gone.
+        """
+        async with self._ordering:
+            usable = [worker.engine for worker in self.all if worker.usable]
+            if not usable:
+                raise nobody("")
+            calls = (engine.call(method, **arguments) for engine in usable)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            errors = [answer for answer in answers if isinstance(answer, BaseException)]
+            # One that has ended meanwhile is replaced, and its successor told.
+            refusals = [error for error in errors if not isinstance(error, Unavailable)]
+            if refusals or len(errors) == len(answers):
+                raise (refusals or errors)[0]
+            if method == "update_weights":
+                folder = arguments["path"]
+                if await asyncio.to_thread(has_every_tensor, folder, self.info.path):
+                    self._updates.clear()
+                self._updates.pop(folder, None)
+                self._updates[folder] = arguments
+            else:
+                self._paused = method == "pause"
+            return next(answer for answer in answers if not isinstance(answer, BaseException))
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is being served."""
+        assert self._info is not None, "wait_ready() comes first"
+        return self._info
+
     def _queued(self, seconds: float) -> None:
         if self.on_queue_seconds is not None:
             self.on_queue_seconds(seconds)
@@ -149,16 +186,24 @@ class Workers:
             await engine.close()
             if self.on_loss is not None:
                 self.on_loss(worker.number)
-            worker.engine = await self._replacement(worker)
-            worker.replaced += 1
-            worker.ready.set()
-            worker.renewed.set()
+            await self._replace(worker)
 
-    async def _replacement(self, worker: Worker) -> AsyncEngine:
+    async def _replace(self, worker: Worker) -> None:
+        """Put an engine into the seat that has been told what the others have."""
         while True:
             engine = AsyncEngine(self._max_in_flight, self._launcher)
             try:
                 await self._load(engine, self.configs[worker.number])
+                async with self._ordering:
+                    for arguments in self._updates.values():
+                        await engine.call("update_weights", **arguments)
+                    if self._paused:
+                        await engine.call("pause")
+                    engine.on_queue_seconds = self._queued
+                    worker.engine = engine
+                    worker.replaced += 1
+                    worker.ready.set()
+                    worker.renewed.set()
             except StatepoolError as error:
                 log.error("%s engine %d does not start: %s", worker.role, worker.number, error.message)
                 await engine.close()
@@ -167,8 +212,7 @@ class Workers:
             except BaseException:
                 await engine.close()
                 raise
-            engine.on_queue_seconds = self._queued
-            return engine
+            return
 
     async def _load(self, engine: AsyncEngine, config: EngineConfig) -> None:
         """Start ``engine`` and wait until it is ready.
