@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise InvalidConfig("placing processes by Ray needs ray: pip install 'statepool[ray]'", param="ray") from error
 
-__all__ = ["RayLauncher"]
+__all__ = ["RayLauncher", "join"]
 
 log = logging.getLogger("statepool.cluster")
 
@@ -50,17 +50,7 @@ class RayLauncher:
     remote = True
 
     def __init__(self, address: str) -> None:
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._made = not ray.is_initialized()
-        if self._made:
-            _check_reachable(address)
-            try:
-                ray.init(address=address, log_to_driver=True, include_dashboard=False if address == "local" else None)
-            except Exception as error:  # a node that does not start is a bare one
-                raise InvalidConfig(f"no Ray cluster answers at {address!r}: {error}", param="ray") from error
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in handlers.items():  # Ray takes them, and they are somebody's
-                    signal.signal(number, handler)
+        self._made = join(address)
         self._seat = ray.remote(max_concurrency=4, max_restarts=0)(_Seat)
         self._host = ray.util.get_node_ip_address()
         self._running: set[_Remote] = set()
@@ -108,6 +98,26 @@ class RayLauncher:
         self._running.clear()
         if self._made:
             await asyncio.to_thread(ray.shutdown)
+
+
+def join(address: str) -> bool:
+    """Connect this process to the cluster at ``address``; False if it is connected already.
+
+    Raises:
+        InvalidConfig: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return False
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _check_reachable(address)
+    try:
+        ray.init(address=address, log_to_driver=True, include_dashboard=False if address == "local" else None)
+    except Exception as error:  # a node that does not start is a bare one
+        raise InvalidConfig(f"no Ray cluster answers at {address!r}: {error}", param="ray") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray takes them, and they are somebody's
+            signal.signal(number, handler)
+    return True
 
 
 def _check_reachable(address: str) -> None:

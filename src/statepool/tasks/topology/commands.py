@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     scan.add_argument("--slopes", type=int, default=40, help="per manifold (default 40)")
     scan.add_argument("--nonseparating", action="store_true", help="slopes that do not separate the boundary")
     scan.add_argument("--workers", type=int, default=1, help="processes (default 1)")
-    scan.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="processes of a Ray cluster")
+    scan.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="those of a Ray cluster; auto, local")
     scan.add_argument("--check", action="store_true", help="pass every certificate through the checker at once")
     _add_effort(scan)
 

@@ -135,11 +135,13 @@ def scan(
         plan: What to do with each.
         out: JSONL; beside it, ``.plan`` keeps the plan.
         workers: Processes on this machine; with 1 all is done in this one.
-        ray: Address of a Ray cluster whose processes work instead.
+        ray: Address of a Ray cluster whose processes work instead; ``auto`` for the one this machine belongs to,
+            ``local`` for one made here.
         show: Called after every manifold.
 
     Raises:
-        InvalidRequest: The file belongs to another plan, or Ray is not installed.
+        InvalidRequest: The file belongs to another plan.
+        InvalidConfig: Ray is not installed, or no cluster answers.
     """
     progress = Progress()
     done = _resume(out, plan, progress)
@@ -157,15 +159,12 @@ def scan(
 
 def _results(wanted: Iterable[str], plan: Plan, workers: int, ray: str | None) -> Iterator[list[str]]:
     if ray is not None:
-        try:
-            from ray.util.multiprocessing import Pool as RayPool
-        except ImportError as error:
-            raise InvalidRequest("ray: is not installed; pip install 'statepool[ray]'", param="ray") from error
-        try:
-            made = RayPool(processes=workers, ray_address=ray or None)
-        except (ConnectionError, ValueError) as error:
-            raise InvalidRequest(f"ray: no cluster answers at {ray or 'its address'}: {error}", param="ray") from error
-        with made as pool:
+        from statepool.cluster.on_ray import join
+
+        join(ray)
+        from ray.util.multiprocessing import Pool as RayPool
+
+        with RayPool(processes=workers) as pool:
             yield from pool.imap(_Work(plan), wanted, chunksize=1)
     elif workers > 1:
         import multiprocessing
