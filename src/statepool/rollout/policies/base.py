@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Protocol
 
 from statepool.rollout.state import Instance, Job, State
 
-__all__ = ["DraftPlanner", "Policy", "least_loaded", "select_instance"]
+__all__ = ["DraftPlanner", "InTurn", "Policy", "least_loaded", "select_instance"]
 
 
 class DraftPlanner(Protocol):
@@ -69,6 +70,26 @@ class Policy:
         if job.home is not None and state.instances[job.home].fits(need) and _spread(state.loads) <= self.even:
             return job.home
         return state.fitting(need)
+
+
+class InTurn(Policy):
+    """Whoever has waited longest goes next."""
+
+    def __init__(self, chunk: int = 2048) -> None:
+        super().__init__(chunk)
+        self._waiting: deque[Job] = deque()
+
+    def enter(self, job: Job) -> None:
+        """See ``Policy.enter``."""
+        self._waiting.append(job)
+
+    def next(self) -> Job | None:
+        """See ``Policy.next``."""
+        return self._waiting[0] if self._waiting else None
+
+    def take(self, job: Job) -> None:
+        """See ``Policy.take``."""
+        self._waiting.popleft()
 
 
 def select_instance(instances: list[Instance], job: Job, need: int, even: int) -> int | None:

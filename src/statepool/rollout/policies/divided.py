@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from statepool.rollout.policies.base import Policy
+from statepool.rollout.policies.base import InTurn, Policy
 from statepool.rollout.state import Job
 
 __all__ = ["Fcfs", "Lrpt", "Ordered", "RoundRobin", "SeerPaper"]
 
 
-class RoundRobin(Policy):
+class RoundRobin(InTurn):
     """A chunk each in turn: whoever has ended a chunk waits behind all others."""
 
     name = "divided_rr"
-
-    def __init__(self, chunk: int = 2048) -> None:
-        super().__init__(chunk)
-        self._waiting: deque[Job] = deque()
-
-    def enter(self, job: Job) -> None:
-        """See ``Policy.enter``."""
-        self._waiting.append(job)
-
-    def next(self) -> Job | None:
-        """See ``Policy.next``."""
-        return self._waiting[0] if self._waiting else None
-
-    def take(self, job: Job) -> None:
-        """See ``Policy.take``."""
-        self._waiting.popleft()
 
 
 class Ordered(Policy):

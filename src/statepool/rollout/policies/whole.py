@@ -5,16 +5,15 @@ An engine queues what it is given and preempts when its KV runs short; these are
 
 from __future__ import annotations
 
-from collections import deque
 from random import Random
 
-from statepool.rollout.policies.base import Policy, least_loaded
+from statepool.rollout.policies.base import InTurn, least_loaded
 from statepool.rollout.state import Job
 
 __all__ = ["Partial", "VerlGroup", "VerlRequest"]
 
 
-class VerlGroup(Policy):
+class VerlGroup(InTurn):
     """All members of a group on one engine, groups dealt in turn: veRL as Seer's paper compares with it."""
 
     name = "verl_group"
@@ -22,19 +21,6 @@ class VerlGroup(Policy):
 
     def __init__(self, chunk: int = 0) -> None:
         super().__init__(chunk)
-        self._waiting: deque[Job] = deque()
-
-    def enter(self, job: Job) -> None:
-        """See ``Policy.enter``."""
-        self._waiting.append(job)
-
-    def next(self) -> Job | None:
-        """See ``Policy.next``."""
-        return self._waiting[0] if self._waiting else None
-
-    def take(self, job: Job) -> None:
-        """See ``Policy.take``."""
-        self._waiting.popleft()
 
     def place(self, job: Job, need: int) -> int | None:
         """The engine of its group; the next one if that is gone."""
