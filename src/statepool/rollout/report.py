@@ -12,7 +12,7 @@ import numpy as np
 from statepool.rollout.live import Rollout
 from statepool.tasks.base import Problem, Task
 
-__all__ = ["Summary", "length_correlation", "summary"]
+__all__ = ["Summary", "summary"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from statepool.rollout.costs import StepTimes, accept_rate, expected_tokens, interpolate
 from statepool.rollout.state import Job
 
-__all__ = ["ACCEPTED", "Speculation"]
+__all__ = ["Speculation"]
 
 Source: TypeAlias = Literal["self", "group"]
 

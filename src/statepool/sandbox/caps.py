@@ -14,7 +14,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.sandbox.cgroup import roots
 from statepool.sandbox.errors import IsolationUnavailable
 
-__all__ = ["DRIVERS", "Capability", "pick", "probe"]
+__all__ = ["Capability", "pick", "probe"]
 
 DRIVERS = ("ns", "userns", "runsc", "vm")
 """Strongest first is not the order: ``ns`` and ``userns`` share the host's kernel, ``runsc`` and ``vm`` do not."""

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["MOST_BYTES", "Channel", "Closed", "encode", "pair"]
+__all__ = ["Channel", "Closed", "encode", "pair"]
 
 MOST_BYTES = 64 << 20
 """Longest message; a tenant that announces more is cut off."""

@@ -24,7 +24,7 @@ from statepool.core.errors import Corruption
 from statepool.sandbox.cgroup import PREFIX, Cgroup, roots
 from statepool.sandbox.errors import SandboxError
 
-__all__ = ["Ledger", "default_parent"]
+__all__ = ["Ledger"]
 
 _log = logging.getLogger(__name__)
 _YOUNG = 60.0

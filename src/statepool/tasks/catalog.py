@@ -13,7 +13,7 @@ from typing import Any
 from statepool.core.errors import InvalidConfig
 from statepool.tasks.base import Problem, Task
 
-__all__ = ["HELD_OUT_SHARE", "draw", "find", "is_held_out", "names"]
+__all__ = ["draw", "find", "is_held_out", "names"]
 
 _TASKS = {
     "column-addition": "statepool.tasks.arithmetic:ColumnAddition",

@@ -11,7 +11,7 @@ import numpy as np
 
 from statepool.core.errors import InvalidRequest
 
-__all__ = ["Source", "read_array", "read_columns", "read_ids", "read_rows", "read_vectors"]
+__all__ = ["Source", "read_columns", "read_ids", "read_rows", "read_vectors"]
 
 Source = Literal["npy", "fvecs", "hnswlib"]
 

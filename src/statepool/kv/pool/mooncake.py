@@ -11,7 +11,7 @@ from typing import Any
 
 from statepool.core.errors import InvalidConfig
 
-__all__ = ["PROTOCOLS", "Mover", "missing", "shared"]
+__all__ = ["Mover", "missing", "shared"]
 
 PROTOCOLS = ("tcp", "rdma")
 _HANDSHAKE = "P2PHANDSHAKE"

@@ -17,7 +17,7 @@ from statepool.core.errors import InvalidRequest, StatepoolError
 from statepool.sandbox.server.registry import Record, Registry
 from statepool.sandbox.template import Template
 
-__all__ = ["ENVD_VERSION", "page", "refused", "routes"]
+__all__ = ["page", "refused", "routes"]
 
 ENVD_VERSION = "0.6.4"
 """Which features the SDK believes the inside to have."""

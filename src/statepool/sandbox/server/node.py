@@ -23,7 +23,7 @@ from statepool.sandbox.server.registry import Registry
 from statepool.sandbox.template import Limits, Template
 from statepool.web import HttpServer
 
-__all__ = ["KEY_VARIABLE", "main", "program"]
+__all__ = ["main", "program"]
 
 KEY_VARIABLE = "STATEPOOL_SANDBOX_KEY"
 """Environment variable with the key that the front and its nodes share."""

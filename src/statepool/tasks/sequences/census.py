@@ -10,7 +10,7 @@ from statepool.core.errors import InvalidRequest
 from statepool.tasks.sequences.correlation import autocorrelations
 from statepool.tasks.sequences.sets import ZeroZone
 
-__all__ = ["all_signs", "complementary_sets", "pairs"]
+__all__ = ["complementary_sets", "pairs"]
 
 _LONGEST = 20
 

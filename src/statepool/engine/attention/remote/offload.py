@@ -25,7 +25,7 @@ from statepool.engine.models.decoder import DecoderConfig
 from statepool.kv import KVLayout
 from statepool.native import kernels, reason
 
-__all__ = ["LocalWorkers", "remote_runner"]
+__all__ = ["remote_runner"]
 
 _AGAIN_SECONDS = 0.5
 

@@ -25,7 +25,7 @@ from statepool.engine.attention.remote.share import SEGMENT
 from statepool.engine.batch import Batch
 from statepool.kv.layout import BLOCK_SIZE, KVLayout
 
-__all__ = ["SPLITS", "ByHeads", "BySpan", "Errand", "Move", "Placement", "place"]
+__all__ = ["ByHeads", "BySpan", "Errand", "Move", "Placement", "place"]
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]

@@ -21,7 +21,7 @@ from statepool.tasks.sequences.correlation import autocorrelations
 from statepool.tasks.sequences.search.base import Batch, phases_of, rng
 from statepool.tasks.sequences.sets import ZeroZone
 
-__all__ = ["SkewPairs", "skew_codes"]
+__all__ = ["SkewPairs"]
 
 _AT_ONCE = 1 << 12
 _LONGEST = 97
