@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.attention.wave.config import WaveConfig
+from statepool.engine.attention.wave.memory import take
 from statepool.native import kernels
 
 LANES = 16
@@ -69,18 +71,29 @@ class Segment:
         pinned = min(config.sink, tokens - 1) if start == 0 else 0
         clusters = min(config.clusters(start, start + tokens), tokens - pinned)
         padded = -(-clusters // LANES) * LANES
-        tiles = (heads, padded // LANES, width, LANES)
+        tiles, each = ((heads, padded // LANES, width, LANES), keys.dtype), ((heads, padded), np.float32)
+        # What every step reads lies together.
+        centroids, means, offsets, log_size, spread, *variances = _together(
+            tiles,
+            ((heads, padded, width), keys.dtype),
+            ((heads, padded + 1), np.int32),
+            each,
+            each,
+            *([tiles] if config.estimator == "diag2" else []),
+        )
         segment = cls(
             start,
             start + tokens,
             pinned,
-            np.empty(tiles, keys.dtype),
-            np.empty(tiles, keys.dtype) if config.estimator == "diag2" else None,
-            np.empty((heads, padded, width), keys.dtype),
+            centroids,
+            variances[0] if variances else None,
+            means,
             np.empty((heads, 2 * tokens, width), keys.dtype),
             np.empty((heads, tokens), np.int32),
-            np.empty((heads, padded + 1), np.int32),
-            *(np.empty((heads, padded), np.float32) for _ in range(4)),
+            offsets,
+            log_size,
+            spread,
+            *(np.empty(*each) for _ in range(2)),
         )
         assert kernels is not None
         kernels.wave_build(
@@ -125,6 +138,17 @@ class Segment:
             keys[head, order] = self.rows[head, place + np.repeat(borders[:-1], sizes)]
             values[head, order] = self.rows[head, place + np.repeat(borders[1:], sizes)]
         return keys, values
+
+
+def _together(*tables: tuple[tuple[int, ...], npt.DTypeLike]) -> list[npt.NDArray[Any]]:
+    """Arrays of these shapes and dtypes in one piece of memory, each at a cache line's multiple from its begin."""
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in tables]
+    begins = list(accumulate((-(-size // 64) * 64 for size in sizes), initial=0))
+    piece = take(begins[-1])
+    return [
+        piece[begin : begin + size].view(dtype).reshape(shape)
+        for (shape, dtype), size, begin in zip(tables, sizes, begins, strict=False)
+    ]
 
 
 def check(keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int) -> None:
