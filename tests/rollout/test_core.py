@@ -24,8 +24,7 @@ from statepool.rollout.events import (
 )
 from statepool.rollout.lengths import LengthPrior, Posterior
 from statepool.rollout.policies import NAMES, make
-from statepool.rollout.policies.auto import order
-from statepool.rollout.state import Group, Job, State
+from statepool.rollout.state import Group, Job
 
 DIVIDED = [name for name in NAMES if name not in ("verl_group", "verl_request", "partial")]
 
@@ -174,23 +173,3 @@ def test_a_prior_is_found_again_in_what_was_drawn_from_it():
         groups.append([max(round(2.718281828 ** (mean + 0.3 * rng.gauss(0, 1))), 1) for _ in range(8)])
     prior = LengthPrior.fit(groups)
     assert abs(prior.mean - 6) < 0.1 and abs(prior.between - 0.7) < 0.07 and abs(prior.within - 0.3) < 0.02
-
-
-def test_answers_of_a_group_known_to_be_short_wait_for_those_of_whom_nothing_is_known():
-    """Two chunks told; six members of group 0 ended at 500 tokens, group 1 has told nothing."""
-    posterior = Posterior(LengthPrior(8.5, 0.7, 0.5))
-    groups = [Group(0), Group(1)]
-    jobs = [Job(number, groups[number // 8], number % 8, 0, 40_960) for number in range(16)]
-    for job in jobs:
-        job.group.jobs.append(job)
-        job.phase = "running"
-    served = order("remaining", 512, posterior, len(jobs))
-    state = State(jobs={job.number: job for job in jobs})
-    served.begin(state)
-    for job in jobs[:6]:
-        job.generated, job.phase = 500, "done"
-        served.finished(job)
-    for job in (jobs[6], jobs[8]):
-        job.generated, job.phase = 1024, "waiting"
-        served.enter(job)
-    assert served.next() is jobs[8]

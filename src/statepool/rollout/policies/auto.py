@@ -10,7 +10,6 @@ drafts written already. ``arrival`` is the order of submission.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
@@ -27,9 +26,8 @@ ORDERS = ("remaining", "level", "leaders", "arrival")
 _MOVED = 0.1
 """Change of a group's mean log length after which those who wait are ranked anew."""
 _DOUBT = 0.9
-_OUTGROWN = 10.0
-"""Any job is given credit for nine tenths of what it would have left if it were ten times as long as its group, within
-its limit: one of whom its group says nothing is not far behind when it shows."""
+"""Share of what is left to its limit that any job is given credit for: one that its group says nothing of, ten times as
+long as its siblings, is never far behind when it shows."""
 _TOLD = 2
 """Chunks after which a job ranks by what may lie ahead of it."""
 
@@ -100,9 +98,7 @@ class Remaining(_Known):
         """See ``Ordered.key``."""
         if job.generated < _TOLD * self.chunk:
             return (0, job.generated)
-        mean, _ = self.posterior.group(job.group)
-        outgrown = min(_OUTGROWN * math.exp(min(mean, 60.0)), job.limit)
-        return (1, -max(self.posterior.remaining(job, self._quantile), _DOUBT * (outgrown - job.generated)))
+        return (1, -max(self.posterior.remaining(job, self._quantile), _DOUBT * (job.limit - job.generated)))
 
     def enter(self, job: Job) -> None:
         """See ``Policy.enter``."""
