@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from bench.machine import LoadWatch
 from bench.rollout.data import Load, load
 from bench.row import Row
+from statepool.kv import block_keys
+from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout.costs import StepTimes
 from statepool.rollout.des import Simulation, Wanted
 from statepool.rollout.fleet import Fleet
@@ -69,11 +71,19 @@ def _prediction(wanted: Load, runs: list[Rollout], profile: Profile) -> Row:
     """The simulator with the measured step times against the live baseline."""
     places = {group.id: place for place, group in enumerate(wanted.groups)}
     sizes = {group.id: (len(group.prompt), group.params.max_tokens) for group in wanted.groups}
-    want = [Wanted(places[r.group], r.index, *sizes[r.group], len(r.tokens)) for r in runs[0].responses]
+    prompts = {group.id: group.prompt for group in wanted.groups}
+    want = [
+        Wanted(places[r.group], r.index, *sizes[r.group], len(r.tokens), _keys(prompts[r.group], r.tokens))
+        for r in runs[0].responses
+    ]
     blocks = wanted.engine.kv_bytes // (16 * 1024)
     cost = profile.cost
-    times = StepTimes(cost.base, cost.row + cost.sequence, profile.context, prefill=cost.row)
-    out = Simulation(want, make("verl_group", CHUNK), times, instances=2, capacity=blocks * 16, seats=32).run()
+    table = tuple((batch, seconds) for batch, drafts, seconds in profile.points if drafts == 0)
+    times = StepTimes(cost.base, cost.row + cost.sequence, profile.context, table, prefill=cost.row)
+    out = Simulation(
+        want, make("verl_group", CHUNK), times, instances=2, capacity=blocks * 16, seats=32,
+        batched=wanted.engine.max_batched_tokens,
+    ).run()  # fmt: skip
     live = min(done.seconds for done in runs)
     row = Row(
         "R12c", "simulated run time of the live baseline, off by", "share", "lower", 0.1, abs(out.seconds / live - 1)
@@ -83,6 +93,10 @@ def _prediction(wanted: Load, runs: list[Rollout], profile: Profile) -> Row:
         f"preemptions {out.preemptions} simulated, {runs[0].preemptions} live; step times measured in the same run"
     )
     return row
+
+
+def _keys(prompt: Sequence[int], tokens: Sequence[int]) -> tuple[bytes, ...]:
+    return tuple(block_keys([*prompt, *tokens], BLOCK_SIZE, b""))
 
 
 def _sharing(quick: bool) -> Iterator[Row]:

@@ -1,5 +1,7 @@
 """The scheduler alone: properties of every plan, and an endless-loop check on a toy engine."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +56,18 @@ def test_every_plan_is_possible(snapshot):
         assert not (view.blocked and name in plan.admit)
     assert free >= 0
     assert schedule(snapshot) == plan
+
+
+@given(snapshots())
+def test_who_waits_behind_one_that_finds_no_room_need_not_be_looked_at(snapshot):
+    line = sorted(snapshot.waiting, key=lambda view: view.rank)
+    whole = replace(snapshot, waiting=[view for view in line if not view.blocked])
+    if not whole.waiting or len(whole.waiting) > snapshot.max_seqs - len(snapshot.running):
+        return
+    part = replace(whole, waiting=whole.waiting[:1], unseen=len(whole.waiting) - 1)
+    plan = schedule(part)
+    if plan.starved:
+        assert plan == schedule(whole)
 
 
 @given(snapshots())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statepool.core.errors import InvalidConfig
 from statepool.rollout.costs import MOONLIGHT, QWEN_VL, StepTimes, accept_rate, expected_tokens
 from statepool.rollout.des import Wanted, simulate
 from statepool.rollout.policies import NAMES, ORACLES, make
@@ -79,6 +80,30 @@ def test_every_policy_makes_every_token_and_divided_ones_never_preempt(drafts):
         assert [chunks[-1].stop for chunks in out.chunks] == lengths
         assert out.preemptions == 0 or not policy.divided, name
         assert out.preemptions > 0 or name != "verl_group"
+
+
+def test_an_engine_stepped_one_by_one_agrees_with_the_formula_where_blocks_do_not_matter():
+    lengths = [int(n) for n in lognormal_lengths(6, 4, 60, 300, 0.9, 0.6, 5).ravel()]
+    times = StepTimes(0.03, 2e-3)
+    for policy in ("verl_group", "verl_request"):
+        found = [
+            simulate(wanted(lengths, 4, 300), make(policy, 1), times, instances=2, capacity=1 << 20, batched=batched)
+            for batched in (None, 512)
+        ]
+        assert found[1].seconds == pytest.approx(found[0].seconds, rel=1e-9)
+        assert [c[-1].stop for c in found[1].chunks] == lengths
+        assert found[1].steps == found[0].steps
+        assert found[1].preemptions == found[1].recomputed == 0
+
+
+def test_an_engine_stepped_one_by_one_refuses_what_it_cannot_do():
+    small = {"instances": 1, "capacity": 32}
+    with pytest.raises(InvalidConfig, match="does not fit"):
+        simulate(wanted([100]), make("verl_group", 1), TIMES, batched=512, **small)
+    with pytest.raises(InvalidConfig, match="below seats"):
+        simulate(wanted([10]), make("verl_group", 1), TIMES, batched=8, **small)
+    with pytest.raises(InvalidConfig, match="drafts"):
+        simulate(wanted([10]), make("verl_group", 1), TIMES, batched=512, speculation=Speculation(TIMES), **small)
 
 
 def test_partial_ends_with_half_of_the_groups():

@@ -9,7 +9,12 @@ import pytest
 
 from statepool.core.errors import InvalidRequest
 from statepool.engine.request import Request
+from statepool.kv import block_keys
+from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout import Group, rollout
+from statepool.rollout.costs import StepTimes
+from statepool.rollout.des import Wanted, simulate
+from statepool.rollout.policies import make
 
 
 def alone(engine, groups, seed=0):
@@ -47,6 +52,33 @@ def test_tokens_do_not_depend_on_the_policy_the_chunk_or_the_engines(engine, gro
         assert sum(b.preemptions - a.preemptions for a, b in zip(before, after, strict=True)) == 0
         assert sum(b.recomputed_tokens - a.recomputed_tokens for a, b in zip(before, after, strict=True)) == 0
         assert all(instance.pool.free == instance.pool.total for instance in engines)
+
+
+@pytest.mark.parametrize("blocks", [24, 40])
+def test_the_simulator_preempts_and_computes_again_as_often_as_the_engines_do(engine, groups, blocks):
+    engines = [engine(blocks, place) for place in range(2)]
+    before = [each.stats() for each in engines]
+    done = rollout(engines, groups, policy="verl_group")
+    gone = {
+        name: sum(getattr(b, name) - getattr(a, name) for a, b in zip(before, done.engines, strict=True))
+        for name in ("preemptions", "recomputed_tokens", "steps")
+    }
+    texts = {group.id: group.prompt for group in groups}
+    places = {group.id: place for place, group in enumerate(groups)}
+    wanted = [
+        Wanted(
+            places[r.group], r.index, len(texts[r.group]), 100, len(r.tokens),
+            tuple(block_keys([*texts[r.group], *r.tokens], BLOCK_SIZE, b"")),
+        )
+        for r in done.responses
+    ]  # fmt: skip
+    config = engines[0].config
+    out = simulate(
+        wanted, make("verl_group", 1), StepTimes(1e-3, 1e-4), instances=2, capacity=blocks * BLOCK_SIZE,
+        seats=config.max_seqs, batched=config.max_batched_tokens,
+    )  # fmt: skip
+    assert {"preemptions": out.preemptions, "recomputed_tokens": out.recomputed, "steps": out.steps} == gone
+    assert out.preemptions > 0 or blocks > 24
 
 
 def test_another_seed_gives_other_tokens_and_members_differ(engine, groups):

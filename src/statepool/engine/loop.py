@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,7 @@ from statepool.kv.layout import BLOCK_SIZE
 
 F32 = npt.NDArray[np.float32]
 _log = logging.getLogger(__name__)
+_RANK = attrgetter("request.priority", "arrival")
 
 COUNTERS = (
     "steps",
@@ -87,6 +89,8 @@ class StepLoop:
         self.waiting: dict[str, Sequence] = {}
         self.parked: dict[str, Sequence] = {}
         """Sequences that keep their blocks and do not run."""
+        self._starved = False
+        """The last plan left somebody waiting for want of blocks."""
         self.count: dict[str, int] = dict.fromkeys(COUNTERS, 0)
 
     def find(self, request_id: str) -> Sequence | None:
@@ -143,7 +147,11 @@ class StepLoop:
     def _plan(self) -> Plan:
         while True:
             self._book_arrivals()
-            plan = schedule(self._snapshot())
+            snapshot = self._snapshot()
+            plan = schedule(snapshot)
+            self._starved = plan.starved
+            if snapshot.unseen and not plan.starved:
+                continue  # there is room again
             if self.shared is not None:
                 if self.shared.came:
                     continue  # blocks came while it looked around, which some of what it saw did not count on
@@ -181,14 +189,20 @@ class StepLoop:
             ]
         waiting = []
         claimed: set[tuple[str, str]] = set()
+        unseen = 0
         seats = self.config.max_seqs - len(self.running)
-        for sequence in sorted(self.waiting.values(), key=lambda s: (s.request.priority, s.arrival)):
+        for sequence in sorted(self.waiting.values(), key=_RANK):
             if seats <= 0:
                 break
             view = self._waiting_view(sequence, pending, claimed)
             waiting.append(view)
             seats -= not view.blocked
-        return Snapshot(running, waiting, self.pool.free, self.config.max_batched_tokens, self.config.max_seqs)
+            # The first who finds no room stops all behind it; what the shared pool has for them is asked for early.
+            if self._starved and not view.blocked and self.shared is None:
+                unseen = len(self.waiting) - len(waiting)
+                break
+        config = self.config
+        return Snapshot(running, waiting, self.pool.free, config.max_batched_tokens, config.max_seqs, unseen)
 
     def _waiting_view(self, sequence: Sequence, pending: set[bytes], claimed: set[tuple[str, str]]) -> SequenceView:
         request = sequence.request
@@ -445,7 +459,8 @@ class StepLoop:
         return True
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
-        sequence.keys = block_keys(sequence.tokens, BLOCK_SIZE, sequence.root, sequence.keys)
+        if len(sequence.keys) < len(sequence.tokens) // BLOCK_SIZE:
+            sequence.keys = block_keys(sequence.tokens, BLOCK_SIZE, sequence.root, sequence.keys)
         return sequence.keys
 
     def _context(self, sequence: Sequence) -> Context:

@@ -54,11 +54,13 @@ class Snapshot:
     free_blocks: int
     max_tokens: int
     max_seqs: int
+    unseen: int = 0
+    """Sequences that wait behind all of ``waiting`` and were not looked at."""
 
     @property
     def prefill_cap(self) -> int:
         """Most tokens of one sequence in a step, so that one prefill leaves room for others."""
-        alone = len(self.running) + len(self.waiting) == 1
+        alone = len(self.running) + len(self.waiting) + self.unseen == 1
         return self.max_tokens if alone else max(self.max_tokens // 2, 1)
 
     @property
@@ -71,7 +73,7 @@ class Snapshot:
         decoding = sum(view.decoding for view in self.running)
         if not decoding:
             return self.max_tokens
-        waiting = sum(not view.blocked for view in self.waiting)
+        waiting = sum(not view.blocked for view in self.waiting) + self.unseen
         starting = len(self.running) - decoding + min(waiting, self.max_seqs - len(self.running))
         return self.max_tokens // self.max_seqs * max(starting - decoding, 1)
 

@@ -90,9 +90,9 @@ class StepCost:
     Its defaults fit the bundled model on one core; ``statepool rollout calibrate`` measures an engine.
     """
 
-    base: float = 1e-4
-    sequence: float = 3e-5
-    row: float = 1e-5
+    base: float = 6e-5
+    sequence: float = 9e-6
+    row: float = 9e-6
 
 
 def worthwhile(chances: Sequence[Sequence[float]], batch: int, cost: StepCost) -> list[int]:

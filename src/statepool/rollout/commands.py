@@ -65,6 +65,12 @@ def _add_sim(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--instances", type=int, metavar="N", help="engines (default 2, or the workload's)")
     sim.add_argument("--kv", type=float, metavar="TOKENS", help="KV of an engine (default 1e6, or the workload's)")
     sim.add_argument("--seats", type=int, default=256, metavar="N", help="sequences of an engine (default 256)")
+    sim.add_argument(
+        "--batched",
+        type=int,
+        metavar="TOKENS",
+        help="plan every step as the engine does, on blocks, of so many at most",
+    )
     sim.add_argument("--chunk", type=int, default=512, metavar="N", help="tokens of a chunk (default 512)")
     sim.add_argument("--drafts", choices=("off", "self", "group"), default="off", help="with the paper's acceptance")
     sim.add_argument("--profile", type=Path, metavar="FILE", help="step times of calibrate (default: the workload's)")
@@ -171,6 +177,7 @@ def _sim(options: argparse.Namespace) -> int:
         instances=options.instances,
         kv=None if options.kv is None else int(options.kv),
         seats=options.seats,
+        batched=options.batched,
         chunk=options.chunk,
         drafts=None if options.drafts == "off" else options.drafts,
         profile=options.profile,

@@ -13,14 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
+from statepool.core.errors import InvalidConfig
+from statepool.kv.layout import BLOCK_SIZE
 from statepool.rollout.core import Core
 from statepool.rollout.costs import StepTimes
 from statepool.rollout.events import Abort, ChunkDone, Decision, Dispatch, Event, Finished, InstanceJoined, Submit
 from statepool.rollout.groups import ChunkRecord
+from statepool.rollout.paged import PagedInstance
 from statepool.rollout.policies.base import Policy
 from statepool.rollout.sd import Speculation
 
-__all__ = ["Outcome", "Simulation", "Wanted", "simulate"]
+__all__ = ["Outcome", "Run", "Simulation", "Wanted", "simulate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class Wanted:
     prompt: int
     limit: int
     length: int
+    keys: tuple[bytes, ...] = ()
+    """Of its blocks, where the text is known: siblings that begin alike share more than their prompt."""
 
 
 @dataclass(slots=True)
@@ -61,8 +66,8 @@ class Outcome:
         return self.seconds - ends[math.ceil(0.9 * len(ends)) - 1] if ends else 0.0
 
 
-class _Run:
-    """A job in a batch or in the queue of an instance."""
+class Run:
+    """A job in a batch or in the queue of an instance: from ``start`` tokens until it has ``goal``."""
 
     __slots__ = ("began", "first", "goal", "job", "order", "rate", "rows", "siblings", "start")
 
@@ -88,8 +93,8 @@ class _Instance:
     def __init__(self, number: int, world: Simulation) -> None:
         self.number, self.world = number, world
         self.now, self.step = 0.0, 0
-        self.batch: dict[int, _Run] = {}
-        self.queue: deque[_Run] = deque()
+        self.batch: dict[int, Run] = {}
+        self.queue: deque[Run] = deque()
         self.version = 0
         self._ending: list[tuple[int, int]] = []
         self._tokens = self._growth = self._rows = self._siblings = 0.0
@@ -115,7 +120,7 @@ class _Instance:
         self._planned = steps
         return self.now + world.times.span(steps, self._rows, self._tokens, self._growth)
 
-    def advance(self, at: float) -> list[_Run]:
+    def advance(self, at: float) -> list[Run]:
         """Let the planned steps pass; the runs that have reached their goal."""
         self.step += self._planned
         self.world.outcome.steps += self._planned
@@ -157,7 +162,7 @@ class _Instance:
         if prefill:
             self.now += world.times.prefill_seconds(prefill)
 
-    def _admit(self, run: _Run) -> int:
+    def _admit(self, run: Run) -> int:
         """Take a job into the batch; how many tokens of it must be computed before its next one."""
         world = self.world
         tokens = world.wanted[run.job].prompt + run.start
@@ -175,7 +180,7 @@ class _Instance:
             self._siblings += run.siblings
         return tokens if cold else 0
 
-    def _preempt(self, run: _Run) -> None:
+    def _preempt(self, run: Run) -> None:
         have = min(int(run.reached(self.step) + 1e-9), run.goal)
         self._drop(run, have)
         self._ending = [entry for entry in self._ending if entry[1] != run.job]
@@ -184,7 +189,7 @@ class _Instance:
         self.queue.appendleft(run)
         self.world.outcome.preemptions += 1
 
-    def _pace(self, fresh: list[_Run]) -> None:
+    def _pace(self, fresh: list[Run]) -> None:
         speculation = self.world.speculation
         assert speculation is not None
         drafts = speculation.budget(len(self.batch), self._tokens, self._siblings / len(self.batch))
@@ -201,14 +206,14 @@ class _Instance:
             self._ending = [(run.until, run.job) for run in self.batch.values() if run.job not in new]
             heapify(self._ending)
 
-    def _fits(self, run: _Run) -> bool:
+    def _fits(self, run: Run) -> bool:
         world = self.world
         if len(self.batch) >= world.seats:
             return False
         need = world.wanted[run.job].prompt + run.start + 1
         return world.reserves or not self.batch or self._tokens + need + len(self.batch) <= world.capacity
 
-    def _drop(self, run: _Run, have: int) -> None:
+    def _drop(self, run: Run, have: int) -> None:
         world = self.world
         del self.batch[run.job]
         if self.batch:
@@ -232,6 +237,8 @@ class Simulation:
         instances, capacity, seats: engines, tokens of KV each, sequences each.
         speculation: how drafts fare; None: none are made.
         begun: tokens each response has at the start, its KV in the pool.
+        batched: most tokens of a step. With it KV comes in blocks, and engines without reservations are stepped one by
+            one as the live ones are (``PagedInstance``): exact, slower, without drafts.
         record: called with each batch of events and the decisions on it.
     """
 
@@ -246,19 +253,26 @@ class Simulation:
         seats: int = 256,
         speculation: Speculation | None = None,
         begun: Sequence[int] | None = None,
+        batched: int | None = None,
         record: Callable[[Sequence[Event], Sequence[Decision]], None] | None = None,
     ) -> None:
         self.wanted, self.times, self.capacity, self.seats = wanted, times, capacity, seats
         self.reserves = policy.divided
         self.speculation = speculation
-        self.core = Core(policy)
+        self.batched = batched or 0
+        if batched is not None and batched < seats:
+            raise InvalidConfig(f"batched ({batched}) must not be below seats ({seats})", param="batched")
+        if batched and speculation is not None:
+            raise InvalidConfig("engines that are stepped one by one have no drafts", param="batched")
+        self.core = Core(policy, block=BLOCK_SIZE if batched else 1)
         self.outcome = Outcome(chunks=[[] for _ in wanted])
         self.published = list(begun or [0] * len(wanted))
         self.cold = [not have for have in self.published]
         """Whether the next admission must compute the job's prefix."""
         self.orders = 0
         self._record = record
-        self._instances = [_Instance(i, self) for i in range(instances)]
+        kind = PagedInstance if batched and not policy.divided else _Instance
+        self._instances: list[PagedInstance | _Instance] = [kind(i, self) for i in range(instances)]
         self._agenda: list[tuple[float, int, int]] = []
 
     def run(self) -> Outcome:
@@ -309,11 +323,11 @@ class Simulation:
             if decision.source is not None and decision.source != decision.instance:
                 self.outcome.moved += job.tokens
             goal = min(job.generated + decision.tokens, self.wanted[decision.job].length)
-            self._instances[decision.instance].queue.append(_Run(decision.job, job.generated, goal))
+            self._instances[decision.instance].queue.append(Run(decision.job, job.generated, goal))
             touched.add(decision.instance)
         return touched
 
-    def _plan(self, instance: _Instance, at: float) -> None:
+    def _plan(self, instance: PagedInstance | _Instance, at: float) -> None:
         instance.version += 1
         time = instance.next_event(at)
         if time is not None:

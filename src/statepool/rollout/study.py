@@ -33,6 +33,7 @@ class Study:
     instances: int | None = None
     kv: int | None = None
     seats: int = 256
+    batched: int | None = None
     chunk: int = 512
     drafts: Source | None = None
     profile: Path | None = None
@@ -40,7 +41,7 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("instances", "kv", "seats", "chunk"):
+        for name in ("instances", "kv", "seats", "batched", "chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {value}", param=name)
@@ -128,7 +129,12 @@ def simulated(study: Study, events: Path | None = None) -> tuple[Result, int]:
     instances = study.instances or (workload.instances if workload else 2)
     capacity = study.kv or (workload.capacity if workload else 1_000_000)
     speculation = Speculation(times, study.drafts) if study.drafts else None
-    settings: dict[str, Any] = {"instances": instances, "capacity": capacity, "seats": study.seats}
+    settings: dict[str, Any] = {
+        "instances": instances,
+        "capacity": capacity,
+        "seats": study.seats,
+        "batched": study.batched,
+    }
     if events is None:
         outcome = Simulation(wanted, policy, times, speculation=speculation, **settings).run()
     else:
