@@ -97,6 +97,19 @@ def test_memory_that_was_freed_and_taken_again_keeps_what_it_holds(pool):
         assert sandbox.run_code("int(again.sum())").text == "5000000"
 
 
+def test_large_objects_of_the_template_grow(pool):
+    """Past where the template's memory ends as a file."""
+    warm = "import sys\nsys.numbers = list(range(1_000_000))\nsys.octets = bytearray(b'x') * (8 << 20)"
+    pool.add(Template("growing", warm=warm))
+    with Sandbox("growing", pool=pool) as sandbox:
+        cell = "import sys\nsys.octets.extend(bytes(300 << 20))\n[sys.octets.count(n) >> 20 for n in (b'x', 0)]"
+        assert sandbox.run_code(cell).text == "[8, 300]"
+        assert (
+            sandbox.run_code("sys.octets.clear()\nsys.numbers.extend([1] * 20_000_000)\nsum(sys.numbers)").text
+            == "500019500000"
+        )
+
+
 def test_a_kernel_with_threads_gives_nothing_back(pool):
     """A thread may write to a page between the look at it and its return."""
     if pool.driver != "ns":

@@ -124,11 +124,17 @@ void seal() {
   for (const Area& area : areas()) {
     if (!strcmp(area.path, "[stack]")) continue;
     // Of a library's data all, or what is left of it would still be copied with the entries of its pages.
-    for (const auto& [begin, length] : own(area.begin, area.end, 0, *area.path == '/' ? kWhole : kNear)) {
-      end = off_t((uintptr_t(end) + kHuge - 1) & ~(kHuge - 1)) + off_t(begin % kHuge);
-      pieces.push_back({begin, length, end, area.constant ? PROT_READ : PROT_READ | PROT_WRITE});
-      end += off_t(length);
-    }
+    // Where malloc has mapped a large block of its own (so it begins: zero, and a whole number of pages with bit 1), its first page stays
+    // as it is: realloc copies two mappings, and would move one, with what follows it in the file or past the file's end.
+    for (const auto& [begin, length] : own(area.begin, area.end, 0, *area.path == '/' ? kWhole : kNear))
+      for (uintptr_t from = begin, at = begin; at <= begin + length; at += kPage) {
+        const auto* word = reinterpret_cast<const uint64_t*>(at);
+        if (at < begin + length && (*area.path || word[0] || word[1] % kPage != 2)) continue;
+        end = off_t((uintptr_t(end) + kHuge - 1) & ~(kHuge - 1)) + off_t(from % kHuge);
+        if (from < at) pieces.push_back({from, at - from, end, area.constant ? PROT_READ : PROT_READ | PROT_WRITE});
+        end += from < at ? off_t(at - from) : 0;
+        from = at + kPage;
+      }
   }
   const int file = memfd_create("template", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file < 0 || ftruncate(file, end)) return;
