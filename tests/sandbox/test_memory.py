@@ -84,6 +84,32 @@ def test_what_an_idle_kernel_did_not_change_is_shared_again(pool):
         assert sandbox.run_code("import gc\ngc.collect() >= 0 and total()").text == "4498501"
 
 
+def test_memory_that_was_freed_and_taken_again_keeps_what_it_holds(pool):
+    """At the same addresses, with the bytes of before: it looks like the template's, and is not."""
+    if pool.driver != "ns":
+        pytest.skip("needs cgroups to find the kernel")
+    pool.add(Template("large", preload=("numpy",), warm="import numpy, sys\nsys.kept = numpy.ones(5_000_000)"))
+    with Sandbox("large", pool=pool) as sandbox:
+        cell = "import numpy, sys\nbefore = sys.kept.ctypes.data\ndel sys.kept\n"
+        cell += "again = numpy.ones(5_000_000)\nagain.ctypes.data == before, int(again.sum())"
+        assert sandbox.run_code(cell).text == "(True, 5000000)"
+        _shrinks(sandbox, 5)
+        assert sandbox.run_code("int(again.sum())").text == "5000000"
+
+
+def test_large_objects_of_the_template_grow(pool):
+    """Past where the template's memory ends as a file."""
+    warm = "import sys\nsys.numbers = list(range(1_000_000))\nsys.octets = bytearray(b'x') * (8 << 20)"
+    pool.add(Template("growing", warm=warm))
+    with Sandbox("growing", pool=pool) as sandbox:
+        cell = "import sys\nsys.octets.extend(bytes(300 << 20))\n[sys.octets.count(n) >> 20 for n in (b'x', 0)]"
+        assert sandbox.run_code(cell).text == "[8, 300]"
+        assert (
+            sandbox.run_code("sys.octets.clear()\nsys.numbers.extend([1] * 20_000_000)\nsum(sys.numbers)").text
+            == "500019500000"
+        )
+
+
 def test_a_kernel_with_threads_gives_nothing_back(pool):
     """A thread may write to a page between the look at it and its return."""
     if pool.driver != "ns":

@@ -17,7 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <fstream>
 #include <map>
 #include <set>
 
@@ -339,7 +338,9 @@ class Init {
     for (const auto& [number, gone] : live_) roots_.drop(gone);
     live_.clear();
     spare_ = fresh;
-    std::ofstream("/proc/sys/kernel/ns_last_pid") << 1;  // ids would tell how many processes others had
+    const int last = open("/proc/sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);  // ids would tell how many processes others had
+    if (last >= 0) (void)!write(last, "1", 1);
+    if (last >= 0) close(last);
     return {};
   }
 

@@ -26,7 +26,8 @@ constexpr uint64_t kPresent = uint64_t(1) << 63, kOfFile = uint64_t(1) << 61, kE
 std::vector<Stretch> expected;
 
 struct Area {
-  uintptr_t begin, end;
+  uintptr_t begin, end, at;  // where it begins in its file
+  ino_t inode;
   char path[16];
   bool constant;
 };
@@ -39,7 +40,7 @@ std::vector<Area> areas() {
   while (maps && fgets(line, sizeof line, maps.get())) {
     Area area{};
     char rights[5];
-    if (sscanf(line, "%lx-%lx %4s %*s %*s %*s %15s", &area.begin, &area.end, rights, area.path) < 3) continue;
+    if (sscanf(line, "%lx-%lx %4s %lx %*s %lu %15s", &area.begin, &area.end, rights, &area.at, &area.inode, area.path) < 5) continue;
     area.constant = rights[1] == '-';
     if (rights[0] == 'r' && rights[2] == '-' && rights[3] == 'p') found.push_back(area);
   }
@@ -79,6 +80,21 @@ struct Piece {
 std::vector<Piece> pieces;
 char* image;  // the file, for reading
 size_t image_bytes;
+ino_t image_inode;
+
+// What of the pieces is the file's still: who frees memory and asks for more may get the same addresses, and pages there that hold what
+// the file does could not go back to it.
+std::vector<Piece> still_there() {
+  std::vector<Piece> found;
+  for (const Area& area : areas())
+    for (const Piece& piece : pieces) {
+      const uintptr_t begin = std::max(area.begin, piece.begin), end = std::min(area.end, piece.begin + piece.length);
+      const uintptr_t at = uintptr_t(piece.at) + begin - piece.begin;
+      if (begin < end && area.inode == image_inode && area.at + begin - area.begin == at)
+        found.push_back({begin, end - begin, off_t(at), piece.rights});
+    }
+  return found;
+}
 
 bool one_thread() {
   struct stat tasks;
@@ -108,11 +124,17 @@ void seal() {
   for (const Area& area : areas()) {
     if (!strcmp(area.path, "[stack]")) continue;
     // Of a library's data all, or what is left of it would still be copied with the entries of its pages.
-    for (const auto& [begin, length] : own(area.begin, area.end, 0, *area.path == '/' ? kWhole : kNear)) {
-      end = off_t((uintptr_t(end) + kHuge - 1) & ~(kHuge - 1)) + off_t(begin % kHuge);
-      pieces.push_back({begin, length, end, area.constant ? PROT_READ : PROT_READ | PROT_WRITE});
-      end += off_t(length);
-    }
+    // Where malloc has mapped a large block of its own (so it begins: zero, and a whole number of pages with bit 1), its first page stays
+    // as it is: realloc copies two mappings, and would move one, with what follows it in the file or past the file's end.
+    for (const auto& [begin, length] : own(area.begin, area.end, 0, *area.path == '/' ? kWhole : kNear))
+      for (uintptr_t from = begin, at = begin; at <= begin + length; at += kPage) {
+        const auto* word = reinterpret_cast<const uint64_t*>(at);
+        if (at < begin + length && (*area.path || word[0] || word[1] % kPage != 2)) continue;
+        end = off_t((uintptr_t(end) + kHuge - 1) & ~(kHuge - 1)) + off_t(from % kHuge);
+        if (from < at) pieces.push_back({from, at - from, end, area.constant ? PROT_READ : PROT_READ | PROT_WRITE});
+        end += from < at ? off_t(at - from) : 0;
+        from = at + kPage;
+      }
   }
   const int file = memfd_create("template", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file < 0 || ftruncate(file, end)) return;
@@ -120,8 +142,11 @@ void seal() {
   const bool sealed = !fcntl(file, F_ADD_SEALS, kFutureWrite | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
   void* shown = mmap(nullptr, size_t(end), PROT_READ, MAP_SHARED, file, 0);
   if (there == MAP_FAILED || shown == MAP_FAILED || !sealed) return void(close(file));
+  struct stat made;
+  if (fstat(file, &made)) return void(close(file));
   image = static_cast<char*>(shown);
   image_bytes = size_t(end);
+  image_inode = made.st_ino;
   // From here until all is mapped nothing but the stack may change: what is copied already would be lost.
   for (const Piece& piece : pieces) memcpy(static_cast<char*>(there) + piece.at, reinterpret_cast<void*>(piece.begin), piece.length);
   for (const Piece& piece : pieces)
@@ -141,9 +166,10 @@ void give_back() {
   uint64_t before = 0;
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, 8);  // a handler's writes would be lost
   const uintptr_t mine = reinterpret_cast<uintptr_t>(__builtin_thread_pointer()) & ~(kPage - 1);  // the kernel writes there
+  const std::vector<Piece> left = still_there();
   void* again = mremap(image, 0, image_bytes, MREMAP_MAYMOVE);  // a mapping of its own: its page tables go with it
-  for (size_t i = 0; again != MAP_FAILED && i < pieces.size(); ++i) {
-    const Piece piece = pieces[i];
+  for (size_t i = 0; again != MAP_FAILED && i < left.size(); ++i) {
+    const Piece piece = left[i];
     const auto found = own(piece.begin, piece.begin + piece.length, 0, 0);
     for (const auto& [begin, length] : found)
       for (uintptr_t at = begin, same = begin; at <= begin + length; at += kPage) {

@@ -68,7 +68,7 @@ class Roots {
   std::string base_;                // the lowest layers of every root, as overlay takes them
   std::vector<std::string> binds_;  // sources 0, 1, …, shown at these paths
   int first_bind_;
-  std::vector<int> free_;
+  std::vector<int> free_;   // numbers of roots that have gone
   std::vector<int> users_;  // of each layer: how many roots see it
 };
 

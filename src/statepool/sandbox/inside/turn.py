@@ -27,45 +27,13 @@ _BUILTINS = frozenset(
 _MODULES = {"math", "statistics", "json", "re", "string", "textwrap", "itertools", "operator", "posixpath", "numpy"}
 _STATEFUL = {"random", "seterr", "seterrcall", "set_printoptions", "setbufsize", "purge", "save", "savetxt", "savez"}
 """Of those modules: what does keep state, or writes files."""
-_NODES = (
-    ast.Module,
-    ast.Expr,
-    ast.Assign,
-    ast.AugAssign,
-    ast.If,
-    ast.For,
-    ast.Pass,
-    ast.Break,
-    ast.Continue,
-    ast.Name,
-    ast.Constant,
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.BoolOp,
-    ast.Compare,
-    ast.IfExp,
-    ast.Tuple,
-    ast.List,
-    ast.Dict,
-    ast.Set,
-    ast.Subscript,
-    ast.Slice,
-    ast.Attribute,
-    ast.Call,
-    ast.keyword,
-    ast.Starred,
-    ast.JoinedStr,
-    ast.FormattedValue,
-    ast.ListComp,
-    ast.SetComp,
-    ast.DictComp,
-    ast.GeneratorExp,
-    ast.comprehension,
-    ast.operator,
-    ast.unaryop,
-    ast.boolop,
-    ast.cmpop,
-    ast.expr_context,
+_NODES = tuple(
+    getattr(ast, name)
+    for name in (  # noqa: SIM905
+        "Module Expr Assign AugAssign If For Pass Break Continue Name Constant BinOp UnaryOp BoolOp Compare "
+        "IfExp Tuple List Dict Set Subscript Slice Attribute Call keyword Starred JoinedStr FormattedValue "
+        "ListComp SetComp DictComp GeneratorExp comprehension operator unaryop boolop cmpop expr_context"
+    ).split()
 )
 _SCALARS = (type(None), bool, float, complex, str, bytes, type(Ellipsis))
 
