@@ -68,13 +68,13 @@ bool Committer::wait(uint64_t lsn) {
   ++inside_;
   bool slept = false;
   while (durable_lsn() < lsn && failure_.empty()) {
-    if (!writing_ && waiting_.empty()) {
+    if (!writing_ && waiting_.empty() && released_.empty()) {
       write_frame(lock);
       continue;
     }
     Waiter self(lsn);
     waiting_.push_back(&self);
-    if (!writing_) work_.notify_one();
+    if (worth_a_frame()) work_.notify_one();
     lock.unlock();
     self.sleep();
     slept = true;
@@ -130,7 +130,7 @@ void Committer::write_frame(std::unique_lock<std::mutex>& lock) {
   ++frames_;
   if (!failure.empty()) failure_ = failure, failed_ = true;
   release_waiters();
-  if (!waiting_.empty()) work_.notify_one();
+  if (worth_a_frame()) work_.notify_one();
   start_chains(lock);
 }
 
@@ -152,6 +152,7 @@ void Committer::wake_next(std::unique_lock<std::mutex>& lock) {
   }
   Waiter* const first = released_.front();
   released_.pop_front();
+  if (worth_a_frame()) work_.notify_one();
   lock.unlock();
   first->wake();
   lock.lock();
@@ -166,15 +167,14 @@ void Committer::start_chains(std::unique_lock<std::mutex>& lock) {
 
 void Committer::run() {
   std::unique_lock<std::mutex> lock(mutex_);
-  const auto wanted = [&] { return !waiting_.empty() && !writing_; };
   while (!stopping_) {
     if (ring_.empty() || !failure_.empty()) {
       nudged_ = false;
       idle_.store(true);
-      work_.wait(lock, [&] { return stopping_ || nudged_ || (wanted() && !ring_.empty()); });
+      work_.wait(lock, [&] { return stopping_ || nudged_ || (worth_a_frame() && !ring_.empty()); });
       idle_.store(false);
     } else {
-      work_.wait_for(lock, kLinger, [&] { return stopping_ || wanted(); });
+      work_.wait_for(lock, kLinger, [&] { return stopping_ || worth_a_frame(); });
     }
     if (!stopping_ && !writing_ && failure_.empty() && !ring_.empty()) write_frame(lock);
   }

@@ -1,7 +1,9 @@
 // Group commit: takes whole transactions from the staging ring and makes one durable frame of all that wait.
 //
 // A caller alone writes its frame itself, for a hand-over to another thread costs more than a small write. Where several
-// wait, a thread of the committer's own writes frame after frame.
+// wait, a thread of the committer's own writes frame after frame. It begins one when as many wait as are still to be woken
+// from the one before: those just let go come back with their next operation, and a frame begun at the first of them would
+// hold little and keep the disk from the rest. Half of the callers then work while the other half's frame is written.
 //
 // Those whose operations became durable are woken in a few chains, each by the one before it as soon as that is running
 // again: one who woke them all would be busy for long, and one chain would be as slow as a core is to wake another.
@@ -38,6 +40,7 @@ class Committer {
 
  private:
   class Waiter;
+  bool worth_a_frame() const { return !writing_ && !waiting_.empty() && waiting_.size() >= released_.size(); }
   void write_frame(std::unique_lock<std::mutex>& lock);
   void release_waiters();
   void wake_next(std::unique_lock<std::mutex>& lock);
