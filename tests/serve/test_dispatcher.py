@@ -1,5 +1,7 @@
 """The conductor's books over a clock of the test's own: prefixes, queues, refusals, learning, losses."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -117,3 +119,48 @@ def test_memory_of_an_engine_is_bounded():
     assert len(books._seats[0].blocks) == 50
     assert books.decide(request(320, start=19_000), [0], [1]).decision.reuse == 319
     assert books.decide(request(320, start=0), [0], [1]).decision.reuse == 0
+
+
+def full_books(monkeypatch, ends_after):
+    """Books under ``patience`` whose decode seat is full for some asks, and a sleep that moves the clock."""
+    books, clock = dispatcher("global", "patience", seats=2, slo=SLO(30, 1))
+    for i in range(200):  # answers are long here
+        taught = books.decide(request(100, start=i), [0], [1])
+        books.wrote(taught, 4000)
+        books.ended(taught, finished=True)
+    there = []
+    while not isinstance(ticket := books.decide(request(8000, start=10_000 * len(there)), [0], [1]), float):
+        books.prefilled(ticket)
+        books.joined(ticket, 1)
+        there.append(ticket)
+    assert 8 < len(there) < 13, "100,000 tokens of room"
+    sleeps = []
+
+    async def sleep(seconds):
+        sleeps.append(seconds)
+        clock.now += seconds
+        if len(sleeps) == ends_after:
+            for ticket in there:
+                books.ended(ticket, finished=True)
+
+    monkeypatch.setattr("statepool.serve.dispatcher.asyncio.sleep", sleep)
+    return books, sleeps
+
+
+async def seats():
+    return [0], [1]
+
+
+def test_a_request_is_kept_until_there_is_room(monkeypatch):
+    books, sleeps = full_books(monkeypatch, ends_after=5)
+    ticket = asyncio.run(books.admit(request(8000, start=100_000), seats))
+    assert (ticket.decision.refused, len(sleeps), books.refused) == ("", 5, 0)
+
+
+def test_a_request_is_refused_when_its_promise_cannot_be_held_any_more(monkeypatch):
+    books, sleeps = full_books(monkeypatch, ends_after=1000)
+    with pytest.raises(Overloaded, match="no room"):
+        asyncio.run(books.admit(request(8000, start=900_000), seats))
+    assert 20 < len(sleeps) < 30
+    assert books.refused == 1
+    assert books.load(0) == (0, 0), "a request that was kept is on nobody's books"

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from tests.serve.snapshots import snapshot
 
+from statepool.serve.conductor import Conductor
 from statepool.serve.costs import NODES
-from statepool.serve.overload import CheckBoth, EarlyPredicted, EarlyRejection, Everyone, Foresight, LateCheck
+from statepool.serve.dispatch import LeastLoad
+from statepool.serve.overload import CheckBoth, EarlyPredicted, EarlyRejection, Everyone, Foresight, LateCheck, Patience
 from statepool.serve.snapshot import SLO, Ask, Completion, Decision, Underway
 
 COSTS, PROMISE = NODES["a800"], SLO()
@@ -90,3 +92,35 @@ def test_foresight_prefers_several_short_prompts_to_a_long_one():
     half = now(*running(10_000, count=100))
     assert policy.refusal(Ask(0, 0.0, 5_000), replace(DECISION, ttft_s=0.2), half) == ""
     assert "no room" in policy.refusal(Ask(0, 0.0, 90_000), replace(DECISION, ttft_s=0.2), half)
+
+
+def test_patience_asks_again_as_long_as_the_promise_can_be_held_and_no_longer():
+    policy = taught(Patience(COSTS, PROMISE), [1500] * 1000)
+    steer = Conductor(LeastLoad(COSTS), policy)
+    full = now(*running(12_000, count=FULL // 12_000))
+    prefill_s = COSTS.prefill_s(ASK.tokens)
+    asked, waited_s = 0, 0.0
+    while True:
+        decision = steer.decide(replace(ASK, at=waited_s, waited_s=waited_s), full)
+        assert "no room" in decision.refused
+        asked += 1
+        if not decision.ask_again_s:
+            break
+        waited_s += decision.ask_again_s
+        assert waited_s + prefill_s <= PROMISE.ttft_s, "kept past its promise"
+    assert asked <= 30
+    assert waited_s + prefill_s > PROMISE.ttft_s - 2, "given up while there was time"
+    emptied = steer.decide(replace(ASK, at=waited_s, waited_s=waited_s), now())
+    assert (emptied.refused, emptied.ask_again_s) == ("", 0.0)
+
+
+def test_patience_counts_what_a_request_has_waited_into_its_promise():
+    policy = Patience(COSTS, PROMISE)
+    assert policy.refusal(replace(ASK, waited_s=23.9), DECISION, now()) == ""
+    assert "first token" in policy.refusal(replace(ASK, waited_s=24.1), DECISION, now())
+
+
+def test_only_patience_keeps_what_it_refuses():
+    for policy in (LateCheck, CheckBoth, EarlyRejection, EarlyPredicted, Foresight):
+        assert policy(COSTS, PROMISE).ask_again_s(ASK, DECISION) == 0.0
+    assert Everyone().ask_again_s(ASK, DECISION) == 0.0

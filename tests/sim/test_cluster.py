@@ -269,3 +269,20 @@ def test_the_order_of_placements_on_the_published_trace(conversation, costs):
     assert math.isfinite(means["size-aware-inline"])
     faster = shares(read_trace(conversation), costs, 1.5)
     assert faster["size-aware-inline"] < 0.8 * faster["global"]
+
+
+def test_patience_ends_and_keeps_every_promise(costs):
+    """Far more than one decode node can hold: who comes in late still has a first token in time, and nobody stays."""
+    small = replace(costs, vram_tokens=60_000)
+    calls = conversations(400, seed=5, gap_s=0.2)
+    slo = SLO(ttft_s=10.0)
+    served = {}
+    for admission in ("foresight", "patience"):
+        _, jobs = run(calls, small, Shape(4, 1), "global", admission, slo)
+        assert {job.status for job in jobs} <= {"done", "refused", "wasted"}
+        served[admission] = [job for job in jobs if job.status == "done"]
+    kept = [job for job in served["patience"] if job.decided_at > job.ask.at]
+    assert kept, "nobody was kept"
+    for job in kept:
+        assert job.decided_at + job.decision.ttft_s <= job.ask.at + slo.ttft_s + 1e-9
+    assert len(served["patience"]) > len(served["foresight"])

@@ -296,9 +296,7 @@ class Cluster:
             home = self.home(request.salt, request.session)
             self._homes[request.salt, request.session] = home.number
             return home, None
-        starts = await self._usable("prefill", "mixed")
-        goes_on = await self._usable("decode", "mixed")
-        ticket = self.dispatcher.decide(request, [w.number for w in starts], [w.number for w in goes_on])
+        ticket = await self.dispatcher.admit(request, self._places)
         return self.workers.all[ticket.prefill], ticket
 
     async def next(self, ticket: Ticket | None) -> Worker:
@@ -311,6 +309,10 @@ class Cluster:
         """A request has ended, one way or another."""
         self._journeys.pop(request.id, None)
         self._left.set()
+
+    async def _places(self) -> tuple[list[int], list[int]]:
+        starts, goes_on = await self._usable("prefill", "mixed"), await self._usable("decode", "mixed")
+        return [worker.number for worker in starts], [worker.number for worker in goes_on]
 
     async def _usable(self, *roles: Role) -> list[Worker]:
         deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS

@@ -24,12 +24,17 @@ class Conductor:
     admission: Admission
 
     def decide(self, ask: Ask, now: Snapshot) -> Decision:
-        """The decision for ``ask``; ``refused`` says why if the answer is 429."""
+        """The decision for ``ask``; ``refused`` says why if it may not come in now, ``ask_again_s`` if it may later."""
         decision = self.placement.place(ask, now)
         reason = self.admission.refusal(ask, decision, now)
         if not reason:
             return decision
-        return replace(decision, refused=reason, retry_after_s=round(max(1.0, decision.ttft_s / 2), 1))
+        return replace(
+            decision,
+            refused=reason,
+            retry_after_s=round(max(1.0, decision.ttft_s / 2), 1),
+            ask_again_s=self.admission.ask_again_s(ask, decision),
+        )
 
     def told(self, ended: Completion) -> Conductor:
         """The conductor that has also seen how ``ended`` went."""

@@ -28,7 +28,8 @@ class ClusterConfig:
         pool_disk_bytes: most bytes in it.
         policy: where requests go: ``global`` (Mooncake's Algorithm 1), ``local``, ``kv-router``, ``least-load``,
             ``round-robin`` or ``random``.
-        admission: whom to refuse with 429: ``none``, ``late``, ``both``, ``early``, ``predicted`` or ``foresight``.
+        admission: whom to refuse with 429: ``none``, ``late``, ``both``, ``early``, ``predicted``, ``foresight``
+            or ``patience``, which keeps a request for as long as its promise can be held.
         slo_ttft: seconds to the first token that ``admission`` keeps.
         slo_tbt: seconds between two tokens that it keeps.
         pool_eviction: which block goes first: ``lru``, ``lfu``, ``length`` or ``likely``.

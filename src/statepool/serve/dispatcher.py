@@ -6,10 +6,11 @@ nobody: which engine was given what, what came back, and which blocks an engine 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
@@ -92,17 +93,40 @@ class Dispatcher:
         self._index: PrefixIndex[bytes] = PrefixIndex(seats)
         self._asked = 0
 
-    def decide(self, request: Request, prefill: Sequence[int], decode: Sequence[int]) -> Ticket:
+    async def admit(self, request: Request, seats: Callable[[], Awaitable[tuple[list[int], list[int]]]]) -> Ticket:
+        """``decide`` among the ``seats`` there are, and again for as long as the policy keeps the request.
+
+        Raises:
+            Overloaded: the admission policy refuses it for good.
+        """
+        came = self._clock()
+        while True:
+            answer = self.decide(request, *await seats(), came)
+            if isinstance(answer, Ticket):
+                return answer
+            await asyncio.sleep(answer)
+
+    def decide(
+        self, request: Request, prefill: Sequence[int], decode: Sequence[int], came: float | None = None
+    ) -> Ticket | float:
         """Put a request on the books of one of the ``prefill`` and one of the ``decode`` seats.
+
+        Args:
+            came: when it arrived, if it was kept since.
+
+        Returns:
+            Its ticket, or the seconds after which the admission policy wants to be asked again.
 
         Raises:
             Overloaded: the admission policy refuses it; with the time after which to try again.
         """
         now = self._clock()
         keys = block_keys(request.prompt, BLOCK_SIZE, root_key(request.salt))
-        ask = Ask(self._asked, now, len(request.prompt), -request.priority)
+        ask = Ask(self._asked, now, len(request.prompt), -request.priority, now - (now if came is None else came))
         self._asked += 1
         decision = self._current().decide(ask, self._snapshot(keys, prefill, decode, now))
+        if decision.ask_again_s:
+            return decision.ask_again_s
         if decision.refused:
             self.refused += 1
             raise Overloaded(f"the server is busy: {decision.refused}; retry later", retry_after=decision.retry_after_s)

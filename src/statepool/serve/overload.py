@@ -13,7 +13,7 @@ import numpy as np
 from statepool.serve.costs import NodeCosts
 from statepool.serve.snapshot import SLO, Ask, Completion, Decision, Snapshot
 
-__all__ = ["CheckBoth", "EarlyPredicted", "EarlyRejection", "Everyone", "Foresight", "LateCheck"]
+__all__ = ["CheckBoth", "EarlyPredicted", "EarlyRejection", "Everyone", "Foresight", "LateCheck", "Patience"]
 
 ROOM = 0.97
 """How full a decode node's memory may be when a request joins; what runs there grows."""
@@ -37,6 +37,10 @@ class Everyone:
         """Never."""
         return ""
 
+    def ask_again_s(self, ask: Ask, decision: Decision) -> float:
+        """Never."""
+        return 0.0
+
     def late_refusal(self, tokens: int, batch: int, held: int) -> str:
         """Never."""
         return ""
@@ -57,6 +61,10 @@ class LateCheck:
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the estimated time to first token."""
         return "its first token would come too late" if decision.ttft_s > self.slo.ttft_s else ""
+
+    def ask_again_s(self, ask: Ask, decision: Decision) -> float:
+        """Never: what is refused is refused."""
+        return 0.0
 
     def late_refusal(self, tokens: int, batch: int, held: int) -> str:
         """Why, from the node's state when the prefill is done."""
@@ -138,7 +146,7 @@ class Foresight(LateCheck):
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the decode node as it is expected to be."""
-        if decision.ttft_s > self.slo.ttft_s:
+        if ask.waited_s + decision.ttft_s > self.slo.ttft_s:
             return "its first token would come too late"
         there = [each for each in now.decode.underway if each.decode == decision.decode]
         if not there:
@@ -146,19 +154,24 @@ class Foresight(LateCheck):
         in_s, tokens, written = np.array([(each.in_s, each.tokens, each.written) for each in there]).T
         pool, node = now.decode, decision.decode
         step_s = self.costs.decode_s(max(1, int(pool.batch[node])), int(pool.tokens[node]))
-        runs_s = decision.ttft_s - np.maximum(in_s, 0.0)
+        # One line per moment, one column per request.
+        runs_s = self._moments(decision.ttft_s, in_s)[:, None] - np.maximum(in_s, 0.0)
         steps = np.maximum(runs_s, 0.0) / step_s
         alive = np.where(runs_s >= 0, self._survival(written + steps) / self._survival(written), 0.0)
-        held = float((alive * (tokens + steps)).sum())
-        spread = math.sqrt(float((alive * (1 - alive) * (tokens + steps) ** 2).sum())) + 1.0
+        held = (alive * (tokens + steps)).sum(axis=1)
+        spread = np.sqrt((alive * (1 - alive) * (tokens + steps) ** 2).sum(axis=1)) + 1.0
         counted = ask.tokens + self.preference * (ask.tokens - self.mean_prompt)
         spare = self.costs.vram_tokens * ROOM - held - counted
-        fits = 0.5 * math.erfc(-spare / spread / math.sqrt(2))
+        fits = 0.5 * math.erfc(-float((spare / spread).min()) / math.sqrt(2))
         if (1 - fits) * decision.prefill_s > self.stake_s * fits:
             return "no room for its keys and values is expected"
-        batch = round(float(alive.sum()))
-        slow = self.costs.decode_s(batch + 1, round(held) + ask.tokens) > self.slo.tbt_s
+        batch = round(float(alive[0].sum()))
+        slow = self.costs.decode_s(batch + 1, round(float(held[0])) + ask.tokens) > self.slo.tbt_s
         return "tokens would come too slowly" if slow else ""
+
+    def _moments(self, joins_s: float, others_s: np.ndarray) -> np.ndarray:
+        """When there must be room: when it joins, the others joining after ``others_s``."""
+        return np.array([joins_s])
 
     def told(self, ended: Completion) -> Foresight:
         """The policy that has seen one more answer's length."""
@@ -174,3 +187,27 @@ class Foresight(LateCheck):
         longer = np.cumsum((self.ended or (0.0,) * len(_LENGTHS))[::-1])[::-1] + prior
         share: np.ndarray = np.interp(length, _LENGTHS, longer / longer[0])
         return share
+
+
+ASKS = 30
+"""How often at most a request asks, over all of its promised time to first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience(Foresight):
+    """Ours: what is not likely to fit now is kept while its first token can still come in time, and asks again.
+
+    A request that can wait needs no room kept for it, so long prompts are not held back for short ones. Every ask
+    comes a fixed part of the promise after the one before, so that there are at most ``ASKS``.
+    """
+
+    preference: float = 0.0
+
+    def _moments(self, joins_s: float, others_s: np.ndarray) -> np.ndarray:
+        """When it joins, and when each later one does: room that was promised to a long prefill is not free."""
+        return np.append(joins_s, others_s[others_s > joins_s])
+
+    def ask_again_s(self, ask: Ask, decision: Decision) -> float:
+        """A part of the promise, if enough is left to be served after it."""
+        pause_s = self.slo.ttft_s / ASKS
+        return pause_s if ask.waited_s + pause_s + decision.ttft_s <= self.slo.ttft_s else 0.0

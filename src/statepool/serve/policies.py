@@ -9,7 +9,7 @@ from statepool.core.errors import InvalidConfig
 from statepool.serve.conductor import CacheCentric, Conductor
 from statepool.serve.costs import NodeCosts
 from statepool.serve.dispatch import KvRouter, LeastLoad, RandomNode, RoundRobin
-from statepool.serve.overload import CheckBoth, EarlyPredicted, EarlyRejection, Everyone, Foresight, LateCheck
+from statepool.serve.overload import CheckBoth, EarlyPredicted, EarlyRejection, Everyone, Foresight, LateCheck, Patience
 from statepool.serve.sizeaware import SizeAware
 from statepool.serve.snapshot import SLO, Admission, Placement
 
@@ -33,6 +33,7 @@ ADMISSIONS: dict[str, Callable[[NodeCosts, SLO], Admission]] = {
     "early": EarlyRejection,
     "predicted": EarlyPredicted,
     "foresight": Foresight,
+    "patience": Patience,
 }
 
 

@@ -42,11 +42,13 @@ class Ask:
     id: int
     """Number in order of arrival."""
     at: float
-    """Seconds on the cluster's clock."""
+    """Seconds on the cluster's clock, when it is asked."""
     tokens: int
     """Length of the prompt."""
     priority: int = 0
     """Higher is served earlier by placements that order lines by size."""
+    waited_s: float = 0.0
+    """Seconds since it arrived, for one that was kept and asks again; its promise runs from then."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +142,8 @@ class Decision:
     refused: str = ""
     """Why the request is refused with 429; empty if it is not."""
     retry_after_s: float = 0.0
+    ask_again_s: float = 0.0
+    """If it is refused: above 0, the request is kept, not answered, and asks again after so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,10 @@ class Admission(Protocol):
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why ``ask`` is refused on arrival; empty if it is not. Pure."""
+        ...
+
+    def ask_again_s(self, ask: Ask, decision: Decision) -> float:
+        """After how many seconds a refused ``ask`` is asked again; 0 if the refusal is final. Pure."""
         ...
 
     def late_refusal(self, tokens: int, batch: int, held: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -86,6 +86,7 @@ class Cluster:
         self.prefill = [PrefillNode(cache, slo.ttft_s, node) for cache, node in zip(caches, beside, strict=False)]
         self._coming: list[dict[int, Job]] = [{} for _ in range(shape.decode)]
         self._jobs: list[Job] = []
+        self._entered = 0
         self._passed: Callable[[int], None] = lambda _: None
 
     def run(self, calls: Sequence[Call], passed: Callable[[int], None] | None = None) -> list[Job]:
@@ -105,29 +106,49 @@ class Cluster:
         return self._jobs
 
     def _arrive(self, call: Call) -> None:
-        now = self._events.now
-        for node in range(self.shape.decode):
-            self._advance(node, now)
-        ask = Ask(len(self._jobs), now, call.prompt)
+        ask = Ask(len(self._jobs), self._events.now, call.prompt)
         keys = call.keys[: call.prompt // self.shape.block]
-        snapshot = self._snapshot(ask, keys)
-        decision = self.conductor.decide(ask, snapshot)
-        ready = now
-        if decision.source >= 0 and not decision.refused:
-            source = self.prefill[decision.source]
-            source.link_free = max(source.link_free, now) + self.costs.transfer_s(decision.fetched)
-            source.cache.use(keys[: decision.reuse // self.shape.block], now)
-            ready = source.link_free
-        job = Job(call, ask, decision, ready)
+        snapshot, decision = self._decide(ask, keys)
+        job = Job(call, ask, decision, ask.at)
         job.keys = keys
         self._jobs.append(job)
-        job.shadow = self._difference(ask, snapshot, decision)
         self._note_load(snapshot)
         self._passed(len(self._jobs))
-        if decision.refused:
+        self._follow(job, ask, snapshot)
+
+    def _ask_again(self, job: Job) -> None:
+        now = self._events.now
+        ask = replace(job.ask, at=now, waited_s=now - job.ask.at)
+        snapshot, decision = self._decide(ask, job.keys)
+        job.decided(decision, now)
+        self._follow(job, ask, snapshot)
+
+    def _decide(self, ask: Ask, keys: Sequence[int]) -> tuple[Snapshot, Decision]:
+        for node in range(self.shape.decode):
+            self._advance(node, ask.at)
+        snapshot = self._snapshot(ask, keys)
+        return snapshot, self.conductor.decide(ask, snapshot)
+
+    def _follow(self, job: Job, ask: Ask, snapshot: Snapshot) -> None:
+        job.shadow = self._difference(ask, snapshot, job.decision)
+        if job.decision.ask_again_s:
+            job.status = "kept"
+            self._events.at(ask.at + job.decision.ask_again_s, self._ask_again, job)
+        elif job.decision.refused:
             job.status = "refused"
-            return
-        self._coming[decision.decode][ask.id] = job
+        else:
+            self._enter(job)
+
+    def _enter(self, job: Job) -> None:
+        now, decision = self._events.now, job.decision
+        job.status = "queued"
+        job.entry, self._entered = self._entered, self._entered + 1
+        if decision.source >= 0:
+            source = self.prefill[decision.source]
+            source.link_free = max(source.link_free, now) + self.costs.transfer_s(decision.fetched)
+            source.cache.use(job.keys[: decision.reuse // self.shape.block], now)
+            job.ready = source.link_free
+        self._coming[decision.decode][job.ask.id] = job
         self._plan(job)
         self._start(decision.prefill)
 
@@ -223,7 +244,7 @@ class Cluster:
                 written = done - job.join_index + 1
                 found.append(Underway(number, job.joined - now, job.ask.tokens + written - 1, written))
             for job in self._coming[number].values():
-                expected = job.first_token if job.prefilled else job.ask.at + job.decision.ttft_s
+                expected = job.first_token if job.prefilled else job.decided_at + job.decision.ttft_s
                 wait = max(0.0, expected + self.costs.handoff_s(job.ask.tokens) - now)
                 found.append(Underway(number, wait, job.ask.tokens, 1))
             found += [Underway(number, 0.0, job.ask.tokens, 1) for job in node.waiting_jobs()]

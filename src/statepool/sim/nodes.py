@@ -35,7 +35,9 @@ class Job:
         "after",
         "ask",
         "call",
+        "decided_at",
         "decision",
+        "entry",
         "first_token",
         "join_index",
         "joined",
@@ -52,16 +54,13 @@ class Job:
         "tbt_s",
     )
 
-    def __init__(self, call: Call, ask: Ask, decision: Decision, ready: float) -> None:
+    def __init__(self, call: Call, ask: Ask, decision: Decision, at: float) -> None:
         self.call = call
         self.ask = ask
-        self.decision = decision
         self.keys = call.keys
-        self.ready = ready
-        """When the blocks it copies have arrived."""
-        self.position = decision.reuse
-        """Tokens whose keys and values exist."""
-        self.left_s = decision.prefill_s
+        self.decided(decision, at)
+        self.entry = ask.id
+        """Number in order of admission; of equal rank the first goes first, for the others count on its blocks."""
         self.after: Job | None = None
         """The job of the same line that computes blocks this one counts on."""
         self.started = -1.0
@@ -76,6 +75,16 @@ class Job:
         self.joined = math.nan
         self.tbt_s = math.nan
         self.status = "queued"
+
+    def decided(self, decision: Decision, at: float) -> None:
+        """The conductor's word on it, at ``at``; for one that was kept the word before no longer counts."""
+        self.decision = decision
+        self.decided_at = at
+        self.ready = at
+        """When the blocks it copies have arrived."""
+        self.position = decision.reuse
+        """Tokens whose keys and values exist."""
+        self.left_s = decision.prefill_s
 
     @property
     def prefilled(self) -> bool:
@@ -157,7 +166,7 @@ class PrefillNode:
 
     def queue(self, job: Job) -> None:
         """Put ``job`` in the line."""
-        insort(self.waiting, (job.decision.rank, job.ask.id, job))
+        insort(self.waiting, (job.decision.rank, job.entry, job))
         self.waiting_s += job.left_s
         self.tokens += job.ask.tokens - job.position
         self.context += job.ask.tokens
@@ -182,7 +191,7 @@ class PrefillNode:
             step_tokens: most tokens of a step.
             block: tokens of a block.
         """
-        there = {str(job.ask.id): (place, job) for place, (_, _, job) in enumerate(self.waiting) if job.may_start(now)}
+        there = {str(job.entry): (place, job) for place, (_, _, job) in enumerate(self.waiting) if job.may_start(now)}
         running, waiting = [], []
         for name, (place, job) in there.items():
             if job.started >= 0:
