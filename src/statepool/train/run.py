@@ -65,7 +65,8 @@ class Run:
             torch.set_num_threads(config.engine.threads)
         # What use_deterministic_algorithms sets, without the compiler that it imports for a flag of its own.
         torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+        # Nothing here reads what it did not write.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.task = find(config.train.task, config.train.settings)
         self.policy = policy.load(model, config.engine.attention)
         self.additions: Merged | None = None
