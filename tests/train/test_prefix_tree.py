@@ -5,9 +5,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from statepool.train import tree_gradient
 from statepool.train.policy import scatter
 from statepool.train.prefix_tree import Sample, hidden, plant
 from statepool.train.torch_model import Qwen3, Shape
+from statepool.train.tree_gradient import Computed, learned
 
 SMALL = Shape(
     vocab_size=40,
@@ -59,22 +61,48 @@ def in_rows(model, samples):
     return out
 
 
+def written_out(model, samples):
+    """The tree's gradients by their formulas, at the values that torch's modules compute."""
+    tree, seen = plant(samples), {}
+
+    def keep(module, given):
+        seen.setdefault(module, []).append(given[0].flatten(0, -2))
+
+    layers = list(model.model.layers)
+    watched = [*(m for layer in layers for m in (layer.input_layernorm, layer.self_attn.o_proj)), model.model.norm]
+    hooks = [module.register_forward_pre_hook(keep) for module in watched]
+    with torch.no_grad():
+        logits = model.logits(hidden(model, tree)[tree.predictors])
+    for hook in hooks:
+        hook.remove()
+    states = [torch.cat(seen[module]) for module in (*(layer.input_layernorm for layer in layers), model.model.norm)]
+    mixed = [torch.cat(seen[layer.self_attn.o_proj]) for layer in layers]
+    out = learned(logits, dict(model.named_parameters()), model.shape, tree, Computed(states, mixed))
+    return scatter(out, tree.targets, tree.rows, tree.columns, tree.shape, 1.0)
+
+
 def in_a_tree(model, samples):
     tree = plant(samples)
     logits = model.logits(hidden(model, tree)[tree.predictors])
     return scatter(logits, tree.targets, tree.rows, tree.columns, tree.shape, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("way", "parts"), [(in_a_tree, {}), (written_out, {}), (written_out, {"_ROWS": 3, "_SCORES": 40})]
+)
 @settings(max_examples=40)
 @given(samples=batches())
-def test_log_probabilities_and_gradients_are_those_of_rows(model, samples):
+def test_log_probabilities_and_gradients_are_those_of_rows(model, way, parts, samples):
     assume(any(flag for sample in samples for flag in sample.learn))
     weight = torch.randn(1, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     grads = []
-    for way in (in_rows, lambda m, s: in_a_tree(m, s).logprobs):
+    for scored in (in_rows, lambda m, s: way(m, s).logprobs):
         model.zero_grad()
-        logprobs = way(model, samples)
-        (logprobs * weight[:, : logprobs.shape[1]]).sum().backward()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, most in parts.items():
+                patch.setattr(tree_gradient, name, most)
+            logprobs = scored(model, samples)
+            (logprobs * weight[:, : logprobs.shape[1]]).sum().backward()
         grads.append((logprobs.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     (rows, one), (tree, other) = grads
     assert torch.allclose(rows, tree, atol=1e-10)

@@ -3,7 +3,7 @@
 float32 leaves a choice of order in every sum. Where attention is sharp, scores reach 35 and their last digits move
 logits: two float32 implementations then differ by 1e-4 to 3e-4 in the log-probability of an unlikely token. In the
 conversations of an agent torch's are three times as far from float64 as the engine's on average, most of it from its
-attention. So the values are computed here, by the engine's layers, and torch's layers are asked only how they change.
+attention. So the values are computed here, by the engine's layers, and `train/tree_gradient.py` says how they change.
 
 Rows of a tree are requests of one step. A row's pages are those of the row above it up to its own first token; a page
 that it does not begin is copied, for the engine's sums start afresh at each page of a sequence.
@@ -11,17 +11,19 @@ that it does not begin is copied, for the engine's sums start afresh at each pag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from statepool.engine.rope import rope_tables
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.native import kernels
 from statepool.train.prefix_tree import Tree
 from statepool.train.torch_model import Shape
+from statepool.train.tree_gradient import Computed
 
 F32 = npt.NDArray[np.float32]
 
@@ -42,8 +44,8 @@ class EngineForward:
         self._head = self._ops.Linear(self._embedding, "fp32", None)
         self._layers = [self._layer(weights, f"model.layers.{i}") for i in range(shape.num_hidden_layers)]
 
-    def states(self, tree: Tree) -> Iterator[F32]:
-        """The hidden states ``[computed, hidden]`` of all rows of all levels behind each layer, in turn."""
+    def run(self, tree: Tree) -> Computed:
+        """The hidden states of all rows of all levels, and what attention made of them, layer by layer."""
         shape = self._shape
         pages = _Pages(tree)
         pool = np.zeros((pages.count, 1, 2, shape.num_key_value_heads, BLOCK_SIZE * shape.head_dim), np.float32)
@@ -56,6 +58,7 @@ class EngineForward:
         query = np.empty((tokens.size, shape.num_attention_heads * shape.head_dim), np.float32)
         mixed = np.empty_like(query)
         heads = query.reshape(tokens.size, -1, shape.head_dim)
+        done = Computed([torch.from_numpy(x.copy())], [])
         for layer in self._layers:
             layer.before_attention(x, cos, sin, pages.positions, pages.slots, pool, 0, query)
             pages.copy_begun(pool, shape.head_dim)
@@ -63,7 +66,9 @@ class EngineForward:
                 heads, pool, 0, pages.tables, pages.query_start, pages.context_len, shape.head_dim**-0.5, mixed
             )
             layer.after_attention(x, mixed)
-            yield x.copy()
+            done.states.append(torch.from_numpy(x.copy()))
+            done.mixed.append(torch.from_numpy(mixed.copy()))
+        return done
 
     def logits(self, states: F32) -> F32:
         """The logits ``[rows, vocab]`` of states ``[rows, hidden]`` behind the last layer."""

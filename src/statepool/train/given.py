@@ -1,4 +1,4 @@
-"""Values that another arithmetic computed, with the gradients of the operation they stand for, which is not run."""
+"""Values that another arithmetic computed, with the gradients of the operation they stand for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,6 @@ def valued(computed: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-def given(x: Tensor, weight: Tensor, value: Tensor, residual: Tensor | None = None) -> Tensor:
-    """``value``, with the gradients of ``x @ weight.T + residual``."""
-    out: Tensor = _Given.apply(x, weight, value, residual)
-    return out
-
-
 class _Valued(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, _computed: Tensor, value: Tensor) -> Tensor:
@@ -28,18 +22,3 @@ class _Valued(torch.autograd.Function):
     @staticmethod
     def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
-
-
-class _Given(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, value: Tensor, residual: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.added = residual is not None
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        (up,) = grads
-        own = up.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return up @ weight, own, None, up if ctx.added else None

@@ -23,12 +23,13 @@ from statepool.core.errors import InvalidCheckpoint, InvalidConfig
 from statepool.engine.attention.moba.config import MobaConfig
 from statepool.engine.attention.spec import AttentionSpec
 from statepool.train.engine_forward import EngineForward
-from statepool.train.given import given
+from statepool.train.given import valued
 from statepool.train.lora import merged
 from statepool.train.packed import block_states
 from statepool.train.predicted import chosen
 from statepool.train.prefix_tree import Sample, Tree, hidden, plant
 from statepool.train.torch_model import PINNED, Qwen3, Shape
+from statepool.train.tree_gradient import learned
 
 
 class Scored(NamedTuple):
@@ -104,17 +105,21 @@ class OwnPolicy:
         return scatter(self._logits(tree), tree.targets, tree.rows, tree.columns, tree.shape, temperature)
 
     def _logits(self, tree: Tree) -> Tensor:
-        """Logits of what is to be learned: in float32 the engine's own, with torch's gradients."""
+        """Logits of what is to be learned: in float32 the engine's own, with their gradients."""
         weights = {name: tensor.detach().numpy() for name, tensor in merged(self.module)}
         if any(value.dtype != np.float32 for value in weights.values()):
             return self.module.logits(hidden(self.module, tree)[tree.predictors])
         engine = EngineForward(self.module.shape, weights)
-        values = list(engine.states(tree))
-        logits = torch.from_numpy(engine.logits(values[-1][tree.predictors.numpy()]))
+        computed = engine.run(tree)
+        logits = torch.from_numpy(engine.logits(computed.states[-1][tree.predictors].numpy()))
         if not torch.is_grad_enabled():
             return logits
-        states = hidden(self.module, tree, [torch.from_numpy(value) for value in values])
-        return given(states.index_select(0, tree.predictors), self.module.model.embed_tokens.weight, logits)
+        own = dict(self.module.named_parameters())
+        if own.keys() == weights.keys():
+            return learned(logits, own, self.module.shape, tree, computed)
+        # With additions beside the weights, which have gradients of their own.
+        states = hidden(self.module, tree, computed.states[1:])
+        return valued(self.module.logits(states.index_select(0, tree.predictors)), logits)
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """See ``Policy.tensors``."""

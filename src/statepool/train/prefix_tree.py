@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from statepool.train.given import given, valued
+from statepool.train.given import valued
 from statepool.train.torch_model import Attention, Layer, Qwen3, rotary_table
 
 FULL = 0.75
@@ -161,13 +161,8 @@ def _layer(
             q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), attn_mask=mask
         )
         x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-        normed, last = layer.post_attention_layernorm(x), layer.mlp.down_proj
-        if value is None:
-            out.append(x + layer.mlp(normed))
-        elif type(last) is torch.nn.Linear:
-            out.append(given(layer.mlp.inner(normed), last.weight, value.view_as(x), x))
-        else:  # with additions beside its weight
-            out.append(valued(x + layer.mlp(normed), value.view_as(x)))
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        out.append(x if value is None else valued(x, value.view_as(x)))
     return out
 
 

@@ -63,7 +63,10 @@ class Run:
         model = resolve(config.engine.model)
         if config.engine.threads is not None:
             torch.set_num_threads(config.engine.threads)
-        torch.use_deterministic_algorithms(True)
+        # What use_deterministic_algorithms sets, without the compiler that it imports for a flag of its own.
+        torch.set_deterministic_debug_mode("error")
+        # Nothing here reads what it did not write.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.task = find(config.train.task, config.train.settings)
         self.policy = policy.load(model, config.engine.attention)
         self.additions: Merged | None = None

@@ -74,12 +74,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position by itself."""
-        out: Tensor = self.down_proj(self.inner(x))
-        return out
-
-    def inner(self, x: Tensor) -> Tensor:
-        """What the last projection takes."""
-        out: Tensor = functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
