@@ -63,8 +63,7 @@ class Run:
         model = resolve(config.engine.model)
         if config.engine.threads is not None:
             torch.set_num_threads(config.engine.threads)
-        # What use_deterministic_algorithms sets, without the compiler that it imports for a flag of its own.
-        torch.set_deterministic_debug_mode("error")
+        torch.use_deterministic_algorithms(True)
         # Nothing here reads what it did not write.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.task = find(config.train.task, config.train.settings)

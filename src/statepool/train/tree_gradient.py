@@ -206,8 +206,8 @@ class _Layer:
             first = _Normed(x[part], norms[0], shape.rms_norm_eps)
             own.addmm_(up_qkv.t(), first.value)
             below[part], more = first.back(up_qkv @ matrix)
-            for total, one in zip(own_norms, (more, heads[0][1], heads[1][1]), strict=True):
-                total += one
+            for total, step in zip(own_norms, (more, heads[0][1], heads[1][1]), strict=True):
+                total += step
         for name, found in zip("qkv", own.split(sizes), strict=True):
             self._put(f"self_attn.{name}_proj", found)
         for name, found in zip(("input_layer", "self_attn.q_", "self_attn.k_"), own_norms, strict=True):
