@@ -236,9 +236,10 @@ def evictions() -> Iterator[Row]:
 def admissions() -> Iterator[Row]:
     """A7 and A8: decode is the narrow place, 8P+1D at x2."""
     late, early, uniform, ours = (
-        figures("global", name, 2.0, 8, 1) for name in ("late", "early", "predicted", "foresight")
+        figures("global", name, 2.0, 8, 1) for name in ("late", "early", "predicted", "patience")
     )
-    away = {"baseline": late, "early": early, "predicted": uniform, "ours": ours}
+    at_once = figures("global", "foresight", 2.0, 8, 1)
+    away = {"baseline": late, "early": early, "predicted": uniform, "foresight": at_once, "ours (patience)": ours}
     counts = ", ".join(f"{name} {each.refused + each.wasted}" for name, each in away.items())
     row = Row("A7a", "rejected requests, 8P+1D at x2", "x", "lower", 0.85)
     row.value = (ours.refused + ours.wasted) / (late.refused + late.wasted)

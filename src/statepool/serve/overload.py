@@ -197,11 +197,11 @@ ASKS = 30
 class Patience(Foresight):
     """Ours: what is not likely to fit now is kept while its first token can still come in time, and asks again.
 
-    A request that can wait needs no room kept for it, so long prompts are not held back for short ones. Every ask
-    comes a fixed part of the promise after the one before, so that there are at most ``ASKS``.
+    Who can wait needs less room kept for short prompts. Every ask comes a fixed part of the promise after the one
+    before, so that there are at most ``ASKS``. A finished prefill that finds no room waits in the same way.
     """
 
-    preference: float = 0.0
+    preference: float = 6.0
 
     def _moments(self, joins_s: float, others_s: np.ndarray) -> np.ndarray:
         """When it joins, and when each later one does: room that was promised to a long prefill is not free."""
