@@ -101,18 +101,19 @@ class Dispatcher:
         """
         came = self._clock()
         while True:
-            answer = self.decide(request, *await seats(), came)
+            there = await seats()
+            answer = self.decide(request, *there, self._clock() - came)
             if isinstance(answer, Ticket):
                 return answer
             await asyncio.sleep(answer)
 
     def decide(
-        self, request: Request, prefill: Sequence[int], decode: Sequence[int], came: float | None = None
+        self, request: Request, prefill: Sequence[int], decode: Sequence[int], waited_s: float = 0.0
     ) -> Ticket | float:
         """Put a request on the books of one of the ``prefill`` and one of the ``decode`` seats.
 
         Args:
-            came: when it arrived, if it was kept since.
+            waited_s: seconds since it arrived, if it was kept.
 
         Returns:
             Its ticket, or the seconds after which the admission policy wants to be asked again.
@@ -122,7 +123,7 @@ class Dispatcher:
         """
         now = self._clock()
         keys = block_keys(request.prompt, BLOCK_SIZE, root_key(request.salt))
-        ask = Ask(self._asked, now, len(request.prompt), -request.priority, now - (now if came is None else came))
+        ask = Ask(self._asked, now, len(request.prompt), -request.priority, waited_s)
         self._asked += 1
         decision = self._current().decide(ask, self._snapshot(keys, prefill, decode, now))
         if decision.ask_again_s:

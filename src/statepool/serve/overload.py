@@ -27,6 +27,10 @@ def _no_room(costs: NodeCosts, slo: SLO, tokens: float, batch: float, held: floa
     return ""
 
 
+def _too_late(ask: Ask, decision: Decision, slo: SLO) -> str:
+    return "its first token would come too late" if ask.waited_s + decision.ttft_s > slo.ttft_s else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Everyone:
     """Nobody is refused."""
@@ -60,7 +64,7 @@ class LateCheck:
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the estimated time to first token."""
-        return "its first token would come too late" if decision.ttft_s > self.slo.ttft_s else ""
+        return _too_late(ask, decision, self.slo)
 
     def ask_again_s(self, ask: Ask, decision: Decision) -> float:
         """Never: what is refused is refused."""
@@ -81,8 +85,8 @@ class CheckBoth(LateCheck):
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the decision's own estimates."""
-        if decision.ttft_s > self.slo.ttft_s:
-            return "its first token would come too late"
+        if late := _too_late(ask, decision, self.slo):
+            return late
         return "tokens would come too slowly" if decision.tbt_s > self.slo.tbt_s else ""
 
 
@@ -92,8 +96,8 @@ class EarlyRejection(LateCheck):
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the decode node as it is now."""
-        if decision.ttft_s > self.slo.ttft_s:
-            return "its first token would come too late"
+        if late := _too_late(ask, decision, self.slo):
+            return late
         pool, node = now.decode, decision.decode
         return _no_room(self.costs, self.slo, ask.tokens, int(pool.batch[node]), int(pool.tokens[node]))
 
@@ -111,8 +115,8 @@ class EarlyPredicted(LateCheck):
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the decode pool as it is expected to be."""
-        if decision.ttft_s > self.slo.ttft_s:
-            return "its first token would come too late"
+        if late := _too_late(ask, decision, self.slo):
+            return late
         then = decision.ttft_s
         there = [each for each in now.decode.underway if -self.decode_time_s < each.in_s - then <= 0]
         nodes = len(now.decode.batch)
@@ -146,8 +150,8 @@ class Foresight(LateCheck):
 
     def refusal(self, ask: Ask, decision: Decision, now: Snapshot) -> str:
         """Why, from the decode node as it is expected to be."""
-        if ask.waited_s + decision.ttft_s > self.slo.ttft_s:
-            return "its first token would come too late"
+        if late := _too_late(ask, decision, self.slo):
+            return late
         there = [each for each in now.decode.underway if each.decode == decision.decode]
         if not there:
             return ""

@@ -404,12 +404,14 @@ class Cluster:
         waiting, tokens = node.arriving
         admission = self.conductor.admission
         refused = admission.late_refusal(job.ask.tokens, node.batch + waiting, node.tokens + tokens)
-        kept = replace(job.ask, waited_s=now - job.ask.at)
-        if refused and (again_s := admission.ask_again_s(kept, replace(job.decision, ttft_s=0.0))):
-            # Its keys and values wait where they were computed, and its first token with them.
-            job.first_token = now + again_s
-            self._events.at(now + again_s, self._deliver, job)
-            return
+        if refused:
+            kept = replace(job.ask, waited_s=now - job.ask.at)
+            again_s = admission.ask_again_s(kept, replace(job.decision, ttft_s=0.0))
+            if again_s:
+                # Its keys and values wait where they were computed, and its first token with them.
+                job.first_token = now + again_s
+                self._events.at(job.first_token, self._deliver, job)
+                return
         del self._coming[number][job.ask.id]
         if refused:
             job.status = "wasted"
