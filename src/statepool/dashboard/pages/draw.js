@@ -115,7 +115,7 @@ export function timeline(label, engines, bars, until) {
   const lane = 64;
   const [width, tall] = [room(true), engines * (lane + 8) + 24];
   const picture = shape("svg", { viewBox: `0 0 ${width} ${tall}`, role: "img", "aria-label": label });
-  const x = (value) => 60 + (value / Math.max(until, 1e-9)) * (width - 70);
+  const x = (value) => 60 + (value / Math.max(until, 1e-9)) * (width - 80);
   for (let engine = 0; engine < engines; engine += 1) {
     const top = engine * (lane + 8);
     const mine = bars.filter((bar) => bar[0] === engine).sort((a, b) => a[2] - b[2]);
@@ -127,7 +127,7 @@ export function timeline(label, engines, bars, until) {
       return row;
     });
     const thick = lane / Math.max(free.length, 1);
-    picture.append(shape("text", { x: 0, y: top + lane / 2 + 4 }, `engine ${engine}`), shape("line", { class: "axis", x1: 60, x2: width - 10, y1: top + lane + 2, y2: top + lane + 2 }));
+    picture.append(shape("text", { x: 0, y: top + lane / 2 + 4 }, `engine ${engine}`), shape("line", { class: "axis", x1: 60, x2: width - 20, y1: top + lane + 2, y2: top + lane + 2 }));
     mine.forEach(([, group, from, to], place) => picture.append(shape("rect", { class: `f${group % 6}`, x: x(from).toFixed(1), y: (top + rows[place] * thick).toFixed(1), width: Math.max(x(to) - x(from), 0.6).toFixed(1), height: (thick * 0.86).toFixed(2), rx: 1 },
       shape("title", {}, `group ${group}: ${from.toFixed(2)} to ${to.toFixed(2)} s`))));
   }
