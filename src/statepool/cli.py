@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--api-key", help="key every request must carry (default none)")
     group.add_argument("--served-name", help="name of the model in the API")
     group.add_argument("--tool-format", help="tool-call format (default: the one the chat template speaks)")
+    group.add_argument("--start-seconds", help="time an engine has to load (default 1800)")
     group.add_argument("--drain-seconds", help="time for running requests after SIGTERM (default 30)")
     group.add_argument("--vllm-metric-names", action="store_const", const=True, help="also export vLLM's metric names")
     group.add_argument("--no-chat-page", action="store_true", help="serve no page at /")

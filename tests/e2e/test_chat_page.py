@@ -1,6 +1,10 @@
 """The chat page in a real browser."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from tests.e2e.conftest import SIZES, pages
@@ -91,6 +95,36 @@ def test_keyboard_alone_is_enough(open_page):
     assert page.text_content(".user .body") == "one\ntwo"
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement !== document.getElementById('prompt')")
+
+
+def test_an_answer_shows_what_its_attention_read(browser, random_model, tmp_path):
+    """The kind, the share of the clusters and a bar per token, as the engine's own trace has them."""
+    trace = tmp_path / "trace.jsonl"
+    wave = "wave:shortest=0,update_segment=32,segment=64,tokens_per_cluster=4,local=8"
+    command = [sys.executable, "-m", "statepool.cli", "serve", random_model, "--port", "0", "--threads", "1"]
+    command += ["--kv-bytes", "16MiB", "--attention", wave, "--trace-selection", trace]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = next(found[1] for line in process.stdout if (found := re.search(r"API\s+(http://\S+)/v1", line)))
+            with pages(browser, url) as open_one:
+                page = open_one("", ".dot.ready")
+                endless(page)
+                limit(page, 12)
+                say(page, "a question of many words, " * 20)
+                page.wait_for_selector(".assistant:not(.live) .read i", state="attached")
+                facts, bars = page.inner_text(".facts"), page.locator(".read i").count()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    shares = {}
+    for line in map(json.loads, trace.read_text().splitlines()):
+        read, clusters = shares.setdefault(line["position"], [0, 0])
+        shares[line["position"]] = [read + sum(map(len, line["read"])), clusters + len(line["read"]) * line["clusters"]]
+    mean = sum(read / clusters for read, clusters in shares.values()) / len(shares)
+    assert bars == len(shares) > 1
+    assert "attention wave" in facts
+    assert f"clusters read {100 * mean:.1f} %" in facts
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

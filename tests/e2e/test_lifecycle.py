@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -138,3 +140,29 @@ def test_a_model_that_is_not_there_is_one_line(running, tmp_path):
     with pytest.raises(pytest.fail.Exception) as caught, running(tmp_path / "none"):
         pass
     assert "does not exist" in str(caught.value)
+
+
+@pytest.mark.parametrize("cluster", [{}, {"workers": 2}])
+def test_a_model_that_never_loads_ends_the_server_with_a_reason(
+    running, write_checkpoint, tmp_path, monkeypatch, cluster
+):
+    """A file of the model is a pipe that nobody fills: the engine is alive, and would wait for ever."""
+    model = write_checkpoint(tmp_path / "random")
+    (model / "tokenizer.json").unlink()
+    os.mkfifo(model / "tokenizer.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        monkeypatch.setenv("TMPDIR", scratch)
+        with pytest.raises(pytest.fail.Exception) as caught, running(model, start_seconds=4, cluster=cluster):
+            pass
+        assert "did not load within the 4 s that start_seconds allows" in str(caught.value)
+        assert list(Path(scratch).iterdir()) == []
+        assert processes_told(scratch) == []
+
+
+def processes_told(word):
+    """Processes that were started with ``word`` in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another user's
+            found += [int(path.parent.name)] if word.encode() in path.read_bytes() else []
+    return found

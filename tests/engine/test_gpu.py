@@ -78,9 +78,9 @@ class Paged:
         context = [self.contexts[r] - self.counts[r] + b for r, _, b in rows]
         context = torch.tensor(context, dtype=torch.int32, device=DEVICE)
         out = torch.full((len(q), q.shape[1] * self.width), 7.0, device=DEVICE)
-        sums = torch.empty(len(q), q.shape[1], device=DEVICE) if lse else None
-        attention(q, self.pool, 1, table, start, context, self.width**-0.5, out, sums)
-        return (out, sums) if lse else out
+        sums = [torch.empty(len(q), q.shape[1], device=DEVICE)] if lse else []
+        attention(q, self.pool, 1, table, start, context, self.width**-0.5, out, *sums)
+        return (out, *sums) if lse else out
 
     def truth(self):
         """Plain softmax attention in float64, written from its definition."""

@@ -1,13 +1,26 @@
 """Every file in examples/ runs as its README says."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from statepool import LLM, SamplingParams
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = {
+    "long_document.py": "tokens of document",
+    "agent.py": "28.27",
+    "vector_alone.py": "[17,",
+    "store_alone.py": "visit 1",
+}
+RUNS = ["tool_agent.yaml", "sequence_agent.yaml"]
+PLATFORMS = ["two_nodes.yaml"]
 
 
 def run(*command, folder, seconds=250):
@@ -16,28 +29,21 @@ def run(*command, folder, seconds=250):
     return done.stdout
 
 
-def test_every_example_is_listed():
+def test_every_example_is_listed_and_run():
     text = (EXAMPLES / "README.md").read_text()
-    for path in EXAMPLES.iterdir():
-        assert path.name == "README.md" or f"]({path.name})" in text, path.name
+    files = {path.name for path in EXAMPLES.iterdir()} - {"README.md"}
+    assert files == {*SCRIPTS, *RUNS, *PLATFORMS}
+    assert [name for name in files if f"]({name})" not in text] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("long_document.py", "tokens of document"),
-        ("agent.py", "28.27"),
-        ("vector_alone.py", "[17,"),
-        ("store_alone.py", "visit 1"),
-    ],
-)
-def test_script(name, says, tmp_path):
-    assert says in run(EXAMPLES / name, folder=tmp_path)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script(name, tmp_path):
+    assert SCRIPTS[name] in run(EXAMPLES / name, folder=tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tool_agent.yaml", "sequence_agent.yaml"])
+@pytest.mark.parametrize("name", RUNS)
 def test_training(name, tmp_path):
     pytest.importorskip("torch", reason="training needs torch")
     import yaml
@@ -51,7 +57,33 @@ def test_training(name, tmp_path):
     assert (tmp_path / "run" / "curve.jsonl").read_text().count("\n") >= 2
 
 
-def test_platform_file_has_no_mistake(tmp_path):
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_platform_file_has_no_mistake(name):
     from statepool.house.check import mistakes
 
-    assert mistakes(EXAMPLES / "two_nodes.yaml", here=False) == []
+    assert mistakes(EXAMPLES / name, here=False) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLATFORMS)
+def test_platform(name, tmp_path):
+    """It comes up, answers with the tokens of one engine, and goes."""
+    prompt, tokens = "The code of fox is 472. The code of owl is 91. The code of fox is", 12
+    (alone,) = LLM("tiny", threads=1).generate([prompt], SamplingParams(max_tokens=tokens, temperature=0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "statepool.cli", "up", EXAMPLES / name, "--port", "0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            url = next(found[1] for line in process.stdout if (found := re.search(r"API\s+(http://\S+)/v1", line)))
+            body = {"model": "statepool-tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+            engines = httpx.get(f"{url}/cluster", timeout=60).json()["engines"]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert answer.json()["choices"][0]["text"] == alone.text
+    assert {each["role"]: each["generated_tokens"] > 0 for each in engines} == {"prefill": True, "decode": True}

@@ -1,8 +1,10 @@
 """The floors of docs/architecture.md hold, and the tool that says so would notice a breach."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 # An editable install puts a finder in front of sys.path; without it the package of `folder` is the one that is read.
 LINT = """
@@ -37,3 +39,17 @@ def test_a_breach_is_found(root, tmp_path):
     assert done.returncode == 1
     assert "statepool.kv is not allowed to import statepool.engine" in done.stdout
     assert "statepool.core is not allowed to import torch" in done.stdout
+
+
+def test_the_drawing_shows_every_room_on_its_floor(root):
+    drawing = (root / "docs" / "img" / "house.svg").read_text()
+    heights = {name: int(y) for y, name in re.findall(r'class="name" x="[\d.]+" y="(\d+)"[^>]*>(\w+)<', drawing)}
+    del heights["statepool"]  # the roof
+    package = root / "src" / "statepool"
+    assert set(heights) == {path.parent.name for path in package.glob("*/__init__.py")} | {"cli"}
+    linter = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (floors,) = [each for each in linter["contracts"] if each["id"] == "floors"]
+    drawn = [{heights[name] for name in re.findall(r"\w+", layer) if name in heights} for layer in floors["layers"]]
+    assert all(len(floor) == 1 for floor in drawn)
+    ordered = [floor.pop() for floor in drawn]
+    assert ordered == sorted(ordered)

@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.small_models import write_model
 
-from statepool.core.errors import InvalidCheckpoint, InvalidRequest
+from statepool.cluster import LocalLauncher
+from statepool.core.errors import InvalidCheckpoint, InvalidRequest, Unavailable
 from statepool.engine.config import EngineConfig
 from statepool.rollout import LocalHosts, rollout
 from statepool.rollout.fleet import Fleet
@@ -205,3 +207,21 @@ def test_a_judge_that_raises_leaves_the_engines_as_they_were(engine, long, wante
 def test_a_fleet_that_cannot_load_says_so():
     with pytest.raises(Exception, match=r"no-such-model|cannot|not"):
         Fleet(replace(CONFIG, model="no-such-model"), 1)
+
+
+def test_engines_that_hang_while_they_load_are_ended_with_a_reason(tmp_path, monkeypatch):
+    """A file of the model is a pipe that nobody fills."""
+    model = write_model(tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    os.mkfifo(model / "tokenizer.json")
+    started = []
+    spawn = LocalLauncher.spawn
+
+    async def noted(self, program):
+        started.append(await spawn(self, program))
+        return started[-1]
+
+    monkeypatch.setattr(LocalLauncher, "spawn", noted)
+    with pytest.raises(Unavailable, match="not loaded within 3 s"):
+        Fleet(replace(CONFIG, model=str(model)), 2, start_seconds=3.0)
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2

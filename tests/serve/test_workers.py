@@ -1,4 +1,4 @@
-"""Engines in their seats, as processes: what happens to one whose replacement does not come up."""
+"""Engines in their seats, as processes: what happens to one that, or whose replacement, does not come up."""
 
 import asyncio
 import signal
@@ -9,9 +9,9 @@ from tests.serve.conftest import echo_environment
 from tests.small_models import write_model
 
 from statepool.cluster import LocalLauncher
-from statepool.core.errors import InvalidRequest
+from statepool.core.errors import InvalidRequest, Unavailable
 from statepool.engine.config import EngineConfig
-from statepool.serve import workers as room
+from statepool.serve import engine_client
 from statepool.serve.weights import has_every_tensor
 from statepool.serve.workers import Workers
 
@@ -32,25 +32,58 @@ class Echoing(LocalLauncher):
 
 
 class Stopping(Echoing):
-    """Stops the second process it starts, before it can say anything."""
+    """Stops one of the processes it starts, before it can say anything."""
+
+    def __init__(self, which):
+        super().__init__()
+        self.which = which
+        self.stopped = asyncio.Event()
 
     async def spawn(self, program):
         process = await super().spawn(program)
-        if len(self.started) == 2:
+        if len(self.started) == self.which:
             process.send_signal(signal.SIGSTOP)
+            self.stopped.set()
         return process
 
 
+@pytest.mark.parametrize("hangs", [1, 2])
+async def test_an_engine_that_hangs_at_its_first_start_is_told_and_ended(echo_model, monkeypatch, hangs):
+    monkeypatch.setattr(engine_client, "_SILENT_SECONDS", 3.0)
+    launcher = Stopping(hangs)
+    workers = Workers(["mixed"] * 2, [EngineConfig(model=str(echo_model))] * 2, 8, 60.0, ECHO, launcher)
+    try:
+        await asyncio.wait_for(workers.start(), 60)
+        with pytest.raises(Unavailable, match="no sign of life for 3 s while it loaded"):
+            await asyncio.wait_for(workers.wait_ready(), 60)
+    finally:
+        await asyncio.wait_for(workers.close(), 60)
+    assert launcher.started[hangs - 1].returncode == -signal.SIGKILL
+    assert launcher.started[2 - hangs].returncode is not None
+
+
+async def test_closing_does_not_wait_for_an_engine_that_hangs(echo_model):
+    """It has not connected yet, so the message that tells it to stop stays where it is."""
+    launcher = Stopping(1)
+    workers = Workers(["mixed"], [EngineConfig(model=str(echo_model))], 8, 60.0, ECHO, launcher)
+    starting = asyncio.create_task(workers.start())
+    await launcher.stopped.wait()
+    await asyncio.sleep(0.1)  # its first message waits
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await asyncio.wait_for(workers.close(), 30)
+    assert launcher.started[0].returncode == -signal.SIGKILL
+
+
 async def test_a_replacement_that_hangs_while_it_loads_is_replaced(echo_model, monkeypatch):
-    monkeypatch.setattr(room, "_LOADING_SECONDS", 3.0)
-    launcher = Stopping()
+    monkeypatch.setattr(engine_client, "_SILENT_SECONDS", 3.0)
+    launcher = Stopping(2)
     config = EngineConfig(model=str(echo_model))
     workers = Workers(["mixed"], [config], 8, 60.0, ECHO, launcher)
     (seat,) = workers.all
     try:
         await workers.start()
         await workers.wait_ready()
-        monkeypatch.setattr(workers, "_stall_seconds", 3.0)
         seat.engine.kill()
         await asyncio.wait_for(seat.renewed.wait(), 60)
         assert (await seat.engine.refresh_stats()).kv_blocks_total == 10

@@ -1,52 +1,41 @@
 """Several engines as one: the surface of ``AsyncEngine``, with every request on its way through the workers.
 
-A request starts on a prefill engine, which gives its blocks to the shared pool and lets it go with the first token;
-a decode engine takes it up from there. What an engine that died had handed out is known here, so another goes on
-behind it with the same tokens: noise is keyed by (seed, index, position), never by where a token is made.
+Here are the processes: the pool, the engines, their start and end. A request starts on a prefill engine, which gives
+its blocks to the shared pool and lets it go with the first token; a decode engine takes it up from there. A ``Journey``
+knows what an engine that died had handed out, so another goes on behind it with the same tokens: noise is keyed by
+(seed, index, position), never by where a token is made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from statepool.cluster import Launcher, launcher
 from statepool.core.errors import InvalidRequest, NotFound, StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
-from statepool.engine.request import Output, Request
+from statepool.engine.request import Request
 from statepool.kv.layout import BLOCK_SIZE
 from statepool.serve.attention_workers import attended, attention_workers
 from statepool.serve.config import ServeConfig
-from statepool.serve.dispatcher import Dispatcher, Ticket
-from statepool.serve.engine_client import OutputStream
+from statepool.serve.dispatcher import Dispatcher
 from statepool.serve.estimate import Estimator, live_costs
+from statepool.serve.journey import Arrivals, ClusterStream, Journey
 from statepool.serve.kept import KeptProcesses
 from statepool.serve.messages import ENGINE_FACTORY
 from statepool.serve.policies import conductor
 from statepool.serve.pool_nodes import pool_nodes
+from statepool.serve.seating import Seating
 from statepool.serve.snapshot import SLO
 from statepool.serve.surface import EngineLoad, check_entry
 from statepool.serve.workers import Role, Worker, Workers, nobody
 
-__all__ = ["Cluster", "ClusterStream"]
-
-log = logging.getLogger("statepool.serve")
-
-_Outputs: TypeAlias = "asyncio.Queue[Output | StatepoolError]"
-"""Where the outputs of all requests of one call arrive, or the error that ended one."""
-
-_TRIES = 8
-"""Engines a request may lose before it is given up."""
-_WAIT_SECONDS = 20.0
-"""How long a request waits for an engine of the role it needs."""
+__all__ = ["Cluster"]
 
 
 class Cluster:
@@ -65,9 +54,8 @@ class Cluster:
         self.nodes: KeptProcesses | None = None
         self.attention: KeptProcesses | None = None
         self._workers: Workers | None = None
-        self._dispatcher: Dispatcher | None = None
-        self._journeys: dict[str, _Journey] = {}
-        self._homes: dict[tuple[str, str], int] = {}  # (salt, session) -> number of its engine
+        self._seating: Seating | None = None
+        self._journeys: dict[str, Journey] = {}
         self._left = asyncio.Event()
         self.failure: str | None = None
         """Why no request can be served, ever; engines that end are replaced, so nothing but ``close`` sets it."""
@@ -97,7 +85,13 @@ class Cluster:
             workers = self.attention.addresses
         configs = attended(engine, len(roles), workers)
         self._workers = Workers(
-            roles, configs, self._config.max_in_flight, cluster.stall_seconds, self._factory, self._launcher
+            roles,
+            configs,
+            self._config.max_in_flight,
+            cluster.stall_seconds,
+            self._factory,
+            self._launcher,
+            self._config.start_seconds,
         )
         self._workers.on_queue_seconds = lambda seconds: self.on_queue_seconds and self.on_queue_seconds(seconds)
         await self._workers.start()
@@ -111,21 +105,22 @@ class Cluster:
     async def wait_ready(self) -> ModelInfo:
         """What is being served, once every engine has loaded it."""
         info = await self.workers.wait_ready()
-        if self._dispatcher is None:
+        if self._seating is None:
             cluster, kv_bytes = self._config.cluster, self._config.engine.kv_bytes
             estimator = Estimator(live_costs(info.kv_token_bytes, kv_bytes // info.kv_token_bytes))
             slo = SLO(cluster.slo_ttft, cluster.slo_tbt)
             policies = conductor(cluster.policy, cluster.admission, estimator.costs, slo)
             blocks = kv_bytes // info.kv_token_bytes // BLOCK_SIZE
-            self._dispatcher = Dispatcher(len(self.workers.all), policies, estimator, blocks)
-            self.workers.on_loss = self._dispatcher.lost
+            dispatcher = Dispatcher(len(self.workers.all), policies, estimator, blocks)
+            self.workers.on_loss = dispatcher.lost
+            self._seating = Seating(self.workers, dispatcher)
         return info
 
     @property
-    def dispatcher(self) -> Dispatcher:
-        """Who decides where requests go."""
-        assert self._dispatcher is not None, "wait_ready() comes first"
-        return self._dispatcher
+    def seating(self) -> Seating:
+        """Who says where requests go."""
+        assert self._seating is not None, "wait_ready() comes first"
+        return self._seating
 
     @property
     def stats(self) -> EngineStats:
@@ -148,8 +143,8 @@ class Cluster:
             raise self.gone()
         names = [request.id for request in requests]
         check_entry(names, self._journeys, len(self._journeys), self._config.max_in_flight)
-        outputs: _Outputs = asyncio.Queue()
-        journeys = [_Journey(self, request, outputs) for request in requests]
+        arrivals: Arrivals = asyncio.Queue()
+        journeys = [Journey(request, self.seating, arrivals, self._forget) for request in requests]
         self._journeys |= {journey.request.id: journey for journey in journeys}
         try:
             for journey in journeys:
@@ -158,7 +153,7 @@ class Cluster:
             for journey in journeys:
                 await journey.end()
             raise
-        return ClusterStream(journeys, outputs)
+        return ClusterStream(journeys, arrivals)
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """Run one of ``commands.Commands``: on every engine, or on the one that has the session named.
@@ -169,12 +164,12 @@ class Cluster:
         """
         if method in ("drop_session", "fork_session", "park_session"):
             salt, name = arguments.get("salt", ""), arguments["name"]
-            home = self.home(salt, name)
+            home = self.seating.home(salt, name)
             answer = await home.engine.call(method, **arguments)
             if method == "fork_session":  # it shares blocks with the first, so it lives where that does
-                self._homes[salt, arguments["new"]] = home.number
+                self.seating.keep(salt, arguments["new"], home)
             elif method == "drop_session":
-                self._homes.pop((salt, name), None)
+                self.seating.forget(salt, name)
             return answer
         if method in ("pause", "resume", "update_weights"):
             return await self.workers.order(method, **arguments)
@@ -229,6 +224,8 @@ class Cluster:
             return
         folder, self._folder = self._folder, None
         self.failure = "the server is shutting down"
+        if self._seating is not None:
+            self._seating.closed = True
         for journey in list(self._journeys.values()):
             await journey.end()
         if self._workers is not None:
@@ -245,7 +242,7 @@ class Cluster:
         """Every engine and what it does."""
         found = []
         for worker in self.workers.all:
-            queued, held = self.dispatcher.load(worker.number)
+            queued, held = self.seating.dispatcher.load(worker.number)
             found.append(
                 EngineLoad.of(
                     worker.engine.stats,
@@ -268,219 +265,10 @@ class Cluster:
         """The error for whoever comes after the end."""
         return Unavailable(self.failure or "the cluster has ended")
 
-    # -- where a request goes ----------------------------------------------------------------------
-
-    def home(self, salt: str, session: str) -> Worker:
-        """The engine that keeps a session: always the same for one name, whatever roles change.
-
-        Raises:
-            Unavailable: it is just being replaced.
-        """
-        number = self._homes.get((salt, session))
-        if number is None:
-            seats = [worker.number for worker in self.workers.all if worker.role != "prefill"]
-            digest = blake2b(f"{len(salt)}:{salt}{session}".encode(), digest_size=8).digest()
-            number = seats[int.from_bytes(digest, "little") % len(seats)]
-        seat = self.workers.all[number]
-        if not seat.usable:
-            raise Unavailable(f"the engine of session {session!r} is being replaced; retry later")
-        return seat
-
-    async def first(self, request: Request) -> tuple[Worker, Ticket | None]:
-        """The engine a request starts on, and what the conductor decided; no ticket for a session, which has its place.
-
-        Raises:
-            Overloaded: it is not admitted. Unavailable: no engine is there.
-        """
-        if request.session is not None:
-            home = self.home(request.salt, request.session)
-            self._homes[request.salt, request.session] = home.number
-            return home, None
-        ticket = await self.dispatcher.admit(request, self._places)
-        return self.workers.all[ticket.prefill], ticket
-
-    async def next(self, ticket: Ticket | None) -> Worker:
-        """The engine a request goes on with behind its first token: the one decided on, if it is still there."""
-        usable = await self._usable("decode", "mixed")
-        chosen = [worker for worker in usable if ticket is not None and worker.number == ticket.decode]
-        return chosen[0] if chosen else min(usable, key=lambda worker: self.dispatcher.load(worker.number)[1])
-
-    def left(self, request: Request) -> None:
-        """A request has ended, one way or another."""
+    def _forget(self, request: Request) -> None:
+        """A request has ended."""
         self._journeys.pop(request.id, None)
         self._left.set()
-
-    async def _places(self) -> tuple[list[int], list[int]]:
-        starts, goes_on = await self._usable("prefill", "mixed"), await self._usable("decode", "mixed")
-        return [worker.number for worker in starts], [worker.number for worker in goes_on]
-
-    async def _usable(self, *roles: Role) -> list[Worker]:
-        deadline = asyncio.get_running_loop().time() + _WAIT_SECONDS
-        while not (found := self.workers.of(*roles)):
-            if self.failure is not None or asyncio.get_running_loop().time() > deadline:
-                raise nobody(" or ".join(roles))
-            await asyncio.sleep(0.05)
-        return found
-
-
-class _Journey:
-    """One request from its first engine to its last token."""
-
-    def __init__(self, cluster: Cluster, request: Request, outputs: _Outputs) -> None:
-        seed = request.params.seed
-        # Drawn here, so that whoever goes on with it draws the same tokens.
-        self.seed = secrets.randbits(63) if seed is None else seed
-        self.request = replace(request, params=replace(request.params, seed=self.seed))
-        self._outputs = outputs
-        self._cluster = cluster
-        self._tokens: list[int] = []
-        self._stream: OutputStream | None = None
-        self._ticket: Ticket | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def begin(self) -> None:
-        """Be accepted by a first engine. Raises like ``AsyncEngine.submit``."""
-        for attempt in range(_TRIES):
-            worker, self._ticket = await self._cluster.first(self.request)
-            try:
-                self._stream = await worker.engine.submit(self.request, handoff=self._leaves(worker))
-            except StatepoolError as error:
-                self._settle(finished=False)
-                if attempt == _TRIES - 1 or not isinstance(error, Unavailable):
-                    raise
-                continue
-            self._task = asyncio.create_task(self._run())
-            return
-
-    async def end(self) -> None:
-        """Leave, wherever it is."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._stream is not None:
-            await self._stream.aclose()
-        self._settle(finished=False)
-        self._cluster.left(self.request)
-
-    async def abort(self) -> None:
-        """Leave, and tell the client so."""
-        await self.end()
-        self._outputs.put_nowait(Output(self.request.id, finish_reason="abort"))
-
-    async def _run(self) -> None:
-        try:
-            await self._travel()
-        except StatepoolError as error:
-            self._outputs.put_nowait(error)
-        except Exception as error:
-            log.exception("request %s was lost", self.request.id)
-            self._outputs.put_nowait(StatepoolError(f"the cluster failed: {type(error).__name__}: {error}"))
-        finally:
-            self._settle(finished=False)
-            self._cluster.left(self.request)
-
-    async def _travel(self) -> None:
-        losses = 0
-        while True:
-            assert self._stream is not None
-            try:
-                async for output in self._stream:
-                    self._note(output)
-                    self._outputs.put_nowait(output)
-                    if output.finish_reason is not None:
-                        self._settle(finished=True)
-                        return
-                # Its prefill engine let it go.
-                assert self._stream.moved is not None, "a stream without an end has moved"
-                self._stream = await self._go_on(self._stream.moved)
-            except Unavailable:
-                losses += 1
-                if losses == _TRIES or self._cluster.failure is not None:
-                    raise
-                log.warning(
-                    "request %s goes on with another engine behind %d tokens", self.request.id, len(self._tokens)
-                )
-                self._stream = await self._go_on(None)
-
-    async def _go_on(self, state: bytes | None) -> OutputStream:
-        """Enter another engine: with ``state``, or, if that is lost, behind the tokens that are known."""
-        while True:
-            if self._tokens:
-                worker = await self._cluster.next(self._ticket)
-                if self._ticket is not None:
-                    self._cluster.dispatcher.joined(self._ticket, worker.number)
-            else:
-                self._settle(finished=False)
-                worker, self._ticket = await self._cluster.first(self.request)
-            engine = worker.engine
-            try:
-                if state is not None:
-                    return await engine.adopt(self.request.id, state)
-                if not self._tokens:
-                    return await engine.submit(self.request, handoff=self._leaves(worker))
-                return await engine.take_over(self.request, self.seed, self._tokens)
-            except Unavailable:
-                if self._cluster.failure is not None:
-                    raise
-            except StatepoolError as error:
-                if state is None:
-                    raise
-                log.warning("the state of request %s is refused, its KV is computed again: %s", self.request.id, error)
-            state = None
-
-    def _leaves(self, worker: Worker) -> bool:
-        """Whether another engine is to go on behind the first token."""
-        return worker.role == "prefill" and self.request.params.max_tokens > 1 and not self.request.embed
-
-    def _note(self, output: Output) -> None:
-        dispatcher, ticket = self._cluster.dispatcher, self._ticket
-        if ticket is not None and output.tokens:
-            if not self._tokens:
-                dispatcher.prefilled(ticket)
-                if not self._leaves(self._cluster.workers.all[ticket.prefill]):
-                    dispatcher.joined(ticket, ticket.prefill)
-            dispatcher.wrote(ticket, len(output.tokens))
-        self._tokens += output.tokens
-
-    def _settle(self, finished: bool) -> None:
-        """Take this request off the books."""
-        ticket, self._ticket = self._ticket, None
-        if ticket is not None:
-            self._cluster.dispatcher.ended(ticket, finished)
-
-
-class ClusterStream:
-    """Outputs of some requests in order. Iterate to the end, or ``aclose``; both free the requests."""
-
-    def __init__(self, journeys: Sequence[_Journey], outputs: _Outputs) -> None:
-        self._journeys = {journey.request.id: journey for journey in journeys}
-        self._outputs = outputs
-
-    def __aiter__(self) -> ClusterStream:
-        return self
-
-    async def __anext__(self) -> Output:
-        """The next output.
-
-        Raises:
-            Unavailable: no engine could go on with it.
-            StatepoolError: an engine gave a request up.
-        """
-        if not self._journeys:
-            raise StopAsyncIteration
-        item = await self._outputs.get()
-        if isinstance(item, StatepoolError):
-            await self.aclose()
-            raise item
-        if item.finish_reason is not None:
-            self._journeys.pop(item.id, None)
-        return item
-
-    async def aclose(self) -> None:
-        """Take what still runs out of the engines."""
-        journeys, self._journeys = list(self._journeys.values()), {}
-        for journey in journeys:
-            await journey.end()
 
 
 def _block_bytes(config: EngineConfig) -> int:

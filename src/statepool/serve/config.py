@@ -12,6 +12,8 @@ from statepool.serve.policies import ADMISSIONS, PLACEMENTS
 
 LIVE_POLICIES = tuple(name for name in PLACEMENTS if not name.startswith("size-aware"))
 """Those that leave the order of an engine's prefills to the engine."""
+START_SECONDS = 1800.0
+"""What an engine has to load, unless told otherwise: its weights may have to come over a network first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class ServeConfig:
         chat_page: folder of the page served at ``/``; ``None`` serves none.
         max_body_bytes: larger request bodies are refused with 413.
         max_in_flight: sequences accepted at once; more are refused with 429.
+        start_seconds: time an engine has to load; one that takes longer is ended, and the server if it just starts.
         drain_seconds: how long running requests may finish after SIGTERM.
         tool_format: name of the tool-call format; ``None`` takes the one the chat template speaks.
         vllm_metric_names: export the metrics under vLLM's names as well.
@@ -137,6 +140,7 @@ class ServeConfig:
     chat_page: Path | None = None
     max_body_bytes: int = 8 << 20
     max_in_flight: int = 1024
+    start_seconds: float = START_SECONDS
     drain_seconds: float = 30.0
     tool_format: str | None = None
     vllm_metric_names: bool = False
@@ -152,5 +156,7 @@ class ServeConfig:
         for name in ("max_body_bytes", "max_in_flight", "stored_responses"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}", param=name)
+        if not self.start_seconds > 0:
+            raise InvalidConfig(f"start_seconds must be above 0, got {self.start_seconds}", param="start_seconds")
         if not self.drain_seconds >= 0:
             raise InvalidConfig(f"drain_seconds must not be negative, got {self.drain_seconds}", param="drain_seconds")

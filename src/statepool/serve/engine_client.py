@@ -18,16 +18,20 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from statepool.cluster import Launcher, LocalLauncher, Program
+from statepool.cluster import Launcher, LocalLauncher, Process, Program
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, EngineStats, ModelInfo
 from statepool.engine.request import Output, Request
 from statepool.serve import messages
 from statepool.serve.channel import KEYS_VARIABLE, ChannelKeys, starters_end
+from statepool.serve.config import START_SECONDS
 from statepool.serve.surface import EngineLoad, check_entry
 
 _Inbox: TypeAlias = "asyncio.Queue[messages.Accepted | messages.Refused | messages.Moved | Output | None]"
 
+_SILENT_SECONDS = 60.0
+"""Silence that is borne of one that loads: the import of a library or a device may hold the interpreter."""
+_LOOK_SECONDS = 0.1
 _END_SECONDS = 5.0
 _GONE = "the engine process ended unexpectedly; restart the server"
 
@@ -38,12 +42,15 @@ class AsyncEngine:
     Every waiting caller gets ``Unavailable`` when the process dies. Not safe to share between event loops.
     """
 
-    def __init__(self, max_in_flight: int = 1024, launcher: Launcher | None = None) -> None:
+    def __init__(
+        self, max_in_flight: int = 1024, launcher: Launcher | None = None, start_seconds: float = START_SECONDS
+    ) -> None:
         """An engine that is not started yet.
 
         Args:
             max_in_flight: sequences accepted at once; more raise ``Overloaded``.
             launcher: who starts the process; by default this machine does.
+            start_seconds: time it has to load; the process of one that takes longer is ended.
         """
         self.stats: EngineStats = EngineStats()
         """Counters as of the last pulse: at most a fraction of a second old while the engine works."""
@@ -53,6 +60,8 @@ class AsyncEngine:
         """Called with each wait from submission to the first output."""
         self._max_in_flight = max_in_flight
         self._launcher = LocalLauncher() if launcher is None else launcher
+        self._start_seconds = start_seconds
+        self._process: Process | None = None
         self._streams: dict[str, _Inbox] = {}
         self._left = asyncio.Event()
         self._replies: dict[int, asyncio.Future[Any]] = {}
@@ -72,7 +81,7 @@ class AsyncEngine:
     ) -> None:
         """Spawn the process and tell it what to build; ``wait_ready`` waits for the result."""
         self._pool = config.pool_addresses
-        self._info = asyncio.get_running_loop().create_future()
+        info = self._info = asyncio.get_running_loop().create_future()
         self._folder = Path(tempfile.mkdtemp(prefix="statepool-"))
         self._context = zmq.asyncio.Context()
         keys = ChannelKeys.new() if self._launcher.remote else None
@@ -87,15 +96,17 @@ class AsyncEngine:
             cpus=config.threads or 1,
             memory_bytes=config.kv_bytes,
         )
-        self._process = await self._launcher.spawn(program)
+        process = self._process = await self._launcher.spawn(program)
         self._last_beat = time.monotonic()
         self._ended = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(each) for each in (self._listen(), self._feel(), self._watch())]
+        tasks = (self._listen(), self._feel(), self._watch(process), self._limit(info))
+        self._tasks = [asyncio.create_task(each) for each in tasks]
         await self._send(messages.Start(config, factory))
 
     @property
     def pid(self) -> int:
         """Process id of the engine."""
+        assert self._process is not None, "start() comes first"
         return self._process.pid
 
     @property
@@ -113,6 +124,7 @@ class AsyncEngine:
 
         Raises:
             StatepoolError: the engine could not be built, with its own reason.
+            Unavailable: it hung, or took longer than it may.
         """
         assert self._info is not None, "start() comes first"
         return await asyncio.shield(self._info)
@@ -194,25 +206,28 @@ class AsyncEngine:
             await self._send(messages.Abort(name))
             inbox.put_nowait(Output(name, finish_reason="abort"))
 
-    def kill(self) -> None:
+    def kill(self, why: str = _GONE) -> None:
         """End the process at once; everybody who waits for it is told."""
-        self._process.send_signal(signal.SIGKILL)
-        self._fail(Unavailable(_GONE))
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+        self._fail(Unavailable(why))
 
     async def close(self) -> None:
         """Stop the process and free what it used. Safe to call twice."""
         if self._folder is None:
             return
         folder, self._folder = self._folder, None
-        if self._process.returncode is None:
-            await self._send(messages.Stop())
+        process = self._process
+        if process is not None and process.returncode is None:
             try:
-                await asyncio.wait_for(self._process.wait(), _END_SECONDS)
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._send(messages.Stop())  # one that hangs before it has connected does not take it
+                    await process.wait()
             except TimeoutError:
-                self._process.send_signal(signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)
                 # A machine that is cut off does not tell that its process has ended.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), _END_SECONDS)
+                    await asyncio.wait_for(process.wait(), _END_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -307,8 +322,18 @@ class AsyncEngine:
             case messages.Fatal(problem=problem):
                 self._fail(problem.error())
 
-    async def _watch(self) -> None:
-        await self._process.wait()
+    async def _limit(self, info: asyncio.Future[ModelInfo]) -> None:
+        """End a process that hangs while it loads, or takes too long."""
+        deadline = time.monotonic() + self._start_seconds
+        while not info.done():
+            if self.silent_seconds > _SILENT_SECONDS:
+                self.kill(f"the engine gave no sign of life for {_SILENT_SECONDS:g} s while it loaded")
+            elif time.monotonic() > deadline:
+                self.kill(f"the engine did not load within the {self._start_seconds:g} s that start_seconds allows")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _watch(self, process: Process) -> None:
+        await process.wait()
         self._ended.set_result(None)
         # Its last words may still be in the socket: let _listen have them.
         await asyncio.sleep(0.1)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from statepool.serve.cluster import Cluster
     from statepool.serve.state import GatewayState
     from statepool.serve.surface import Serving
 
@@ -106,19 +107,21 @@ async def _start(config: ServeConfig, factory: str) -> Serving:
     if config.engine.attention_workers is not None and not config.cluster.engines:
         # Alone, but replaced when it ends: the KV is not its own.
         config = replace(config, cluster=replace(config.cluster, workers=1))
+    serving: Cluster | AsyncEngine
     if config.cluster.engines:
         from statepool.serve.cluster import Cluster
 
-        cluster = Cluster(config, factory)
-        try:
-            await cluster.start()
-        except BaseException:
-            await cluster.close()
-            raise
-        return cluster
-    engine = AsyncEngine(config.max_in_flight)
-    await engine.start(config.engine, factory=factory)
-    return engine
+        serving = Cluster(config, factory)
+        started = serving.start()
+    else:
+        serving = AsyncEngine(config.max_in_flight, start_seconds=config.start_seconds)
+        started = serving.start(config.engine, factory=factory)
+    try:
+        await started
+    except BaseException:
+        await serving.close()
+        raise
+    return serving
 
 
 async def _load(state: GatewayState, ready: asyncio.Task[object]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from statepool.cluster import Launcher, LocalLauncher
 from statepool.core.errors import StatepoolError, Unavailable
 from statepool.engine.config import EngineConfig, ModelInfo
+from statepool.serve.config import START_SECONDS
 from statepool.serve.engine_client import AsyncEngine
 from statepool.serve.messages import ENGINE_FACTORY
 from statepool.serve.weights import has_every_tensor
@@ -24,8 +25,6 @@ Role = Literal["prefill", "decode", "mixed"]
 
 _LOOK_SECONDS = 0.1
 _AGAIN_SECONDS = 1.0
-_LOADING_SECONDS = 60.0
-"""Silence that is borne of an engine that loads: the import of a library or a device may hold the interpreter."""
 
 
 @dataclass(slots=True)
@@ -58,6 +57,7 @@ class Workers:
         stall_seconds: silence after which an engine is replaced.
         factory: what makes an engine.
         launcher: who starts their processes; by default this machine does.
+        start_seconds: time an engine has to load.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Workers:
         stall_seconds: float,
         factory: str = ENGINE_FACTORY,
         launcher: Launcher | None = None,
+        start_seconds: float = START_SECONDS,
     ) -> None:
         self.configs = configs
         self.on_queue_seconds: Callable[[float], None] | None = None
@@ -76,8 +77,9 @@ class Workers:
         self._max_in_flight = max_in_flight
         self._stall_seconds = stall_seconds
         self._factory = factory
+        self._start_seconds = start_seconds
         self._launcher = LocalLauncher() if launcher is None else launcher
-        self.all = [Worker(i, role, AsyncEngine(max_in_flight, self._launcher)) for i, role in enumerate(roles)]
+        self.all = [Worker(i, role, self._engine()) for i, role in enumerate(roles)]
         self._info: ModelInfo | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._ordering = asyncio.Lock()
@@ -93,7 +95,7 @@ class Workers:
         """What is being served, once every engine has loaded it.
 
         Raises:
-            StatepoolError: one could not be built.
+            StatepoolError: one could not be built. Unavailable: one hung, or took longer than it may.
         """
         if self._info is None:
             infos = await asyncio.gather(*(worker.engine.wait_ready() for worker in self.all))
@@ -191,9 +193,10 @@ class Workers:
     async def _replace(self, worker: Worker) -> None:
         """Put an engine into the seat that has been told what the others have."""
         while True:
-            engine = AsyncEngine(self._max_in_flight, self._launcher)
+            engine = self._engine()
             try:
-                await self._load(engine, self.configs[worker.number])
+                await engine.start(self.configs[worker.number], factory=self._factory)
+                await engine.wait_ready()
                 async with self._ordering:
                     for arguments in self._updates.values():
                         await engine.call("update_weights", **arguments)
@@ -214,29 +217,8 @@ class Workers:
                 raise
             return
 
-    async def _load(self, engine: AsyncEngine, config: EngineConfig) -> None:
-        """Start ``engine`` and wait until it is ready.
-
-        Raises:
-            StatepoolError: it could not be built. Unavailable: it was silent for too long.
-        """
-
-        async def load() -> None:
-            await engine.start(config, factory=self._factory)
-            await engine.wait_ready()
-
-        loading = asyncio.create_task(load())
-        try:
-            while not (await asyncio.wait({loading}, timeout=_LOOK_SECONDS))[0]:
-                silent = engine.silent_seconds
-                if silent > max(self._stall_seconds, _LOADING_SECONDS):
-                    engine.kill()
-                    raise Unavailable(f"no sign of life for {silent:.1f} s while it loaded")
-        finally:
-            if not loading.done():
-                loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-        loading.result()
+    def _engine(self) -> AsyncEngine:
+        return AsyncEngine(self._max_in_flight, self._launcher, self._start_seconds)
 
 
 def nobody(role: str) -> Unavailable:

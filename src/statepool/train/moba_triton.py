@@ -60,6 +60,14 @@ def _tile(tile_ends, starts, head, tile, blocks, ROWS: tl.constexpr):
     return block, first, tl.load(starts + head * (blocks + 1) + block + 1)
 
 
+@triton.jit
+def _queries(places, head, first, stop, count, SLOTS: tl.constexpr, ROWS: tl.constexpr):
+    """(place, row, listed): slot and row of the next queries of a list, the row alone, and whether there is one."""
+    i = first + tl.arange(0, ROWS)
+    place = tl.load(places + head * SLOTS * count + i, mask=i < stop, other=0).to(tl.int64)
+    return place, place % count, i < stop
+
+
 @triton.jit(do_not_specialize=["count", "blocks"])
 def _forward(
     q, k, v, places, starts, tile_ends, parts, tops, sums, scale, count, blocks,
@@ -69,10 +77,9 @@ def _forward(
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if tile < tl.load(tile_ends + head * blocks + blocks - 1):
         block, first, stop = _tile(tile_ends, starts, head, tile, blocks, ROWS)
-        i, j, d = first + tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, WIDTH_P)
-        place = tl.load(places + head * SLOTS * count + i, mask=i < stop, other=0).to(tl.int64)
-        row = place % count
-        real = (i < stop)[:, None] & (d < WIDTH)[None, :]
+        place, row, listed = _queries(places, head, first, stop, count, SLOTS, ROWS)
+        j, d = tl.arange(0, KEYS), tl.arange(0, WIDTH_P)
+        real = listed[:, None] & (d < WIDTH)[None, :]
         query = tl.load(q + (head * count + row)[:, None] * WIDTH + d[None, :], mask=real, other=0.0)
         m = tl.full([ROWS], float("-inf"), tl.float32)
         l = tl.zeros([ROWS], tl.float32)
@@ -93,8 +100,8 @@ def _forward(
             acc = acc * correction[:, None] + _dot(p.to(values.dtype), values, DOT)
             m = top
         to = head * SLOTS * count + place
-        tl.store(tops + to, m, mask=i < stop)
-        tl.store(sums + to, l, mask=i < stop)
+        tl.store(tops + to, m, mask=listed)
+        tl.store(sums + to, l, mask=listed)
         tl.store(parts + to[:, None] * WIDTH + d[None, :], acc, mask=real)
 
 
@@ -120,15 +127,14 @@ def _backward_queries(
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if tile < tl.load(tile_ends + head * blocks + blocks - 1):
         block, first, stop = _tile(tile_ends, starts, head, tile, blocks, ROWS)
-        i, j, d = first + tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, WIDTH_P)
-        place = tl.load(places + head * SLOTS * count + i, mask=i < stop, other=0).to(tl.int64)
-        row = place % count
-        real = (i < stop)[:, None] & (d < WIDTH)[None, :]
+        place, row, listed = _queries(places, head, first, stop, count, SLOTS, ROWS)
+        j, d = tl.arange(0, KEYS), tl.arange(0, WIDTH_P)
+        real = listed[:, None] & (d < WIDTH)[None, :]
         at_row = (head * count + row)[:, None] * WIDTH + d[None, :]
         query = tl.load(q + at_row, mask=real, other=0.0)
         above = tl.load(grad + at_row, mask=real, other=0.0)
-        whole = tl.load(lse + head * count + row, mask=i < stop, other=0.0)
-        own = tl.load(spread + head * count + row, mask=i < stop, other=0.0)
+        whole = tl.load(lse + head * count + row, mask=listed, other=0.0)
+        own = tl.load(spread + head * count + row, mask=listed, other=0.0)
         acc = tl.zeros([ROWS, WIDTH_P], tl.float32)
         base = head // GROUP * count
         for at in range(block * BLOCK, tl.minimum((block + 1) * BLOCK, count), KEYS):
@@ -153,7 +159,7 @@ def _backward_keys(
     part, kv_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     per_block: tl.constexpr = (BLOCK + KEYS - 1) // KEYS
     block = part // per_block
-    r, j, d = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, WIDTH_P)
+    j, d = tl.arange(0, KEYS), tl.arange(0, WIDTH_P)
     key = block * BLOCK + part % per_block * KEYS + j
     there = key < tl.minimum((block + 1) * BLOCK, count)
     shown = there[:, None] & (d < WIDTH)[None, :]
@@ -165,16 +171,14 @@ def _backward_keys(
         head = kv_head * GROUP + mate
         stop = tl.load(starts + head * (blocks + 1) + block + 1)
         for first in range(tl.load(starts + head * (blocks + 1) + block), stop, ROWS):
-            i = first + r
-            place = tl.load(places + head * SLOTS * count + i, mask=i < stop, other=0).to(tl.int64)
-            row = place % count
-            real = (i < stop)[:, None] & (d < WIDTH)[None, :]
+            _place, row, listed = _queries(places, head, first, stop, count, SLOTS, ROWS)
+            real = listed[:, None] & (d < WIDTH)[None, :]
             at_row = (head * count + row)[:, None] * WIDTH + d[None, :]
             query = tl.load(q + at_row, mask=real, other=0.0)
             above = tl.load(grad + at_row, mask=real, other=0.0)
-            whole = tl.load(lse + head * count + row, mask=i < stop, other=0.0)
-            own = tl.load(spread + head * count + row, mask=i < stop, other=0.0)
-            seen = (i < stop)[:, None] & there[None, :] & (key[None, :] <= row[:, None])
+            whole = tl.load(lse + head * count + row, mask=listed, other=0.0)
+            own = tl.load(spread + head * count + row, mask=listed, other=0.0)
+            seen = listed[:, None] & there[None, :] & (key[None, :] <= row[:, None])
             p = _weights(query, keys, whole, seen, scale, DOT)
             dvalues += _dot(tl.trans(p.to(above.dtype)), above, DOT)
             ds = p * (_dot(above, tl.trans(values), DOT) - own[:, None])

@@ -12,7 +12,6 @@ import numpy as np
 
 from statepool.core.errors import InvalidRequest, NotFound
 
-from .answer import Result
 from .changes import Change, Kind, decode, encode
 from .check import floats, labels, same_width
 from .columns import Columns, Values
@@ -23,16 +22,15 @@ from .log import Durability, Lock, Log, Replay, log_path
 from .names import Ids
 from .native import DTYPES, METRICS, Dtype, Metric, core
 from .replay import load
-from .searching import Filter, Searching
 from .settings import ColumnType, Settings
-from .view import LiveEngine, Parts, Snapshot, View
+from .view import Layered, Parts, Snapshot, View
 
 __all__ = ["LiveIndex"]
 
 _FEW_DEAD = 256
 
 
-class LiveIndex(Searching):
+class LiveIndex(Layered):
     """A built index and a segment for what changed since, searched as one.
 
     A row is found by every search that begins after ``add`` or ``update`` returned, and by none that begins after
@@ -127,9 +125,6 @@ class LiveIndex(Searching):
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __contains__(self, one: int | str) -> bool:
-        return one in View(self._parts)
-
     def add(
         self,
         X: np.ndarray,  # noqa: N803
@@ -212,39 +207,8 @@ class LiveIndex(Searching):
                 self._do(parts, "delete", Change(there), durability)
         return len(there)
 
-    def search(
-        self,
-        q: np.ndarray,
-        k: int = 10,
-        ef: int | None = None,
-        *,
-        threads: int = 1,
-        engine: LiveEngine = "auto",
-        deadline_us: float | None = None,
-        filter: Filter | None = None,  # noqa: A002 - the name of the literature
-    ) -> Result:
-        """The ``k`` rows nearest to ``q``, approximately; arguments and errors as for ``Index.search``.
-
-        The base and the changes are searched one after the other, each with ``ef`` candidates and its own deadline.
-        """
-        view = View(self._parts)
-        return view.search(q, k, ef, threads=threads, engine=engine, deadline_us=deadline_us, filter=filter)
-
-    def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
-        """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
-        return View(self._parts).exact(q, k, filter=filter)
-
-    def get(self, ids: Ids) -> np.ndarray:
-        """The vectors as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
-
-        Raises:
-            NotFound: an id that is not in the index.
-        """
-        return View(self._parts).get(ids)
-
-    def ids(self) -> np.ndarray:
-        """Of all rows: int64, sorted, or texts in no order."""
-        return View(self._parts).ids()
+    def _view(self) -> View:
+        return View(self._parts)
 
     def snapshot(self) -> Snapshot:
         """The index as it is between two changes, to be searched while others go on changing it.

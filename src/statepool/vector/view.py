@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -20,7 +21,7 @@ from .names import Ids, Names
 from .native import ENGINES, core
 from .searching import Filter, Searching
 
-__all__ = ["LiveEngine", "Parts", "Snapshot", "View"]
+__all__ = ["Layered", "Parts", "Snapshot", "View"]
 
 LiveEngine = Literal["auto", "sequential", "async", "nosync"]
 
@@ -62,12 +63,12 @@ class _Frozen:
     alive: np.ndarray
 
 
-class View(Searching):
+class Layered(Searching):
     """Base and changes, searched as one."""
 
-    def __init__(self, parts: Parts, frozen: _Frozen | None = None) -> None:
-        self.settings = parts.base.settings
-        self._parts, self._frozen = parts, frozen
+    @abstractmethod
+    def _view(self) -> View:
+        """What a search that begins now looks at."""
 
     def search(
         self,
@@ -89,23 +90,68 @@ class View(Searching):
         within("threads", threads, 1, MOST_THREADS)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         ask = Ask(self._query(q), k, width, deadline)
+        return self._view()._nearest(ask, threads, engine, deadline_us, filter)
+
+    def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
+        """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
+        within("k", k, 1, 2**31 - 1)
+        return self._view()._passing(Ask(self._query(q), k, k), filter, exact=True)
+
+    def get(self, ids: Ids) -> np.ndarray:
+        """The vectors as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
+
+        Raises:
+            NotFound: an id that is not in the index.
+        """
+        return self._view()._rows(ids)
+
+    def ids(self) -> np.ndarray:
+        """Of all rows: int64, sorted, or texts in no order."""
+        return self._view()._named()
+
+    def __contains__(self, one: int | str) -> bool:
+        return self._view()._has(one)
+
+
+class View(Layered):
+    """Base and changes at one moment.
+
+    Args:
+        parts: what there is.
+        frozen: which rows count, if not those there are.
+    """
+
+    def __init__(self, parts: Parts, frozen: _Frozen | None = None) -> None:
+        self.settings = parts.base.settings
+        self._parts, self._frozen = parts, frozen
+
+    def _view(self) -> View:
+        return self
+
+    def _nearest(
+        self,
+        ask: Ask,
+        threads: int,
+        engine: LiveEngine,
+        deadline_us: float | None,
+        filter: Filter | None,  # noqa: A002
+    ) -> Result:
         if filter is not None or self._frozen is not None:
-            return self._told(self._among(ask, filter))
+            return self._passing(ask, filter)
         if engine == "auto":
             engine = "sequential" if threads == 1 else "async"
         # The base first: what is replaced meanwhile is found there, or among the changes, which are looked at later.
         based = self._search_base(ask, threads, engine, deadline_us) if len(self._parts.base) else None
         try:
-            found = self._parts.live.search(ask.query, k, width, threads, ENGINES[engine], deadline, 8, 0)
+            arguments = (ask.query, ask.k, ask.ef, threads, ENGINES[engine], ask.deadline_ns, 8, 0)
+            found = self._parts.live.search(*arguments)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         fresh = _result(*found)
-        return self._told(fresh if based is None else union(fresh, based, k))
+        return self._told(fresh if based is None else union(fresh, based, ask.k))
 
-    def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
-        """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
-        within("k", k, 1, 2**31 - 1)
-        return self._told(self._among(Ask(self._query(q), k, k), filter, exact=True))
+    def _passing(self, ask: Ask, filter: Filter | None, *, exact: bool = False) -> Result:  # noqa: A002
+        return self._told(self._among(ask, filter, exact=exact))
 
     def _told(self, found: Result) -> Result:
         if self._parts.names is not None:
@@ -117,7 +163,7 @@ class View(Searching):
             return len(self._parts)
         return int(np.count_nonzero(~self._frozen.gone)) + int(self._frozen.alive.sum())
 
-    def __contains__(self, one: int | str) -> bool:
+    def _has(self, one: int | str) -> bool:
         return self._holds(self._key(one))
 
     def _key(self, one: Any) -> int:
@@ -128,12 +174,7 @@ class View(Searching):
             return self._parts.holds(one)
         return self._slot(one) is not None or self._place(one) is not None
 
-    def get(self, ids: Ids) -> np.ndarray:
-        """The vectors as they are stored, float32 ``[len(ids), dim]``; under ``cos`` they have length 1.
-
-        Raises:
-            NotFound: an id that is not in the index.
-        """
+    def _rows(self, ids: Ids) -> np.ndarray:
         found = np.empty((len(ids), self.settings.dim), np.float32)
         for number, one in enumerate(ids):
             key = self._key(one)
@@ -146,8 +187,7 @@ class View(Searching):
             found[number] = row
         return found
 
-    def ids(self) -> np.ndarray:
-        """Of all rows: int64, sorted, or texts in no order."""
+    def _named(self) -> np.ndarray:
         keys = self.keys()
         return keys if self._parts.names is None else self._parts.names.texts(keys)
 

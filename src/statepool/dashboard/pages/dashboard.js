@@ -102,6 +102,7 @@ function theme() {
 }
 
 window.addEventListener("hashchange", watch);
+window.addEventListener("resize", draw);
 document.addEventListener("keydown", (event) => {
   const place = Number(event.key) - 1;
   if (!event.ctrlKey && !event.altKey && !event.metaKey && PAGES[place] && event.target.tagName !== "SELECT") location.hash = PAGES[place][0];

@@ -45,42 +45,49 @@ export function figure(title, picture, names = []) {
     element("figcaption", {}, element("span", {}, title), ...names.map(([name, colour]) => element("span", {}, element("i", { class: `f${colour}` }), name))), picture);
 }
 
-const WIDE = 560;
 const TALL = 200;
+const SIDE_BY_SIDE = 780;
 const LEFT = 44;
 const LOW = 22;
 
-function ticks(low, high) {
-  const rough = (high - low) / 4;
+// Pixels across a figure, so that letters keep their size: of the whole page, or of half of it where two stand side by side.
+function room(whole) {
+  const inner = Math.min(innerWidth, 1152) - (innerWidth > 640 ? 48 : 24);
+  return (whole || inner < SIDE_BY_SIDE ? inner : (inner - 12) / 2) - 30;
+}
+
+function ticks(low, high, most = 5) {
+  const rough = (high - low) / (most - 1);
   const base = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * base).find((each) => (high - low) / each <= 5);
+  const step = [1, 2, 5, 10].map((factor) => factor * base).find((each) => (high - low) / each <= most);
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step) found.push(Number(at.toPrecision(10)));
   return found;
 }
 
-function frame(label, across, up) {
+function frame(label, across, up, whole = false) {
+  const width = room(whole);
   const wide = (range) => (range[1] > range[0] ? range : [range[0] - 0.5, range[0] + 0.5]);
   const [x0, x1] = wide(across);
   const [y0, y1] = wide(up);
-  const x = (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDE - LEFT - 10);
+  const x = (value) => LEFT + ((value - x0) / (x1 - x0)) * (width - LEFT - 10);
   const y = (value) => 8 + ((y1 - value) / (y1 - y0)) * (TALL - LOW - 8);
-  const picture = shape("svg", { class: "chart", viewBox: `0 0 ${WIDE} ${TALL}`, role: "img", "aria-label": label });
+  const picture = shape("svg", { class: "chart", viewBox: `0 0 ${width} ${TALL}`, role: "img", "aria-label": label });
   for (const value of ticks(y0, y1)) {
-    picture.append(shape("line", { class: "axis", x1: LEFT, x2: WIDE - 10, y1: y(value), y2: y(value) }),
+    picture.append(shape("line", { class: "axis", x1: LEFT, x2: width - 10, y1: y(value), y2: y(value) }),
       shape("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
   }
   for (const value of ticks(x0, x1)) picture.append(shape("text", { x: x(value), y: TALL - 6, "text-anchor": "middle" }, String(value)));
-  return { picture, x, y };
+  return { picture, x, y, width };
 }
 
 // curves: [{points: [[x, y], …], colour, dots}]
-export function lines(label, curves, { from = null, to = null } = {}) {
+export function lines(label, curves, { from = null, to = null, whole = false } = {}) {
   const all = curves.flatMap((curve) => curve.points).filter(([, y]) => Number.isFinite(y));
   if (!all.length) return element("p", { class: "about" }, "Nothing yet.");
   const range = (values) => [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
   const ys = range(all.map(([, y]) => y));
-  const { picture, x, y } = frame(label, range(all.map(([x]) => x)), [from ?? ys[0], to ?? ys[1]]);
+  const { picture, x, y } = frame(label, range(all.map(([x]) => x)), [from ?? ys[0], to ?? ys[1]], whole);
   for (const { points, colour, dots } of curves) {
     const good = points.filter(([, value]) => Number.isFinite(value));
     if (dots || good.length === 1) good.forEach(([a, b]) => picture.append(shape("circle", { class: `f${colour}`, cx: x(a), cy: y(b), r: 3 })));
@@ -89,15 +96,16 @@ export function lines(label, curves, { from = null, to = null } = {}) {
   return picture;
 }
 
+// A column per name, its value below it; what the colours mean is in the figure's title.
 export function columns(label, pairs) {
   const most = Math.max(...pairs.map(([, value]) => value), 1);
-  const { picture, y } = frame(label, [0, 1], [0, most]);
+  const { picture, y, width } = frame(label, [0, 1], [0, most]);
   picture.querySelectorAll("text[text-anchor=middle]").forEach((each) => each.remove());
-  const room = (WIDE - LEFT - 10) / pairs.length;
+  const share = (width - LEFT - 10) / pairs.length;
   pairs.forEach(([name, value, colour = 0], place) => {
-    const left = LEFT + place * room;
-    picture.append(shape("rect", { class: `f${colour}`, x: left + (room - Math.min(room * 0.7, 60)) / 2, width: Math.min(room * 0.7, 60), y: y(value), height: y(0) - y(value), rx: 2 }, shape("title", {}, `${name}: ${value}`)),
-      shape("text", { x: left + room / 2, y: TALL - 6, "text-anchor": "middle" }, String(name)));
+    const left = LEFT + place * share;
+    picture.append(shape("rect", { class: `f${colour}`, x: left + (share - Math.min(share * 0.7, 60)) / 2, width: Math.min(share * 0.7, 60), y: y(value), height: y(0) - y(value), rx: 2 }, shape("title", {}, `${name}: ${value}`)),
+      shape("text", { x: left + share / 2, y: TALL - 6, "text-anchor": "middle" }, count(value)));
   });
   return picture;
 }
@@ -105,9 +113,9 @@ export function columns(label, pairs) {
 // bars: [engine, group, from, to]; a lane per engine, rows within it so that none cover each other.
 export function timeline(label, engines, bars, until) {
   const lane = 64;
-  const tall = engines * (lane + 8) + 24;
-  const picture = shape("svg", { viewBox: `0 0 900 ${tall}`, role: "img", "aria-label": label });
-  const x = (value) => 70 + (value / Math.max(until, 1e-9)) * 820;
+  const [width, tall] = [room(true), engines * (lane + 8) + 24];
+  const picture = shape("svg", { viewBox: `0 0 ${width} ${tall}`, role: "img", "aria-label": label });
+  const x = (value) => 60 + (value / Math.max(until, 1e-9)) * (width - 80);
   for (let engine = 0; engine < engines; engine += 1) {
     const top = engine * (lane + 8);
     const mine = bars.filter((bar) => bar[0] === engine).sort((a, b) => a[2] - b[2]);
@@ -119,11 +127,11 @@ export function timeline(label, engines, bars, until) {
       return row;
     });
     const thick = lane / Math.max(free.length, 1);
-    picture.append(shape("text", { x: 0, y: top + lane / 2 + 4 }, `engine ${engine}`), shape("line", { class: "axis", x1: 70, x2: 890, y1: top + lane + 2, y2: top + lane + 2 }));
+    picture.append(shape("text", { x: 0, y: top + lane / 2 + 4 }, `engine ${engine}`), shape("line", { class: "axis", x1: 60, x2: width - 20, y1: top + lane + 2, y2: top + lane + 2 }));
     mine.forEach(([, group, from, to], place) => picture.append(shape("rect", { class: `f${group % 6}`, x: x(from).toFixed(1), y: (top + rows[place] * thick).toFixed(1), width: Math.max(x(to) - x(from), 0.6).toFixed(1), height: (thick * 0.86).toFixed(2), rx: 1 },
       shape("title", {}, `group ${group}: ${from.toFixed(2)} to ${to.toFixed(2)} s`))));
   }
-  for (const value of ticks(0, Math.max(until, 1e-3))) picture.append(shape("text", { x: x(value), y: tall - 4, "text-anchor": "middle" }, `${value} s`));
+  for (const value of ticks(0, Math.max(until, 1e-3), width < 500 ? 4 : 8)) picture.append(shape("text", { x: x(value), y: tall - 4, "text-anchor": "middle" }, `${value} s`));
   return picture;
 }
 

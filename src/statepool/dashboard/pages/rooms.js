@@ -78,7 +78,7 @@ export function rollout(now) {
     element("h2", {}, "Chunks"),
     figure("a bar per chunk, a colour per group", timeline("Chunks by engine over time", now.engines, now.bars, now.seconds)),
     element("div", { class: "two" },
-      figure("responses that are not complete", lines("Responses left over time", [{ points: now.left, colour: 0 }], { from: 0 })),
+      figure("responses that are not complete", lines("Responses left over time", [{ points: now.left, colour: 0 }], { from: 0, whole: !now.running.length })),
       now.running.length ? table(["longest that run", "tokens", "since"], now.running.map(([group, index, tokens, since]) => [`group ${group}, ${index}`, count(tokens), seconds(since)]), "Longest responses") : null),
   ];
 }
@@ -185,7 +185,7 @@ export function sequences(now, { ask, redraw }) {
     table(["place", "value", "code", ""], board.best.map((each, place) => [place + 1, each.exact.length > 18 ? each.value.toPrecision(8) : each.exact, element("span", { class: "mono" }, each.codes.map((code) => (code.length > 40 ? `${code.slice(0, 39)}…` : code)).join(" ")),
       element("button", { type: "button", "aria-pressed": String(place === chosen.place), onclick: () => choose(board.name, place) }, "plot")]), "Leaderboard"),
     element("h2", {}, `Autocorrelation of place ${chosen.place + 1}, dB under the peak`),
-    figure("over the delay in symbols", lines("Autocorrelation", curves, { from: -60, to: 0 })),
+    figure("over the delay in symbols", lines("Autocorrelation", curves, { from: -60, to: 0, whole: true })),
   ];
 }
 
@@ -198,7 +198,7 @@ export function topology(now, { ask, redraw }) {
   };
   if (!now.last.some((each) => each.isosig === chosen.manifold)) choose(now.last[0].isosig);
   const { slopes } = chosen;
-  const kinds = Object.entries(now.verdicts);
+  const kinds = Object.entries(now.verdicts).map(([name, many]) => [name, many, VERDICTS[name] ?? 1]);
   return [
     element("h1", {}, "Topology"),
     element("p", { class: "about" }, "Handle additions on 3-manifolds: what each slope makes, and how far slopes are from each other."),
@@ -210,7 +210,7 @@ export function topology(now, { ask, redraw }) {
       ["breaches", now.breaches.length],
     ]),
     element("div", { class: "two" },
-      figure("verdicts", columns("Verdicts", kinds.map(([name, many]) => [name, many, VERDICTS[name] ?? 1]))),
+      figure("verdicts", columns("Verdicts", kinds), kinds.map(([name, , colour]) => [name, colour])),
       slopes
         ? figure(`Δ between slopes; strong lines: ${Math.min(...slopes.distances.flatMap((row, i) => row.slice(0, i)))}, the least`, distances("Graph of distances", slopes.slopes.map((_, i) => String(i)), slopes.slopes.map((slope) => VERDICTS[slope.verdict] ?? 1), slopes.distances), [...new Set(slopes.slopes.map((slope) => slope.verdict))].map((name) => [name, VERDICTS[name] ?? 1]))
         : element("p", { class: "about" }, "Computing the distances…")),

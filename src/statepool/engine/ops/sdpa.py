@@ -22,15 +22,8 @@ def attention(
     context_len: Tensor,
     scale: float,
     out: Tensor,
-    lse: Tensor | None = None,
 ) -> None:
-    """As ``reference.attention``, request by request; no ``lse``.
-
-    Raises:
-        ValueError: ``lse`` was asked for.
-    """
-    if lse is not None:
-        raise ValueError("lse: torch's attention does not give it; use 'triton' or 'reference'")
+    """As ``reference.attention``, request by request, but for ``lse``, which torch does not give."""
     width, starts = q.shape[2], query_start.tolist()
     for r, context in enumerate(context_len.tolist()):
         begin, end = starts[r], starts[r + 1]
