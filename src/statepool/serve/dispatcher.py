@@ -99,21 +99,27 @@ class Dispatcher:
         Raises:
             Overloaded: the admission policy refuses it for good.
         """
-        came = self._clock()
+        came, keys = self._clock(), _keys(request)
         while True:
             there = await seats()
-            answer = self.decide(request, *there, self._clock() - came)
+            answer = self.decide(request, *there, self._clock() - came, keys)
             if isinstance(answer, Ticket):
                 return answer
             await asyncio.sleep(answer)
 
     def decide(
-        self, request: Request, prefill: Sequence[int], decode: Sequence[int], waited_s: float = 0.0
+        self,
+        request: Request,
+        prefill: Sequence[int],
+        decode: Sequence[int],
+        waited_s: float = 0.0,
+        keys: list[bytes] | None = None,
     ) -> Ticket | float:
         """Put a request on the books of one of the ``prefill`` and one of the ``decode`` seats.
 
         Args:
             waited_s: seconds since it arrived, if it was kept.
+            keys: of its prompt's blocks, if they are known.
 
         Returns:
             Its ticket, or the seconds after which the admission policy wants to be asked again.
@@ -122,7 +128,7 @@ class Dispatcher:
             Overloaded: the admission policy refuses it; with the time after which to try again.
         """
         now = self._clock()
-        keys = block_keys(request.prompt, BLOCK_SIZE, root_key(request.salt))
+        keys = _keys(request) if keys is None else keys
         ask = Ask(self._asked, now, len(request.prompt), -request.priority, waited_s)
         self._asked += 1
         decision = self._current().decide(ask, self._snapshot(keys, prefill, decode, now))
@@ -237,6 +243,10 @@ class Dispatcher:
                 underway=tuple(underway),
             ),
         )
+
+
+def _keys(request: Request) -> list[bytes]:
+    return block_keys(request.prompt, BLOCK_SIZE, root_key(request.salt))
 
 
 def _under(policy: P, costs: NodeCosts) -> P:

@@ -160,7 +160,8 @@ class Foresight(LateCheck):
         step_s = self.costs.decode_s(max(1, int(pool.batch[node])), int(pool.tokens[node]))
         # One line per moment, one column per request.
         runs_s = self._moments(decision.ttft_s, in_s)[:, None] - np.maximum(in_s, 0.0)
-        steps = np.maximum(runs_s, 0.0) / step_s
+        # A step without a duration is one that nobody has measured yet: nobody is expected to get on, or to end.
+        steps = np.maximum(runs_s, 0.0) / step_s if step_s > 0 else np.zeros_like(runs_s)
         alive = np.where(runs_s >= 0, self._survival(written + steps) / self._survival(written), 0.0)
         held = (alive * (tokens + steps)).sum(axis=1)
         spread = np.sqrt((alive * (1 - alive) * (tokens + steps) ** 2).sum(axis=1)) + 1.0
