@@ -232,10 +232,61 @@ def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
         _until(lambda: node.stats().expired == 1)
         assert client([address], BLOCK).save(keys, rows) == 4
         next(slow._memory.read(lease.slots))[:] = 0  # it wakes and writes where it has no right to any more
-        assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Count).count == 0
+        assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Placed).count == 0
         out = empty(4)
         got = client([address], BLOCK).load(keys, out)
         assert all(np.array_equal(a, b) for a, b in zip(out[:got], rows, strict=False))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What links ask, by name, in order."""
+    names, ask = [], NodeLink._ask
+
+    def noted(link, request, kind, blocks=()):
+        names.append(type(request).__name__)
+        return ask(link, request, kind, blocks)
+
+    monkeypatch.setattr(NodeLink, "_ask", noted)
+    return names
+
+
+def test_a_few_blocks_are_put_in_one_question(tmp_path, asked):
+    address, (keys, rows) = f"unix:{tmp_path / 'node'}", chain(20)
+    with running(address, memory_bytes=512 * BLOCK) as node:
+        pool, other = client([address], BLOCK), client([address], BLOCK)
+        assert pool.save(keys[:5], rows[:5]) == 5
+        assert asked == ["Hello", "Begin", "Finish"]
+        asked.clear()
+        assert [pool.save(keys[i : i + 2], rows[i : i + 2]) for i in (5, 7, 9)] == [2, 2, 2]
+        assert pool.save(keys[9:12], rows[9:12]) == 1, "of what is known already nothing is kept twice"
+        assert asked == ["Put"] * 4
+        out = empty(20)
+        assert other.load(keys, out) == 12
+        assert all(np.array_equal(a, b) for a, b in zip(out[:12], rows, strict=False))
+        node._table.check()
+        pool.close()
+        _until(lambda: len(node._table._free) + 12 == 512)
+
+
+def test_slots_given_ahead_are_not_written_when_their_lease_may_have_ended(tmp_path, asked):
+    """Within half of the lease a client uses them; later it asks anew; if they were taken away, its put is not lost."""
+    address, (keys, rows) = f"unix:{tmp_path / 'node'}", chain(20)
+    with running(address, memory_bytes=512 * BLOCK, lease_s=1.0) as node:
+        pool = client([address], BLOCK)
+        link = pool.links[0].lanes[0]
+        assert pool.save(keys[:1], rows[:1]) == 1
+        _until(lambda: time.monotonic() > link._ahead.until)
+        asked.clear()
+        assert pool.save(keys[1:2], rows[1:2]) == 1
+        assert asked == ["Begin", "Finish"]
+        for lease in list(node._table._ahead.values()):
+            node._table.release(lease.id)
+        asked.clear()
+        assert pool.save(keys[2:3], rows[2:3]) == 1
+        assert asked == ["Put", "Begin", "Finish"]
+        assert pool.load(keys[:3], out := empty(3)) == 3
+        assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=False))
 
 
 def test_replicas_outlive_a_node(tmp_path, record_property):

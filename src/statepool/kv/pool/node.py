@@ -36,6 +36,8 @@ log = logging.getLogger("statepool.pool")
 
 _CACHE_LINE = 64
 _SWEEP_SECONDS = 0.5
+_AHEAD_SHARE = 128
+"""One of so many slots may be with clients that have not said yet what they fill it with."""
 _SELF = 0
 """The owner of what the node does for itself."""
 
@@ -101,7 +103,7 @@ class Node:
         self._mover = None if not config.transfer else Mover(_host(config.listen), config.transfer)
         if self._mover is not None:
             self._mover.register(_address(self._memory), len(self._memory))
-        self._table = SlotTable(slots, _order(config), config.lease_s)
+        self._table = SlotTable(slots, _order(config), config.lease_s, slots // _AHEAD_SHARE)
         self._lock = threading.Lock()
         self._disk = None
         self._disk_lock = threading.Lock()
@@ -230,7 +232,13 @@ class Node:
                 places = {key: i for i, key in enumerate(keys)}
                 tell(protocol.Granted(lease.id, [places[key] for key in lease.keys], [*lease.slots], []))
             case protocol.Finish(lease=number, checksums=checksums):
-                tell(protocol.Count(self._finish(number, checksums)))
+                with self._lock:
+                    stored = self._table.finish(number, checksums, time.monotonic())
+                tell(self._placed(owner, stored))
+            case protocol.Put(lease=number, keys=keys, checksums=checksums):
+                with self._lock:
+                    put = self._table.put(number, keys, checksums, time.monotonic())
+                tell(self._placed(owner, put))
             case protocol.Release(lease=number):
                 with self._lock:
                     self._table.release(number)
@@ -257,9 +265,10 @@ class Node:
 
     def _welcome(self) -> protocol.Welcome:
         known = (self._name(), os.getpid(), self.descriptor, self._table.slots, self.slot_bytes)
-        if self._mover is None:
-            return protocol.Welcome(*known)
-        return protocol.Welcome(*known, self.config.transfer, self._mover.session, _address(self._memory))
+        reach = ("", "", 0)
+        if self._mover is not None:
+            reach = (self.config.transfer, self._mover.session, _address(self._memory))
+        return protocol.Welcome(*known, *reach, self.config.lease_s)
 
     def _name(self) -> str:
         return self.config.name or self.config.listen
@@ -283,12 +292,16 @@ class Node:
             self._misses += len(keys) - len(lease.keys)
         return lease
 
-    def _finish(self, lease: int, checksums: Sequence[int]) -> int:
+    def _placed(self, owner: int, stored: Sequence[bytes] | None) -> protocol.Placed:
+        """What a writer is told, with slots for what it brings next."""
+        self._stored(stored or ())
         with self._lock:
-            stored = self._table.finish(lease, checksums, time.monotonic())
-        if stored and self._disk is not None:
-            self._fresh.put(list(stored))
-        return len(stored)
+            ahead = self._table.ahead(owner, time.monotonic(), stored or ())
+        return protocol.Placed(-1 if stored is None else len(stored), ahead.id, [*ahead.slots])
+
+    def _stored(self, keys: Sequence[bytes]) -> None:
+        if keys and self._disk is not None:
+            self._fresh.put(list(keys))
 
     def _take(self, connection: socket.socket, owner: int, keys: Sequence[bytes], checksums: Sequence[int]) -> int:
         """Receive the blocks of a Write: those wanted into their slots, the others nowhere."""
@@ -304,7 +317,10 @@ class Node:
             receive_into(connection, waste if slot is None else self._bytes(slot))
             if slot is not None:
                 wanted.append(checksum)
-        return self._finish(lease.id, wanted)
+        with self._lock:
+            stored = self._table.finish(lease.id, wanted, time.monotonic())
+        self._stored(stored)
+        return len(stored)
 
     # -- disk --------------------------------------------------------------------------------------
 
