@@ -18,6 +18,7 @@ from tests.relays import relayed
 from statepool.core.errors import InvalidConfig
 from statepool.core.sockets import receive, send
 from statepool.kv.pool import Node, NodeConfig, Pool, protocol
+from statepool.kv.pool.heat import Heat
 from statepool.kv.pool.link import NodeLink
 
 BLOCK = 4096
@@ -303,6 +304,62 @@ def test_replicas_outlive_a_node(tmp_path, record_property):
             assert pool.load(keys, out) == 10
             assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
     record_property("served", 1.0)
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_what_is_read_very_often_gets_another_node_and_is_read_from_all_in_turn(tmp_path, kind):
+    addresses = [f"unix:{tmp_path / name}" if kind == "unix" else f"tcp://127.0.0.1:{_free_port()}" for name in "abc"]
+    (keys, rows), (cold, cold_rows) = chain(6, 1), chain(6, 2)
+    with running(addresses[0]), running(addresses[1]), running(addresses[2]):
+        pool = client(addresses, BLOCK)
+        pool.save(keys, rows)
+        pool.save(cold, cold_rows)
+
+        def holders(some):
+            return sum(link.match(some) == len(some) for link in pool.links)
+
+        def reads():
+            return [link.lanes[0].stats().hits for link in pool.links]
+
+        for _ in range(7):
+            assert pool.load(keys, out := empty(6)) == 6
+        assert (holders(keys), holders(cold)) == (1, 1)
+        assert pool.load(keys, empty(6)) == 6
+        assert (holders(keys), holders(cold)) == (2, 1), "the eighth read calls for a copy"
+        before = reads()
+        for _ in range(8):
+            assert pool.load(keys, out := empty(6)) == 6
+            assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
+        assert sorted(after - then for after, then in zip(reads(), before, strict=True)) == [0, 24, 24]
+        pool._order(keys, None)[0].rest()
+        assert pool.load(keys, empty(6)) == 6, "and it outlives its node"
+
+
+def test_a_copy_that_is_gone_is_not_looked_for_again(tmp_path, asked):
+    addresses, (keys, rows) = [f"unix:{tmp_path / name}" for name in "ab"], chain(3)
+    with running(addresses[0]) as one, running(addresses[1]) as two:
+        pool = client(addresses, BLOCK)
+        pool.save(keys, rows)
+        for _ in range(8):
+            pool.load(keys, empty(3))
+        node = {one.address: one, two.address: two}[pool._order(keys, None)[1].address]
+        assert node.stats().blocks == 3
+        for key in keys:
+            node._table.drop(key)
+        assert [pool.load(keys, empty(3)) for _ in range(4)] == [3, 3, 3, 3]
+        asked.clear()
+        assert pool.load(keys, empty(3)) == 3
+        assert asked == ["Get"]
+
+
+@pytest.mark.parametrize(("gaps", "expected"), [([0.1] * 8, 1), ([0.1] * 16, 2), ([10.0] * 100, 0), ([0.1] * 7, 0)])
+def test_only_many_reads_in_a_short_time_call_for_a_copy(gaps, expected):
+    heat, now, called = Heat(enough=7, half_s=10.0), 0.0, 0
+    for gap in gaps:
+        now += gap
+        called += heat.read(b"chain", now)
+        heat.read(now.hex().encode(), now)
+    assert called == expected
 
 
 def test_a_node_that_stands_still_counts_as_gone(tmp_path):

@@ -64,8 +64,8 @@ class NodeLink:
         reply = self._ask(protocol.Match(list(keys)), protocol.Count)
         return min(reply.count, len(keys))
 
-    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
-        """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it)."""
+    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int, bool]:
+        """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it, are they hot)."""
         self._connected()
         if self._memory is None:
             return self._load_sent(keys, rows)
@@ -79,7 +79,7 @@ class NodeLink:
         finally:
             if lease.slots:
                 self._tell(protocol.Release(lease.lease))
-        return good, self._report(keys, lease.checksums, good)
+        return good, self._report(keys, lease.checksums, good), lease.hot
 
     def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         """Give the node the blocks it does not have; how many those were."""
@@ -165,13 +165,13 @@ class NodeLink:
             log.warning("blocks of %s travel through its socket: %s", self.address, error.message)
             return None
 
-    def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
+    def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int, bool]:
         sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
         if len(sent.checksums) > len(rows):
             raise Corruption(f"pool node {self.address} sends {len(sent.checksums)} blocks, asked for {len(rows)}")
         sums = receive_checked(self._connected(), rows[: len(sent.checksums)])
         good = next((i for i, told in enumerate(sent.checksums) if sums[i] != told), len(sums))
-        return good, self._report(keys, sent.checksums, good)
+        return good, self._report(keys, sent.checksums, good), sent.hot
 
     def _place(self, written: protocol.Finish | protocol.Put) -> int:
         """Tell the node what is written: how many blocks it did not have, -1 if the slots are no longer ours."""

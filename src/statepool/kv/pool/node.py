@@ -26,6 +26,7 @@ from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.eviction import EVICTIONS, Eviction
 from statepool.kv.pool import protocol
 from statepool.kv.pool.disk import DiskTier
+from statepool.kv.pool.heat import Heat
 from statepool.kv.pool.mooncake import Mover
 from statepool.kv.pool.protocol import reply_codec, request_codec
 from statepool.kv.pool.slots import Lease, SlotTable
@@ -110,6 +111,7 @@ class Node:
         if config.disk_path is not None:
             self._disk = DiskTier(config.disk_path, config.disk_bytes, config.block_bytes, _order(config))
         self._fresh: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._heat = Heat()
         self._hits = self._misses = self._dropped = 0
         self._owners = _SELF
         self._connections: set[socket.socket] = set()
@@ -163,6 +165,7 @@ class Node:
                 disk_bad=0 if self._disk is None else self._disk.bad,
                 hits=self._hits,
                 misses=self._misses,
+                held=self._table.held,
             )
 
     # -- threads -----------------------------------------------------------------------------------
@@ -224,8 +227,9 @@ class Node:
                     found = self._match(keys)
                 tell(protocol.Count(found))
             case protocol.Get(keys=keys):
-                lease = self._lend(owner, keys)
-                tell(protocol.Granted(lease.id, list(range(len(lease.keys))), [*lease.slots], [*lease.checksums]))
+                lease, hot = self._lend(owner, keys)
+                indices = list(range(len(lease.keys)))
+                tell(protocol.Granted(lease.id, indices, [*lease.slots], [*lease.checksums], hot))
             case protocol.Begin(keys=keys):
                 with self._lock:
                     lease = self._table.begin(owner, keys, time.monotonic())
@@ -243,9 +247,9 @@ class Node:
                 with self._lock:
                     self._table.release(number)
             case protocol.Read(keys=keys):
-                lease = self._lend(owner, keys)
+                lease, hot = self._lend(owner, keys)
                 try:
-                    tell(protocol.Blocks([*lease.checksums]), [self._bytes(slot) for slot in lease.slots])
+                    tell(protocol.Blocks([*lease.checksums], hot), [self._bytes(slot) for slot in lease.slots])
                 finally:
                     with self._lock:
                         self._table.release(lease.id)
@@ -283,14 +287,15 @@ class Node:
 
         return next((i for i, key in enumerate(keys) if not here(key)), len(keys))
 
-    def _lend(self, owner: int, keys: Sequence[bytes]) -> Lease:
-        """Hold leading blocks for a reader, those on disk brought back first."""
+    def _lend(self, owner: int, keys: Sequence[bytes]) -> tuple[Lease, bool]:
+        """Hold leading blocks for a reader, those on disk brought back first; and whether they are read very often."""
         self._from_disk(keys)
+        now = time.monotonic()
         with self._lock:
-            lease = self._table.read(owner, keys, time.monotonic())
+            lease = self._table.read(owner, keys, now)
             self._hits += len(lease.keys)
             self._misses += len(keys) - len(lease.keys)
-        return lease
+            return lease, bool(lease.keys) and self._heat.read(keys[0], now)
 
     def _placed(self, owner: int, stored: Sequence[bytes] | None) -> protocol.Placed:
         """What a writer is told, with slots for what it brings next."""

@@ -139,18 +139,23 @@ class Placed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Granted(msgspec.Struct, frozen=True, tag=True):
-    """A lease: of ``keys`` of the question those at ``indices``, each in its slot."""
+    """A lease: of ``keys`` of the question those at ``indices``, each in its slot.
+
+    ``hot``: they are read so often that the reader should give them to one more node.
+    """
 
     lease: int
     indices: list[int]
     slots: list[int]
     checksums: list[int]
+    hot: bool = False
 
 
 class Blocks(msgspec.Struct, frozen=True, tag=True):
-    """Leading blocks, which follow, each of ``block_bytes``."""
+    """Leading blocks, which follow, each of ``block_bytes``; ``hot`` as in ``Granted``."""
 
     checksums: list[int]
+    hot: bool = False
 
 
 class Stored(msgspec.Struct, frozen=True, tag=True):
@@ -166,6 +171,7 @@ class Stored(msgspec.Struct, frozen=True, tag=True):
     disk_bad: int
     hits: int
     misses: int
+    held: int
 
 
 Request = Hello | Match | Get | Begin | Finish | Put | Release | Read | Write | Drop | Stats

@@ -85,6 +85,11 @@ class SlotTable:
         block = self._blocks.get(key)
         return block is not None and block.ready
 
+    @property
+    def held(self) -> int:
+        """Blocks that somebody reads or writes."""
+        return len(self._held)
+
     def known(self, key: bytes) -> bool:
         """Whether a block is readable or being written."""
         return key in self._blocks
