@@ -219,6 +219,21 @@ def test_top_shows_engines_and_nodes(server):
     assert "no server answers" in away.stderr
 
 
+def test_metrics_name_every_engine_and_node(server, client, engine):
+    (prompt,) = prompts(engine, 1, seed=11)
+    ask(client, prompt, max_tokens=4)
+    server.wait_until(lambda: all_back(server))
+    text, now = server.http.get("/metrics").text, status(server)
+    for each in now["engines"]:
+        labels = f'{{engine="{each["number"]}",role="{each["role"]}"}}'
+        assert f"statepool_engine_usable{labels} 1.0\n" in text
+        assert f"statepool_engine_queued_tokens{labels} 0.0\n" in text
+    for node in now["nodes"]:
+        labels = f'{{node="{node["address"]}"}}'
+        assert f"statepool_pool_node_slots{labels} {float(node['slots'])}\n" in text
+        assert f"statepool_pool_node_hits_total{labels} " in text
+
+
 def test_a_server_that_cannot_keep_its_promise_says_when_to_come_back(running, random_model, engine):
     shape = {"workers": 1, "admission": "both", "slo_ttft": 1e-4}
     with running(random_model, cluster=shape) as busy:
