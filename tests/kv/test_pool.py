@@ -13,50 +13,13 @@ from contextlib import closing, contextmanager, suppress
 import numpy as np
 import pytest
 import xxhash
+from tests.kv.pools import BLOCK, chain, client, empty, free_port, running, until
 from tests.relays import relayed
 
 from statepool.core.errors import InvalidConfig
 from statepool.core.sockets import receive, send
-from statepool.kv.pool import Node, NodeConfig, Pool, protocol
-from statepool.kv.pool.heat import Heat
+from statepool.kv.pool import Node, NodeConfig, protocol
 from statepool.kv.pool.link import NodeLink
-
-BLOCK = 4096
-
-
-_clients = []
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    while _clients:
-        _clients.pop().close()
-
-
-def client(*arguments, timeout=10, **settings):
-    pool = Pool(*arguments, timeout=timeout, **settings)
-    _clients.append(pool)
-    return pool
-
-
-def chain(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.bytes(16) for _ in range(count)], [rng.integers(0, 256, BLOCK, np.uint8) for _ in range(count)]
-
-
-def empty(count):
-    return [np.zeros(BLOCK, np.uint8) for _ in range(count)]
-
-
-@contextmanager
-def running(address, **settings):
-    node = Node(NodeConfig(listen=address, **{"block_bytes": BLOCK, "memory_bytes": 64 * BLOCK, **settings}))
-    node.start()
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -101,7 +64,7 @@ def test_blocks_outlive_the_process_on_disk(tmp_path):
         pool = client([address], BLOCK)
         for i in range(0, 50, 5):  # in pieces that fit, each in time for the disk
             pool.save(keys[i : i + 5], rows[i : i + 5])
-            _until(lambda i=i: pool.links[0].lanes[0].stats().on_disk == i + 5)
+            until(lambda i=i: pool.links[0].lanes[0].stats().on_disk == i + 5)
     with running(address, disk_path=file, memory_bytes=64 * BLOCK) as node:
         pool, out = client([address], BLOCK), empty(50)
         assert node.stats().blocks == 0
@@ -168,7 +131,7 @@ def campaign(folder, fault, count):
     with running(address, disk_path=file):
         pool = client([address], BLOCK)
         pool.save(keys, rows)
-        _until(lambda: pool.links[0].lanes[0].stats().on_disk == 20)
+        until(lambda: pool.links[0].lanes[0].stats().on_disk == 20)
     whole, found = bytearray(file.read_bytes()), 0
     for _ in range(count):
         file.write_bytes(_damaged(bytearray(whole), fault, rng))
@@ -194,7 +157,7 @@ def _damaged(whole, fault, rng):
 
 
 def _through_a_bad_wire(rng, keys, rows):
-    with running(f"tcp://127.0.0.1:{_free_port()}") as node:
+    with running(f"tcp://127.0.0.1:{free_port()}") as node:
         client([node.config.listen], BLOCK).save(keys, rows)
         with flipping_proxy(node.config.listen, every=rng.randrange(BLOCK, 10 * BLOCK)) as bad:
             pool, out = client([bad], BLOCK), empty(20)
@@ -218,7 +181,7 @@ def test_a_client_that_dies_while_writing_leaves_no_slot_behind(tmp_path):
         )
         child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
         assert child.stdout == "begun\n"
-        _until(lambda: len(node._table._free) == 64)
+        until(lambda: len(node._table._free) == 64)
         node._table.check()
         keys, rows = chain(64)
         assert client([address], BLOCK).save(keys, rows) == 64
@@ -230,64 +193,13 @@ def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
     with running(address, lease_s=0.2) as node:
         slow = client([address], BLOCK).links[0].lanes[0]
         lease = slow._ask(protocol.Begin(keys), protocol.Granted)
-        _until(lambda: node.stats().expired == 1)
+        until(lambda: node.stats().expired == 1)
         assert client([address], BLOCK).save(keys, rows) == 4
         next(slow._memory.read(lease.slots))[:] = 0  # it wakes and writes where it has no right to any more
         assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Placed).count == 0
         out = empty(4)
         got = client([address], BLOCK).load(keys, out)
         assert all(np.array_equal(a, b) for a, b in zip(out[:got], rows, strict=False))
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What links ask, by name, in order."""
-    names, ask = [], NodeLink._ask
-
-    def noted(link, request, kind, blocks=()):
-        names.append(type(request).__name__)
-        return ask(link, request, kind, blocks)
-
-    monkeypatch.setattr(NodeLink, "_ask", noted)
-    return names
-
-
-def test_a_few_blocks_are_put_in_one_question(tmp_path, asked):
-    address, (keys, rows) = f"unix:{tmp_path / 'node'}", chain(20)
-    with running(address, memory_bytes=512 * BLOCK) as node:
-        pool, other = client([address], BLOCK), client([address], BLOCK)
-        assert pool.save(keys[:5], rows[:5]) == 5
-        assert asked == ["Hello", "Begin", "Finish"]
-        asked.clear()
-        assert [pool.save(keys[i : i + 2], rows[i : i + 2]) for i in (5, 7, 9)] == [2, 2, 2]
-        assert pool.save(keys[9:12], rows[9:12]) == 1, "of what is known already nothing is kept twice"
-        assert asked == ["Put"] * 4
-        out = empty(20)
-        assert other.load(keys, out) == 12
-        assert all(np.array_equal(a, b) for a, b in zip(out[:12], rows, strict=False))
-        node._table.check()
-        pool.close()
-        _until(lambda: len(node._table._free) + 12 == 512)
-
-
-def test_slots_given_ahead_are_not_written_when_their_lease_may_have_ended(tmp_path, asked):
-    """Within half of the lease a client uses them; later it asks anew; if they were taken away, its put is not lost."""
-    address, (keys, rows) = f"unix:{tmp_path / 'node'}", chain(20)
-    with running(address, memory_bytes=512 * BLOCK, lease_s=1.0) as node:
-        pool = client([address], BLOCK)
-        link = pool.links[0].lanes[0]
-        assert pool.save(keys[:1], rows[:1]) == 1
-        _until(lambda: time.monotonic() > link._ahead.until)
-        asked.clear()
-        assert pool.save(keys[1:2], rows[1:2]) == 1
-        assert asked == ["Begin", "Finish"]
-        for lease in list(node._table._ahead.values()):
-            node._table.release(lease.id)
-        asked.clear()
-        assert pool.save(keys[2:3], rows[2:3]) == 1
-        assert asked == ["Put", "Begin", "Finish"]
-        assert pool.load(keys[:3], out := empty(3)) == 3
-        assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=False))
 
 
 def test_replicas_outlive_a_node(tmp_path, record_property):
@@ -310,62 +222,6 @@ def test_replicas_outlive_a_node(tmp_path, record_property):
     record_property("p99_ms", 1e3 * float(np.quantile(seconds, 0.99)))
 
 
-@pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_what_is_read_very_often_gets_another_node_and_is_read_from_all_in_turn(tmp_path, kind):
-    addresses = [f"unix:{tmp_path / name}" if kind == "unix" else f"tcp://127.0.0.1:{_free_port()}" for name in "abc"]
-    (keys, rows), (cold, cold_rows) = chain(6, 1), chain(6, 2)
-    with running(addresses[0]), running(addresses[1]), running(addresses[2]):
-        pool = client(addresses, BLOCK)
-        pool.save(keys, rows)
-        pool.save(cold, cold_rows)
-
-        def holders(some):
-            return sum(link.match(some) == len(some) for link in pool.links)
-
-        def reads():
-            return [link.lanes[0].stats().hits for link in pool.links]
-
-        for _ in range(7):
-            assert pool.load(keys, out := empty(6)) == 6
-        assert (holders(keys), holders(cold)) == (1, 1)
-        assert pool.load(keys, empty(6)) == 6
-        assert (holders(keys), holders(cold)) == (2, 1), "the eighth read calls for a copy"
-        before = reads()
-        for _ in range(8):
-            assert pool.load(keys, out := empty(6)) == 6
-            assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
-        assert sorted(after - then for after, then in zip(reads(), before, strict=True)) == [0, 24, 24]
-        pool._order(keys, None)[0].rest()
-        assert pool.load(keys, empty(6)) == 6, "and it outlives its node"
-
-
-def test_a_copy_that_is_gone_is_not_looked_for_again(tmp_path, asked):
-    addresses, (keys, rows) = [f"unix:{tmp_path / name}" for name in "ab"], chain(3)
-    with running(addresses[0]) as one, running(addresses[1]) as two:
-        pool = client(addresses, BLOCK)
-        pool.save(keys, rows)
-        for _ in range(8):
-            pool.load(keys, empty(3))
-        node = {one.address: one, two.address: two}[pool._order(keys, None)[1].address]
-        assert node.stats().blocks == 3
-        for key in keys:
-            node._table.drop(key)
-        assert [pool.load(keys, empty(3)) for _ in range(4)] == [3, 3, 3, 3]
-        asked.clear()
-        assert pool.load(keys, empty(3)) == 3
-        assert asked == ["Get"]
-
-
-@pytest.mark.parametrize(("gaps", "expected"), [([0.1] * 8, 1), ([0.1] * 16, 2), ([10.0] * 100, 0), ([0.1] * 7, 0)])
-def test_only_many_reads_in_a_short_time_call_for_a_copy(gaps, expected):
-    heat, now, called = Heat(enough=7, half_s=10.0), 0.0, 0
-    for gap in gaps:
-        now += gap
-        called += heat.read(b"chain", now)
-        heat.read(now.hex().encode(), now)
-    assert called == expected
-
-
 def test_a_node_that_stands_still_counts_as_gone(tmp_path):
     addresses = [f"unix:{tmp_path / name}" for name in "ab"]
     keys, rows = chain(10)
@@ -378,7 +234,7 @@ def test_a_node_that_stands_still_counts_as_gone(tmp_path):
         assert pool.load(keys, empty(10)) == 0
         for process in (first, second):
             process.send_signal(signal.SIGCONT)
-        _until(lambda: pool.load(keys, empty(10)) == 10)
+        until(lambda: pool.load(keys, empty(10)) == 10)
 
 
 def test_settings_that_cannot_work_are_named(tmp_path):
@@ -446,9 +302,9 @@ def test_another_node_at_the_address_of_one_counts_as_failed(tmp_path):
     with running(address):
         assert pool.save(keys, rows) == 3
     with running(address, block_bytes=2 * BLOCK, memory_bytes=64 * BLOCK):
-        _until(lambda: not pool.links[0].resting)
+        until(lambda: not pool.links[0].resting)
         assert pool.load(keys, empty(3)) == 0  # the old connection broke
-        _until(lambda: not pool.links[0].resting)
+        until(lambda: not pool.links[0].resting)
         assert pool.load(keys, empty(3)) == 0  # the new node refuses these blocks
     assert pool.counts.failures == 2
 
@@ -482,19 +338,6 @@ def test_a_node_that_sends_more_than_was_asked_for_counts_as_failed():
 def _stop(process):
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)  # until every thread of it has stopped
-
-
-def _until(holds, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
-
-
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager
@@ -566,7 +409,7 @@ def test_several_connections_bring_what_one_does(address, connections, hole):
 
 
 def test_no_part_is_still_written_when_a_node_is_gone():
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     keys, rows = chain(40)
     with node_process(address) as process:
         pool = client([address], BLOCK, connections=4, timeout=0.3)

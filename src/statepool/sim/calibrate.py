@@ -119,9 +119,9 @@ def calibrate(
     )
     if beside:
         context = longest // 2
-        written, prompts = client.beside(beside, context)
-        step_s = costs.decode_s(beside, beside * (context + len(written[0].gaps) // 2))
-        factors = slowdowns(written, prompts, reply_s + costs.prefill_s(context), step_s)
+        answers, prompts = client.beside(beside, context)
+        step_s = costs.decode_s(beside, beside * (context + len(answers[0].gaps) // 2))
+        factors = slowdowns(answers, prompts, reply_s + costs.prefill_s(context), step_s)
         costs = replace(costs, prefill_beside=factors[0], decode_beside=factors[1])
     return Calibration(costs, prefill_error, step_error)
 
