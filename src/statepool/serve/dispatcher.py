@@ -23,6 +23,7 @@ from statepool.kv.layout import BLOCK_SIZE
 from statepool.serve.conductor import Conductor
 from statepool.serve.costs import NodeCosts
 from statepool.serve.estimate import Estimator
+from statepool.serve.overload import Patience
 from statepool.serve.prefixes import PrefixIndex
 from statepool.serve.snapshot import Ask, Completion, Decision, DecodePool, PrefillPool, Snapshot, Underway
 
@@ -85,7 +86,7 @@ class Dispatcher:
     ) -> None:
         self.estimator = estimator
         self.refused = 0
-        self._conductor = conductor
+        self._conductor = _live(conductor)
         self._made_for = estimator.costs
         self._blocks = blocks
         self._clock = clock
@@ -243,6 +244,14 @@ class Dispatcher:
                 underway=tuple(underway),
             ),
         )
+
+
+def _live(conductor: Conductor) -> Conductor:
+    """Here a first token is handed out as soon as it is there: to wait for room behind it would be a gap."""
+    admission = conductor.admission
+    if not isinstance(admission, Patience):
+        return conductor
+    return replace(conductor, admission=replace(admission, wait_share=0.0))
 
 
 def _keys(request: Request) -> list[bytes]:
