@@ -123,8 +123,11 @@ def test_answers_that_were_never_written_side_by_side_tell_no_batch():
     def answer(begun, gaps):
         return Answer(0, begun, 8, 1 + len(gaps), 200, 0.5, gaps)
 
-    one, two = answer(0.0, (0.25,) * 5), answer(0.5, (0.5,) * 4)
-    assert room._together([one, two]) == [0.25], "from 1.5 s, the second's second token, to 1.75 s, the first's end"
+    one, two = answer(0.0, (0.25,) * 9), answer(0.5, (0.5, *(0.125,) * 20))
+    # From 1.5 s, when the second has its second token, to 2.75 s, the end of the first.
+    assert room._together([one, two]) == [0.25, 0.125]
+    bunched = answer(0.0, (0.25, 0.25, 0.25, 0.25, 1.25, 0.0, 0.0, 0.0, 0.0))
+    assert room._together([bunched, two])[0] == 0.25, "what was read at once was not written at once"
     assert room._together([one, answer(10.0, (0.25,) * 5)]) == []
 
 

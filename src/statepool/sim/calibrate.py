@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import msgspec
 import numpy as np
@@ -38,6 +38,8 @@ _ANSWER = 24
 """Tokens of an answer whose steps are timed; each batch is timed twice, so that a disturbance spoils half of it."""
 _BATCHES = (1, 2, 4, 8, 16)
 _MOST = 4096
+_FEWEST = 4
+"""Gaps of an answer that tell a mean."""
 _LINE = 3
 """Prompts that wait while one is computed, and then share a step."""
 _FIRST_SECONDS = 0.02
@@ -229,7 +231,7 @@ class _Client:
         for context in contexts:
             prompts = [self.new(f"{context}/{i}", context) for i in range(max(batches))]
             first, *gaps = self.answer(prompts[0], _ANSWER).gaps
-            handoffs.append((context, max(first - median(gaps), 0.0)))
+            handoffs.append((context, max(first - fmean(gaps), 0.0)))
             for prompt in prompts[1:]:
                 self.answer(prompt, 1)
             found: dict[int, list[float]] = {batch: [] for batch in batches}
@@ -241,10 +243,14 @@ class _Client:
 
 
 def _together(answers: Sequence[Answer]) -> list[float]:
-    """Gaps between tokens while all ``answers`` were being written."""
-    times = [_written(answer).tolist() for answer in answers]
-    begin, end = max(each[0] for each in times), min(each[-1] for each in times)
-    return [after - before for each in times for before, after in pairwise(each) if begin <= before and after <= end]
+    """The mean gap between two tokens of each answer while all ``answers`` were being written.
+
+    Of each by itself, and the mean: a busy client reads several tokens at once, and finds one long gap and no others.
+    """
+    times = [_written(answer) for answer in answers]
+    begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
+    inside = [each[(each >= begin) & (each <= end)] for each in times]
+    return [float(each[-1] - each[0]) / (len(each) - 1) for each in inside if len(each) > _FEWEST]
 
 
 def fit_engine(
@@ -310,7 +316,7 @@ def slowdowns(
         if any(start <= before and after <= stop for start, stop in spans)
     ]
     prefill = median(stop - start for start, stop in spans) / prefill_s if spans else 1.0
-    return max(prefill, 1.0), max(median(gaps) / step_s, 1.0) if gaps else 1.0
+    return max(prefill, 1.0), max(fmean(gaps) / step_s, 1.0) if gaps else 1.0
 
 
 def _first_token(answer: Answer) -> float:
