@@ -12,6 +12,7 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -51,18 +52,9 @@ def _prove(proof: Proof) -> Row:
     if missing:
         row.note = f"no such test yet: {', '.join(missing)}"
         return row
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        options = ["-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--junitxml={report}"]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "pytest", *proof.tests, *options]
-        ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-        if not report.exists():
-            row.note = f"pytest ended with {ran.returncode}: {ran.stdout.strip()[-200:]}"
-            return row
-        cases = list(ET.parse(report).getroot().iter("testcase"))
+    cases, said = _cases(proof.tests)
     if not cases:
-        row.note = f"no test was run: {ran.stdout.strip()[-200:]}"
+        row.note = said
         return row
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case for case in cases if case.find("skipped") is not None]
@@ -75,6 +67,21 @@ def _prove(proof: Proof) -> Row:
     elif not failed:
         row.value = _recorded(proof, cases)
     return row
+
+
+@cache
+def _cases(tests: tuple[str, ...]) -> tuple[tuple[ET.Element, ...], str]:
+    """Run tests, once however many claims rest on them: how each went, or why none was run."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        options = ["-q", "-p", "no:cacheprovider", "-o", "junit_family=xunit1", f"--junitxml={report}"]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "pytest", *tests, *options]
+        ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        if not report.exists():
+            return (), f"pytest ended with {ran.returncode}: {ran.stdout.strip()[-200:]}"
+        cases = tuple(ET.parse(report).getroot().iter("testcase"))
+    return cases, f"no test was run: {ran.stdout.strip()[-200:]}"
 
 
 def _recorded(proof: Proof, cases: Sequence[ET.Element]) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from bench.row import Row
 from statepool.serve.costs import NodeCosts
 from statepool.serve.policies import conductor
 from statepool.serve.snapshot import SLO
-from statepool.sim.calibrate import calibrate
+from statepool.sim.calibrate import again, calibrate
 from statepool.sim.cluster import Cluster, Shape
 from statepool.sim.nodes import Job
 from statepool.sim.replay import Answer, play
@@ -30,15 +29,17 @@ _SCALE = 0.2
 _BUSY = 0.6
 """Share of the time in which the prefill engine computes."""
 _SLO = SLO(30.0, 1.0)
-_PARTS = 4
-"""The machine is measured before and after each part, and the part is predicted from the mean of both."""
+_PARTS = 3
+"""How fast the machine is now is measured before and after each part, and the part is predicted from the mean."""
+_LONGEST = 1024
+"""Tokens of the longest prompt of a calibration; the longest of the trace has 821."""
 
 
 def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
     """A17a: error of the means. A17b: error of the P90s."""
     if not wanted("A17"):
         return
-    watch, requests = LoadWatch(), 60 if quick else 400
+    watch, requests = LoadWatch(), 60 if quick else 300
     what = f"simulated against live, 1P+1D, {requests} requests of the Azure conversation trace, largest error of"
     rows = [
         Row("A17a", f"{what} mean TTFT and TBT", "%", "lower", 7.0),
@@ -50,17 +51,16 @@ def run(wanted: Callable[[str], bool], quick: bool) -> Iterator[Row]:
             row.note = f"STATEPOOL_TRACES names no folder with {_TRACE}"
     else:
         try:
-            _compare(rows, Path(folder) / _TRACE, requests)
+            _compare(rows, Path(folder) / _TRACE, requests, watch)
         except WorkerError as error:
             for row in rows:
                 row.note = str(error)
-    load = watch.stop()
     for row in rows:
-        row.load, row.command = load, "python -m bench serve --only A17"
+        row.command = "python -m bench serve --only A17"
         yield row
 
 
-def _compare(rows: Sequence[Row], trace: Path, requests: int) -> None:
+def _compare(rows: Sequence[Row], trace: Path, requests: int, watch: LoadWatch) -> None:
     calls = read_trace(trace)[:requests]
     model = checkpoint("small" if requests < 100 else "qwen3-0.6b")
     server = serve_ours(
@@ -68,18 +68,20 @@ def _compare(rows: Sequence[Row], trace: Path, requests: int) -> None:
     )
     try:
         url = f"http://127.0.0.1:{server.port}"
-        found = [calibrate(url, longest=1024)]
-        work_s = sum(found[0].costs.prefill_s(call.prompt) for call in scaled(calls, _SCALE))
+        found = calibrate(url, longest=_LONGEST)
+        pace = [again(url, found.costs, longest=_LONGEST)]
+        work_s = sum(found.costs.prefill_s(call.prompt) for call in scaled(calls, _SCALE))
         speed = _BUSY * calls[-1].at / work_s
         answers: list[Answer] = []
         jobs: list[Job] = []
         for part in _parts(calls):
             answers += play(sped_up(part, speed), url, block=BLOCK, scale=_SCALE)
-            found.append(calibrate(url, longest=1024))
-            costs = _between(found[-2].costs, found[-1].costs)
+            pace.append(again(url, found.costs, longest=_LONGEST))
+            costs = _slower(found.costs, *map(fmean, zip(*pace[-2:], strict=True)))
             shape = Shape(1, 1, costs.dram_tokens, max(1, round(BLOCK * _SCALE)))
             cluster = Cluster(costs, shape, conductor("global", "none", costs, _SLO), _SLO)
             jobs += cluster.run(sped_up(scaled(part, _SCALE), speed))
+        load = watch.stop()  # while the engines live: the time of those that have ended counts as somebody else's
     finally:
         server.kill()
     for row, figure in zip(rows, (fmean, lambda values: float(np.quantile(values, 0.9))), strict=True):
@@ -89,12 +91,14 @@ def _compare(rows: Sequence[Row], trace: Path, requests: int) -> None:
         row.value = max(errors.values())
         row.own = ", ".join(f"{name} {told[name] * 1e3:.1f} ms" for name in told)
         row.note = "live " + ", ".join(f"{name} {live[name] * 1e3:.1f} ms" for name in live)
-        slower = [each.costs.prefill_s(256) / found[0].costs.prefill_s(256) for each in found]
+        prefills, steps = zip(*pace, strict=True)
         row.note += (
-            f"; calibrated {len(found)} times, to {max(each.prefill_error for each in found):.0%} and "
-            f"{max(each.step_error for each in found):.0%}; a prefill took {min(slower):.2f} to {max(slower):.2f}x "
-            f"the first time's; trace at x{speed:.2f}"
+            f"; calibrated to {found.prefill_error:.0%} and {found.step_error:.0%}; then a prefill took "
+            f"{min(prefills):.2f} to {max(prefills):.2f}x and a step {min(steps):.2f} to {max(steps):.2f}x as long; "
+            f"side by side {found.costs.prefill_beside:.2f}x and {found.costs.decode_beside:.2f}x; "
+            f"trace at x{speed:.2f}"
         )
+        row.load = load
 
 
 def _parts(calls: Sequence[Call]) -> list[list[Call]]:
@@ -104,22 +108,15 @@ def _parts(calls: Sequence[Call]) -> list[list[Call]]:
     return [[replace(call, at=call.at - part[0].at) for call in part] for part in cut]
 
 
-def _between(before: NodeCosts, after: NodeCosts) -> NodeCosts:
-    """Means of what was measured before and after; of rates, the mean time per byte."""
-
-    def rate(a: float, b: float) -> float:
-        return 2 / (1 / a + 1 / b) if math.isfinite(min(a, b)) else math.inf
-
+def _slower(costs: NodeCosts, prefill: float, step: float) -> NodeCosts:
+    """The costs where a prefill takes ``prefill`` and a decode step ``step`` times as long."""
+    c0, c1, c2 = costs.prefill
     return replace(
-        before,
-        prefill=tuple(map(fmean, zip(before.prefill, after.prefill, strict=True))),
-        linear_us=tuple(map(fmean, zip(before.linear_us, after.linear_us, strict=True))),
-        hbm_bytes_s=rate(before.hbm_bytes_s, after.hbm_bytes_s),
-        nic_bytes_s=rate(before.nic_bytes_s, after.nic_bytes_s),
-        handoff_base_s=fmean((before.handoff_base_s, after.handoff_base_s)),
-        reply_s=fmean((before.reply_s, after.reply_s)),
-        prefill_beside=fmean((before.prefill_beside, after.prefill_beside)),
-        decode_beside=fmean((before.decode_beside, after.decode_beside)),
+        costs,
+        prefill=(c0 * prefill, c1 * prefill, c2 * prefill),
+        reply_s=costs.reply_s * prefill,
+        linear_us=tuple(each * step for each in costs.linear_us),
+        hbm_bytes_s=costs.hbm_bytes_s / step,
     )
 
 

@@ -219,6 +219,21 @@ def test_top_shows_engines_and_nodes(server):
     assert "no server answers" in away.stderr
 
 
+def test_metrics_name_every_engine_and_node(server, client, engine):
+    (prompt,) = prompts(engine, 1, seed=11)
+    ask(client, prompt, max_tokens=4)
+    server.wait_until(lambda: all_back(server))
+    text, now = server.http.get("/metrics").text, status(server)
+    for each in now["engines"]:
+        labels = f'{{engine="{each["number"]}",role="{each["role"]}"}}'
+        assert f"statepool_engine_usable{labels} 1.0\n" in text
+        assert f"statepool_engine_queued_tokens{labels} 0.0\n" in text
+    for node in now["nodes"]:
+        labels = f'{{node="{node["address"]}"}}'
+        assert f"statepool_pool_node_slots{labels} {float(node['slots'])}\n" in text
+        assert f"statepool_pool_node_hits_total{labels} " in text
+
+
 def test_a_server_that_cannot_keep_its_promise_says_when_to_come_back(running, random_model, engine):
     shape = {"workers": 1, "admission": "both", "slo_ttft": 1e-4}
     with running(random_model, cluster=shape) as busy:
@@ -248,12 +263,13 @@ def test_a_lost_pool_node_costs_time_and_no_token(server, engine):
 @pytest.mark.timeout(1800)
 def test_two_hundred_kills(server, engine, record_property):
     """Any engine or pool node, killed or stopped at any moment under load: no hang, no wrong token, no lost block."""
-    chance = random.Random(1)
+    chance, seconds = random.Random(1), []
     for _ in range(200):
         victims = [*pids(server, "prefill"), *pids(server, "decode"), *node_pids(server)]
         number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
-        strike(server, engine, 6, partial(hit, chance, victims, number), chance.uniform(0, 0.3))
+        seconds.append(strike(server, engine, 6, partial(hit, chance, victims, number), chance.uniform(0, 0.3)))
     record_property("wrong", 0)
+    record_property("recovery_s", max(seconds))
 
 
 def hit(chance, victims, number):
@@ -264,9 +280,18 @@ def hit(chance, victims, number):
 
 
 def strike(server, engine, count, blow, delay=0.15):
-    """Ask much at once, strike in the middle, and compare every answer with that of one engine."""
+    """Ask much at once, strike in the middle, and compare every answer with that of one engine.
+
+    Returns the seconds from the blow until the last answer was there.
+    """
+    struck = []
+
+    def now():
+        struck.append(time.monotonic())
+        blow()
+
     asked = [(prompt, i) for i, prompt in enumerate(prompts(engine, count, seed=time.monotonic_ns()))]
-    timer = threading.Timer(delay, blow)
+    timer = threading.Timer(delay, now)
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
 
         def one(entry):
@@ -276,11 +301,14 @@ def strike(server, engine, count, blow, delay=0.15):
         with ThreadPoolExecutor(count) as crowd:
             timer.start()
             answers = list(crowd.map(one, asked))
+        ended = time.monotonic()
         timer.join()
     assert answers == [alone(engine, p, max_tokens=60, temperature=(i % 2) * 0.9, seed=i) for p, i in asked]
     server.wait_until(lambda: all_back(server), 30)
     for each in status(server)["engines"]:
         assert each["kv_blocks_free"] == each["kv_blocks_total"]
+    server.wait_until(lambda: not any(node["held"] for node in status(server)["nodes"]), 30)
+    return max(ended - struck[0], 0.0)
 
 
 def node_pids(server):

@@ -13,49 +13,13 @@ from contextlib import closing, contextmanager, suppress
 import numpy as np
 import pytest
 import xxhash
+from tests.kv.pools import BLOCK, chain, client, empty, free_port, running, until
 from tests.relays import relayed
 
 from statepool.core.errors import InvalidConfig
 from statepool.core.sockets import receive, send
-from statepool.kv.pool import Node, NodeConfig, Pool, protocol
+from statepool.kv.pool import Node, NodeConfig, protocol
 from statepool.kv.pool.link import NodeLink
-
-BLOCK = 4096
-
-
-_clients = []
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    while _clients:
-        _clients.pop().close()
-
-
-def client(*arguments, timeout=10, **settings):
-    pool = Pool(*arguments, timeout=timeout, **settings)
-    _clients.append(pool)
-    return pool
-
-
-def chain(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.bytes(16) for _ in range(count)], [rng.integers(0, 256, BLOCK, np.uint8) for _ in range(count)]
-
-
-def empty(count):
-    return [np.zeros(BLOCK, np.uint8) for _ in range(count)]
-
-
-@contextmanager
-def running(address, **settings):
-    node = Node(NodeConfig(listen=address, **{"block_bytes": BLOCK, "memory_bytes": 64 * BLOCK, **settings}))
-    node.start()
-    try:
-        yield node
-    finally:
-        node.close()
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -100,7 +64,7 @@ def test_blocks_outlive_the_process_on_disk(tmp_path):
         pool = client([address], BLOCK)
         for i in range(0, 50, 5):  # in pieces that fit, each in time for the disk
             pool.save(keys[i : i + 5], rows[i : i + 5])
-            _until(lambda i=i: pool.links[0].lanes[0].stats().on_disk == i + 5)
+            until(lambda i=i: pool.links[0].lanes[0].stats().on_disk == i + 5)
     with running(address, disk_path=file, memory_bytes=64 * BLOCK) as node:
         pool, out = client([address], BLOCK), empty(50)
         assert node.stats().blocks == 0
@@ -167,7 +131,7 @@ def campaign(folder, fault, count):
     with running(address, disk_path=file):
         pool = client([address], BLOCK)
         pool.save(keys, rows)
-        _until(lambda: pool.links[0].lanes[0].stats().on_disk == 20)
+        until(lambda: pool.links[0].lanes[0].stats().on_disk == 20)
     whole, found = bytearray(file.read_bytes()), 0
     for _ in range(count):
         file.write_bytes(_damaged(bytearray(whole), fault, rng))
@@ -193,7 +157,7 @@ def _damaged(whole, fault, rng):
 
 
 def _through_a_bad_wire(rng, keys, rows):
-    with running(f"tcp://127.0.0.1:{_free_port()}") as node:
+    with running(f"tcp://127.0.0.1:{free_port()}") as node:
         client([node.config.listen], BLOCK).save(keys, rows)
         with flipping_proxy(node.config.listen, every=rng.randrange(BLOCK, 10 * BLOCK)) as bad:
             pool, out = client([bad], BLOCK), empty(20)
@@ -217,7 +181,7 @@ def test_a_client_that_dies_while_writing_leaves_no_slot_behind(tmp_path):
         )
         child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
         assert child.stdout == "begun\n"
-        _until(lambda: len(node._table._free) == 64)
+        until(lambda: len(node._table._free) == 64)
         node._table.check()
         keys, rows = chain(64)
         assert client([address], BLOCK).save(keys, rows) == 64
@@ -229,10 +193,10 @@ def test_a_writer_that_sleeps_past_its_lease_is_refused(tmp_path):
     with running(address, lease_s=0.2) as node:
         slow = client([address], BLOCK).links[0].lanes[0]
         lease = slow._ask(protocol.Begin(keys), protocol.Granted)
-        _until(lambda: node.stats().expired == 1)
+        until(lambda: node.stats().expired == 1)
         assert client([address], BLOCK).save(keys, rows) == 4
         next(slow._memory.read(lease.slots))[:] = 0  # it wakes and writes where it has no right to any more
-        assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Count).count == 0
+        assert slow._ask(protocol.Finish(lease.lease, [0, 0, 0, 0]), protocol.Placed).count == 0
         out = empty(4)
         got = client([address], BLOCK).load(keys, out)
         assert all(np.array_equal(a, b) for a, b in zip(out[:got], rows, strict=False))
@@ -247,11 +211,15 @@ def test_replicas_outlive_a_node(tmp_path, record_property):
             assert pool.save(keys, rows, keys[0]) == 20
         first.kill()
         first.wait()
-        for keys, rows in chains:
-            out = empty(10)
+        seconds = []
+        for keys, rows in chains * 20:
+            out, started = empty(10), time.perf_counter()
             assert pool.load(keys, out) == 10
+            seconds.append(time.perf_counter() - started)
             assert all(np.array_equal(a, b) for a, b in zip(out, rows, strict=True))
     record_property("served", 1.0)
+    record_property("first_ms", 1e3 * max(seconds[:12]))
+    record_property("p99_ms", 1e3 * float(np.quantile(seconds, 0.99)))
 
 
 def test_a_node_that_stands_still_counts_as_gone(tmp_path):
@@ -266,7 +234,7 @@ def test_a_node_that_stands_still_counts_as_gone(tmp_path):
         assert pool.load(keys, empty(10)) == 0
         for process in (first, second):
             process.send_signal(signal.SIGCONT)
-        _until(lambda: pool.load(keys, empty(10)) == 10)
+        until(lambda: pool.load(keys, empty(10)) == 10)
 
 
 def test_settings_that_cannot_work_are_named(tmp_path):
@@ -334,9 +302,9 @@ def test_another_node_at_the_address_of_one_counts_as_failed(tmp_path):
     with running(address):
         assert pool.save(keys, rows) == 3
     with running(address, block_bytes=2 * BLOCK, memory_bytes=64 * BLOCK):
-        _until(lambda: not pool.links[0].resting)
+        until(lambda: not pool.links[0].resting)
         assert pool.load(keys, empty(3)) == 0  # the old connection broke
-        _until(lambda: not pool.links[0].resting)
+        until(lambda: not pool.links[0].resting)
         assert pool.load(keys, empty(3)) == 0  # the new node refuses these blocks
     assert pool.counts.failures == 2
 
@@ -370,19 +338,6 @@ def test_a_node_that_sends_more_than_was_asked_for_counts_as_failed():
 def _stop(process):
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)  # until every thread of it has stopped
-
-
-def _until(holds, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
-
-
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @contextmanager
@@ -454,7 +409,7 @@ def test_several_connections_bring_what_one_does(address, connections, hole):
 
 
 def test_no_part_is_still_written_when_a_node_is_gone():
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     keys, rows = chain(40)
     with node_process(address) as process:
         pool = client([address], BLOCK, connections=4, timeout=0.3)

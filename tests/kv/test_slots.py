@@ -16,10 +16,10 @@ class Books(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.table = SlotTable(SLOTS, LeastRecent(), LEASE)
+        self.table = SlotTable(SLOTS, LeastRecent(), LEASE, most_ahead=3)
         self.now = 0.0
         self.memory = [None] * SLOTS
-        self.reads, self.writes = {}, {}
+        self.reads, self.writes, self.ahead = {}, {}, {}
 
     @rule(owner=st.integers(1, 2), keys=st.lists(st.sampled_from(KEYS), unique=True, max_size=5))
     def begin(self, owner, keys):
@@ -27,7 +27,7 @@ class Books(RuleBasedStateMachine):
         lease = self.table.begin(owner, keys, self.now)
         assert list(lease.keys) == [key for key in keys if key not in known][: len(lease.keys)]
         for slot in lease.slots:
-            assert all(slot not in other.slots for other in [*self.reads.values(), *self.writes.values()])
+            assert self._is_free(slot)
         for key, slot in zip(lease.keys, lease.slots, strict=True):
             self.memory[slot] = key
         if lease.keys:
@@ -39,6 +39,32 @@ class Books(RuleBasedStateMachine):
             lease = self.writes.pop(data.draw(st.sampled_from(sorted(self.writes))))
             done = self.table.finish(lease.id, [int.from_bytes(key, "little") for key in lease.keys], self.now)
             assert done == (lease.keys if lease.deadline > self.now else ())
+
+    @rule(owner=st.integers(1, 2), chain=st.lists(st.sampled_from(KEYS), unique=True, max_size=3))
+    def give_ahead(self, owner, chain):
+        self.ahead = {number: lease for number, lease in self.ahead.items() if lease.owner != owner}
+        here = [key for key in chain if key in self.table]
+        lease = self.table.ahead(owner, self.now, chain)
+        assert all(key in self.table for key in here), "nothing of the chain goes for it"
+        assert (lease.keys, self.table.finish(lease.id, [], self.now)) == ((), ())
+        assert sum(len(each.slots) for each in [*self.ahead.values(), lease]) <= 3
+        assert all(self._is_free(slot) for slot in lease.slots)
+        if lease.slots:
+            self.ahead[lease.id] = lease
+
+    @rule(data=st.data(), keys=st.lists(st.sampled_from(KEYS), max_size=4))
+    def put(self, data, keys):
+        """It writes first, and says with what then; of keys that are known, or named twice, one block stays."""
+        if self.ahead:
+            lease = self.ahead.pop(data.draw(st.sampled_from(sorted(self.ahead))))
+            fits = len(keys) <= len(lease.slots)
+            known = {key for key in keys if self.table.known(key)}
+            for key, slot in zip(keys, lease.slots, strict=False):
+                self.memory[slot] = key
+            done = self.table.put(lease.id, keys, [int.from_bytes(key, "little") for key in keys], self.now)
+            assert done == (tuple(dict.fromkeys(key for key in keys if key not in known)) if fits else None)
+            if not fits:
+                assert self.table.release(lease.id)
 
     @rule(owner=st.integers(1, 2), keys=st.lists(st.sampled_from(KEYS), unique=True, max_size=5))
     def read(self, owner, keys):
@@ -74,8 +100,12 @@ class Books(RuleBasedStateMachine):
         assert self.table.drop(key) is here
         assert key not in self.table
 
+    def _is_free(self, slot):
+        there = (*self.reads.values(), *self.writes.values(), *self.ahead.values())
+        return all(slot not in lease.slots for lease in there)
+
     def _forget(self, ended):
-        for leases in (self.reads, self.writes):
+        for leases in (self.reads, self.writes, self.ahead):
             for number in [number for number, lease in leases.items() if ended(lease)]:
                 del leases[number]
 
@@ -111,6 +141,17 @@ def test_a_writer_behind_its_deadline_is_refused():
     assert table.finish(late.id, [1], 6.0) == ()
     assert table.finish(again.id, [2], 6.0) == (KEYS[0],)
     assert table.read(3, KEYS[:1], 6.0).checksums == (2,)
+
+
+def test_slots_given_ahead_end_like_any_lease():
+    table = SlotTable(4, LeastRecent(), lease_s=5.0, most_ahead=2)
+    lease = table.ahead(1, 0.0)
+    assert len(lease.slots) == 2
+    assert table.ahead(2, 0.0).slots == (), "no more than two are out"
+    assert table.expire(5.0) == 0, "nobody who has written something is late"
+    assert table.put(lease.id, KEYS[:1], [1], 5.0) is None
+    table.check()
+    assert len(table.begin(2, KEYS[:4], 5.0).slots) == 4, "they are free again"
 
 
 def test_held_blocks_are_not_given_up():

@@ -7,6 +7,7 @@ import pytest
 
 from statepool.core.errors import Overloaded
 from statepool.engine.request import Request, SamplingParams
+from statepool.kv.keys import block_keys, root_key
 from statepool.serve.dispatcher import Dispatcher
 from statepool.serve.estimate import Estimator, live_costs
 from statepool.serve.policies import conductor
@@ -153,8 +154,33 @@ async def seats():
 
 def test_a_request_is_kept_until_there_is_room(monkeypatch):
     books, sleeps = full_books(monkeypatch, ends_after=5)
+    hashed = []
+
+    def counted(tokens, size, root):
+        hashed.append(len(tokens))
+        return block_keys(tokens, size, root)
+
+    monkeypatch.setattr("statepool.serve.dispatcher.block_keys", counted)
     ticket = asyncio.run(books.admit(request(8000, start=100_000), seats))
     assert (ticket.decision.refused, len(sleeps), books.refused) == ("", 5, 0)
+    assert hashed == [8000], "however often it asks, its prompt is hashed once"
+    assert ticket.keys == block_keys(range(100_000, 108_000), 16, root_key(""))
+
+
+@pytest.mark.parametrize("admission", ["foresight", "patience"])
+@pytest.mark.parametrize("prefills", [0, 32])
+def test_policies_that_look_ahead_admit_before_a_step_was_measured(admission, prefills):
+    """A fresh cluster knows no step's duration; what runs is not expected to end."""
+    estimator = Estimator(live_costs(1024, 100_000))
+    for i in range(prefills):
+        estimator.prefilled(500 + 333 * i, 0, C0 + C1 * (500 + 333 * i))
+    books, clock = dispatcher("global", admission, seats=2, estimator=estimator)
+    for i in range(5):
+        ticket = books.decide(request(5000, start=10_000 * i), [0], [1])
+        books.prefilled(ticket)
+        books.joined(ticket, 1)
+        clock.now += 0.5
+    assert books.load(1)[1] == 25_000
 
 
 def test_a_request_is_refused_when_its_promise_cannot_be_held_any_more(monkeypatch):

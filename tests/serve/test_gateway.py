@@ -339,6 +339,7 @@ async def test_metrics_have_their_names(start_gateway):
         assert "statepool_inter_token_latency_seconds_count 2.0" in text
         assert 'vllm:request_success_total{finished_reason="stop"} 1.0' in text
         assert "vllm:num_requests_running 0.0" in text
+        assert 'statepool_engine_generated_tokens_total{engine="0",role="mixed"} ' in text
 
 
 BAD = [

@@ -120,6 +120,18 @@ def test_patience_counts_what_a_request_has_waited_into_its_promise():
     assert "first token" in policy.refusal(replace(ASK, waited_s=24.1), DECISION, now())
 
 
+def test_patience_counts_on_answers_that_end_while_a_finished_prefill_waits():
+    """The node is full when the prefill is done, and much of what runs will have ended 2.5 s later."""
+    at_once, later = (
+        taught(Patience(COSTS, PROMISE, preference=0.0, wait_share=share), [220] * 4000) for share in (0.0, 1 / 12)
+    )
+    full = now(*running(12_000, written=155, count=FULL // 12_000))
+    soon = replace(DECISION, ttft_s=2.0)
+    assert "no room" in at_once.refusal(ASK, soon, full)
+    assert later.refusal(ASK, soon, full) == ""
+    assert "no room" in later.refusal(replace(ASK, waited_s=27.9), soon, full), "there is no time left to wait"
+
+
 def test_only_patience_keeps_what_it_refuses():
     for policy in (LateCheck, CheckBoth, EarlyRejection, EarlyPredicted, Foresight):
         assert policy(COSTS, PROMISE).ask_again_s(ASK, DECISION) == 0.0

@@ -41,17 +41,21 @@ def served(monkeypatch):
         steps = -(-fresh // served.shape["step_tokens"]) if served.shape.get("step_tokens") else 1
         ttft = served.reply + c0 * steps + c1 * fresh + c2 * (len(tokens) ** 2 - (len(tokens) - fresh) ** 2)
         served.ahead = ttft
-        held = served.batch * (prompt + 24)
-        step = BASE + EACH * served.batch + HELD * held
+        # New prompts of a crowd are computed one after the other: each answer is over before the next begins.
+        alone = served.batch > 1 and fresh > 16 and output > 1
+        served.computed += 10.0 * alone
+        beside = 1 if alone else served.batch
+        step = BASE + EACH * beside + HELD * beside * (prompt + output // 2)
         gaps = [step + WAIT + PER_TOKEN * prompt, *[step] * (output - 2)] if output > 1 else []
-        return Answer(number, 0.0, prompt, output, 200, ttft, tuple(gaps))
+        ttft = served.slower * (ttft + served.computed * alone)
+        return Answer(number, 0.0, prompt, output, 200, ttft, tuple(served.slower * gap for gap in gaps))
 
     def crowd(size):
         served.batch = size
         return pool(size)
 
     class served:
-        batch, reply, ahead = 1, 0.0, 0.0
+        batch, reply, ahead, computed, slower = 1, 0.0, 0.0, 0.0, 1.0
         shape: ClassVar = {"engines": [{"kv_blocks_total": 4096}]}
 
     pool = room.ThreadPoolExecutor
@@ -107,12 +111,31 @@ def test_a_server_that_was_calibrated_before_has_no_prompt_of_the_next_one(serve
 
 def test_a_failed_request_and_a_small_model_are_errors(served, monkeypatch):
     monkeypatch.setattr(room, "model_of", lambda url, key: ("small", 128))
-    with pytest.raises(InvalidConfig, match="needs 176"):
+    with pytest.raises(InvalidConfig, match="needs 152"):
         room.calibrate("http://nowhere")
     monkeypatch.setattr(room, "model_of", lambda url, key: ("known", 4096))
     monkeypatch.setattr(room, "ask", lambda *_: Answer(0, 0.0, 1, 1, 503, None, (), "busy"))
     with pytest.raises(Unavailable, match="busy"):
         room.calibrate("http://nowhere")
+
+
+def test_answers_that_were_never_written_side_by_side_tell_no_batch():
+    def answer(begun, gaps):
+        return Answer(0, begun, 8, 1 + len(gaps), 200, 0.5, gaps)
+
+    one, two = answer(0.0, (0.25,) * 9), answer(0.5, (0.5, *(0.125,) * 20))
+    # From 1.5 s, when the second has its second token, to 2.75 s, the end of the first.
+    assert room._together([one, two]) == [0.25, 0.125]
+    bunched = answer(0.0, (0.25, 0.25, 0.25, 0.25, 1.25, 0.0, 0.0, 0.0, 0.0))
+    assert room._together([bunched, two])[0] == 0.25, "what was read at once was not written at once"
+    assert room._together([one, answer(10.0, (0.25,) * 5)]) == []
+
+
+def test_a_machine_that_has_become_slower_is_told_by_how_much(served):
+    found = room.calibrate("http://nowhere", longest=1024)
+    assert room.again("http://nowhere", found.costs, longest=1024) == pytest.approx((1.0, 1.0), rel=0.02)
+    served.slower = 1.25
+    assert room.again("http://nowhere", found.costs, longest=1024) == pytest.approx((1.25, 1.25), rel=0.02)
 
 
 def test_a_step_need_not_be_a_line_of_the_batch():

@@ -150,7 +150,7 @@ class SharedBlocks:
         inward, outward = self._inward.counts, self._outward.counts
         return {
             "pool_loaded_blocks": inward.loaded,
-            "pool_saved_blocks": outward.saved,
+            "pool_saved_blocks": outward.saved + inward.saved,
             "pool_corrupt_blocks": inward.corrupt,
             "pool_failures": inward.failures + outward.failures,
         }

@@ -23,6 +23,7 @@ from statepool.kv.layout import BLOCK_SIZE
 from statepool.serve.conductor import Conductor
 from statepool.serve.costs import NodeCosts
 from statepool.serve.estimate import Estimator
+from statepool.serve.overload import Patience
 from statepool.serve.prefixes import PrefixIndex
 from statepool.serve.snapshot import Ask, Completion, Decision, DecodePool, PrefillPool, Snapshot, Underway
 
@@ -85,7 +86,7 @@ class Dispatcher:
     ) -> None:
         self.estimator = estimator
         self.refused = 0
-        self._conductor = conductor
+        self._conductor = _live(conductor)
         self._made_for = estimator.costs
         self._blocks = blocks
         self._clock = clock
@@ -99,21 +100,27 @@ class Dispatcher:
         Raises:
             Overloaded: the admission policy refuses it for good.
         """
-        came = self._clock()
+        came, keys = self._clock(), _keys(request)
         while True:
             there = await seats()
-            answer = self.decide(request, *there, self._clock() - came)
+            answer = self.decide(request, *there, self._clock() - came, keys)
             if isinstance(answer, Ticket):
                 return answer
             await asyncio.sleep(answer)
 
     def decide(
-        self, request: Request, prefill: Sequence[int], decode: Sequence[int], waited_s: float = 0.0
+        self,
+        request: Request,
+        prefill: Sequence[int],
+        decode: Sequence[int],
+        waited_s: float = 0.0,
+        keys: list[bytes] | None = None,
     ) -> Ticket | float:
         """Put a request on the books of one of the ``prefill`` and one of the ``decode`` seats.
 
         Args:
             waited_s: seconds since it arrived, if it was kept.
+            keys: of its prompt's blocks, if they are known.
 
         Returns:
             Its ticket, or the seconds after which the admission policy wants to be asked again.
@@ -122,7 +129,7 @@ class Dispatcher:
             Overloaded: the admission policy refuses it; with the time after which to try again.
         """
         now = self._clock()
-        keys = block_keys(request.prompt, BLOCK_SIZE, root_key(request.salt))
+        keys = _keys(request) if keys is None else keys
         ask = Ask(self._asked, now, len(request.prompt), -request.priority, waited_s)
         self._asked += 1
         decision = self._current().decide(ask, self._snapshot(keys, prefill, decode, now))
@@ -237,6 +244,18 @@ class Dispatcher:
                 underway=tuple(underway),
             ),
         )
+
+
+def _live(conductor: Conductor) -> Conductor:
+    """Here a first token is handed out as soon as it is there: to wait for room behind it would be a gap."""
+    admission = conductor.admission
+    if not isinstance(admission, Patience):
+        return conductor
+    return replace(conductor, admission=replace(admission, wait_share=0.0))
+
+
+def _keys(request: Request) -> list[bytes]:
+    return block_keys(request.prompt, BLOCK_SIZE, root_key(request.salt))
 
 
 def _under(policy: P, costs: NodeCosts) -> P:

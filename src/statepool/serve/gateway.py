@@ -56,13 +56,14 @@ async def health(state: State) -> Response:
 )
 async def metrics(state: State) -> Response:
     """Prometheus' text format."""
-    stats = state.engine.stats
+    stats, now = state.engine.stats, None
     if state.engine.failure is None and state.model is not None:
         try:
             stats = await state.engine.refresh_stats()
         except Unavailable as error:
             log.warning("metrics are as of the last pulse: %s", error.message)
-    return Response(state.metrics.export(stats), media_type=_METRICS_TYPE)
+        now = await status.standing(state)
+    return Response(state.metrics.export(stats, now), media_type=_METRICS_TYPE)
 
 
 def build_app(state: GatewayState) -> FastAPI:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from statepool.core.metrics import DURATION_BUCKETS, LATENCY_BUCKETS, PREFIX, TOKEN_BUCKETS, Metric
 from statepool.engine.config import EngineStats
+from statepool.serve.cluster_metrics import ClusterCollector
 
 TTFT = Metric("time_to_first_token_seconds", "histogram", "From arrival to the first output.", buckets=LATENCY_BUCKETS, alias="vllm:time_to_first_token_seconds")  # fmt: skip  # noqa: E501
 ITL = Metric("inter_token_latency_seconds", "histogram", "Between two outputs of one sequence.", buckets=LATENCY_BUCKETS, alias="vllm:inter_token_latency_seconds")  # fmt: skip  # noqa: E501
@@ -62,7 +63,9 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         self._vllm_names = vllm_names
         self._engine = _EngineCollector(vllm_names)
+        self._cluster = ClusterCollector()
         self.registry.register(self._engine)
+        self.registry.register(self._cluster)
         self._histograms = {m.name: self._histogram(m) for m in (TTFT, ITL, E2E, QUEUE, PROMPT, GENERATED)}
         self._counters = {m.name: self._counter(m) for m in (SUCCESS, REJECTED, CANCELLED, HTTP)}
 
@@ -76,9 +79,11 @@ class ServerMetrics:
         for counter in self._counters[metric.name]:
             (counter.labels(*labels) if labels else counter).inc()
 
-    def export(self, stats: EngineStats) -> bytes:
-        """Everything in Prometheus' text format."""
+    def export(self, stats: EngineStats, standing: Mapping[str, Sequence[Mapping[str, object]]] | None = None) -> bytes:
+        """Everything in Prometheus' text format; ``standing`` is what ``/cluster`` says, if it is known."""
         self._engine.stats = stats
+        if standing is not None:
+            self._cluster.now = standing
         return bytes(generate_latest(self.registry))
 
     def _names(self, metric: Metric) -> list[str]:

@@ -159,8 +159,9 @@ class Foresight(LateCheck):
         pool, node = now.decode, decision.decode
         step_s = self.costs.decode_s(max(1, int(pool.batch[node])), int(pool.tokens[node]))
         # One line per moment, one column per request.
-        runs_s = self._moments(decision.ttft_s, in_s)[:, None] - np.maximum(in_s, 0.0)
-        steps = np.maximum(runs_s, 0.0) / step_s
+        runs_s = self._moments(ask, decision, in_s)[:, None] - np.maximum(in_s, 0.0)
+        # A step without a duration is one that nobody has measured yet: nobody is expected to get on, or to end.
+        steps = np.maximum(runs_s, 0.0) / step_s if step_s > 0 else np.zeros_like(runs_s)
         alive = np.where(runs_s >= 0, self._survival(written + steps) / self._survival(written), 0.0)
         held = (alive * (tokens + steps)).sum(axis=1)
         spread = np.sqrt((alive * (1 - alive) * (tokens + steps) ** 2).sum(axis=1)) + 1.0
@@ -173,9 +174,9 @@ class Foresight(LateCheck):
         slow = self.costs.decode_s(batch + 1, round(float(held[0])) + ask.tokens) > self.slo.tbt_s
         return "tokens would come too slowly" if slow else ""
 
-    def _moments(self, joins_s: float, others_s: np.ndarray) -> np.ndarray:
+    def _moments(self, ask: Ask, decision: Decision, others_s: np.ndarray) -> np.ndarray:
         """When there must be room: when it joins, the others joining after ``others_s``."""
-        return np.array([joins_s])
+        return np.array([decision.ttft_s])
 
     def told(self, ended: Completion) -> Foresight:
         """The policy that has seen one more answer's length."""
@@ -202,13 +203,19 @@ class Patience(Foresight):
     """Ours: what is not likely to fit now is kept while its first token can still come in time, and asks again.
 
     Who can wait needs less room kept for short prompts. Every ask comes a fixed part of the promise after the one
-    before, so that there are at most ``ASKS``. A finished prefill that finds no room waits in the same way.
+    before, so that there are at most ``ASKS``. A finished prefill that finds no room waits in the same way, and that is
+    counted on: room must be there within a part of the promise after the prefill, so that somebody is there to take it
+    whenever an answer ends.
     """
 
     preference: float = 6.0
+    wait_share: float = 1 / 12
+    """Most of the promised time to first token that a finished prefill may have to wait for room."""
 
-    def _moments(self, joins_s: float, others_s: np.ndarray) -> np.ndarray:
-        """When it joins, and when each later one does: room that was promised to a long prefill is not free."""
+    def _moments(self, ask: Ask, decision: Decision, others_s: np.ndarray) -> np.ndarray:
+        """When it joins at the latest, and when each later one does: room promised to a long prefill is not free."""
+        left_s = self.slo.ttft_s - ask.waited_s - decision.ttft_s
+        joins_s = decision.ttft_s + min(self.slo.ttft_s * self.wait_share, left_s / 2)
         return np.append(joins_s, others_s[others_s > joins_s])
 
     def ask_again_s(self, ask: Ask, decision: Decision) -> float:

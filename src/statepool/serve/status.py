@@ -35,6 +35,8 @@ class NodeStatus(Shape):
     evicted: int = 0
     hits: int = 0
     misses: int = 0
+    held: int = 0
+    """Blocks that an engine is just reading or writing."""
 
 
 class ClusterStatus(Shape):

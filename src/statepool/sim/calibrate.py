@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import msgspec
 import numpy as np
@@ -27,18 +27,25 @@ from statepool.serve.costs import NodeCosts, fit_prefill, least_squares
 from statepool.sim.replay import Answer, ask, body_of, model_of, random_tokens
 from statepool.web import get_json
 
-__all__ = ["Calibration", "calibrate", "read_costs", "slowdowns", "write_costs"]
+__all__ = ["Calibration", "again", "calibrate", "read_costs", "slowdowns", "write_costs"]
 
 _SHORTEST = 32
 _REPEATS = 5
-_ANSWER = 48
-"""Tokens of an answer whose steps are timed."""
+_LONG = 512
+"""Tokens from which a prompt takes long enough for ``_LONG_REPEATS`` to tell as much."""
+_LONG_REPEATS = 3
+_ANSWER = 24
+"""Tokens of an answer whose steps are timed; each batch is timed twice, so that a disturbance spoils half of it."""
 _BATCHES = (1, 2, 4, 8, 16)
 _MOST = 4096
+_FEWEST = 4
+"""Gaps of an answer that tell a mean."""
 _LINE = 3
 """Prompts that wait while one is computed, and then share a step."""
 _FIRST_SECONDS = 0.02
 """After which a prompt that has been sent is being computed."""
+_AHEAD_SECONDS = 0.2
+"""Long enough for others to come while it is computed."""
 _BESIDE = 4
 """Answers that are written while prompts are computed beside them."""
 
@@ -76,13 +83,15 @@ def calibrate(
     batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < held_tokens]
     beside = max((size for size in batches if size <= _BESIDE), default=0)
     lines = [length for length in lengths if _LINE * length <= step_tokens]
-    total = 1 + _REPEATS * (2 * len(lengths) + (1 + _LINE) * len(lines)) + 2 * sum(batches) + beside
+    total = 1 + sum(2 * _repeats(length) for length in lengths) + _REPEATS * (1 + _LINE) * len(lines)
+    total += 2 * (max(batches) + 2 * sum(batches)) + beside
     client.passed = lambda done: passed(done, total)
     client.answer(client.new("warm", longest), 4)
 
     prefills = client.prefills(lengths)
     if lines:
-        shared = client.lines(longest // 2, lines)
+        ahead = next((n for n, p, seconds in prefills if not p and seconds > _AHEAD_SECONDS), longest)
+        shared = client.lines(min(ahead, longest // 2), lines)
         reply_s, prefill, prefill_error = fit_engine(prefills, shared, step_tokens)
     else:
         reply_s, (prefill, prefill_error) = 0.0, fit_prefill(*zip(*prefills, strict=True))
@@ -112,10 +121,36 @@ def calibrate(
     )
     if beside:
         context = longest // 2
-        step_s = next(seconds for size, tokens, seconds in steps if size == beside and tokens > beside * context)
-        factors = slowdowns(*client.beside(beside, context), reply_s + costs.prefill_s(context), step_s)
+        answers, prompts = client.beside(beside, context)
+        step_s = costs.decode_s(beside, beside * (context + len(answers[0].gaps) // 2))
+        factors = slowdowns(answers, prompts, reply_s + costs.prefill_s(context), step_s)
         costs = replace(costs, prefill_beside=factors[0], decode_beside=factors[1])
     return Calibration(costs, prefill_error, step_error)
+
+
+def again(url: str, costs: NodeCosts, *, longest: int = 2048, api_key: str | None = None) -> tuple[float, float]:
+    """How many times as long as ``costs`` say a prefill and a decode step take now: a machine's speed drifts.
+
+    A handful of requests, for what ``calibrate`` has measured with hundreds.
+
+    Args:
+        url: of the server that ``costs`` are of; it should have nothing else to do.
+        costs: what a calibration found.
+        longest: as it was then.
+        api_key: of the server.
+
+    Raises:
+        Unavailable: nobody answers, or a request fails.
+    """
+    client = _Client(url, costs.name, api_key)
+    context = longest // 2
+    prefills = []
+    for name, length in enumerate((context // 4, context // 2, context) * 2):
+        seconds = client.answer(client.new(f"again/{name}", length), 1).ttft or 0.0
+        prefills.append(seconds / (costs.reply_s + costs.prefill_s(length)))
+    steps, _ = client.steps([min(_BESIDE, costs.vram_tokens // (context + _ANSWER))], (context,))
+    slower = [seconds / costs.decode_s(batch, tokens) for batch, tokens, seconds in steps]
+    return median(prefills), median(slower) if slower else 1.0
 
 
 class _Client:
@@ -147,7 +182,7 @@ class _Client:
         for length in lengths:
             new, half = [], []
             cached = length // 2 // BLOCK_SIZE * BLOCK_SIZE
-            for repeat in range(_REPEATS):
+            for repeat in range(_repeats(length)):
                 prompt = self.new(f"{length}/{repeat}", length)
                 new.append(self.answer(prompt, 1).ttft or 0.0)
                 other = prompt[:cached] + self.new(f"{length}/{repeat}/again", length - cached)
@@ -174,44 +209,48 @@ class _Client:
         return found
 
     def beside(self, batch: int, context: int) -> tuple[list[Answer], list[Answer]]:
-        """``batch`` answers, and the prompts computed one after the other meanwhile; all of ``context`` tokens."""
+        """``batch`` answers behind prompts of ``steps``, and what was computed meanwhile, all of ``context`` tokens."""
         prompts: list[Answer] = []
         with ThreadPoolExecutor(batch) as crowd:
-            begun = [self.new(f"beside/{i}", context) for i in range(batch)]
-            written = [crowd.submit(self.answer, prompt, min(context, 4 * _ANSWER)) for prompt in begun]
+            begun = [self.new(f"{context}/{i}", context) for i in range(batch)]
+            written = [crowd.submit(self.answer, prompt, min(context, 8 * _ANSWER)) for prompt in begun]
             while not all(answer.done() for answer in written):
-                prompt = self.new(f"beside/{batch + len(prompts)}", context)
+                prompt = self.new(f"beside/{len(prompts)}", context)
                 prompts.append(ask(0, context, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
         return [answer.result() for answer in written], prompts
 
     def steps(
         self, batches: Sequence[int], contexts: Sequence[int]
     ) -> tuple[list[tuple[int, int, float]], list[tuple[int, float]]]:
-        """(answers, tokens they hold, seconds) of decode steps; (tokens, seconds) of hand-overs of a lone request."""
+        """(answers, tokens they hold, seconds) of decode steps; (tokens, seconds) of hand-overs of a lone request.
+
+        Prompts are computed before their answers are timed: where that takes longer than an answer, the first would
+        have ended before the last began. A batch whose answers never were written all at once is left out.
+        """
         steps, handoffs = [], []
         for context in contexts:
-            for batch in batches:
-                prompts = [self.new(f"{context}/{batch}/{i}", context) for i in range(batch)]
+            prompts = [self.new(f"{context}/{i}", context) for i in range(max(batches))]
+            first, *gaps = self.answer(prompts[0], _ANSWER).gaps
+            handoffs.append((context, max(first - fmean(gaps), 0.0)))
+            for prompt in prompts[1:]:
+                self.answer(prompt, 1)
+            found: dict[int, list[float]] = {batch: [] for batch in batches}
+            for batch in (*batches, *reversed(batches)):
                 with ThreadPoolExecutor(batch) as crowd:
-                    answers = list(crowd.map(lambda prompt: self.answer(prompt, _ANSWER), prompts))
-                gaps = _together(answers)
-                steps.append((batch, batch * (context + _ANSWER // 2), median(gaps)))
-                if batch == 1:
-                    handoffs.append((context, max(answers[0].gaps[0] - median(gaps), 0.0)))
+                    found[batch] += _together(list(crowd.map(lambda each: self.answer(each, _ANSWER), prompts[:batch])))
+            steps += [(batch, batch * (context + _ANSWER // 2), median(gaps)) for batch, gaps in found.items() if gaps]
         return steps, handoffs
 
 
 def _together(answers: Sequence[Answer]) -> list[float]:
-    """Gaps between tokens while all ``answers`` were being written; all gaps if they never were."""
+    """The mean gap between two tokens of each answer while all ``answers`` were being written.
+
+    Of each by itself, and the mean: a busy client reads several tokens at once, and finds one long gap and no others.
+    """
     times = [_written(answer) for answer in answers]
     begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
-    found = [
-        gap
-        for answer, each in zip(answers, times, strict=True)
-        for gap, at in zip(answer.gaps[1:], each[1:].tolist(), strict=True)
-        if begin < at - gap and at <= end
-    ]
-    return found or [gap for answer in answers for gap in answer.gaps[1:]]
+    inside = [each[(each >= begin) & (each <= end)] for each in times]
+    return [float(each[-1] - each[0]) / (len(each) - 1) for each in inside if len(each) > _FEWEST]
 
 
 def fit_engine(
@@ -277,7 +316,7 @@ def slowdowns(
         if any(start <= before and after <= stop for start, stop in spans)
     ]
     prefill = median(stop - start for start, stop in spans) / prefill_s if spans else 1.0
-    return max(prefill, 1.0), max(median(gaps) / step_s, 1.0) if gaps else 1.0
+    return max(prefill, 1.0), max(fmean(gaps) / step_s, 1.0) if gaps else 1.0
 
 
 def _first_token(answer: Answer) -> float:
@@ -296,6 +335,10 @@ def _handoff(measured: Sequence[tuple[int, float]]) -> tuple[float, float]:
     (short, first), (long, second) = measured
     slope = max((second - first) / (long - short), 0.0)
     return max(first - slope * short, 0.0), slope
+
+
+def _repeats(length: int) -> int:
+    return _REPEATS if length < _LONG else _LONG_REPEATS
 
 
 def _spread(least: int, most: int) -> list[int]:

@@ -7,6 +7,7 @@ computed. Which node to ask is decided per chain, so that replicas of one chain 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +24,9 @@ __all__ = ["Pool", "PoolCounts"]
 log = logging.getLogger("statepool.pool")
 
 R = TypeVar("R")
+
+_HOT = 1024
+"""Chains that a client remembers as read very often."""
 
 
 @dataclass(slots=True)
@@ -70,6 +74,9 @@ class Pool:
         self.links = [Lanes(address, block_bytes, timeout, connections) for address in addresses]
         self.replicas = min(replicas, len(self.links))
         self.counts = PoolCounts()
+        self._copies: OrderedDict[bytes, int] = OrderedDict()
+        """How many nodes have a chain that is read very often, as far as this client knows."""
+        self._turn = 0
 
     def check(self) -> None:
         """Meet every node once, so that a wrong setting is told at the start.
@@ -97,10 +104,16 @@ class Pool:
     def load(self, keys: Sequence[bytes], rows: Sequence[Row], chain: bytes | None = None) -> int:
         """Fill ``rows`` with leading blocks of ``keys``; how many. Rows beyond that may hold anything."""
         done = 0
-        for link in self._order(keys, chain):
+        first = chain or (keys[0] if keys else b"")
+        for link in self._in_turn(first, self._order(keys, chain)):
             if done == len(keys):
                 break
-            done += self._load_from(link, keys[done:], rows[done:])
+            good, hot = self._load_from(link, keys[done:], rows[done:])
+            if hot and good:
+                self._spread(first, keys[done : done + good], rows[done : done + good])
+            elif not (good or done):
+                self._copies.pop(first, None)  # the copy is gone
+            done += good
         self.counts.loaded += done
         return done
 
@@ -120,16 +133,38 @@ class Pool:
         for link in self.links:
             link.close()
 
-    def _load_from(self, link: Lanes, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
-        done = 0
+    def _load_from(self, link: Lanes, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, bool]:
+        done, any_hot = 0, False
         while done < len(keys):
             some, into = keys[done : done + BATCH], rows[done : done + BATCH]
-            good, bad = self._try(link, methodcaller("load", some, into), (0, 0))
-            done += good
+            good, bad, hot = self._try(link, methodcaller("load", some, into), (0, 0, False))
+            done, any_hot = done + good, any_hot or hot
             self.counts.corrupt += bad
             if good < len(some):
                 break
-        return done
+        return done, any_hot
+
+    def _spread(self, first: bytes, keys: Sequence[bytes], rows: Sequence[Row]) -> None:
+        """Give what is read very often to one more node, and read it from all of them in turn."""
+        nodes = self._order(keys, first)
+        copies = self._copies.pop(first, self.replicas)
+        if copies < len(nodes):
+            for at in range(0, len(keys), BATCH):
+                some, from_ = keys[at : at + BATCH], rows[at : at + BATCH]
+                self.counts.saved += self._try(nodes[copies], methodcaller("save", some, from_), 0)
+            copies += 1
+        self._copies[first] = copies
+        if len(self._copies) > _HOT:
+            self._copies.popitem(last=False)
+
+    def _in_turn(self, first: bytes, nodes: Sequence[Lanes]) -> Sequence[Lanes]:
+        """The nodes for a reader: those that have a chain which is read very often change places."""
+        copies = self._copies.get(first, 0)
+        if not copies:
+            return nodes
+        self._turn += 1
+        at = self._turn % copies
+        return [*nodes[at:copies], *nodes[:at], *nodes[copies:]]
 
     def _order(self, keys: Sequence[bytes], chain: bytes | None) -> list[Lanes]:
         """All nodes, those that should have this chain first (rendezvous hashing on its first block)."""

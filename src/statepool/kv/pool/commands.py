@@ -86,8 +86,8 @@ def _stats(options: argparse.Namespace) -> int:
         used = found.blocks / found.slots
         print(
             f"{address}: {found.blocks} of {found.slots} blocks ({used:.0%}) of {found.slot_bytes} bytes, "
-            f"{found.on_disk} on disk; {found.hits} hits, {found.misses} misses, {found.evicted} evicted, "
-            f"{found.expired} leases expired, {found.dropped + found.disk_bad} bad blocks"
+            f"{found.held} in use, {found.on_disk} on disk; {found.hits} hits, {found.misses} misses, "
+            f"{found.evicted} evicted, {found.expired} leases expired, {found.dropped + found.disk_bad} bad blocks"
         )
     return 0
 

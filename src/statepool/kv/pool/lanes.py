@@ -40,15 +40,15 @@ class Lanes:
         """See ``NodeLink.match``."""
         return self.lanes[0].match(keys)
 
-    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
+    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int, bool]:
         """See ``NodeLink.load``."""
         parts = self._parts(len(keys))
         came = self._together(parts, lambda lane, part: lane.load(keys[part], rows[part]))
         good = 0
-        for part, (count, _) in zip(parts, came, strict=True):
+        for part, (count, _, _) in zip(parts, came, strict=True):
             if good == part.start:
                 good += count
-        return good, sum(wrong for _, wrong in came)
+        return good, sum(wrong for _, wrong, _ in came), any(hot for _, _, hot in came)
 
     def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         """See ``NodeLink.save``."""

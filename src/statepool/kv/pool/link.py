@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -54,6 +55,8 @@ class NodeLink:
         self._socket: socket.socket | None = None
         self._memory: _Mapped | _Moved | None = None
         """The node's slots, where this process can reach them itself."""
+        self._lease_s = 0.0
+        self._ahead = _Ahead(0, (), 0.0)
         self._resting_until = 0.0
 
     def match(self, keys: Sequence[bytes]) -> int:
@@ -61,8 +64,8 @@ class NodeLink:
         reply = self._ask(protocol.Match(list(keys)), protocol.Count)
         return min(reply.count, len(keys))
 
-    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
-        """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it)."""
+    def load(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int, bool]:
+        """Copy leading blocks to ``rows``: (how many are right, how many were wrong and stopped it, are they hot)."""
         self._connected()
         if self._memory is None:
             return self._load_sent(keys, rows)
@@ -76,7 +79,7 @@ class NodeLink:
         finally:
             if lease.slots:
                 self._tell(protocol.Release(lease.lease))
-        return good, self._report(keys, lease.checksums, good)
+        return good, self._report(keys, lease.checksums, good), lease.hot
 
     def save(self, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
         """Give the node the blocks it does not have; how many those were."""
@@ -84,11 +87,17 @@ class NodeLink:
         if self._memory is None:
             sums = [checksum(row) for row in rows]
             return self._ask(protocol.Write(list(keys), sums), protocol.Count, rows).count
+        ahead = self._ahead
+        if len(keys) <= len(ahead.slots) and time.monotonic() < ahead.until:
+            sums = self._memory.write(ahead.slots[: len(keys)], rows)
+            count = self._place(protocol.Put(ahead.lease, list(keys), sums))
+            if count >= 0:
+                return count
         lease = self._ask(protocol.Begin(list(keys)), protocol.Granted)
         if not lease.slots:
             return 0
         sums = self._memory.write(lease.slots, [rows[index] for index in lease.indices])
-        return self._ask(protocol.Finish(lease.lease, sums), protocol.Count).count
+        return self._place(protocol.Finish(lease.lease, sums))
 
     def stats(self) -> protocol.Stored:
         """Figures of the node."""
@@ -111,6 +120,7 @@ class NodeLink:
         if self._memory is not None:
             self._memory.close()
         self._socket = self._memory = None
+        self._ahead = _Ahead(0, (), 0.0)
 
     # -- small parts -------------------------------------------------------------------------------
 
@@ -127,6 +137,7 @@ class NodeLink:
     def _meet(self) -> None:
         """Greet the node, and find its memory."""
         welcome = self._ask(protocol.Hello(self._size), protocol.Welcome)
+        self._lease_s = welcome.lease_s
         if self._size and self.address.startswith("unix:"):
             self._memory = self._attach(welcome)
         elif self._size and welcome.transfer:
@@ -154,13 +165,21 @@ class NodeLink:
             log.warning("blocks of %s travel through its socket: %s", self.address, error.message)
             return None
 
-    def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int]:
+    def _load_sent(self, keys: Sequence[bytes], rows: Sequence[Row]) -> tuple[int, int, bool]:
         sent = self._ask(protocol.Read(list(keys)), protocol.Blocks)
         if len(sent.checksums) > len(rows):
             raise Corruption(f"pool node {self.address} sends {len(sent.checksums)} blocks, asked for {len(rows)}")
         sums = receive_checked(self._connected(), rows[: len(sent.checksums)])
         good = next((i for i, told in enumerate(sent.checksums) if sums[i] != told), len(sums))
-        return good, self._report(keys, sent.checksums, good)
+        return good, self._report(keys, sent.checksums, good), sent.hot
+
+    def _place(self, written: protocol.Finish | protocol.Put) -> int:
+        """Tell the node what is written: how many blocks it did not have, -1 if the slots are no longer ours."""
+        asked = time.monotonic()
+        placed = self._ask(written, protocol.Placed)
+        # Whoever has slept must not write to slots that are somebody else's: half of the lease is left for writing.
+        self._ahead = _Ahead(placed.lease, placed.slots, asked + self._lease_s / 2)
+        return placed.count
 
     def _report(self, keys: Sequence[bytes], checksums: Sequence[int], good: int) -> int:
         if good == len(checksums):
@@ -190,6 +209,15 @@ class NodeLink:
         connection = self._connected()
         send(connection, request_codec.encode(request), [as_bytes(block) for block in blocks])
         return connection
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """Slots to write blocks to before the node is told which, until a moment of this side's clock."""
+
+    lease: int
+    slots: Sequence[int]
+    until: float
 
 
 class _Mapped:

@@ -26,6 +26,7 @@ from statepool.core.sockets import receive, receive_into, send
 from statepool.kv.eviction import EVICTIONS, Eviction
 from statepool.kv.pool import protocol
 from statepool.kv.pool.disk import DiskTier
+from statepool.kv.pool.heat import Heat
 from statepool.kv.pool.mooncake import Mover
 from statepool.kv.pool.protocol import reply_codec, request_codec
 from statepool.kv.pool.slots import Lease, SlotTable
@@ -36,6 +37,8 @@ log = logging.getLogger("statepool.pool")
 
 _CACHE_LINE = 64
 _SWEEP_SECONDS = 0.5
+_AHEAD_SHARE = 128
+"""One of so many slots may be with clients that have not said yet what they fill it with."""
 _SELF = 0
 """The owner of what the node does for itself."""
 
@@ -101,13 +104,14 @@ class Node:
         self._mover = None if not config.transfer else Mover(_host(config.listen), config.transfer)
         if self._mover is not None:
             self._mover.register(_address(self._memory), len(self._memory))
-        self._table = SlotTable(slots, _order(config), config.lease_s)
+        self._table = SlotTable(slots, _order(config), config.lease_s, slots // _AHEAD_SHARE)
         self._lock = threading.Lock()
         self._disk = None
         self._disk_lock = threading.Lock()
         if config.disk_path is not None:
             self._disk = DiskTier(config.disk_path, config.disk_bytes, config.block_bytes, _order(config))
         self._fresh: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._heat = Heat()
         self._hits = self._misses = self._dropped = 0
         self._owners = _SELF
         self._connections: set[socket.socket] = set()
@@ -161,6 +165,7 @@ class Node:
                 disk_bad=0 if self._disk is None else self._disk.bad,
                 hits=self._hits,
                 misses=self._misses,
+                held=self._table.held,
             )
 
     # -- threads -----------------------------------------------------------------------------------
@@ -222,22 +227,29 @@ class Node:
                     found = self._match(keys)
                 tell(protocol.Count(found))
             case protocol.Get(keys=keys):
-                lease = self._lend(owner, keys)
-                tell(protocol.Granted(lease.id, list(range(len(lease.keys))), [*lease.slots], [*lease.checksums]))
+                lease, hot = self._lend(owner, keys)
+                indices = list(range(len(lease.keys)))
+                tell(protocol.Granted(lease.id, indices, [*lease.slots], [*lease.checksums], hot))
             case protocol.Begin(keys=keys):
                 with self._lock:
                     lease = self._table.begin(owner, keys, time.monotonic())
                 places = {key: i for i, key in enumerate(keys)}
                 tell(protocol.Granted(lease.id, [places[key] for key in lease.keys], [*lease.slots], []))
             case protocol.Finish(lease=number, checksums=checksums):
-                tell(protocol.Count(self._finish(number, checksums)))
+                with self._lock:
+                    stored = self._table.finish(number, checksums, time.monotonic())
+                tell(self._placed(owner, stored))
+            case protocol.Put(lease=number, keys=keys, checksums=checksums):
+                with self._lock:
+                    put = self._table.put(number, keys, checksums, time.monotonic())
+                tell(self._placed(owner, put))
             case protocol.Release(lease=number):
                 with self._lock:
                     self._table.release(number)
             case protocol.Read(keys=keys):
-                lease = self._lend(owner, keys)
+                lease, hot = self._lend(owner, keys)
                 try:
-                    tell(protocol.Blocks([*lease.checksums]), [self._bytes(slot) for slot in lease.slots])
+                    tell(protocol.Blocks([*lease.checksums], hot), [self._bytes(slot) for slot in lease.slots])
                 finally:
                     with self._lock:
                         self._table.release(lease.id)
@@ -257,9 +269,10 @@ class Node:
 
     def _welcome(self) -> protocol.Welcome:
         known = (self._name(), os.getpid(), self.descriptor, self._table.slots, self.slot_bytes)
-        if self._mover is None:
-            return protocol.Welcome(*known)
-        return protocol.Welcome(*known, self.config.transfer, self._mover.session, _address(self._memory))
+        reach = ("", "", 0)
+        if self._mover is not None:
+            reach = (self.config.transfer, self._mover.session, _address(self._memory))
+        return protocol.Welcome(*known, *reach, self.config.lease_s)
 
     def _name(self) -> str:
         return self.config.name or self.config.listen
@@ -274,21 +287,26 @@ class Node:
 
         return next((i for i, key in enumerate(keys) if not here(key)), len(keys))
 
-    def _lend(self, owner: int, keys: Sequence[bytes]) -> Lease:
-        """Hold leading blocks for a reader, those on disk brought back first."""
+    def _lend(self, owner: int, keys: Sequence[bytes]) -> tuple[Lease, bool]:
+        """Hold leading blocks for a reader, those on disk brought back first; and whether they are read very often."""
         self._from_disk(keys)
+        now = time.monotonic()
         with self._lock:
-            lease = self._table.read(owner, keys, time.monotonic())
+            lease = self._table.read(owner, keys, now)
             self._hits += len(lease.keys)
             self._misses += len(keys) - len(lease.keys)
-        return lease
+            return lease, bool(lease.keys) and self._heat.read(keys[0], now)
 
-    def _finish(self, lease: int, checksums: Sequence[int]) -> int:
+    def _placed(self, owner: int, stored: Sequence[bytes] | None) -> protocol.Placed:
+        """What a writer is told, with slots for what it brings next."""
+        self._stored(stored or ())
         with self._lock:
-            stored = self._table.finish(lease, checksums, time.monotonic())
-        if stored and self._disk is not None:
-            self._fresh.put(list(stored))
-        return len(stored)
+            ahead = self._table.ahead(owner, time.monotonic(), stored or ())
+        return protocol.Placed(-1 if stored is None else len(stored), ahead.id, [*ahead.slots])
+
+    def _stored(self, keys: Sequence[bytes]) -> None:
+        if keys and self._disk is not None:
+            self._fresh.put(list(keys))
 
     def _take(self, connection: socket.socket, owner: int, keys: Sequence[bytes], checksums: Sequence[int]) -> int:
         """Receive the blocks of a Write: those wanted into their slots, the others nowhere."""
@@ -304,7 +322,10 @@ class Node:
             receive_into(connection, waste if slot is None else self._bytes(slot))
             if slot is not None:
                 wanted.append(checksum)
-        return self._finish(lease.id, wanted)
+        with self._lock:
+            stored = self._table.finish(lease.id, wanted, time.monotonic())
+        self._stored(stored)
+        return len(stored)
 
     # -- disk --------------------------------------------------------------------------------------
 

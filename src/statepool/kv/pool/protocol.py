@@ -19,6 +19,8 @@ __all__ = [
     "Granted",
     "Hello",
     "Match",
+    "Placed",
+    "Put",
     "Read",
     "Refused",
     "Release",
@@ -56,9 +58,17 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """What was begun is written. Answered by Count: 0 if the lease has ended."""
+    """What was begun is written. Answered by Placed."""
 
     lease: int
+    checksums: list[int]
+
+
+class Put(msgspec.Struct, frozen=True, tag=True):
+    """Blocks that are written already, to the first slots that this client was given ahead. Answered by Placed."""
+
+    lease: int
+    keys: list[bytes]
     checksums: list[int]
 
 
@@ -105,6 +115,7 @@ class Welcome(msgspec.Struct, frozen=True, tag=True):
     transfer: str = ""
     session: str = ""
     base: int = 0
+    lease_s: float = 0.0
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -119,19 +130,32 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     count: int
 
 
+class Placed(msgspec.Struct, frozen=True, tag=True):
+    """So many blocks are readable that were not; -1 if the lease had ended. And slots for the next ``Put``, if any."""
+
+    count: int
+    lease: int
+    slots: list[int]
+
+
 class Granted(msgspec.Struct, frozen=True, tag=True):
-    """A lease: of ``keys`` of the question those at ``indices``, each in its slot."""
+    """A lease: of ``keys`` of the question those at ``indices``, each in its slot.
+
+    ``hot``: they are read so often that the reader should give them to one more node.
+    """
 
     lease: int
     indices: list[int]
     slots: list[int]
     checksums: list[int]
+    hot: bool = False
 
 
 class Blocks(msgspec.Struct, frozen=True, tag=True):
-    """Leading blocks, which follow, each of ``block_bytes``."""
+    """Leading blocks, which follow, each of ``block_bytes``; ``hot`` as in ``Granted``."""
 
     checksums: list[int]
+    hot: bool = False
 
 
 class Stored(msgspec.Struct, frozen=True, tag=True):
@@ -147,10 +171,11 @@ class Stored(msgspec.Struct, frozen=True, tag=True):
     disk_bad: int
     hits: int
     misses: int
+    held: int
 
 
-Request = Hello | Match | Get | Begin | Finish | Release | Read | Write | Drop | Stats
-Reply = Welcome | Refused | Count | Granted | Blocks | Stored
+Request = Hello | Match | Get | Begin | Finish | Put | Release | Read | Write | Drop | Stats
+Reply = Welcome | Refused | Count | Placed | Granted | Blocks | Stored
 
 request_codec: Codec[Request] = Codec(Request)
 reply_codec: Codec[Reply] = Codec(Reply)

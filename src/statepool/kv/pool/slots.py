@@ -1,8 +1,9 @@
 """Who may read or write which slot of a node's memory, and until when: bookkeeping without bytes, clock or threads.
 
 A block is put in two phases: ``begin`` gives the writer slots of its own under a lease, ``finish`` makes them readable.
-A reader's lease keeps its blocks where they are. A lease ends by ``release`` or ``finish``, with its owner, or at its
-deadline; whoever comes with an ended one is told so, and nothing that it brings is taken.
+A writer of a few blocks may have the first phase behind it: it has slots ``ahead``, fills them, and ``put`` says with
+what. A reader's lease keeps its blocks where they are. A lease ends by ``release``, ``finish`` or ``put``, with its
+owner, or at its deadline; whoever comes with an ended one is told so, and nothing that it brings is taken.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from statepool.kv.eviction import Eviction
 
 __all__ = ["Lease", "SlotTable"]
+
+_AHEAD = 4
+"""Most slots that one writer has ahead: of more blocks it is worth asking first which are known."""
 
 
 @dataclass(slots=True)
@@ -31,7 +35,7 @@ class Lease:
         id: its number; never used twice.
         owner: who has it.
         writes: whether the slots are to be filled, or read.
-        keys, slots: the blocks, and where each of them is.
+        keys, slots: the blocks, and where each of them is; slots without keys are ahead of their blocks.
         checksums: of the blocks' bytes, for a reader.
     """
 
@@ -52,11 +56,13 @@ class SlotTable:
         slots: how many blocks fit.
         order: which block goes first when room is needed.
         lease_s: how long a lease holds.
+        most_ahead: how many slots may be with writers that have not said yet what they fill them with.
     """
 
     slots: int
     order: Eviction[bytes]
     lease_s: float = 10.0
+    most_ahead: int = 0
     evicted: int = 0
     """Blocks given up for others."""
     expired: int = 0
@@ -65,6 +71,7 @@ class SlotTable:
     _blocks: dict[bytes, _Block] = field(default_factory=dict)
     _leases: dict[int, Lease] = field(default_factory=dict)
     _held: set[bytes] = field(default_factory=set)
+    _ahead: dict[int, Lease] = field(default_factory=dict)  # by owner
     _last: int = 0
 
     def __post_init__(self) -> None:
@@ -77,6 +84,11 @@ class SlotTable:
     def __contains__(self, key: bytes) -> bool:
         block = self._blocks.get(key)
         return block is not None and block.ready
+
+    @property
+    def held(self) -> int:
+        """Blocks that somebody reads or writes."""
+        return len(self._held)
 
     def known(self, key: bytes) -> bool:
         """Whether a block is readable or being written."""
@@ -120,7 +132,7 @@ class SlotTable:
     def finish(self, lease: int, checksums: Sequence[int], now: float) -> tuple[bytes, ...]:
         """Make what a writer filled readable; the keys of the blocks, none if the lease has ended."""
         found = self._leases.get(lease)
-        if found is None or not found.writes or len(checksums) != len(found.keys):
+        if found is None or not (found.writes and found.keys) or len(checksums) != len(found.keys):
             return ()
         del self._leases[lease]
         for key, checksum in zip(found.keys, checksums, strict=True):
@@ -130,11 +142,51 @@ class SlotTable:
         self.order.used(found.keys, now)
         return found.keys
 
+    def ahead(self, owner: int, now: float, chain: Sequence[bytes] = ()) -> Lease:
+        """Slots for blocks that ``owner`` will name when it has written them, instead of those it had before.
+
+        There may be none: room ends, or enough slots are given ahead already. None of ``chain`` goes for them.
+        """
+        if owner in self._ahead:
+            self.release(self._ahead[owner].id)
+        left = self.most_ahead - sum(len(lease.slots) for lease in self._ahead.values())
+        kept = self._held.union(chain)
+        slots: list[int] = []
+        while len(slots) < min(_AHEAD, left) and (slot := self._room(kept)) is not None:
+            slots.append(slot)
+        lease = self._lend(owner, True, now, (), tuple(slots))
+        if slots:
+            self._leases[lease.id] = self._ahead[owner] = lease
+        return lease
+
+    def put(self, lease: int, keys: Sequence[bytes], checksums: Sequence[int], now: float) -> tuple[bytes, ...] | None:
+        """Make readable what a writer filled the first slots of an ``ahead`` lease with, and free the others.
+
+        Returns:
+            Those of ``keys`` that were not here yet; None if the lease has ended.
+        """
+        found = self._leases.get(lease)
+        if found is None or found.keys or not len(keys) == len(checksums) <= len(found.slots):
+            return None
+        del self._leases[lease], self._ahead[found.owner]
+        taken = []
+        for i, slot in enumerate(found.slots):
+            if i < len(keys) and keys[i] not in self._blocks:
+                self._blocks[keys[i]] = _Block(slot, checksums[i], ready=True)
+                taken.append(keys[i])
+            else:
+                self._free.append(slot)
+        self.order.used(taken, now)
+        return tuple(taken)
+
     def release(self, lease: int) -> bool:
         """End a lease; what was being written under it is dropped. False if it has ended already."""
         found = self._leases.pop(lease, None)
         if found is None:
             return False
+        if not found.keys:
+            del self._ahead[found.owner]
+            self._free += found.slots
         for key in found.keys:
             if found.writes:
                 self._free.append(self._blocks.pop(key).slot)
@@ -149,12 +201,13 @@ class SlotTable:
             self.release(lease)
 
     def expire(self, now: float) -> int:
-        """End every lease whose deadline has passed."""
-        late = [lease.id for lease in self._leases.values() if lease.deadline <= now]
+        """End every lease whose deadline has passed; how many of them had blocks."""
+        late = [lease for lease in self._leases.values() if lease.deadline <= now]
         for lease in late:
-            self.release(lease)
-        self.expired += len(late)
-        return len(late)
+            self.release(lease.id)
+        with_blocks = sum(bool(lease.keys) for lease in late)
+        self.expired += with_blocks
+        return with_blocks
 
     def drop(self, key: bytes, checksum: int | None = None) -> bool:
         """Give up a readable block, because its bytes are bad; only the one with ``checksum``, if that is given.
@@ -173,6 +226,7 @@ class SlotTable:
     def check(self) -> None:
         """Raise AssertionError if the books do not balance; for tests."""
         slots = [block.slot for block in self._blocks.values()]
+        slots += [slot for lease in self._ahead.values() for slot in lease.slots]
         assert sorted([*slots, *self._free]) == list(range(self.slots)), "a slot leaked or is used twice"
         holds = dict.fromkeys(self._blocks, 0)
         for lease in self._leases.values():
