@@ -23,6 +23,7 @@ from statepool.engine.engine import Engine
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # three nodes of Ray start, which takes minutes on a busy machine
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="makes network namespaces"),
 ]
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from statepool.cluster.launch import Process, Program, launcher
+from statepool.cluster import Process, Program, launcher
 
 __all__ = ["BlockingLauncher"]
 
@@ -20,7 +20,7 @@ class BlockingLauncher:
     """Starts processes and ends them.
 
     Args:
-        ray: see ``launch.launcher``.
+        ray: see ``launcher``.
 
     Raises:
         InvalidConfig: Ray is not installed, or does not answer at the address.

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from statepool.core.errors import Unavailable
 
-__all__ = ["Launcher", "LocalLauncher", "Process", "Program", "launcher"]
+__all__ = ["Launcher", "LocalLauncher", "Process", "Program"]
 
 LOCAL_HOST = "127.0.0.1"
 ANNOUNCE_SECONDS = 120.0
@@ -160,19 +160,3 @@ def silent(program: Program, hangs: bool) -> Unavailable:
     """The error for a process that did not announce itself, but ended or ``hangs``."""
     why = f"it said nothing for {ANNOUNCE_SECONDS:g} s" if hangs else "what it wrote on stderr says why"
     return Unavailable(f"{program.module} did not start; {why}")
-
-
-def launcher(ray: str | None) -> Launcher:
-    """Who starts processes: Ray at an address, or without one this machine.
-
-    Args:
-        ray: address of a Ray cluster, ``auto`` for the one this machine belongs to, ``local`` for one made here.
-
-    Raises:
-        InvalidConfig: Ray is not installed, or does not answer at the address.
-    """
-    if ray is None:
-        return LocalLauncher()
-    from statepool.cluster.on_ray import RayLauncher
-
-    return RayLauncher(ray)
