@@ -176,6 +176,19 @@ def test_a_prefill_counts_on_one_that_is_still_queued(costs):
         assert jobs[2].first_token > jobs[1].first_token
 
 
+def test_a_prefill_gives_way_between_layers_and_loses_nothing(costs):
+    """A short prompt waits for two of eighty layers of a long one, which then takes as much longer as that took."""
+    long, short = Call(0.0, 65_536, 2, tuple(range(128))), Call(1.0, 1024, 2, (500, 501))
+    _, (first, second) = run([long, short], costs, placement="size-aware")
+    long_s, short_s = costs.prefill_s(65_536), costs.prefill_s(1024)
+    assert second.first_token - 1.0 - short_s <= long_s * 2 / 80
+    assert (second.first_token - short_s) / (long_s * 2 / 80) % 1 == pytest.approx(0, abs=1e-6)
+    assert first.first_token == pytest.approx(long_s + short_s)
+    assert first.prefill_spent_s == pytest.approx(long_s)
+    _, (alone,) = run([long], replace(costs, layers=1), placement="size-aware")
+    assert alone.first_token > costs.prefill_s(65_536), "an engine without a border gives way every few tokens"
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("admission", ["none", "both", "foresight"])
 def test_every_request_ends_once_and_no_node_does_two_things_at_once(placement, admission, costs):

@@ -69,6 +69,7 @@ class CacheCentric:
     costs: NodeCosts
     threshold: float = 1.3
     chunk_tokens: int = 0
+    layers_at_once: int = 0
     inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:

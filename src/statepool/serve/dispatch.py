@@ -37,6 +37,7 @@ class RandomNode:
     costs: NodeCosts
     seed: int = 0
     chunk_tokens: int = 0
+    layers_at_once: int = 0
     inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
@@ -51,6 +52,7 @@ class RoundRobin:
 
     costs: NodeCosts
     chunk_tokens: int = 0
+    layers_at_once: int = 0
     inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
@@ -64,6 +66,7 @@ class LeastLoad:
 
     costs: NodeCosts
     chunk_tokens: int = 0
+    layers_at_once: int = 0
     inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:
@@ -82,6 +85,7 @@ class KvRouter:
     weight: float = 1.0
     block: int = 512
     chunk_tokens: int = 0
+    layers_at_once: int = 0
     inline: bool = False
 
     def place(self, ask: Ask, now: Snapshot) -> Decision:

@@ -22,7 +22,7 @@ PLACEMENTS: dict[str, Callable[[NodeCosts, int], Placement]] = {
     "local": lambda costs, _: CacheCentric(costs, threshold=math.inf),
     "global": lambda costs, _: CacheCentric(costs),
     "kv-router": lambda costs, _: KvRouter(costs),
-    "size-aware": lambda costs, _: SizeAware(costs, inline=False),
+    "size-aware": lambda costs, _: SizeAware(costs, inline=False, layers_at_once=2),
     "size-aware-inline": lambda costs, _: SizeAware(costs),
 }
 

@@ -22,10 +22,12 @@ class SizeAware:
     """Lines in order of arrival + ``patience`` x prefill time, and the node where all wait least.
 
     A prefill gives way every ``chunk_tokens`` tokens, so that a short prompt waits for a piece of a long one, not for
-    all of it. With patience 0 the order is that of arrival, with an infinite one the shortest goes first; between
-    them, no prompt is overtaken by one that came more than ``patience`` times its prefill time later. A newcomer goes
-    behind everyone whose promise it would break. Where to run, and whether to copy or to recompute, is decided by one
-    sum: its own time to first token and the delay of those behind it.
+    all of it; or on prefill nodes after ``layers_at_once`` layers: a pass over the whole prompt can rest between layers
+    at no cost, since the keys and values of those before are stored and what goes into the next is small.
+    With patience 0 the order is that of arrival, with an infinite one the shortest goes first; between them, no prompt
+    is overtaken by one that came more than ``patience`` times its prefill time later. A newcomer goes behind everyone
+    whose promise it would break. Where to run, and whether to copy or to recompute, is decided by one sum: its own time
+    to first token and the delay of those behind it.
 
     With ``inline``, decode nodes prefill too: what a step may take and its batch does not need goes to a prompt.
     """
@@ -33,6 +35,7 @@ class SizeAware:
     costs: NodeCosts
     patience: float = 2.0
     chunk_tokens: int = 8192
+    layers_at_once: int = 0
     inline: bool = True
     margin_s: float = 0.5
     """Seconds of error that a promise allows for."""
@@ -50,8 +53,10 @@ class SizeAware:
         chosen: Decision | None = None
         for node in self._candidates(ask, pool):
             held = int(pool.held[node])
+            by_layers = node < prefill_nodes and 0 < self.layers_at_once < self.costs.layers
+            chunk = 0 if by_layers else self.chunk_tokens
             for reuse in {held, max(best, held)}:
-                cost, decision = self._at(ask, pool, node, min(reuse, ask.tokens - 1), source, reuse - held)
+                cost, decision = self._at(ask, pool, node, min(reuse, ask.tokens - 1), source, reuse - held, chunk)
                 if cost < cheapest:
                     cheapest = cost
                     beside = node - prefill_nodes
@@ -71,12 +76,12 @@ class SizeAware:
         return found
 
     def _at(
-        self, ask: Ask, pool: PrefillPool, node: int, reuse: int, source: int, fetched: int
+        self, ask: Ask, pool: PrefillPool, node: int, reuse: int, source: int, fetched: int, chunk: int
     ) -> tuple[float, Decision]:
         """What running ``ask`` on ``node`` costs everyone, in seconds, and the decision it would be."""
         line, stretch = pool.lines[node], float(pool.stretch[node])
         copy_s = float(pool.link_s[source]) + self.costs.transfer_s(fetched) if fetched else 0.0
-        work_s = self.costs.chunked_s(ask.tokens, reuse, self.chunk_tokens)
+        work_s = self.costs.chunked_s(ask.tokens, reuse, chunk)
         prefill_s = stretch * work_s
         # Whoever computes blocks that it counts on must run before it.
         wanted = ask.at + self.patience * prefill_s - self.priority_s * ask.priority

@@ -163,6 +163,11 @@ class Placement(Protocol):
         ...
 
     @property
+    def layers_at_once(self) -> int:
+        """Layers after which a running prefill of a prefill node gives way, in the place of tokens; 0 for never."""
+        ...
+
+    @property
     def inline(self) -> bool:
         """Whether prefills also run on decode nodes, a piece per decode step."""
         ...

@@ -273,9 +273,13 @@ class Cluster:
             return
         if job.started < 0:
             self._find_blocks(node, job)
-        chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
-        end, piece_s = self._piece(node, job, chunk)
-        job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
+        layers = self.conductor.placement.layers_at_once
+        if node.beside is None and 0 < layers < self.costs.layers:
+            end, piece_s = self._next_layers(job, layers)
+        else:
+            chunk = self.conductor.placement.chunk_tokens or job.ask.tokens
+            end, piece_s = self._piece(node, job, chunk)
+            job.left_s = self.costs.chunked_s(job.ask.tokens, end, chunk)
         node.busy_s += piece_s
         job.prefill_spent_s += piece_s
         if end == job.ask.tokens and node.beside is None:
@@ -322,6 +326,16 @@ class Cluster:
             self._events.at(node.busy_until, self._pieces_done, number, pieces)
         else:
             self._events.at(now + _SLICE_S * factor, self._compute, number, pieces, left_s - _SLICE_S)
+
+    def _next_layers(self, job: Job, count: int) -> tuple[int, float]:
+        """How far ``job`` is after ``count`` layers of its only pass, all of them or nowhere, and their seconds."""
+        of = self.costs.layers
+        if not job.layers:
+            job.whole_s = self.costs.prefill_s(job.ask.tokens, job.position)
+        before, job.layers = job.layers, min(job.layers + count, of)
+        job.left_s = job.whole_s * (of - job.layers) / of
+        end = job.ask.tokens if job.layers == of else job.position
+        return end, job.whole_s * (job.layers - before) / of
 
     def _piece(self, node: PrefillNode, job: Job, chunk: int) -> tuple[int, float]:
         """Where the next piece of ``job`` ends, and the seconds it takes."""

@@ -42,6 +42,7 @@ class Job:
         "join_index",
         "joined",
         "keys",
+        "layers",
         "left_s",
         "position",
         "prefill_spent_s",
@@ -52,6 +53,7 @@ class Job:
         "started",
         "status",
         "tbt_s",
+        "whole_s",
     )
 
     def __init__(self, call: Call, ask: Ask, decision: Decision, at: float) -> None:
@@ -66,6 +68,10 @@ class Job:
         self.started = -1.0
         self.first_token = math.nan
         self.reused = 0
+        self.layers = 0
+        """Layers that are computed, of a prefill that gives way between them."""
+        self.whole_s = 0.0
+        """Seconds that all of them take."""
         self.prefill_spent_s = 0.0
         self.shadow: str | None = None
         """What another conductor would have done, if one was asked and differs."""
