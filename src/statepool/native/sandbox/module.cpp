@@ -105,7 +105,7 @@ NB_MODULE(_sandbox, m) {
     if (pid < 0) throw_errno("fork");
     return pid;
   });
-  m.def("hold", [](int line, int other) { return told(hold(line, other)); }, "line"_a, "other"_a);
+  m.def("hold", [](int line) { return told(hold(line)); }, "line"_a);
   m.def("sow", [](int line, nb::bytes program) { sow(line, instructions(program)); }, "line"_a, "program"_a);
   m.def("unshare", [](int flags) {
     if (unshare(flags)) throw_errno("unshare");
