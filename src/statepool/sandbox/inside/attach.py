@@ -11,6 +11,8 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
+from statepool.native import _sandbox  # type: ignore[attr-defined]
+
 if TYPE_CHECKING:
     from statepool.sandbox.inside.kernel import Kernel
 
@@ -18,19 +20,13 @@ __all__ = ["attach", "mapped", "region"]
 
 _NEW, _API, _REGISTER = 0xAA00, 0xC018AA3F, 0xC020AA00
 _VERSION, _MISSING = 0xAA, 1
-_HUGE, _FIXED = 2 << 20, 0x10
-_RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
+_HUGE = 2 << 20
 
 
 def mapped(fd: int, length: int, kind: int) -> tuple[mmap.mmap, int]:
     """Memory, and where in it a file begins: a multiple of 2 MiB, so that pages of this size are mapped as they are."""
     space = mmap.mmap(-1, length + _HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(space))
-    begin, place = -address % _HUGE, ctypes.CDLL(None, use_errno=True).mmap
-    place.restype, place.argtypes = ctypes.c_size_t, [ctypes.c_size_t] * 2 + [ctypes.c_int] * 3 + [ctypes.c_long]
-    if place(address + begin, length, _RIGHTS, kind | _FIXED, fd, 0) != address + begin:
-        raise OSError(ctypes.get_errno(), "mmap")
-    return space, begin
+    return space, _sandbox.show_file(space, fd, length, kind)
 
 
 def attach(kernel: Kernel, message: dict[str, Any], fds: list[int]) -> None:
