@@ -1,6 +1,7 @@
 """Shared data: sealed memory, and pages from another process."""
 
 import contextlib
+import mmap
 import re
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from statepool.core.errors import InvalidRequest, Unavailable
 from statepool.sandbox import Sandbox, Template, caps
+from statepool.sandbox.inside import attach
 from statepool.sandbox.memory import Dataset, Remote
 from statepool.sandbox.pages import CHUNK, PageServer
 
@@ -47,6 +49,28 @@ def test_attached_data_is_equal_shared_and_cannot_be_changed_for_others(numeric)
         kid.close()
     with pytest.raises(InvalidRequest, match="identifier"):
         Dataset({"not a name": np.zeros(3)})
+    dataset.close()
+
+
+def _in_large_pages(pid):
+    return 1024 * sum(map(int, re.findall(r"ShmemPmdMapped: +(\d+)", Path(f"/proc/{pid}/smaps").read_text())))
+
+
+def test_large_data_needs_no_tables_of_small_pages(numeric):
+    if numeric.driver != "ns":
+        pytest.skip("needs cgroups to find the kernel")
+    dataset = Dataset({"big": np.ones(8 << 20, np.uint8)})
+    space, begin = attach.mapped(dataset.fd, dataset.length, mmap.MAP_PRIVATE)
+    with space, Sandbox("numeric", pool=numeric) as sandbox:
+        assert space[begin :: 1 << 20][:8] == b"\1" * 8
+        if not (here := _in_large_pages("self")):
+            pytest.skip("this Linux makes no large pages of memory that is there")
+        slot = sandbox.lease.slot
+        (pid,) = slot.cgroup.members() - slot.own
+        before = _in_large_pages(pid)
+        dataset.attach(sandbox)
+        assert sandbox.run_code("int(big[:: 1 << 20].sum())").text == "8"
+        assert _in_large_pages(pid) - before == here == 8 << 20
     dataset.close()
 
 

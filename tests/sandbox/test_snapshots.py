@@ -1,6 +1,7 @@
 # ruff: noqa: E501  # cells are written as one line
 """Checkpoints, rollbacks and forks: memory and files together, checked by replaying the same steps from scratch."""
 
+import mmap
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ import pytest
 
 from statepool.sandbox import Limits, Pool, Sandbox, Template
 from statepool.sandbox.errors import NotQuiescent, SandboxGone
+from statepool.sandbox.inside import branch
 from statepool.sandbox.template import HOME
 
 LOOK = """
@@ -180,6 +182,19 @@ def test_signals_and_what_runs_after_a_fork_come_back(sandbox):
             assert (
                 sandbox.run_code("os.waitpid(os.spawnlp(os.P_NOWAIT, 'true', 'true'), 0)\nafter[-1]").text == "'child'"
             )
+
+
+@pytest.mark.parametrize("query", [branch._QUERY, 0])
+def test_shared_mappings_are_found_by_a_linux_that_can_be_asked_and_by_one_that_cannot(monkeypatch, tmp_path, query):
+    monkeypatch.setattr(branch, "_QUERY", query)
+    shared, private = (tmp_path / name for name in ("shared", "private"))
+    for path in (shared, private):
+        path.write_bytes(bytes(mmap.PAGESIZE))
+    with shared.open("r+b") as one, private.open("r+b") as other:
+        mine = mmap.mmap(other.fileno(), 0, mmap.MAP_PRIVATE)
+        assert not {str(shared), str(private)} & set(branch._shared())
+        with mine, mmap.mmap(one.fileno(), 0):
+            assert {str(shared), str(private)} & set(branch._shared()) == {str(shared)}
 
 
 def test_a_moment_is_kept_between_cells(sandbox):

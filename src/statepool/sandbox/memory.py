@@ -83,12 +83,13 @@ class Dataset:
         self.fd = os.memfd_create("statepool-dataset", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, self.length)
         space, begin = mapped(self.fd, self.length, mmap.MAP_SHARED)
-        with space, contextlib.suppress(OSError):  # an older Linux has no such pages
+        with space:
             for part, array in zip(parts, plain.values(), strict=True):
                 raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1) if array.size else np.zeros(0, np.uint8)
                 start = begin + part.offset
                 space[start : start + raw.nbytes] = raw.tobytes()
-            space.madvise(_COLLAPSE, begin, self.length)
+            with contextlib.suppress(OSError):  # an older Linux cannot
+                space.madvise(_COLLAPSE, begin, self.length)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def attach(self, sandbox: Sandbox) -> None:
