@@ -1,6 +1,7 @@
 """Shared data: sealed memory, and pages from another process."""
 
 import contextlib
+import mmap
 import re
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from statepool.core.errors import InvalidRequest, Unavailable
 from statepool.sandbox import Sandbox, Template, caps
+from statepool.sandbox.inside import attach
 from statepool.sandbox.memory import Dataset, Remote
 from statepool.sandbox.pages import CHUNK, PageServer
 
@@ -50,18 +52,41 @@ def test_attached_data_is_equal_shared_and_cannot_be_changed_for_others(numeric)
     dataset.close()
 
 
-def _private(sandbox):
-    """Bytes that a kernel shares with nobody, as Linux counts them."""
-    slot = sandbox.lease.slot
-    (pid,) = slot.cgroup.members() - slot.own
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+def _in_large_pages(pid):
+    return 1024 * sum(map(int, re.findall(r"ShmemPmdMapped: +(\d+)", Path(f"/proc/{pid}/smaps").read_text())))
+
+
+def test_large_data_needs_no_tables_of_small_pages(numeric):
+    if numeric.driver != "ns":
+        pytest.skip("needs cgroups to find the kernel")
+    dataset = Dataset({"big": np.ones(8 << 20, np.uint8)})
+    space, begin = attach.mapped(dataset.fd, dataset.length, mmap.MAP_PRIVATE)
+    with space, Sandbox("numeric", pool=numeric) as sandbox:
+        assert space[begin :: 1 << 20][:8] == b"\1" * 8
+        if not (here := _in_large_pages("self")):
+            pytest.skip("this Linux makes no large pages of memory that is there")
+        slot = sandbox.lease.slot
+        (pid,) = slot.cgroup.members() - slot.own
+        before = _in_large_pages(pid)
+        dataset.attach(sandbox)
+        assert sandbox.run_code("int(big[:: 1 << 20].sum())").text == "8"
+        assert _in_large_pages(pid) - before == here == 8 << 20
+    dataset.close()
+
+
+def _private(text):
+    """Bytes that a process shares with nobody, as Linux counts them."""
     return 1024 * sum(int(part) for part in re.findall(r"Private_Dirty: +(\d+)", text))
 
 
 def _shrinks(sandbox, seconds):
-    before, end = _private(sandbox), time.monotonic() + seconds
+    """Whether it is less than in a cell, before the kernel has waited at all."""
+    slot = sandbox.lease.slot
+    before = _private(sandbox.run_code("open('/proc/self/smaps_rollup').read()").text)
+    (pid,) = slot.cgroup.members() - slot.own
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if _private(sandbox) < 0.9 * before:
+        if _private(Path(f"/proc/{pid}/smaps_rollup").read_text()) < 0.9 * before:
             return True
         time.sleep(0.1)
     return False

@@ -1,5 +1,6 @@
 """The pool: which slot is chosen, what a killed manager leaves, journals that are damaged."""
 
+import contextlib
 import json
 import os
 import signal
@@ -71,6 +72,29 @@ def test_a_burst_of_short_tenants_is_served_by_few_slots_and_as_many_wait_for_th
         while burst.waiting()["py"] < 6:
             assert time.monotonic() < deadline, burst.waiting()
             time.sleep(0.05)
+
+
+def test_while_others_have_just_come_nothing_is_cleaned_that_can_wait(pool, monkeypatch):
+    cores = os.cpu_count()
+    monkeypatch.setattr("statepool.sandbox.pool._YOUNG_SECONDS", 3600.0)
+    with Pool(low=1, high=cores + 4) as busy, contextlib.ExitStack() as stack:
+        busy.fill("py", cores + 3)
+        for _ in range(cores):
+            stack.enter_context(Sandbox(pool=busy))
+        Sandbox(pool=busy).close()
+        time.sleep(0.5)
+        assert (busy.waiting()["py"], busy.busy()) == (2, cores + 1)
+        Sandbox(pool=busy).close()  # one is left, as many as must be ready
+        _until(lambda: busy.waiting()["py"] > 1)
+        monkeypatch.setattr("statepool.sandbox.pool._YOUNG_SECONDS", 0.0)
+        _until(lambda: (busy.waiting()["py"], busy.busy()) == (3, cores))
+
+
+def _until(done):
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_who_gives_back_what_he_takes_needs_no_more_slots(pool):

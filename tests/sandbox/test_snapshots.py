@@ -1,12 +1,16 @@
 # ruff: noqa: E501  # cells are written as one line
 """Checkpoints, rollbacks and forks: memory and files together, checked by replaying the same steps from scratch."""
 
+import mmap
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from statepool.sandbox import Sandbox
+from statepool.sandbox import Limits, Pool, Sandbox, Template
 from statepool.sandbox.errors import NotQuiescent, SandboxGone
+from statepool.sandbox.inside import branch
 from statepool.sandbox.template import HOME
 
 LOOK = """
@@ -104,7 +108,10 @@ def test_forks_have_memory_files_and_random_numbers_of_their_own(sandbox):
             "the thread sleeper",
         ),
         ("import socket\ns = socket.socket()", "socket"),
-        ("import subprocess\np = subprocess.Popen(['sleep', '100'])", "sleep 100"),
+        (
+            "import subprocess as s\np = s.Popen(['sh', '-c', 'echo; sleep 100; :'], stdout=s.PIPE)\np.stdout.readline()",
+            "sleep 100",
+        ),
         ("import os\nf = open('gone', 'w')\nos.remove('gone')", "deleted file"),
         (
             "import mmap\nf = open('m', 'w+b')\nf.write(b'x' * 4096)\nf.flush()\nm = mmap.mmap(f.fileno(), 4096)",
@@ -175,3 +182,63 @@ def test_signals_and_what_runs_after_a_fork_come_back(sandbox):
             assert (
                 sandbox.run_code("os.waitpid(os.spawnlp(os.P_NOWAIT, 'true', 'true'), 0)\nafter[-1]").text == "'child'"
             )
+
+
+@pytest.mark.parametrize("query", [branch._QUERY, 0])
+def test_shared_mappings_are_found_by_a_linux_that_can_be_asked_and_by_one_that_cannot(monkeypatch, tmp_path, query):
+    monkeypatch.setattr(branch, "_QUERY", query)
+    shared, private = (tmp_path / name for name in ("shared", "private"))
+    for path in (shared, private):
+        path.write_bytes(bytes(mmap.PAGESIZE))
+    with shared.open("r+b") as one, private.open("r+b") as other:
+        mine = mmap.mmap(other.fileno(), 0, mmap.MAP_PRIVATE)
+        assert not {str(shared), str(private)} & set(branch._shared())
+        with mine, mmap.mmap(one.fileno(), 0):
+            assert {str(shared), str(private)} & set(branch._shared()) == {str(shared)}
+
+
+def test_a_moment_is_kept_between_cells(sandbox):
+    began = threading.Event()
+    cell = "import time\nprint('begun')\ntime.sleep(0.5)\nx = 1"
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(sandbox.run_code, cell, on_stdout=lambda _: began.set())
+        assert began.wait(30)
+        moment = sandbox.snapshot()
+        assert running.result().error is None
+    sandbox.run_code("x = 2")
+    sandbox.rollback(moment)
+    assert sandbox.run_code("x").text == "1"
+
+
+def test_a_rollback_that_fails_leaves_all_as_it_was(sandbox):
+    moment = sandbox.snapshot()
+    sandbox.run_code("x = 2\nopen('f', 'w').write('here')")
+    sandbox.lease.signal(moment.pid, 9)
+    with pytest.raises(SandboxGone):
+        sandbox.rollback(moment)
+    assert sandbox.run_code("x, open('f').read()").text == "(2, 'here')"
+    with sandbox.snapshot() as other:
+        sandbox.run_code("x = 3")
+        sandbox.rollback(other)
+    assert sandbox.run_code("x").text == "2"
+
+
+def test_moments_that_are_given_up_are_no_processes_any_more(pool):
+    if pool.driver != "ns":
+        pytest.skip("counts a sandbox's processes by its cgroup")
+    pool.add(Template("few", limits=Limits(processes=8)))
+    with Sandbox("few", pool=pool) as sandbox:
+        for number in range(20):
+            with sandbox.snapshot():
+                assert sandbox.run_code(f"{number}").text == str(number)
+
+
+def test_a_slot_whose_moment_outlives_its_sandbox_serves_again(pool):
+    with Pool(low=0, high=1, most=1) as one:
+        with Sandbox(pool=one) as sandbox:
+            moment = sandbox.snapshot()
+        moment.close()
+        one.settle()
+        with Sandbox(pool=one) as again:
+            assert again.run_code("1 + 1").text == "2"
+        assert (one.counters["cold"], one.counters["resets"]) == (1, 1)

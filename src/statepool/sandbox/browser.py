@@ -40,7 +40,7 @@ _FLAGS = (
 )
 
 
-class Browser:
+class Browser(contextlib.AbstractContextManager["Browser"]):
     """One Chromium process tree. Use it from the thread that made it: playwright's synchronous client wants that.
 
     Args:
@@ -70,9 +70,6 @@ class Browser:
             self._playwright.stop()
             raise
 
-    def __enter__(self) -> Browser:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -94,16 +91,14 @@ class Browser:
         if not self._client.is_connected() or not self.processes():
             raise SandboxGone("the browser has ended")
         proxy = None
-        if hosts is not None:
-            server = socket.create_server(("127.0.0.1", 0))
-            options["proxy"] = {"server": f"http://127.0.0.1:{server.getsockname()[1]}"}
-            proxy = Proxy(server, hosts)
-        try:
+        with contextlib.ExitStack() as undo:
+            if hosts is not None:
+                server = socket.create_server(("127.0.0.1", 0))
+                options["proxy"] = {"server": f"http://127.0.0.1:{server.getsockname()[1]}"}
+                proxy = Proxy(server, hosts)
+                undo.callback(proxy.close)
             context = self._client.new_context(accept_downloads=False, **options)
-        except BaseException:
-            if proxy is not None:
-                proxy.close()
-            raise
+            undo.pop_all()
         made = BrowserLease(self, context, proxy)
         self._leases.add(made)
         self._count += 1
@@ -112,11 +107,10 @@ class Browser:
     def processes(self) -> list[int]:
         """Process ids of the whole tree."""
         found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
+        for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self._session and state != "Z":
-                    found.append(int(path.parent.name))
+                if os.getsid(int(path.name)) == self._session and ") Z " not in (path / "stat").read_text():
+                    found.append(int(path.name))
         return found
 
     def close(self) -> None:
@@ -165,15 +159,12 @@ class Browser:
         self._folder.cleanup()
 
 
-class BrowserLease:
+class BrowserLease(contextlib.AbstractContextManager["BrowserLease"]):
     """One agent's context: pages, cookies and storage of its own. What it leaves ends with it."""
 
     def __init__(self, browser: Browser, context: Any, proxy: Proxy | None) -> None:
         self._browser, self.context, self._proxy = browser, context, proxy
         self._pids: set[int] = set()
-
-    def __enter__(self) -> BrowserLease:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -58,14 +58,11 @@ class Capability:
 def probe() -> tuple[Capability, ...]:
     """Everything that decides what sandboxes are possible here. Takes a fraction of a second, once."""
     groups = roots()
+    limits = f"limits on {', '.join(groups)}" if groups else "none can be made: limits per process only"
     return (
         _driver("ns", "namespaces, overlayfs and a user per sandbox, as root"),
         _driver("userns", "the same in a user namespace, for any user"),
-        Capability(
-            "cgroups",
-            bool(groups),
-            f"limits on {', '.join(groups)}" if groups else "none can be made: limits per process only",
-        ),
+        Capability("cgroups", bool(groups), limits),
         _userfaultfd(),
         _program("runsc", "gVisor", ["runsc", "--version"]),
         _program("criu", "checkpoints of whole process trees", ["criu", "check"]),
@@ -110,14 +107,8 @@ def _driver(name: str, text: str) -> Capability:
         return Capability(name, False, "the native module is not built; run make native")
     if name == "ns" and os.geteuid() != 0:
         return Capability(name, False, "needs root")
-    package = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", _TRY, name],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": package},
-        check=False,
-    )
+    command, env = [sys.executable, "-c", _TRY, name], os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return Capability(name, done.returncode == 0, text if done.returncode == 0 else reason)
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from statepool.sandbox.channel import Closed
 from statepool.sandbox.errors import SandboxError, SandboxGone
-from statepool.sandbox.execution import ErrorInfo, Execution, Logs, Output, Result
+from statepool.sandbox.execution import ErrorInfo, Execution, Logs, Output, Result, Show
 from statepool.sandbox.link import Link
 
 if TYPE_CHECKING:
     from statepool.sandbox.sandbox import Sandbox
 
-__all__ = ["Context", "Show"]
+__all__ = ["Context"]
 
 _GRACE_SECONDS = 1.0
 """Between SIGINT and SIGKILL."""
 _MESSAGE_SECONDS = 2.0
 """A message that has begun to arrive may pause so long."""
-Show = Callable[[str], None]
 
 
 class Context:
@@ -34,7 +34,8 @@ class Context:
         self.cwd, self.seed = cwd, seed
         self.count = 0
         self._sandbox = sandbox
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held while a cell runs, or a moment is kept."""
         self._link: Link | None = None
 
     def attach(self, link: Link, begin: bool = True) -> Link:
@@ -47,7 +48,7 @@ class Context:
 
     def tell(self, variables: dict[str, str]) -> None:
         """Variables from now on."""
-        with self._lock:
+        with self.lock:
             if self._link is not None:
                 self._link.channel.instruct({"op": "begin", "env": variables, "cwd": None, "seed": None})
 
@@ -70,16 +71,10 @@ class Context:
         on_stderr: Show | None,
     ) -> Execution:
         """Run one cell."""
-        with self._lock:
-
-            def show(name: str, text: str) -> None:
-                to = on_stdout if name == "stdout" else on_stderr
-                if to is not None:
-                    to(text)
-
+        with self.lock:
             deadline = None if timeout is None else time.monotonic() + timeout
             link = self._need()
-            output = Output(*link.pipes, self._sandbox.limits.output_bytes, show if on_stdout or on_stderr else None)
+            output = Output(*link.pipes, self._sandbox.limits.output_bytes, on_stdout, on_stderr)
             try:
                 link.channel.instruct({"op": "run", "code": code, "env": env})
                 interrupted = not output.wait(link.channel, deadline)
@@ -99,11 +94,21 @@ class Context:
         """Raise KeyboardInterrupt in the running cell."""
         return self._sandbox.lease.signal(self.pid, signal.SIGINT)
 
+    def post(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """A message to the kernel; its answer is not waited for."""
+        with self._living():
+            self._need().channel.instruct(message, fds)
+
     def ask(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         """A question to the kernel between cells."""
-        try:
-            self._need().channel.instruct(message, fds)
+        self.post(message, fds)
+        with self._living():
             return self.receive(30.0)
+
+    @contextlib.contextmanager
+    def _living(self) -> Iterator[None]:
+        try:
+            yield
         except Closed:
             self.drop()
             raise SandboxGone("the kernel has ended") from None

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CommandResult", "ErrorInfo", "Execution", "Logs", "Output", "Result"]
+__all__ = ["CommandResult", "ErrorInfo", "Execution", "Logs", "Output", "Result", "Show"]
 
 _CHUNK = 1 << 16
+Show = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -79,15 +80,17 @@ class Output:
     blocks.
     """
 
-    def __init__(self, out: int, err: int, most: int, show: Callable[[str, str], None] | None = None) -> None:
-        """``show`` is called with ``"stdout"`` or ``"stderr"`` and a piece of text as soon as it is there."""
+    def __init__(
+        self, out: int, err: int, most: int, on_stdout: Show | None = None, on_stderr: Show | None = None
+    ) -> None:
+        """The last two are called with each piece of text as soon as it is there."""
         for fd in (out, err):
             os.set_blocking(fd, False)
         self._names = {out: "stdout", err: "stderr"}
         self._parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         self._rest = {"stdout": b"", "stderr": b""}
         self._left, self._dropped = most, 0
-        self._show = show
+        self._show = {"stdout": on_stdout, "stderr": on_stderr}
 
     def wait(self, other: Any, deadline: float | None) -> bool:
         """Read until ``other`` has something (True) or the time is over (False). Without ``other``: until both
@@ -139,10 +142,10 @@ class Output:
         self._dropped += len(data) - len(kept)
         if kept:
             self._parts[name].append(kept)
-            if self._show is not None:
+            if (show := self._show[name]) is not None:
                 text, self._rest[name] = _whole_characters(self._rest[name] + kept)
                 if text:
-                    self._show(name, text)
+                    show(text)
         return True
 
 

@@ -4,6 +4,7 @@ compared.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -18,7 +19,10 @@ from statepool.sandbox.template import HOME
 __all__ = ["Entry", "Files"]
 
 _IN_ROOT, _NO_MAGIC = 0x10, 0x02
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _MOST_BYTES = 1 << 30
+Kind = Literal["file", "dir", "link", "other"]
+_KINDS: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Entry:
 
     name: str
     path: str
-    kind: Literal["file", "dir", "link", "other"]
+    kind: Kind
     size: int
     mode: int
     modified: float
@@ -49,38 +53,24 @@ class Files:
             InvalidRequest: no regular file, or not a path.
             PayloadTooLarge: more than ``most`` bytes.
         """
-        fd = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            about = os.fstat(fd)
-            if not stat.S_ISREG(about.st_mode):
-                raise InvalidRequest(f"path: {path!r} is no regular file", param="path")
-            if about.st_size > most:
-                raise PayloadTooLarge(f"path: {path!r} has {about.st_size} bytes; at most {most}", param="path")
+        with self._opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            if (size := _regular(fd, path)) > most:
+                raise PayloadTooLarge(f"path: {path!r} has {size} bytes; at most {most}", param="path")
             with open(fd, "rb", closefd=False) as file:
                 return file.read(most)
-        finally:
-            os.close(fd)
 
     def write(self, path: str, data: str | bytes, mode: int = 0o644) -> Entry:
         """Write a file, and the folders above it; a file that was there is replaced in place."""
         body = data.encode() if isinstance(data, str) else data
         parent = os.path.dirname(self._absolute(path))
         self.make_dir(parent, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
-        fd = self._open(path, flags, mode)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise InvalidRequest(f"path: {path!r} is no regular file", param="path")
+        with self._opened(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, mode) as fd:
+            _regular(fd, path)
             os.ftruncate(fd, 0)
-            with open(fd, "wb", buffering=0, closefd=False) as file:
-                done = 0
-                while done < len(body):
-                    done += file.write(memoryview(body)[done:])
+            done = 0
+            while done < len(body):
+                done += os.write(fd, memoryview(body)[done:])
             self._give(fd)
-        except OSError as error:
-            raise self._named(error, path) from None
-        finally:
-            os.close(fd)
         return self.info(path)
 
     def list(self, path: str = HOME, depth: int = 1) -> list[Entry]:
@@ -105,16 +95,14 @@ class Files:
         for part in self._absolute(path).strip("/").split("/"):
             parent, done = done or "/", f"{done}/{part}"
             try:
-                os.close(self._open(done, os.O_PATH | os.O_DIRECTORY))
+                with self._opened(done, os.O_PATH | os.O_DIRECTORY):
+                    continue
             except NotFound:
-                with _Folder(self, parent) as fd:
-                    try:
-                        os.mkdir(part, 0o755, dir_fd=fd)
-                    except OSError as error:
-                        raise self._named(error, done) from None
-                with _Folder(self, done) as fd:
-                    self._give(fd)
                 made = True
+            with self._opened(parent, _FOLDER, about=done) as fd:
+                os.mkdir(part, 0o755, dir_fd=fd)
+            with self._opened(done, _FOLDER) as fd:
+                self._give(fd)
         if not made and not exist_ok:
             raise InvalidRequest(f"path: {path!r} is there already", param="path")
         return made
@@ -123,28 +111,23 @@ class Files:
         """Remove a file, a link, or a folder with all that is in it."""
         path = self._absolute(path)
         entry = self._entry(path)
-        with _Folder(self, os.path.dirname(path)) as fd:
-            try:
-                if entry.kind == "dir":
-                    _remove_tree(fd, os.path.basename(path))
-                else:
-                    os.unlink(os.path.basename(path), dir_fd=fd)
-            except OSError as error:
-                raise self._named(error, path) from None
+        with self._opened(os.path.dirname(path), _FOLDER, about=path) as fd:
+            if entry.kind == "dir":
+                _remove_tree(fd, os.path.basename(path))
+            else:
+                os.unlink(os.path.basename(path), dir_fd=fd)
 
     def rename(self, old: str, new: str) -> Entry:
         """Move a name."""
         old, new = self._absolute(old), self._absolute(new)
         self.make_dir(os.path.dirname(new), exist_ok=True)
-        with _Folder(self, os.path.dirname(old)) as source, _Folder(self, os.path.dirname(new)) as target:
-            try:
-                os.rename(os.path.basename(old), os.path.basename(new), src_dir_fd=source, dst_dir_fd=target)
-            except OSError as error:
-                raise self._named(error, old) from None
+        whence, whither = os.path.dirname(old), os.path.dirname(new)
+        with self._opened(whence, _FOLDER) as source, self._opened(whither, _FOLDER, about=old) as target:
+            os.rename(os.path.basename(old), os.path.basename(new), src_dir_fd=source, dst_dir_fd=target)
         return self.info(new)
 
     def _walk(self, path: str, depth: int) -> Iterator[Entry]:
-        with _Folder(self, path) as fd:
+        with self._opened(path, _FOLDER) as fd:
             names = os.listdir(fd)
         for name in names:
             try:
@@ -156,25 +139,12 @@ class Files:
                 yield from self._walk(entry.path, depth - 1)
 
     def _entry(self, path: str) -> Entry:
-        fd = self._open(path, os.O_PATH | os.O_NOFOLLOW)
-        try:
+        with self._opened(path, os.O_PATH | os.O_NOFOLLOW) as fd:
             about = os.fstat(fd)
-            mode = about.st_mode
-            kind: Literal["file", "dir", "link", "other"] = (
-                "dir"
-                if stat.S_ISDIR(mode)
-                else "file"
-                if stat.S_ISREG(mode)
-                else "link"
-                if stat.S_ISLNK(mode)
-                else "other"
-            )
+            kind = _KINDS.get(stat.S_IFMT(about.st_mode), "other")
             target = os.readlink("", dir_fd=fd) if kind == "link" else None
-        finally:
-            os.close(fd)
-        return Entry(
-            os.path.basename(path) or "/", path, kind, about.st_size, stat.S_IMODE(mode), about.st_mtime, target
-        )
+        name, mode = os.path.basename(path) or "/", stat.S_IMODE(about.st_mode)
+        return Entry(name, path, kind, about.st_size, mode, about.st_mtime, target)
 
     def _absolute(self, path: str) -> str:
         if not path or "\0" in path:
@@ -183,17 +153,22 @@ class Files:
         # only for names: ".." is resolved by the kernel, so links before it count
         return joined.rstrip("/") or "/"
 
-    def _open(self, path: str, flags: int, mode: int = 0) -> int:
+    @contextlib.contextmanager
+    def _opened(self, path: str, flags: int, mode: int = 0, about: str = "") -> Iterator[int]:
+        """A descriptor; what goes wrong with it is said of ``about``, or else of ``path``."""
         path = self._absolute(path)
         try:
-            fd: int = _sandbox.open_inside(
-                self._root, path, flags, mode if flags & os.O_CREAT else 0, _IN_ROOT | _NO_MAGIC
-            )
+            fd: int = _sandbox.open_inside(self._root, path, flags, mode, _IN_ROOT | _NO_MAGIC)
         except OSError as error:
             raise self._named(error, path) from None
         except UnicodeEncodeError:
             raise InvalidRequest(f"path: {path!r} cannot be encoded", param="path") from None
-        return fd
+        try:
+            yield fd
+        except OSError as error:
+            raise self._named(error, about or path) from None
+        finally:
+            os.close(fd)
 
     def _give(self, fd: int) -> None:
         if self._owns:
@@ -209,17 +184,12 @@ class Files:
         return InvalidRequest(text, param="path")
 
 
-class _Folder:
-    """A folder opened for ``dir_fd``."""
-
-    def __init__(self, files: Files, path: str) -> None:
-        self._fd = files._open(path or "/", os.O_RDONLY | os.O_DIRECTORY)
-
-    def __enter__(self) -> int:
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+def _regular(fd: int, path: str) -> int:
+    """Size of a regular file."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        raise InvalidRequest(f"path: {path!r} is no regular file", param="path")
+    return about.st_size
 
 
 def _remove_tree(folder: int, name: str) -> None:

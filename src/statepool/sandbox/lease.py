@@ -19,20 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "Lease"]
 
 
-class Ending:
+class Ending(contextlib.AbstractContextManager["Ending"]):
     """Becomes readable when a process has ended; for ``select``, and to wait for."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._event = threading.Event()
 
-    def __enter__(self) -> Ending:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
     def fileno(self) -> int:
@@ -54,6 +48,8 @@ class Ending:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    __del__ = close
 
 
 class Lease:
@@ -104,22 +100,10 @@ class Lease:
         with self._lock:
             return self._codes.get(pid, -9)
 
-    def seal(self, below: int, allowed: int) -> tuple[int, int, list[tuple[int, str]]]:
-        """A root above one that nobody but the process ``allowed`` writes to.
-
-        Returns:
-            Number and descriptor of the new root, or who else is at work below.
-        """
-        with self._lock:
-            self._roots += 1
-            number = self._roots
-        try:
-            found, fds = self.ask("layer", below, number, allowed, *self.frozen)
-        except OSError as error:
-            raise SandboxError(f"snapshot: {error.strerror}") from None
-        if "busy" in found:
-            return -1, -1, _shown(found["busy"])
-        return number, fds[0], []
+    def others(self, root: int, allowed: int) -> Callable[[], list[tuple[int, str]]]:
+        """Ask who but the process ``allowed`` is at work in a root; answers what waits for the answer."""
+        wait = self.slot.later("busy", root, allowed, *self.frozen)
+        return lambda: _shown(_answer(wait)[0]["busy"])
 
     def touched(self, root: int, allowed: int) -> bool:
         """Whether a root's files differ from those it began with, or others than ``allowed`` are at work there."""
@@ -134,15 +118,15 @@ class Lease:
         with self._lock:
             numbers = [*range(self._roots + 1, self._roots + 1 + count)]
             self._roots += count
-        future = self.slot.post("layers", below, *numbers)
+        wait = self.slot.later("layers", below, *numbers)
+        return lambda: [*zip(numbers, _answer(wait)[1], strict=True)]
 
-        def answer() -> list[tuple[int, int]]:
-            found, fds = future.result(30)
-            if "error" in found:
-                raise SandboxError(f"snapshot: {found['error']}")
-            return [*zip(numbers, fds, strict=True)]
-
-        return answer
+    def scrap(self, answer: Callable[[], list[tuple[int, int]]]) -> None:
+        """Take roots away that were asked for and are not needed."""
+        with contextlib.suppress(SandboxError):
+            for number, root in answer():
+                os.close(root)
+                self.drop(number)
 
     def drop(self, root: int) -> None:
         """Take a root directory away and end who is in it. Nobody waits for it."""
@@ -192,6 +176,13 @@ class Lease:
             self._endings.clear()
         for ending in endings:
             ending.set()
+
+
+def _answer(wait: Callable[[], Reply]) -> Reply:
+    try:
+        return wait()
+    except OSError as error:
+        raise SandboxError(f"snapshot: {error.strerror}") from None
 
 
 def _shown(found: list[list[Any]]) -> list[tuple[int, str]]:

@@ -116,12 +116,11 @@ class Proxy:
             head += data
         found = _REQUEST.match(head)
         host, port, plain = _target(found[1], found[2]) if found else ("", 0, b"")
-        if not host or not allowed(host, self._hosts):
-            client.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nx-reason: host is not allowed\r\n\r\n")
-            return
-        address = self._resolve(host, port)
+        known = bool(host) and allowed(host, self._hosts)
+        address = self._resolve(host, port) if known else None
         if address is None:
-            client.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nx-reason: no public address\r\n\r\n")
+            reason = b"no public address" if known else b"host is not allowed"
+            client.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nx-reason: %s\r\n\r\n" % reason)
             return
         # The address that was checked is the one connected to: a name must not change in between.
         with socket.create_connection(address, timeout=_SECONDS) as upstream:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Choice", "NodeLoad", "Parked", "by_room", "choose", "returns_soon", "wanted"]
+__all__ = ["Choice", "NodeLoad", "Parked", "by_room", "choose", "cleans", "returns_soon", "wanted"]
 
 Kind = Literal["reuse", "switch", "cold"]
 
@@ -56,6 +56,13 @@ def returns_soon(out: int, asking: int, lease_seconds: float, start_seconds: flo
     waits no more: that is twice the best at most.
     """
     return waited < start_seconds and asking * lease_seconds < out * start_seconds
+
+
+def cleans(young: int, cores: int, ready: int, low: int) -> bool:
+    """Whether a slot that was given back is cleaned at once. That takes a core for milliseconds: where as many tenants
+    have just come, it waits, as long as more slots are ready than must be.
+    """
+    return young < cores or ready <= low
 
 
 def wanted(low: int, high: int, fewer: int) -> int:

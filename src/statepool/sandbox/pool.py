@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import logging
@@ -23,7 +22,7 @@ from statepool.sandbox.errors import SandboxError, SlotFailed
 from statepool.sandbox.slots import Reactor, Slot, Zygote
 from statepool.sandbox.template import Limits, Template
 
-__all__ = ["Pool", "default_pool"]
+__all__ = ["Pool"]
 
 _log = logging.getLogger(__name__)
 _FIRST_UID = 0x30000
@@ -34,8 +33,11 @@ _FADE = 0.5 ** (_TICK / 30)
 """A peak counts for half after 30 seconds."""
 _PATIENCE = 5.0
 _HIGH = 8
-_AT_ONCE = 2 * (os.cpu_count() or 1)
+_CORES = os.cpu_count() or 1
+_AT_ONCE = 2 * _CORES
 """Slots made at the same time: more only take the cores from those who run."""
+_YOUNG_SECONDS, _PAUSE = 0.1, 0.01
+"""Who has come lately is at work; how often it is looked whether many are."""
 _MOST_USES = 1000
 """Slots are made anew after so many tenants, so that nothing can pile up in one."""
 
@@ -51,14 +53,14 @@ class _Shelf:
     parked: list[tuple[Slot, policy.Parked]] = field(default_factory=list)
     start_seconds: float = 0.02
     lease_seconds: float = 0.0
-    """From when a slot is taken until it waits again."""
+    """From when a slot is taken until it waits again, if it is cleaned at once."""
     asking: int = 0
     """Who waits for a slot."""
     peak: float = 0.0
     """The most that were out or asked for at once, lately."""
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager["Pool"]):
     """Owns all slots of one manager.
 
     Args:
@@ -101,15 +103,12 @@ class Pool:
         self._dirty: list[tuple[Slot, int, str | None]] = []
         self._due: dict[Any, tuple[float, Callable[[], None]]] = {}
         self._work: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._closed = False
+        self.closed = False
         self.counters = {"created": 0, "reuse": 0, "switch": 0, "cold": 0, "resets": 0, "destroyed": 0}
         for template in [Template(), *templates]:
             self.add(template)
         self._thread = threading.Thread(target=self._keep, name="statepool-pool", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Pool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -254,9 +253,10 @@ class Pool:
         """Give a slot back; it is cleaned behind the caller's back, or ended if it cannot be."""
         with self._lock:
             slot.uses += 1
+            slot.held = time.monotonic() - slot.taken
             self._dirty.append((slot, uid, domain))
             self._news.notify_all()
-        self._work.put(lambda: self._clean_one(None))
+        self._work.put(self._tidy)
 
     def discard(self, slot: Slot, reason: str) -> None:
         """End a slot that must not be used again."""
@@ -330,9 +330,9 @@ class Pool:
 
     def close(self) -> None:
         """End all sandboxes and zygotes and remove everything."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._work.put(None)
         self._thread.join(30)
         self._dirty.clear()
@@ -352,7 +352,7 @@ class Pool:
             raise InvalidRequest(
                 f"template: there is no {template!r}; known are {', '.join(self._shelves)}", param="template"
             )
-        if self._closed:
+        if self.closed:
             raise SandboxError("the pool is closed")
         return shelf
 
@@ -406,18 +406,33 @@ class Pool:
                 self._cleaning -= 1
         return True
 
+    def _tidy(self) -> None:
+        """Clean what was given back, unless those who have just come want the cores."""
+        while True:
+            with self._lock:
+                if not self._dirty:
+                    return
+                shelf = self._shelves.get(self._dirty[0][0].zygote.template.name)
+                ready = 0 if shelf is None else len(shelf.parked)
+                running = self._busy - {slot for slot, *_ in self._dirty}
+                young = sum(slot.taken > time.monotonic() - _YOUNG_SECONDS for slot in running)
+            if not policy.cleans(young, _CORES, ready, self.low):
+                return
+            self._clean_one(None)
+
     def _clean(self, slot: Slot, uid: int, domain: str | None) -> None:
+        began = time.monotonic()
         problem = slot.reset(network=False) if slot.alive and slot.uses < _MOST_USES else "it was used often enough"
         self.give_uid(uid)
         shelf = self._shelves.get(slot.zygote.template.name)
         if problem is None and (shelf is None or shelf.zygote is not slot.zygote or len(shelf.parked) >= self.high):
             problem = "enough slots wait"
-        if problem is None and not self._closed:
+        if problem is None and not self.closed:
             try:
                 self._park(slot)
             except (SandboxError, OSError) as error:
                 problem = str(error)
-        if problem is not None or self._closed:
+        if problem is not None or self.closed:
             self.discard(slot, problem or "the pool is closed")
             return
         assert shelf is not None
@@ -425,7 +440,7 @@ class Pool:
             self.counters["resets"] += 1
             self._busy.discard(slot)
             now = time.monotonic()
-            shelf.lease_seconds += _SMOOTH * (now - slot.taken - shelf.lease_seconds)
+            shelf.lease_seconds += _SMOOTH * (slot.held + now - began - shelf.lease_seconds)
             shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, now, slot.uses)))
             self._news.notify_all()
 
@@ -433,7 +448,7 @@ class Pool:
         shelf = self._shelves[template]
         want = policy.wanted(self.low, self.high, round(shelf.peak) - self._out(shelf))
         try:
-            if not self._closed:
+            if not self.closed:
                 self.fill(template, want)
         except (StatepoolError, OSError) as error:
             _log.warning("template %s: %s", template, error)
@@ -442,14 +457,16 @@ class Pool:
     def _keep(self) -> None:
         tick = time.monotonic() + _TICK
         while True:
-            with contextlib.suppress(queue.Empty):
-                work = self._work.get(timeout=max(0.0, tick - time.monotonic()))
-                if work is None:
-                    return
-                try:
-                    work()
-                except (StatepoolError, OSError) as error:
-                    _log.warning("a slot could not be cleaned: %s", error)
+            try:
+                work = self._work.get(timeout=_PAUSE if self._dirty else max(0.0, tick - time.monotonic()))
+            except queue.Empty:
+                work = self._tidy
+            if work is None:
+                return
+            try:
+                work()
+            except (StatepoolError, OSError) as error:
+                _log.warning("a slot could not be cleaned: %s", error)
             now = time.monotonic()
             if now >= tick:
                 tick = now + _TICK
@@ -469,21 +486,3 @@ class Pool:
                 _log.warning("a sandbox whose time was over could not be ended: %s", error)
         for name in used:
             self._refill(name)
-
-
-_default: Pool | None = None
-_default_lock = threading.Lock()
-
-
-def default_pool() -> Pool:
-    """The pool of this process, made when first asked for and closed at exit.
-
-    Raises:
-        IsolationUnavailable: this host gives no isolation at all.
-    """
-    global _default  # noqa: PLW0603  # one per process
-    with _default_lock:
-        if _default is None or _default._closed:
-            _default = Pool()
-            atexit.register(_default.close)
-        return _default

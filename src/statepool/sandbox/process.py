@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from statepool.core.errors import InvalidRequest
 from statepool.sandbox.errors import SandboxGone
-from statepool.sandbox.execution import CommandResult, Output
+from statepool.sandbox.execution import CommandResult, Output, Show
 from statepool.sandbox.link import pipes
 from statepool.sandbox.template import HOME
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Command", "Commands", "Terminal"]
 
 _SHELL = "/bin/bash"
-Show = Callable[[str], None]
 
 
 class Command:
@@ -70,18 +69,13 @@ class Command:
         return self.send_signal(signal.SIGKILL)
 
     def _collect(self, timeout: float | None, on_stdout: Show | None, on_stderr: Show | None) -> CommandResult:
-        def show(name: str, text: str) -> None:
-            to = on_stdout if name == "stdout" else on_stderr
-            if to is not None:
-                to(text)
-
         try:
             ended = self._lease.ending(self.pid)
         except OSError:  # nobody could wait for it
             self.kill()
             self._close()
             raise
-        output = Output(self._out, self._err, self._most, show if on_stdout or on_stderr else None)
+        output = Output(self._out, self._err, self._most, on_stdout, on_stderr)
         timed_out = not output.wait(ended, None if timeout is None else time.monotonic() + timeout)
         if timed_out:
             self.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -9,16 +10,18 @@ import secrets
 import shlex
 import socket
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from statepool.core.config import parse_size
 from statepool.core.errors import InvalidRequest, StatepoolError, Unavailable
 from statepool.sandbox.cgroup import Usage
 from statepool.sandbox.channel import Closed, pair
-from statepool.sandbox.context import Context, Show
+from statepool.sandbox.context import Context
 from statepool.sandbox.errors import NotQuiescent, SandboxError, SandboxGone, SlotFailed
-from statepool.sandbox.execution import Execution
+from statepool.sandbox.execution import Execution, Show
 from statepool.sandbox.files import Files
 from statepool.sandbox.lease import Lease
 from statepool.sandbox.link import Link
@@ -35,9 +38,12 @@ __all__ = ["Context", "Sandbox", "Snapshot"]
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
+_T = TypeVar("_T")
+_default: Pool | None = None
+_default_lock = threading.Lock()
 
 
-class Sandbox:
+class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     """One tenant's place to run code.
 
     Args:
@@ -76,10 +82,7 @@ class Sandbox:
         seed: int | None = None,
         network: tuple[str, ...] | list[str] = (),
     ) -> None:
-        if pool is None:
-            from statepool.sandbox.pool import default_pool
-
-            pool = default_pool()
+        pool = pool or _default_pool()
         for attempt in range(_ATTEMPTS):
             slot = pool.acquire(template, domain)
             assert slot.tenant is not None
@@ -146,9 +149,6 @@ class Sandbox:
         self.commands = Commands(lease, lambda: self._root, begin, lease.limits.output_bytes)
         self.timeout: float | None = None
         self.set_timeout(timeout)
-
-    def __enter__(self) -> Sandbox:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -261,27 +261,29 @@ class Sandbox:
         for remote in self.remotes:  # a fork would find zeros where pages are missing
             remote.bring_back()
         below = self._root
-        number, root, busy = self.lease.seal(below, self.context.pid)
-        if busy:
-            pid, line = busy[0]
-            raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
-        try:
+        with contextlib.ExitStack() as undo, self.context.lock:
+            present, rooted = self.lease.others(below, self.context.pid), self.lease.roots(below, 1)
+            undo.callback(self.lease.scrap, rooted)
             ours, theirs = pair()
-            with contextlib.closing(theirs):
-                answer = self.context.ask({"op": "hold"}, (theirs.fileno(), root))
-        except OSError:
-            self.lease.drop(number)
-            raise
-        finally:
-            os.close(root)
-        if obstacles := answer.get("obstacles"):
-            ours.close()
-            self.lease.drop(number)
-            raise NotQuiescent(f"snapshot: {obstacles[0]} would be lost")
-        if answer.get("error"):
-            self.context.kill()
-            raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
-        self._root = number
+            undo.callback(ours.close)
+            with contextlib.closing(theirs):  # the kernel looks at itself, and forks, while the layer is made
+                self.context.post({"op": "hold"}, (theirs.fileno(),))
+            busy, wrong = _outcome(present)
+            self.context.post({"alone": not busy and wrong is None})
+            layers, worse = _outcome(rooted)
+            answer = self.context.ask({}, tuple(root for _, root in layers))
+            if error := wrong or worse:
+                raise error
+            for pid, line in busy:
+                raise NotQuiescent(f"snapshot: the process {pid} ({line[:60]}), which still runs, would be lost")
+            for obstacle in answer.get("obstacles", ()):
+                raise NotQuiescent(f"snapshot: {obstacle} would be lost")
+            if answer.get("error"):
+                self.context.kill()
+                raise NotQuiescent(f"snapshot: {answer['error']}; the kernel was ended, its state is lost")
+            undo.pop_all()
+        ((self._root, root),) = layers
+        os.close(root)
         made = Snapshot(self, ours, below, int(answer["pid"]))
         self._since = (made.id, self.context.pid)
         return made
@@ -320,12 +322,15 @@ class Sandbox:
         if snapshot._lease is not self.lease:
             raise InvalidRequest("snapshot: it belongs to another sandbox", param="snapshot")
         self._forget_files()
-        for context in self.contexts.values():
-            context.kill()
-        self.contexts = {self.context.id: self.context}
-        old = self._root
+        old, ended = self._root, [context.pid for context in self.contexts.values() if context.alive]
         (self._root,) = snapshot.grow([self.context], reseed=False, seed=None, envs=[{}])
         self._since = (snapshot.id, self.context.pid)
+        for pid in ended:
+            self.lease.kill(pid)
+        for context in self.contexts.values():
+            if context is not self.context:
+                context.drop()
+        self.contexts = {self.context.id: self.context}
         self.lease.drop(old)
 
     def fork(self, count: int = 1) -> list[Sandbox]:
@@ -413,3 +418,23 @@ class Sandbox:
             raise SandboxGone(f"the sandbox {self.id} has ended")
         if self.paused:
             raise SandboxError(f"the sandbox {self.id} is paused; resume it first")
+
+
+def _default_pool() -> Pool:
+    """The pool of this process, made when first asked for and closed at exit."""
+    global _default  # noqa: PLW0603  # one per process
+    from statepool.sandbox.pool import Pool
+
+    with _default_lock:
+        if _default is None or _default.closed:
+            _default = Pool()
+            atexit.register(_default.close)
+        return _default
+
+
+def _outcome(wait: Callable[[], list[_T]]) -> tuple[list[_T], SandboxError | None]:
+    """What it gives, or what went wrong."""
+    try:
+        return wait(), None
+    except SandboxError as error:
+        return [], error

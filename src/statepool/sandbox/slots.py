@@ -150,14 +150,17 @@ class Zygote:
     def close(self) -> None:
         """End the process; its slots live on."""
         with self._lock:
-            if self._channel is not None:
-                self._channel.close()
-            if self._process is not None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(2)
-                self._process.kill()
-                self._process.wait()
-            self._process = self._channel = None
+            self._end()
+
+    def _end(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+            self._process.kill()
+            self._process.wait()
+        self._process = self._channel = None
 
     def _start(self) -> None:
         if not (self.folder / "skeleton").exists():
@@ -167,9 +170,8 @@ class Zygote:
             made.mkdir()
             skeleton(self.template, made)
             made.rename(self.folder / "skeleton")
-        if self._channel is not None:
-            self._channel.close()
-        ours, theirs = pair()
+        self._end()
+        self._channel, theirs = pair()
         try:
             with contextlib.closing(theirs):
                 self._process = subprocess.Popen(
@@ -183,19 +185,14 @@ class Zygote:
                     start_new_session=True,
                 )
             self._born(self._process.pid)
-            self._channel = ours
-            ours.send(self.template.spec())
-            ours.socket.settimeout(_START_SECONDS)
-            hello, _ = ours.receive()
-            ours.socket.settimeout(None)
+            self._channel.send(self.template.spec())
+            self._channel.socket.settimeout(_START_SECONDS)
+            hello, _ = self._channel.receive()
+            self._channel.socket.settimeout(None)
         except OSError as error:
             hello = {"op": "failed", "error": str(error)}
         if hello["op"] != "ready":
-            ours.close()
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-            self._process = self._channel = None
+            self._end()
             raise SlotFailed(f"template {self.template.name}: {hello['error']}")
 
 
@@ -212,6 +209,8 @@ class Slot:
         """Tenants that it has had."""
         self.taken = 0.0
         """When the last of them came."""
+        self.held = 0.0
+        """Seconds until he gave it back."""
         self.spent = Usage(0, 0, 0, 0.0, 0)
         """By the tenants before this one."""
         self.on_exit: Callable[[int, int], None] | None = None
@@ -285,21 +284,30 @@ class Slot:
                 raise SandboxGone("the sandbox has ended") from None
         return future
 
-    def ask(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Reply:
-        """Send a request and wait for its answer.
+    def later(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Callable[[], Reply]:
+        """Send a request; answers what waits for its answer.
 
         Raises:
             SandboxGone: the slot has ended.
             SlotFailed: no answer in time.
             OSError: what the request met inside.
         """
-        try:
-            answer, got = self.post(what, *fields, fds=fds).result(_ANSWER_SECONDS)
-        except TimeoutError:
-            raise SlotFailed(f"slot {self.name} gave no answer to {what} within {_ANSWER_SECONDS:g} s") from None
-        if "error" in answer:
-            raise OSError(answer.get("errno", 0), answer["error"])
-        return answer, got
+        future = self.post(what, *fields, fds=fds)
+
+        def wait() -> Reply:
+            try:
+                answer, got = future.result(_ANSWER_SECONDS)
+            except TimeoutError:
+                raise SlotFailed(f"slot {self.name} gave no answer to {what} within {_ANSWER_SECONDS:g} s") from None
+            if "error" in answer:
+                raise OSError(answer.get("errno", 0), answer["error"])
+            return answer, got
+
+        return wait
+
+    def ask(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Reply:
+        """Send a request and wait for its answer; errors are those of ``later``."""
+        return self.later(what, *fields, fds=fds)()
 
     def signal(self, pid: int, number: int, group: bool = False) -> bool:
         """Send a signal to a process inside; answers whether it was there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -22,7 +23,7 @@ _BATCH = 16
 """Root directories at once: so many descriptors fit in a message."""
 
 
-class Snapshot:
+class Snapshot(contextlib.AbstractContextManager["Snapshot"]):
     """A moment of a sandbox: its kernel's memory in a frozen process, its files as a sealed layer. Nothing is copied.
 
     It outlives its sandbox, and holds the slot until it is closed.
@@ -92,13 +93,9 @@ class Snapshot:
         self._lease.drop(self.root)  # its layer stays while others lie on it
         self._lease.let_go()
 
-    def __enter__(self) -> Snapshot:
-        return self
+    __del__ = close
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
     def grow(self, contexts: list[Context], *, reseed: bool, seed: int | None, envs: list[dict[str, str]]) -> list[int]:
@@ -110,31 +107,38 @@ class Snapshot:
             answers = [self._lease.roots(self.root, count) for count in batches]  # made while kernels are forked
             numbers: list[int] = []
             links: list[Link] = []
+            awaited = 0
             try:
-                while answers:
-                    roots = answers.pop(0)()
-                    try:
-                        for number, root in roots:
-                            order = {"op": "grow", "reseed": reseed, "seed": seed, "env": envs[len(links)]}
-                            link, ends = Link.make()
-                            numbers.append(number)
-                            links.append(link)
-                            with ends:
-                                self._channel.instruct(order, [*ends.fds, root])
-                    finally:
-                        for _, root in roots:
-                            os.close(root)
+                for env in envs:
+                    link, ends = Link.make()
+                    links.append(link)
+                    with ends:
+                        order = {"op": "grow", "reseed": reseed, "seed": seed, "env": env}
+                        self._channel.instruct(order, ends.fds)
+                    awaited += 1
                 for link in links:
+                    awaited -= 1
                     said, _ = self._channel.receive()
                     if said["op"] != "grown":
                         raise Overloaded(f"snapshot: no further process: {os.strerror(said['errno'])}")
                     link.pid = int(said["pid"])
+                while answers:
+                    roots = answers.pop(0)()
+                    try:
+                        for number, root in roots:
+                            links[len(numbers)].channel.instruct({}, [root])
+                            numbers.append(number)
+                    finally:
+                        for _, root in roots:
+                            os.close(root)
             except BaseException as error:
                 for link in links:
                     link.close()
+                with contextlib.suppress(Closed):
+                    for _ in range(awaited):  # what the next who asks must not take for his
+                        self._channel.receive()
                 for answer in answers:
-                    for _, root in answer():
-                        os.close(root)
+                    self._lease.scrap(answer)
                 if isinstance(error, Closed):
                     raise SandboxGone("the snapshot's process has ended", param="snapshot") from None
                 raise

@@ -75,15 +75,8 @@ class Limits:
     file_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
-        least = {
-            "memory_bytes": 16 << 20,
-            "files_bytes": 1 << 20,
-            "inodes": 64,
-            "processes": 4,
-            "cpus": 0.01,
-            "open_files": 16,
-        }
-        for name, value in least.items():
+        least = {"memory_bytes": 16 << 20, "files_bytes": 1 << 20, "inodes": 64}
+        for name, value in (least | {"processes": 4, "cpus": 0.01, "open_files": 16}).items():
             if getattr(self, name) < value:
                 raise InvalidRequest(f"limits.{name}: must be at least {value}, got {getattr(self, name)}", param=name)
 

@@ -114,10 +114,9 @@ void become_slot(const Order& order, const std::vector<sock_filter>& program) {
 
 }  // namespace
 
-Forked hold(int line, int other) {
+Forked hold(int line) {
   const pid_t pid = fork();
   if (pid) return {pid, std::nullopt};
-  close(other);
   settle(1, line);
   return {0, wait_frozen()};
 }

@@ -22,8 +22,8 @@ struct Forked {
   std::optional<Order> order;
 };
 
-// A holder of this process's memory, with `line` as its descriptor 3 and without the descriptor `other`. It ends with its socket.
-Forked hold(int line, int other);
+// A holder of this process's memory, with `line` as its descriptor 3. It ends with its socket.
+Forked hold(int line);
 
 // This process waits itself, and forks a slot for each message on `line`, whose fields are: 1 in a user namespace of its own, bytes and
 // inodes of a layer, a folder to build in, the lowest layer, the number of further layers, these, and folders of the host. Beside it lie

@@ -99,7 +99,7 @@ class Init {
  public:
   Init(const Plan& plan, const Room& room, const std::vector<sock_filter>& program)
       : userns_(plan.userns), program_(program), roots_(plan), room_(room) {
-    spare_ = roots_.fresh(room_);
+    live_ = {{0, roots_.fresh(room_)}};
     if (sethostname("sandbox", 7)) fail("sethostname");
     loopback_up();
     unused_ = net_counts();
@@ -148,7 +148,7 @@ class Init {
     if (what == "spawn") return spawn(fields, fds);
     if (what == "signal") return signal(fields);
     if (what == "root") return {"", {root(fields.number()).fd}, true};
-    if (what == "layer") return layer(fields);
+    if (what == "busy") return busy(fields);
     if (what == "layers") return layers(fields);
     if (what == "touched") return touched(fields);
     if (what == "drop") return drop(fields);
@@ -183,13 +183,12 @@ class Init {
     kernel_ = command_;
     kernel_.capabilities = uint64_t(1) << CAP_SYS_CHROOT;  // it moves itself to the next layer of its files; nothing but its own roots
     if (room != room_) {
-      roots_.drop(spare_);
-      spare_ = roots_.fresh(room);
+      close_later(roots_.detach(root(0)));
+      live_ = {{0, roots_.fresh(room)}};
     }
     room_ = room;
-    roots_.own(spare_, uid);
-    live_ = {{0, spare_}};
-    return grow(live_[0], fds);
+    roots_.own(root(0), uid);
+    return grow(root(0), fds);
   }
 
   // Fork a kernel into this root, with its socket, output and error; 0 in the kernel.
@@ -279,16 +278,13 @@ class Init {
     return {sent ? ",\"sent\":true" : ",\"sent\":false"};
   }
 
-  // A root above another one. Whoever still writes below would break it, so nobody may but the kernels named.
-  Answer layer(Fields& fields) {
-    const Root& below = root(fields.number());
-    const int number = int(fields.number());
-    const std::vector<pid_t> busy = inside(below, fields.pids());
-    if (!busy.empty()) return {",\"busy\":" + listed(busy)};
-    return {"", {(live_[number] = roots_.above(below, room_)).fd}, true};
+  // Who is at work in a root, but those named.
+  Answer busy(Fields& fields) {
+    const Root& in = root(fields.number());
+    return {",\"busy\":" + listed(inside(in, fields.pids()))};
   }
 
-  // Several roots above one that nobody writes to any more.
+  // Roots above one that nobody writes to any more.
   Answer layers(Fields& fields) {
     const Root below = root(fields.number());
     Answer reply;
@@ -317,7 +313,7 @@ class Init {
     const Root gone = root(number);
     live_.erase(number);
     for (const pid_t pid : inside(gone, fields.pids())) kill(pid, SIGKILL);
-    roots_.drop(gone);
+    close_later(roots_.detach(gone));
     return {};
   }
 
@@ -325,19 +321,21 @@ class Init {
   Answer reset(bool network) {
     tracked_.clear();
     kill(-1, SIGKILL);
-    const Root fresh = roots_.fresh(room_);  // while they die
-    if (!kill_all()) {
-      roots_.drop(fresh);
-      return {",\"problem\":\"processes that do not die\""};
-    }
-    const bool renew = network || sockets_left() || net_counts() != unused_;
-    if (unshare(CLONE_NEWIPC | CLONE_NEWUTS | (renew ? CLONE_NEWNET : 0))) fail("unshare");
-    if (renew) loopback_up();
+    // All this while they die. But files are freed afterwards: else the last one to die would free them, and be that much later.
+    std::map<int, Root> old{{0, roots_.fresh(room_)}};
+    old.swap(live_);
+    std::vector<int> gone;
+    for (const auto& [number, root] : old)
+      for (const int fd : roots_.detach(root)) gone.push_back(fd);
+    if (unshare(CLONE_NEWIPC | CLONE_NEWUTS)) fail("unshare");
     if (sethostname("sandbox", 7)) fail("sethostname");
-    if (live_.empty()) live_ = {{0, spare_}};
-    for (const auto& [number, gone] : live_) roots_.drop(gone);
-    live_.clear();
-    spare_ = fresh;
+    const bool dead = kill_all();
+    close_later(std::move(gone));
+    if (!dead) return {",\"problem\":\"processes that do not die\""};
+    if (network || sockets_left() || net_counts() != unused_) {
+      if (unshare(CLONE_NEWNET)) fail("unshare");
+      loopback_up();
+    }
     const int last = open("/proc/sys/kernel/ns_last_pid", O_WRONLY | O_CLOEXEC);  // ids would tell how many processes others had
     if (last >= 0) (void)!write(last, "1", 1);
     if (last >= 0) close(last);
@@ -401,8 +399,7 @@ class Init {
   Roots roots_;
   Room room_;
   std::string unused_;  // the counts of a network nobody has used
-  Root spare_;  // clean, for the next tenant
-  std::map<int, Root> live_;
+  std::map<int, Root> live_;  // 0 is the one that a tenant begins with
   std::set<pid_t> tracked_;  // whose ends the manager wants to hear of
   Confinement command_, kernel_;
 };

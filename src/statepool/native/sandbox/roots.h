@@ -44,7 +44,10 @@ struct Root {
   std::string upper() const { return "/u/" + std::to_string(number) + "/up"; }
 };
 
-// Makes and drops roots. For the first process of a slot, in its own mount namespace. Errors are `Failed`.
+// Close descriptors in another thread: the last one of a file system frees all of it, which takes 0.3 s for 20,000 files.
+void close_later(std::vector<int>&& fds);
+
+// Makes roots and takes them away. For the first process of a slot, in its own mount namespace. Errors are `Failed`.
 class Roots {
  public:
   explicit Roots(const Plan& plan);
@@ -55,8 +58,8 @@ class Roots {
   // A root that begins with the files of `root`, whose own layer must not change any more.
   Root above(const Root& root, const Room& room);
 
-  // Take a root away, and every layer that no other root needs. Another thread frees the memory.
-  void drop(const Root& root);
+  // Take a root away, and every layer that no other root needs. The descriptors that are answered keep its memory: for `close_later`.
+  std::vector<int> detach(const Root& root);
 
   // Give a fresh root to its tenant.
   void own(const Root& root, uint32_t uid) const;

@@ -24,6 +24,7 @@ __all__ = ["OciRuntime", "bundle"]
 RUNTIMES = ("runsc", "runc")
 _WHERE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER = 1000
+_MASKED = ("kallsyms", "kcore", "keys", "sysrq-trigger", "timer_list")
 _NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
 
 
@@ -90,22 +91,14 @@ def bundle(template: Template, argv: Sequence[str]) -> dict[str, Any]:
     """The runtime's configuration (OCI 1.0): no capabilities, no new privileges, no network, limits, denied calls."""
     limits = template.limits
     rlimits = {"RLIMIT_NOFILE": limits.open_files, "RLIMIT_FSIZE": limits.file_bytes, "RLIMIT_CORE": 0}
-    plain = ["nosuid", "noexec", "nodev"]
+    plain, tmpfs = ["nosuid", "noexec", "nodev"], ["nosuid", "mode=755", "size=65536k"]
     mounts = [
-        {"destination": "/proc", "type": "proc", "source": "proc"},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
-        {
-            "destination": "/dev/pts",
-            "type": "devpts",
-            "source": "devpts",
-            "options": ["nosuid", "noexec", "newinstance"],
-        },
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*plain, "mode=1777"]},  # noqa: S108
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*plain, "ro"]},
-        *(
-            {"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro", "nosuid", "nodev"]}
-            for path in template.sources()
-        ),
+        ("/proc", "proc", "proc", []),
+        ("/dev", "tmpfs", "tmpfs", tmpfs),
+        ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance"]),
+        ("/dev/shm", "tmpfs", "shm", [*plain, "mode=1777"]),  # noqa: S108
+        ("/sys", "sysfs", "sysfs", [*plain, "ro"]),
+        *((path, "bind", path, ["rbind", "ro", "nosuid", "nodev"]) for path in template.sources()),
     ]
     return {
         "ociVersion": "1.0.2",
@@ -121,17 +114,10 @@ def bundle(template: Template, argv: Sequence[str]) -> dict[str, Any]:
             "noNewPrivileges": True,
             "rlimits": [{"type": name, "hard": value, "soft": value} for name, value in rlimits.items()],
         },
-        "mounts": mounts,
+        "mounts": [dict(zip(("destination", "type", "source", "options"), item, strict=True)) for item in mounts],
         "linux": {
             "namespaces": [{"type": kind} for kind in _NAMESPACES],
-            "maskedPaths": [
-                "/proc/kallsyms",
-                "/proc/kcore",
-                "/proc/keys",
-                "/proc/sysrq-trigger",
-                "/proc/timer_list",
-                "/sys/firmware",
-            ],
+            "maskedPaths": [*(f"/proc/{name}" for name in _MASKED), "/sys/firmware"],
             "readonlyPaths": ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"],
             "resources": {
                 "memory": {"limit": limits.memory_bytes},

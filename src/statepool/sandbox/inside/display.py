@@ -134,11 +134,8 @@ def _chart(figure: Any) -> dict[str, Any] | None:
     axes = figure.axes[0] if figure.axes else None
     if axes is None:
         return None
-    head = {
-        "title": axes.get_title() or None,
-        "x_label": axes.get_xlabel() or None,
-        "y_label": axes.get_ylabel() or None,
-    }
+    head = {"title": axes.get_title(), "x_label": axes.get_xlabel(), "y_label": axes.get_ylabel()}
+    head = {name: text or None for name, text in head.items()}
     wedges = [patch for patch in axes.patches if type(patch).__name__ == "Wedge"]
     bars = [patch for patch in axes.patches if type(patch).__name__ == "Rectangle"]
     if wedges:
@@ -153,14 +150,8 @@ def _chart(figure: Any) -> dict[str, Any] | None:
             round(tick, 6): text.get_text()
             for tick, text in zip(axes.get_xticks(), axes.get_xticklabels(), strict=False)
         }
-        elements = [
-            {
-                "label": ticks.get(round(b.get_x() + b.get_width() / 2, 6), ""),
-                "value": float(b.get_height()),
-                "group": "",
-            }
-            for b in bars
-        ]
+        values = [(ticks.get(round(b.get_x() + b.get_width() / 2, 6), ""), float(b.get_height())) for b in bars]
+        elements = [{"label": label, "value": value, "group": ""} for label, value in values]
         return {"type": "bar", **head, "x_unit": None, "y_unit": None, "elements": elements}
     series: list[Any] = [
         {"label": line.get_label(), "points": _points(line.get_xdata(), line.get_ydata())} for line in axes.lines

@@ -50,6 +50,8 @@ class Kernel:
         """Cells since the last moment."""
         self.told = False
         """Whether variables were set from outside since then."""
+        self.holders: list[int] = []
+        """Processes that hold its moments."""
 
     def loop(self) -> None:
         """Answer messages until the manager closes the socket."""

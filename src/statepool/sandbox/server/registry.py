@@ -99,12 +99,8 @@ class Registry:
             sandbox = moment.fork()[0]
             parent = template
         else:
-            # What SDKs call their defaults is plain Python here.
-            kind = (
-                template
-                if template in self.pool.templates
-                else {"base": "py", "code-interpreter-v1": "py"}.get(template, template)
-            )
+            plain = {"base": "py", "code-interpreter-v1": "py"}  # what SDKs call their defaults
+            kind = template if template in self.pool.templates else plain.get(template, template)
             sandbox = Sandbox(kind, pool=self.pool, env=env, network=network)
         return self._keep(Record(sandbox, template, metadata or {}, 0.0, auto_pause, parent=parent), seconds)
 
