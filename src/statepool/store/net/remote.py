@@ -168,7 +168,8 @@ class RemoteNative:
                 with self._slot() as (client, sequence):
                     outcomes = self._call("commit", plain, seen, client, sequence, level)
         finally:  # also of unknown outcome
-            self._cache.forget((identity, key) for _, identity, key, *_ in plain)
+            if self._max_age:
+                self._cache.forget((identity, key) for _, identity, key, *_ in plain)
         return [tuple(outcome) for outcome in outcomes]
 
     def transaction(self, level: int, client: int, sequence: int) -> Pending:
