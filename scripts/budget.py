@@ -20,7 +20,7 @@ ROOMS = {
     ("engine/attention", "native/sparse"): 5000,
     ("engine/attention/remote",): 1500,
     ("engine/slicing",): 900,
-    ("store", "native/store"): 11000,
+    ("store", "native/store"): 11110,
     ("vector", "native/graph"): 9000,
     ("sandbox", "sandbox/inside", "native/sandbox"): 7920,
     ("tasks/sequences", "native/sequences"): 3500,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import statepool.store
 from statepool.core.errors import NotFound
 from statepool.store import selfbench
+
+from .net_processes import processes, unix
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -30,10 +33,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_dump_and_status(path: Path, live: bool) -> None:
-    owner = statepool.store.open(path) if live else None
-    done = run("dump", path)
+@pytest.mark.parametrize("how", ["as its owner", "beside its owner", "through its daemon"])
+def test_dump_and_status(path: Path, how: str) -> None:
+    with contextlib.ExitStack() as stack:
+        place: Any = path
+        if how == "beside its owner":
+            stack.enter_context(statepool.store.open(path))
+        elif how == "through its daemon":
+            place = unix(path.parent, "socket")
+            stack.enter_context(processes())("serve", path, "--listen", place)
+        shown_by_both(place)
+
+
+def shown_by_both(place: Path | str) -> None:
+    done = run("dump", place)
     assert (done.returncode, done.stderr) == (0, "")
     records = [json.loads(line) for line in done.stdout.splitlines()]
     by_name = {name: [(r["key"], r["value"]) for r in records if r["structure"] == name] for name in "dtqs"}
@@ -41,11 +54,9 @@ def test_dump_and_status(path: Path, live: bool) -> None:
     assert by_name["t"] == [(f"{i:04}", "") for i in range(700)]
     assert by_name["q"] == [(1, "one"), (2, "two")]
     assert by_name["s"] == [(0, "top")]
-    done = run("status", path)
+    done = run("status", place)
     assert done.returncode == 0
     assert "applied_lsn" in done.stdout and "sorted_dict      t: 700 entries" in done.stdout
-    if owner is not None:
-        owner.close()
 
 
 def test_fsck_says_what_is_wrong(path: Path) -> None:

@@ -21,6 +21,7 @@ def test_power_is_cut_anywhere() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_power_is_cut_in_a_hundred_thousand_ways() -> None:
     cut(range(100, 148), 100, 100_000)
 

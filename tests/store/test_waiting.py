@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,20 @@ def test_every_waiter_is_woken_and_none_too_early(tmp_path: Path) -> None:
 
         assert together(24, work) == []
         assert len(d) == 24 * 60
+
+
+def test_who_comes_last_is_not_forgotten(tmp_path: Path) -> None:
+    """Threads end after one write each: nobody comes after them who would ask for the frame of those who still wait."""
+    with statepool.store.open(tmp_path, **SMALL) as store:
+        d = store.dict("d")
+        for turn in range(300):
+
+            def work(number: int, turn: int = turn) -> None:
+                time.sleep(random.Random(turn * 100 + number).random() * 0.0006)
+                d[b"%d-%d" % (turn, number)] = b"v"
+
+            assert together(16, work) == []
+        assert len(d) == 300 * 16
 
 
 def test_all_who_wait_hear_that_the_disk_failed(tmp_path: Path) -> None:

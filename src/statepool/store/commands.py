@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
         ("dump", "all entries of a store, a JSON object a line", _dump),
         ("fsck", "open a store as after a crash and walk all of it", _fsck),
     ):
-        with_path = command(name, text, what)
-        with_path.add_argument("path", type=Path, help="the store's folder")
+        place = "the store's folder" if what is _fsck else "the store's folder, or the address of its daemon"
+        command(name, text, what).add_argument("path", help=place)
     net.add(command)
     crash = command("crashtest", "cut the power at every point of drawn histories on a simulated disk", _crashtest)
     crash.add_argument("--seed", type=int, default=0, help="first history (default 0)")
@@ -48,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
     return tree
 
 
-def _open(path: Path) -> statepool.store.Store:
-    """As a reader beside the process that has it, or as its owner if none has."""
+def _open(path: str) -> statepool.store.Store:
+    """As a reader beside the process that has it, as its owner if none has, or through its daemon."""
+    if "://" in path:
+        return statepool.store.open(path)
     try:
         return statepool.store.open(path, mode="read")
     except NotFound:

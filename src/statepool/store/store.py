@@ -34,6 +34,8 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
     checkpoint_every: int | str = "256MiB",
     shared: bool = True,
     timeout: float = 10.0,
+    max_age: float = 0.0,
+    cache: int | str = "16MiB",
     epoch: int = 0,
 ) -> Store:
     """Open the store in a folder, or make one there, or connect to the daemon that serves one.
@@ -52,6 +54,10 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
         checkpoint_every: bytes of log after which a checkpoint is written, so that opening stays fast.
         shared: keep the heap in shared memory, where other processes read it and a restarted one finds it again.
         timeout: seconds until a call to a daemon that does not answer gives up.
+        max_age: of daemons: ``d[key]``, ``d.get(key)`` and ``key in d`` may be answered from this process's memory,
+            with what the store held at most so many seconds ago. Own writes are seen at once; transactions, locks,
+            counters and ``compare_and_set`` always ask.
+        cache: of daemons: bytes at most of what was read, for ``max_age`` and for each snapshot.
         epoch: the least number of this opening in the log; for daemons, whose terms start at high ones.
 
     Raises:
@@ -65,7 +71,9 @@ def open(  # noqa: A001 - `statepool.store.open(path)`, as `shelve.open` and `db
     if mode not in ("write", "read"):
         raise InvalidRequest(f"mode: '{mode}' is neither write nor read", param="mode")
     if "://" in os.fspath(path):
-        return _connect(os.fspath(path), mode, durability, timeout)
+        return _connect(os.fspath(path), mode, durability, timeout, max_age, _bytes("cache", cache, 0))
+    if max_age:
+        raise InvalidRequest("max_age: a store of this machine is read in place; leave it out", param="max_age")
     if durability == "mirror":
         raise InvalidRequest("durability: a mirror follows a daemon; see `statepool store serve`", param="durability")
     if mode == "read":
@@ -90,12 +98,15 @@ def _report(facts: Mapping[str, int], path: str | os.PathLike[str]) -> None:
         _log.warning("%s: the killed owner's note of the log's end was wrong; the whole log was read instead", path)
 
 
-def _connect(urls: str, mode: str, durability: str, timeout: float) -> Store:
+def _connect(urls: str, mode: str, durability: str, timeout: float, max_age: float, room: int) -> Store:
     from statepool.store.net.remote import RemoteNative
 
     if mode != "write":
         raise InvalidRequest("mode: a store is read in place only on its own machine; leave it out", param="mode")
-    native = RemoteNative([url.strip() for url in urls.split(",")], level_number(durability), timeout)
+    if not 0.0 <= max_age < float("inf"):
+        raise InvalidRequest(f"max_age: {max_age} is no number of seconds", param="max_age")
+    places = [url.strip() for url in urls.split(",")]
+    native = RemoteNative(places, level_number(durability), timeout, max_age=max_age, room=room)
     return Store(native, urls, durability)
 
 

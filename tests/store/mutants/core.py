@@ -49,6 +49,34 @@ BUGS = [
         "test_lifecycle.py::test_all_who_wait_are_told_that_the_disk_failed",
     ),
     Mutant(
+        "who comes while a frame is written is let go with it",
+        f"{NATIVE}/committer.cpp",
+        "    return failure_.empty() && w->lsn > durable;\n",
+        "    return failure_.empty() && w->lsn > control_.logged_lsn;\n",
+        "test_waiting.py::test_every_waiter_is_woken_and_none_too_early",
+        (
+            (
+                "  while (durable_lsn() < lsn && failure_.empty()) {\n",
+                "  while (!slept && durable_lsn() < lsn && failure_.empty()) {\n",
+            ),
+            ("  if (durable_lsn() < lsn) throw", "  if (!failure_.empty() && durable_lsn() < lsn) throw"),
+        ),
+    ),
+    Mutant(
+        "a chain that ended counts as one that wakes",
+        f"{NATIVE}/committer.cpp",
+        "    --chains_;\n",
+        "",
+        "test_waiting.py::test_every_waiter_is_woken_and_none_too_early",
+    ),
+    Mutant(
+        "the last to be woken does not ask for the frame of those who wait",
+        f"{NATIVE}/committer.cpp",
+        "  released_.pop_front();\n  if (worth_a_frame()) work_.notify_one();\n",
+        "  released_.pop_front();\n",
+        "test_waiting.py::test_who_comes_last_is_not_forgotten",
+    ),
+    Mutant(
         "the log goes on after a failed write",
         f"{NATIVE}/log.cpp",
         "  failed_ = true;  // until the frame is durable\n",

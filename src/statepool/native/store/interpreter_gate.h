@@ -2,8 +2,11 @@
 //
 // Who finds the interpreter lock taken goes to sleep, and has to be woken a second time. Here he looks for a moment whether
 // the one let in before him is through, which is mostly soon: with its next wait for the disk. It is courtesy, not a lock:
-// who has looked for long enough goes on as if he had been let in.
+// who has looked for long enough goes on as if he had been let in. Between looks he gives his core away, for he may have taken
+// it, being awake, from the one he waits for: else both would wait, one for the core and one for the gate.
 #pragma once
+
+#include <sched.h>
 
 #include <atomic>
 #include <thread>
@@ -17,6 +20,7 @@ class InterpreterGate {
     for (int i = 0; i < looks; ++i) {
       const void* nobody = nullptr;
       if (inside_.load(std::memory_order_relaxed) == nobody && inside_.compare_exchange_weak(nobody, me())) return;
+      if (i % kPatience == kPatience - 1) sched_yield();
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
@@ -31,6 +35,7 @@ class InterpreterGate {
 
  private:
   static constexpr int kLooks = 1000;  // some 25 us: two threads woken, or what one does in Python between two writes
+  static constexpr int kPatience = 200;  // looks between two yields, some 5 us: less, and crowds yield more than they work
   static const void* me() {
     thread_local const char self = 0;
     return &self;

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from statepool.core.errors import (
@@ -26,32 +27,41 @@ from statepool.core.errors import (
 from statepool.store.native import Verb
 from statepool.store.net.framing import address, raised
 from statepool.store.net.link import Link, LinkLost
+from statepool.store.net.read_cache import ReadCache
 from statepool.store.transaction import Pending
 
 _PAUSE = 0.05
 _PUT = int(Verb.PUT)
+_OWN = "statepool."  # structures by which locks, counters and logs agree: never read from a cache
 
 
 @dataclass(frozen=True)
 class RemoteSnapshot:
-    """A version that the daemon holds for this connection."""
+    """A version that the daemon holds for this connection, and what was read of it, which cannot change."""
 
     number: int
     version: int
     size: int
     link: Link
+    until: float
+    cache: ReadCache
 
 
 class RemoteNative:
     """Calls over a connection that is made again when it breaks. Any thread may call.
 
-    ``urls`` are the places where the store may be: the first that answers as the primary is used.
+    ``urls`` are the places where the store may be: the first that answers as the primary is used. Single entries may be
+    told ``max_age`` seconds after they were read; that cache, and that of each snapshot, takes ``room`` bytes at most.
     """
 
-    def __init__(self, urls: Sequence[str], level: int, timeout: float) -> None:
+    def __init__(
+        self, urls: Sequence[str], level: int, timeout: float, *, max_age: float = 0.0, room: int = 16 << 20
+    ) -> None:
         for url in urls:
             address(url)
         self._urls, self._level, self._timeout = list(urls), level, timeout
+        self._max_age, self._room, self._cache = max_age, room, ReadCache(room)
+        self._uncached: set[int] = set()
         self._link: Link | None = None
         self._connecting, self._slot_lock = threading.Lock(), threading.Lock()
         self._slots: list[tuple[int, int]] = []
@@ -114,6 +124,8 @@ class RemoteNative:
                 why = lost
             else:
                 if reply.error is None:
+                    if reply.result != self._term:
+                        self._cache.clear()  # another primary may not have what this one told
                     self._term = max(self._term, reply.result)
                     return link
                 link.close()
@@ -149,11 +161,15 @@ class RemoteNative:
             return []
         level = self._level if level < 0 else level
         plain = [(int(verb), *rest) for verb, *rest in operations]
-        if client or not plain:
-            outcomes = self._call("commit", plain, seen, client, sequence, level)
-        else:
-            with self._slot() as (client, sequence):
+        try:
+            if client or not plain:
                 outcomes = self._call("commit", plain, seen, client, sequence, level)
+            else:
+                with self._slot() as (client, sequence):
+                    outcomes = self._call("commit", plain, seen, client, sequence, level)
+        finally:  # also of unknown outcome
+            if self._max_age:
+                self._cache.forget((identity, key) for _, identity, key, *_ in plain)
         return [tuple(outcome) for outcome in outcomes]
 
     def transaction(self, level: int, client: int, sequence: int) -> Pending:
@@ -175,8 +191,11 @@ class RemoteNative:
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def get(self, identity: int, key: bytes, default: Any = None) -> Any:
-        """As the core's."""
-        value = self._call("get", identity, key)
+        """As the core's, up to ``max_age`` seconds late."""
+        if self._max_age and identity not in self._uncached:
+            value = self._cache.read((identity, key), partial(self._call, "get", identity, key), self._max_age)
+        else:
+            value = self._call("get", identity, key)
         return default if value is None else value
 
     def get_many(self, identity: int, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -224,7 +243,8 @@ class RemoteNative:
 
     def pin(self, identity: int, lease: int) -> RemoteSnapshot:
         """As the core's."""
-        until = time.monotonic() + self._timeout
+        began = time.monotonic()
+        until = began + self._timeout
         try:
             link = self._connected(until)
             reply = link.call("pin", [identity, lease], until)
@@ -233,7 +253,7 @@ class RemoteNative:
         if reply.error is not None:
             raise raised(reply.error)
         number, version, size = reply.result
-        return RemoteSnapshot(number, version, size, link)
+        return RemoteSnapshot(number, version, size, link, began + lease / 1000, ReadCache(self._room))
 
     def _at(self, snapshot: RemoteSnapshot, method: str, *arguments: Any) -> Any:
         try:
@@ -244,18 +264,25 @@ class RemoteNative:
             raise raised(reply.error)
         return reply.result
 
+    def _kept(self, snapshot: RemoteSnapshot, method: str, *arguments: Any) -> Any:
+        ask = partial(self._at, snapshot, method, *arguments)
+        if snapshot.link.lost:
+            return ask()
+        return snapshot.cache.read((method, *arguments), ask, snapshot.until - time.monotonic())
+
     def get_at(self, snapshot: RemoteSnapshot, key: bytes) -> bytes | None:
-        """As the core's."""
-        value: bytes | None = self._at(snapshot, "get_at", key)
+        """As the core's; asked once for each key."""
+        value: bytes | None = self._kept(snapshot, "get_at", key)
         return value
 
     def range_at(self, snapshot: RemoteSnapshot, bounds: Any, limit: int) -> list[Any]:
-        """As the core's."""
-        found: list[Any] = self._at(snapshot, "range_at", bounds.parts(), limit)
+        """As the core's; asked once for each range."""
+        found: list[Any] = self._kept(snapshot, "range_at", bounds.parts(), limit)
         return found
 
     def unpin(self, snapshot: RemoteSnapshot) -> None:
         """As the core's; of a lost connection, nothing is left to free."""
+        snapshot.cache.close()
         if not snapshot.link.lost:
             self._at(snapshot, "unpin")
 
@@ -267,7 +294,10 @@ class RemoteNative:
 
     def structure(self, name: str, kind: int, create: bool) -> int:
         """As the core's."""
-        return int(self._call("structure", name, kind, create))
+        identity = int(self._call("structure", name, kind, create))
+        if name.startswith(_OWN):
+            self._uncached.add(identity)
+        return identity
 
     def drop(self, identity: int) -> None:
         """As the core's. Dropped already counts as done: it may have been by the first of two tries."""
@@ -275,6 +305,8 @@ class RemoteNative:
             self._call("drop", identity)
         except NotFound:
             return
+        finally:
+            self._cache.clear()
 
     def wait(self, lsn: int) -> None:
         """As the core's."""
