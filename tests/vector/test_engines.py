@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import chain
 
 import numpy as np
@@ -216,7 +215,7 @@ def test_auto_takes_no_thread_that_costs_more_than_it_brings(index: Index, queri
     taken = []
 
     class Recorded(Turns):
-        def take(self, most: int, *, wait: bool, lends: bool) -> AbstractContextManager[Grant]:
+        def take(self, most: int, *, wait: bool, lends: bool) -> Grant:
             taken.append(most)
             return super().take(most, wait=wait, lends=lends)
 
@@ -241,9 +240,10 @@ def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
     leave = {name: threading.Event() for name in "abc"}
 
     def query(name: str, most: int) -> None:
-        with turns.take(most, wait=True, lends=False) as grant:
-            got.append((name, grant.threads))
-            leave[name].wait(10)
+        grant = turns.take(most, wait=True, lends=False)
+        got.append((name, grant.threads))
+        leave[name].wait(10)
+        turns.give_back(grant)
 
     def begin(name: str, most: int, seen: Callable[[], bool]) -> threading.Thread:
         thread = threading.Thread(target=query, args=(name, most))
@@ -257,8 +257,9 @@ def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
     threads = [begin("a", 64, lambda: len(got) == 1)]
     threads += [begin(name, 64, lambda number=number: turns._waiting == number) for number, name in enumerate("bc", 1)]
     assert got == [("a", 4)]
-    with turns.take(64, wait=False, lends=True) as hurried:
-        assert hurried.threads == 1, "who has a deadline does not wait"
+    hurried = turns.take(64, wait=False, lends=True)
+    assert hurried.threads == 1, "who has a deadline does not wait"
+    turns.give_back(hurried)
     assert len(got) == 1
     leave["a"].set()
     for _ in range(2000):
@@ -275,15 +276,18 @@ def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
 
 def test_cores_are_lent_until_somebody_comes() -> None:
     turns = Turns(4)
-    with turns.take(64, wait=True, lends=True) as first:
-        assert first.threads == 4
-        with turns.take(64, wait=True, lends=True) as second:
-            assert (first.threads, second.threads) == (2, 2)
-            with turns.take(64, wait=True, lends=False) as third:
-                assert sorted((first.threads, second.threads)) == [1, 2]
-                assert third.threads == 1
-                with turns.take(64, wait=True, lends=True) as fourth:
-                    assert [one.threads for one in (first, second, third, fourth)] == [1, 1, 1, 1]
-        assert turns._busy == first.threads
-    assert turns._busy == turns._waiting == 0
-    assert not turns._held
+    held = [turns.take(64, wait=True, lends=True)]
+    assert held[0].threads == 4
+    held.append(turns.take(64, wait=True, lends=True))
+    assert [one.threads for one in held] == [2, 2]
+    held.append(turns.take(64, wait=True, lends=False))
+    assert sorted(one.threads for one in held) == [1, 1, 2]
+    assert held[2].threads == 1
+    held.append(turns.take(64, wait=True, lends=True))
+    assert [one.threads for one in held] == [1, 1, 1, 1]
+    turns.give_back(held.pop())
+    assert turns.take(64, wait=True, lends=False).threads == 1
+    for one in held:
+        turns.give_back(one)
+    assert turns._busy == 1
+    assert turns._waiting == 0

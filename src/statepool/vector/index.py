@@ -208,8 +208,12 @@ class Index(Searching):
             return self._ask(query, k, width, threads, engine, deadline)
         most = min(MOST_THREADS, most_worth(self.dim, width, self._sealed))
         lends = engine in ("auto", "async")
-        with _TURNS.take(most, wait=not deadline, lends=lends) as grant:
+        turns = _TURNS
+        grant = turns.take(most, wait=not deadline, lends=lends)
+        try:
             return self._ask(query, k, width, grant.threads, engine, deadline, grant.lease)
+        finally:
+            turns.give_back(grant)
 
     def _ask(
         self,

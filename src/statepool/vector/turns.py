@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from .native import core
 from .policy import Load, choose_threads, share_out
@@ -33,21 +31,22 @@ class Turns:
 
     def __init__(self, cores: int) -> None:
         self._cores = cores
-        self._free = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
         self._held: list[Grant] = []
         self._busy = self._waiting = 0
 
-    @contextmanager
-    def take(self, most: int, *, wait: bool, lends: bool) -> Iterator[Grant]:
-        """Threads for one query, at most ``most``.
+    def take(self, most: int, *, wait: bool, lends: bool) -> Grant:
+        """Threads for one query, at most ``most``, until ``give_back``.
 
         Args:
             most: How many it can use.
             wait: Whether it waits while every core has a query; one that may not gets one thread at once.
             lends: Whether its search looks at the lease, so that all but the first may be called back.
         """
-        with self._free:
-            self._call_back(most)
+        with self._lock:
+            if self._held:
+                self._call_back(most)
             if wait and self._busy >= self._cores:
                 self._wait()
             # Others chose their threads themselves.
@@ -55,14 +54,15 @@ class Turns:
             grant = Grant(choose_threads(load, most), lends)
             self._held.append(grant)
             self._busy += grant.threads
-        try:
-            yield grant
-        finally:
-            with self._free:
-                self._held.remove(grant)
-                self._busy -= grant.threads
-                if self._waiting:
-                    self._free.notify(grant.threads)
+        return grant
+
+    def give_back(self, grant: Grant) -> None:
+        """The query is done."""
+        with self._lock:
+            self._held.remove(grant)
+            self._busy -= grant.threads
+            if self._waiting:
+                self._free.notify(grant.threads)
 
     def _call_back(self, most: int) -> None:
         lending = [one for one in self._held if one.lends and one.threads > 1]
