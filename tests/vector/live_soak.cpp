@@ -61,7 +61,7 @@ int main(int, char** arguments) {
         wrong += known != kFixed;
         ++searches;
         try {
-          const Filter filter{static_cast<Way>(i % 3), {all.data(), all.size()}, {0, 1, 2, 3}, static_cast<int>(i % 2) * 32, 0.0f};
+          const Filter filter{static_cast<Way>(i % 3), 4000, {all.data(), all.size()}, {0, 1, 2, 3}, static_cast<int>(i % 2) * 32, 0.0f};
           float share = 0;
           const uint64_t turnover = segment.turnover();
           known = 0;

@@ -2,6 +2,8 @@
 //
 // The pool is wider than the index, so whatever the threads do, each must find exactly what looking at every row finds: a
 // lost candidate is a wrong answer here, and a lost wake-up is a hang. Usage: soak QUERIES
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -35,6 +37,15 @@ int main(int, char** arguments) {
   for (int q = 0; q < kQueries; ++q) truth.push_back(plain.exact(queries.data() + q * kDim, kNearest));
 
   std::atomic<long> wrong{0}, helped{0};
+  Lease leases[2] = {Lease(1), Lease(1)};
+  std::atomic<bool> done{false};
+  std::thread lender([&] {  // calls helpers back at any moment
+    for (uint64_t i = 0; !done; ++i) {
+      leases[i % 2].lower(1 + static_cast<int>(i / 2 % 3));
+      if (i % 8 == 0) std::this_thread::sleep_for(std::chrono::microseconds(1 + i % 100));
+      else std::this_thread::yield();
+    }
+  });
   const auto ask = [&](long first, long step) {
     for (long i = first; i < rounds; i += step) {
       const int q = static_cast<int>(i % kQueries);
@@ -47,6 +58,11 @@ int main(int, char** arguments) {
       request.width = quantised ? 34 * kRows : kRows;  // a sealed search meets a node once per neighbour, at estimates
       constexpr Engine kPlain[] = {Engine::async, Engine::roles, Engine::async, Engine::nosync, Engine::roles, Engine::iqan, Engine::edge};
       request.engine = quantised ? (i % 20 == 9 ? Engine::async : Engine::nosync) : kPlain[i / 5 % 7];
+      Lease& lease = leases[first];
+      if (i % 6 >= 3) {
+        lease.threads = request.threads;
+        request.lease = &lease;
+      }
       const Answer found = (quantised ? sealed : plain).search(queries.data() + q * kDim, request);
       const Answer& wanted = truth[static_cast<size_t>(q)];
       helped += found.counts.threads > 1;
@@ -59,6 +75,8 @@ int main(int, char** arguments) {
   std::thread other([&] { ask(1, 2); });  // two callers, so that helpers change hands
   ask(0, 2);
   other.join();
+  done = true;
+  lender.join();
   std::printf("%ld searches, %ld with help, %ld wrong\n", rounds, helped.load(), wrong.load());
   return wrong == 0 && helped > 0 ? 0 : 1;
 }

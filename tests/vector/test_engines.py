@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ from tests.vector.synthetic import clustered, distances, recall
 
 from statepool.core.errors import InvalidRequest
 from statepool.vector import Index
-from statepool.vector.native import ENGINES
-from statepool.vector.policy import Load, choose_engine, choose_period, choose_threads, most_worth
-from statepool.vector.turns import Turns
+from statepool.vector.native import ENGINES, core
+from statepool.vector.policy import Load, choose_engine, choose_period, choose_threads, most_worth, share_out
+from statepool.vector.turns import Grant, Turns
 
 K, WIDTH, HOPS = 10, 40, 8
 PLAIN = ["edge", "iqan", "nosync", "async", "roles"]
@@ -150,6 +150,56 @@ def test_threads_follow_the_load() -> None:
     assert choose_period(64, sealed=True) == 8
 
 
+def test_who_comes_later_gets_an_equal_share_of_the_cores() -> None:
+    assert share_out([2], idle=0, most=64, share=1) == [1]
+    assert share_out([16], idle=0, most=64, share=8) == [8]
+    assert share_out([16], idle=0, most=3, share=8) == [13], "no more than it can use"
+    assert share_out([8, 8], idle=0, most=64, share=5) == [5, 6]
+    assert share_out([14], idle=2, most=64, share=8) == [8], "idle cores first"
+    assert share_out([4], idle=8, most=64, share=8) == [4]
+    assert share_out([3, 2], idle=0, most=64, share=0) == [2, 2], "one is always found, if anybody has two"
+    assert share_out([5, 5, 5], idle=0, most=64, share=5) == [5, 5, 5]
+
+
+def test_a_helper_that_is_called_back_leaves_its_candidates_to_the_others(index: Index, queries: np.ndarray) -> None:
+    """The pool is as wide as the index, so a candidate that is lost is a missing answer."""
+    wanted = [index.exact(query, K).ids.tolist() for query in queries]
+    lease, done = core.Lease(1), threading.Event()
+
+    def call_back() -> None:
+        for number in chain.from_iterable([1, 2, 3] for _ in iter(done.is_set, True)):
+            lease.lower(number)
+            time.sleep(1e-4)
+
+    lender = threading.Thread(target=call_back)
+    lender.start()
+    helped = 0
+    for again in range(400):
+        place = again % len(queries)
+        lease.lower(4)
+        arguments = (queries[place], K, 4000, 4, ENGINES["async"], 0, HOPS, again + 1)
+        ids, _, counts = index._core.search(*arguments, lease)
+        assert ids.tolist() == wanted[place]
+        helped += counts.threads > 1
+        if again >= 40 and helped >= 20:
+            break
+    done.set()
+    lender.join()
+    assert helped, "no helper ever came"
+
+
+def test_helpers_spin_for_one_caller_and_not_among_several(index: Index, queries: np.ndarray) -> None:
+    def again(times: int) -> None:
+        for _ in range(times):
+            ask(index, queries[0], "async", 2, 0)
+
+    for times, loops in ((1, False), (40, True), (1, False)):
+        caller = threading.Thread(target=again, args=(times,))
+        caller.start()
+        caller.join()
+        assert core.loops() == loops
+
+
 def test_a_short_sealed_query_stays_on_one_thread() -> None:
     # Rows and widths at which two threads were measured slower, and faster, than one.
     assert [most_worth(128, ef, sealed=True) for ef in (10, 40, 60, 80)] == [1] * 4
@@ -165,9 +215,9 @@ def test_auto_takes_no_thread_that_costs_more_than_it_brings(index: Index, queri
     taken = []
 
     class Recorded(Turns):
-        def take(self, most: int, *, wait: bool) -> AbstractContextManager[int]:
+        def take(self, most: int, *, wait: bool, lends: bool) -> Grant:
             taken.append(most)
-            return super().take(most, wait=wait)
+            return super().take(most, wait=wait, lends=lends)
 
     monkeypatch.setattr(module, "_TURNS", Recorded(8))
     index.search(queries[0], K, WIDTH, threads="auto")
@@ -190,9 +240,10 @@ def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
     leave = {name: threading.Event() for name in "abc"}
 
     def query(name: str, most: int) -> None:
-        with turns.take(most, wait=True) as threads:
-            got.append((name, threads))
-            leave[name].wait(10)
+        grant = turns.take(most, wait=True, lends=False)
+        got.append((name, grant.threads))
+        leave[name].wait(10)
+        turns.give_back(grant)
 
     def begin(name: str, most: int, seen: Callable[[], bool]) -> threading.Thread:
         thread = threading.Thread(target=query, args=(name, most))
@@ -206,8 +257,9 @@ def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
     threads = [begin("a", 64, lambda: len(got) == 1)]
     threads += [begin(name, 64, lambda number=number: turns._waiting == number) for number, name in enumerate("bc", 1)]
     assert got == [("a", 4)]
-    with turns.take(64, wait=False) as hurried:
-        assert hurried == 1, "who has a deadline does not wait"
+    hurried = turns.take(64, wait=False, lends=True)
+    assert hurried.threads == 1, "who has a deadline does not wait"
+    turns.give_back(hurried)
     assert len(got) == 1
     leave["a"].set()
     for _ in range(2000):
@@ -220,3 +272,22 @@ def test_who_finds_no_core_waits_for_one_and_shares_with_those_behind() -> None:
     for thread in threads:
         thread.join(10)
     assert turns._busy == turns._waiting == 0
+
+
+def test_cores_are_lent_until_somebody_comes() -> None:
+    turns = Turns(4)
+    held = [turns.take(64, wait=True, lends=True)]
+    assert held[0].threads == 4
+    held.append(turns.take(64, wait=True, lends=True))
+    assert [one.threads for one in held] == [2, 2]
+    held.append(turns.take(64, wait=True, lends=False))
+    assert sorted(one.threads for one in held) == [1, 1, 2]
+    assert held[2].threads == 1
+    held.append(turns.take(64, wait=True, lends=True))
+    assert [one.threads for one in held] == [1, 1, 1, 1]
+    turns.give_back(held.pop())
+    assert turns.take(64, wait=True, lends=False).threads == 1
+    for one in held:
+        turns.give_back(one)
+    assert turns._busy == 1
+    assert turns._waiting == 0

@@ -130,6 +130,18 @@ def test_recall_and_the_way_taken(index: Index, data, share: float, kind: str) -
         assert answer.stats.ndc < passing.sum() / 3, "the graph was not used"
 
 
+def test_a_check_ends_once_enough_rows_that_pass_led_on(index: Index, data) -> None:
+    """All rows around the query pass, so half of the others matters nothing."""
+    rows, queries = data
+    scores = rows[:, 0].astype(float)
+    filtered = free = 0
+    for query in queries:
+        answer = index.search(query, K, 80, filter=bounds(0.5, "near", query, scores)[0])
+        assert answer.stats.path == "check"
+        filtered, free = filtered + answer.stats.hops, free + index.search(query, K, 80).stats.hops
+    assert filtered < 1.5 * free, "as many candidates were looked at as if half of them failed"
+
+
 @pytest.mark.parametrize("kind", ["apart", "near", "far"])
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.21, 0.1])
 def test_a_sealed_index_goes_by_its_codes_and_answers_at_stored_precision(data, share: float, kind: str) -> None:

@@ -36,6 +36,7 @@ def test_attention_over_what_was_found_is_attention(aware: bool) -> None:
     for budget in (1, 150, N, 2 * N):
         ids = index.search(group, budget)
         assert len(ids) == len(set(ids.tolist())) == min(budget, N)
+        assert ids.dtype == np.int64
         best = exact[:, ids].max(axis=0)
         assert (np.diff(best) <= 1e-4 * np.abs(best).max()).all(), "nearest first"
         wanted = softmax(exact[:, ids] / np.sqrt(D)) @ values[ids]
@@ -57,8 +58,10 @@ def test_prefill_queries_lead_to_the_keys_that_count() -> None:
 
     strangers = np.random.default_rng(3).normal(size=known.shape)
     aware, misled = recall(KVIndex.build(keys, known)), recall(KVIndex.build(keys, strangers))
-    assert aware >= 0.85
+    assert aware >= 0.93
     assert misled < aware - 0.2, "what is recalled must come from the queries that were seen"
+    # A fifth of them were seen: votes must be for the query itself, those for the middle of its neighbours find .72.
+    assert recall(KVIndex.build(keys, known[:200])) >= 0.88
 
 
 def test_more_keys_are_looked_at_than_lists_hold() -> None:

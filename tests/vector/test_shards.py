@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.vector.synthetic import clustered, distances, recall
 
+from statepool.cluster import Process, Program
+from statepool.cluster.blocking import BlockingLauncher
 from statepool.core.errors import InvalidRequest, Unavailable
 from statepool.vector import DimensionError, Settings, ShardedIndex, build_shards
+from statepool.vector.shard import connect
 from statepool.vector.shards import LocalShard, ShardLost
 
 K = 10
@@ -108,6 +111,45 @@ def test_a_process_that_hangs_is_not_waited_for_twice(paths: list[Path]) -> None
         assert found.ids.tolist() == truth(np.flatnonzero(IDS % 3 != 0), QUERIES[0])
         assert shard.process.poll() is not None, "what may still send half an answer is ended"
         assert index.search(QUERIES[0], K).partial
+
+
+RAY = pytest.param("local", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")])
+
+
+@pytest.mark.parametrize("ray", [None, RAY], ids=["children", "ray"])
+def test_shards_wherever_a_launcher_puts_them(ray: str | None, paths: list[Path]) -> None:
+    if ray:
+        pytest.importorskip("ray")
+    launcher, started = BlockingLauncher(ray), list[Process]()
+
+    def start(module: str, arguments: tuple[str, ...], environment: Mapping[str, str]) -> str:
+        started.append(launcher.spawn(Program(module, arguments, environment, announces=True)))
+        with connect(started[-1].announcement, "0" * 64, 10) as stranger:
+            stranger.settimeout(20)
+            assert stranger.recv(1) == b"", "who does not know the key is shown out"
+        return started[-1].announcement
+
+    try:
+        with ShardedIndex.open(paths, timeout_s=30, start=start) as index:
+            for query in QUERIES[:5]:
+                found = index.exact(query, K)
+                assert found.ids.tolist() == truth(np.arange(3000), query)
+                assert not found.partial
+            launcher.end(started[1])
+            found = index.exact(QUERIES[0], K)
+            assert list(found.lost) == [str(paths[1])]
+            assert found.ids.tolist() == truth(np.flatnonzero(IDS % 3 != 1), QUERIES[0])
+        for process in (started[0], started[2]):
+            launcher.end(process, 20)
+            assert process.returncode == 0, "it ends with whoever asked it"
+    finally:
+        launcher.close()
+
+
+def test_a_shard_that_cannot_be_reached_is_told(paths: list[Path]) -> None:
+    for address in ("127.0.0.1:1", "no line"):
+        with pytest.raises(ShardLost, match=f"nobody answers at '{address}'"):
+            ShardedIndex.open(paths, start=lambda *_, address=address: address)
 
 
 def test_damage_in_one_shard_makes_the_answer_partial(tmp_path: Path) -> None:

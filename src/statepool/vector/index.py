@@ -207,15 +207,29 @@ class Index(Searching):
         if threads != "auto":
             return self._ask(query, k, width, threads, engine, deadline)
         most = min(MOST_THREADS, most_worth(self.dim, width, self._sealed))
-        with _TURNS.take(most, wait=not deadline) as chosen:
-            return self._ask(query, k, width, chosen, engine, deadline)
+        lends = engine in ("auto", "async")
+        turns = _TURNS
+        grant = turns.take(most, wait=not deadline, lends=lends)
+        try:
+            return self._ask(query, k, width, grant.threads, engine, deadline, grant.lease)
+        finally:
+            turns.give_back(grant)
 
-    def _ask(self, query: np.ndarray, k: int, width: int, threads: int, engine: EngineName, deadline: int) -> Result:
+    def _ask(
+        self,
+        query: np.ndarray,
+        k: int,
+        width: int,
+        threads: int,
+        engine: EngineName,
+        deadline: int,
+        lease: Any = None,
+    ) -> Result:
         if engine == "auto":
             engine = choose_engine(threads)
         try:
             period = choose_period(threads, self._sealed)
-            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, period, 0)
+            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, period, 0, lease)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
@@ -262,7 +276,7 @@ class Index(Searching):
             ask: Ask, width: int, way: int, allowed: np.ndarray, seeds: np.ndarray, probe: int, least: float
         ) -> Any:
             (places, gaps, counts), share = self._core.search_filtered(
-                ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds, probe, least
+                ask.query, ask.k, width, ask.deadline_ns, way, ask.ef, allowed, seeds, probe, least
             )
             return self._named(places), gaps, counts, share
 

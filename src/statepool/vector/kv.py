@@ -2,8 +2,9 @@
 
 Attention queries lie elsewhere than keys, so a graph that links near keys leads them badly. With queries of the prefill
 the index holds for each of them its true nearest keys, and a new query goes from its nearest prefill queries to their
-keys: the bipartite half of RoarGraph (arXiv 2408.08933) and RetrievalAttention (arXiv 2409.10516). Without, it searches
-the graph of the keys under the inner product, lifted to one norm.
+keys: the bipartite half of RoarGraph (arXiv 2408.08933) and RetrievalAttention (arXiv 2409.10516). Scores are linear in
+the query, so what near queries say of a key is weighted as they would be to make the new query of them. Without queries
+of the prefill, it searches the graph of the keys under the inner product, lifted to one norm.
 """
 
 from __future__ import annotations
@@ -22,12 +23,20 @@ __all__ = ["KVIndex"]
 BLOCK = 1 << 24
 """Scores held at once while the nearest keys of prefill queries are looked up."""
 
+NEAR = 64
+"""Prefill queries that vote for a new one."""
+
+RIDGE = 0.3
+"""Of the mean moment of the near queries: lists are short, so their votes are added up to a query only roughly."""
+
 
 class KVIndex:
     """Keys of one head, and what tells which of them matter to a query. Made by ``build``; it does not change."""
 
-    def __init__(self, keys: np.ndarray, graph: Index, lists: np.ndarray | None) -> None:
-        self._keys, self._graph, self._lists = keys, graph, lists
+    def __init__(
+        self, keys: np.ndarray, graph: Index, lists: np.ndarray | None = None, asked: np.ndarray | None = None
+    ) -> None:
+        self._keys, self._graph, self._lists, self._asked = keys, graph, lists, asked
 
     @classmethod
     def build(
@@ -35,7 +44,7 @@ class KVIndex:
         K: np.ndarray,  # noqa: N803
         Q_prefill: np.ndarray | None = None,  # noqa: N803
         *,
-        neighbours: int = 128,
+        neighbours: int = 256,
         seed: int = 0,
     ) -> Self:
         """Index keys ``[n, d]``.
@@ -57,7 +66,7 @@ class KVIndex:
         if Q_prefill is None:
             graph = Index(keys.shape[1], "ip", seed=seed)
             graph.build(keys)
-            return cls(keys, graph, None)
+            return cls(keys, graph)
         queries = floats("Q_prefill", Q_prefill, 2)
         same_width("Q_prefill", queries.shape[1], keys.shape[1])
         if not (np.isfinite(keys).all() and np.isfinite(queries).all()):
@@ -66,7 +75,7 @@ class KVIndex:
         graph = Index(keys.shape[1], "cos", seed=seed)
         graph.build(queries)
         lists = [_nearest(queries[at : at + step] @ keys.T, most) for at in range(0, len(queries), step)]
-        return cls(keys, graph, np.concatenate(lists))
+        return cls(keys, graph, np.concatenate(lists), queries / np.linalg.norm(queries, axis=1, keepdims=True))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -90,25 +99,25 @@ class KVIndex:
         within("budget", budget, 1, 2**31)
         if budget >= len(self):
             found = np.arange(len(self))
-        elif self._lists is None:
+        elif self._lists is None or self._asked is None:
             found = self._by_keys(queries, budget)
         else:
-            found = self._by_queries(queries, budget, self._lists)
+            found = self._by_queries(queries, budget, self._lists, self._asked)
         best = (queries @ self._keys[found].T).max(axis=0)
-        return found[np.argsort(-best, kind="stable")]
+        return found[np.argsort(-best, kind="stable")].astype(np.int64)
 
     def _by_keys(self, queries: np.ndarray, budget: int) -> np.ndarray:
         ranked = [self._graph.search(query, budget, max(64, budget)).ids for query in queries]
         return _in_turn(ranked, budget)
 
-    def _by_queries(self, queries: np.ndarray, budget: int, lists: np.ndarray) -> np.ndarray:
-        wanted = min(16, len(lists))
+    def _by_queries(self, queries: np.ndarray, budget: int, lists: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        wanted = min(NEAR, len(lists))
         while True:
-            nearest = [self._graph.search(query, wanted, max(64, wanted)).ids for query in queries]
+            nearest = [self._graph.search(query, wanted, 2 * wanted).ids for query in queries]
+            weights = [_weights(query, asked[near]) for query, near in zip(queries, nearest, strict=True)]
             # A key counts for every near query that has it, more if high up in its list.
-            listed = lists[np.concatenate(nearest)]
-            places = np.broadcast_to(np.arange(lists.shape[1], 0, -1), listed.shape)
-            met, index = np.unique(listed, return_inverse=True)
+            places = np.outer(np.concatenate(weights), np.arange(lists.shape[1], 0, -1))
+            met, index = np.unique(lists[np.concatenate(nearest)], return_inverse=True)
             votes = np.bincount(index.ravel(), places.ravel())
             found = met[np.argsort(-votes, kind="stable")[:budget]]
             if len(found) >= budget or wanted == len(lists):
@@ -138,12 +147,26 @@ class KVIndex:
         return answer
 
 
+def _weights(query: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Of near queries, unit vectors ``[m, d]``, by how much each counts for this one, float64 ``[m]``.
+
+    Local linear regression: the nearer the more, and then changed as little as makes their mean the query itself.
+    """
+    unit, rows = query.astype(np.float64) / np.linalg.norm(query), near.astype(np.float64)
+    weights = (1e-3 + np.maximum(0, 1 - rows @ unit)) ** -2.0
+    weights /= weights.sum()
+    moments = (rows.T * weights) @ rows
+    ridge = RIDGE * np.trace(moments) / len(unit) * np.eye(len(unit))
+    changed: np.ndarray = weights * (1 + rows @ np.linalg.solve(moments + ridge, unit - weights @ rows))
+    return changed
+
+
 def _nearest(scores: np.ndarray, most: int) -> np.ndarray:
-    """Columns of the ``most`` largest of every row, largest first."""
+    """Columns of the ``most`` largest of every row, largest first, int32."""
     best = np.argpartition(-scores, most - 1, axis=1)[:, :most]
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
     ordered: np.ndarray = np.take_along_axis(best, order, axis=1)
-    return ordered
+    return ordered.astype(np.int32)
 
 
 def _in_turn(ranked: list[np.ndarray], most: int) -> np.ndarray:

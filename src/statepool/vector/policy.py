@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ __all__ = [
     "choose_threads",
     "least_share",
     "most_worth",
+    "share_out",
 ]
 
 SCANNED = 100
@@ -36,17 +38,32 @@ class Load:
     busy: int
     """Threads that work on other queries now."""
     waiting: int
-    """Queries that wait behind this one."""
+    """Queries that wait behind this one, since every core has one."""
 
 
 def choose_threads(load: Load, most: int) -> int:
     """Idle cores, shared fairly with the queries behind: 1 … ``most``.
 
-    A query that takes a second core halves its latency; a query that finds none idle must not take one, since two
-    threads on one query do a little more work than one.
+    A query that takes a second core halves its latency. It gives it back to one that comes later, see ``share_out``,
+    so taking it needs no guess of what is to come.
     """
     idle = max(0, load.cores - load.busy)
     return max(1, min(most, idle // (load.waiting + 1)))
+
+
+def share_out(held: Sequence[int], idle: int, most: int, share: int) -> list[int]:
+    """What queries that have ``held`` threads keep of them when one more comes, which can use ``most``.
+
+    It should have an equal ``share`` of the cores, at least one: the ``idle`` ones, and then what those have beyond
+    their own shares, from whoever has most.
+    """
+    kept, share = list(held), max(1, share)
+    for _ in range(min(most, share) - idle):
+        widest = max(range(len(kept)), key=kept.__getitem__)
+        if kept[widest] <= share:
+            break
+        kept[widest] -= 1
+    return kept
 
 
 def most_worth(dim: int, ef: int, sealed: bool) -> int:

@@ -1,4 +1,6 @@
-"""One shard: an index in a process of its own, asked over a socket. ``python -m statepool.vector.shard INDEX HANDLE``.
+"""One shard: an index in a process of its own, asked over a socket. ``python -m statepool.vector.shard INDEX WHERE``.
+
+WHERE is the number of an open socket, or an address of this machine at which the process listens; it prints the port.
 
 A message is its length in eight bytes and a ``Question`` or a ``Reply`` as ``core.wire`` writes them. The process ends
 when whoever started it is gone.
@@ -6,6 +8,8 @@ when whoever started it is gone.
 
 from __future__ import annotations
 
+import hmac
+import os
 import socket
 import struct
 import sys
@@ -21,9 +25,25 @@ from statepool.core.wire import Codec
 from .answer import Stats
 from .opening import open  # noqa: A004 - the name users know from files
 
-__all__ = ["Found", "Question", "Reply", "main", "questions", "read_message", "replies", "write_message"]
+__all__ = [
+    "KEY_VARIABLE",
+    "Found",
+    "Question",
+    "Reply",
+    "connect",
+    "main",
+    "questions",
+    "read_message",
+    "replies",
+    "write_message",
+]
+
+KEY_VARIABLE = "STATEPOOL_SHARD_KEY"
+"""Environment variable with what whoever connects has to send first."""
 
 _LENGTH = struct.Struct("<Q")
+_CONNECT_SECONDS = 60.0
+_KEY_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -98,10 +118,51 @@ def _exactly(line: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
+def connect(address: str, key: str, seconds: float) -> socket.socket:
+    """A line to the process that listens at ``host:port``.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    host, _, port = address.rpartition(":")
+    line = socket.create_connection((host, int(port)), seconds)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    line.sendall(key.encode())
+    return line
+
+
+def _accept(host: str, key: bytes) -> socket.socket:
+    """The first who knows the key; nobody after that.
+
+    Raises:
+        TimeoutError: nobody came.
+    """
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+        sys.stdout.write(f"{host}:{server.getsockname()[1]}\n")
+        sys.stdout.flush()
+        server.settimeout(_CONNECT_SECONDS)
+        while True:
+            line, _ = server.accept()
+            try:
+                line.settimeout(_KEY_SECONDS)
+                if hmac.compare_digest(_exactly(line, len(key)), key):
+                    line.settimeout(None)
+                    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    return line
+            except OSError:
+                pass
+            line.close()
+
+
 def main(arguments: list[str]) -> int:
-    """Serve one index until the other side is gone; 1 if it could not be opened."""
-    path, handle = arguments
-    with socket.socket(fileno=int(handle)) as line:
+    """Serve one index until the other side is gone; 1 if it could not be opened, or nobody asked for it."""
+    path, where = arguments
+    try:
+        given = where.isdigit()
+        found = socket.socket(fileno=int(where)) if given else _accept(where, os.environ[KEY_VARIABLE].encode())
+    except TimeoutError:
+        return 1
+    with found as line:
         try:
             index = open(Path(path))
         except (StatepoolError, OSError) as error:

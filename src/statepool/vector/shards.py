@@ -1,13 +1,17 @@
-"""An index in several shards, each in a process of its own, with one merged answer; it survives the loss of shards."""
+"""An index in several shards, each in a process of its own, with one merged answer; it survives the loss of shards.
+
+The processes run on this machine, or wherever a ``Start`` puts them: ``statepool.cluster`` has one for Ray.
+"""
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -23,9 +27,17 @@ from .index import Index, check_search
 from .names import Ids, Names, are_texts
 from .searching import Filter
 from .settings import Settings
-from .shard import Found, Question, Reply, questions, read_message, replies, write_message
+from .shard import KEY_VARIABLE, Found, Question, Reply, connect, questions, read_message, replies, write_message
 
-__all__ = ["LocalShard", "Shard", "ShardLost", "ShardedIndex", "ShardedResult", "build_shards"]
+__all__ = ["LocalShard", "RemoteShard", "Shard", "ShardLost", "ShardedIndex", "ShardedResult", "Start", "build_shards"]
+
+Start = Callable[[str, tuple[str, ...], Mapping[str, str]], str]
+"""Runs ``python -m module arguments`` with an environment somewhere, and answers the line that it prints. ``{host}``
+in an argument stands for the address of the machine it runs on."""
+
+
+MODULE = "statepool.vector.shard"
+CONNECT_SECONDS = 10.0
 
 
 class ShardLost(Unavailable):
@@ -51,21 +63,11 @@ class Shard(Protocol):
         """Let go of it."""
 
 
-class LocalShard:
-    """A process of this machine that has the index at ``path`` open.
+class _Process:
+    """A process at the other end of a line. ``wait`` until its index is open before asking."""
 
-    It starts at once; ``wait`` until it is open before asking.
-
-    Args:
-        path: What ``save`` wrote.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.name, self.rows, self.dim = str(path), 0, 0
-        self._line, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "statepool.vector.shard", self.name, str(theirs.fileno())]
-        with theirs:
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    def __init__(self, name: str, line: socket.socket) -> None:
+        self.name, self.rows, self.dim, self._line = name, 0, 0, line
 
     def wait(self, timeout_s: float = 60.0) -> None:
         """Until the index is open.
@@ -91,7 +93,7 @@ class LocalShard:
             raise ShardLost(f"{self.name}: its process is gone") from error
 
     def answer(self, number: int, until: float) -> Reply:
-        """Wait for the reply. One that does not come in time ends the process.
+        """Wait for the reply. One that does not come in time is the end of the line.
 
         Raises:
             ShardLost: the process is gone, or the reply not there in time.
@@ -109,10 +111,51 @@ class LocalShard:
         return reply
 
     def close(self) -> None:
-        """End the process."""
+        """End the line, and with it the process."""
         self._line.close()
+
+
+class LocalShard(_Process):
+    """A process of this machine that has the index at ``path`` open. It starts at once.
+
+    Args:
+        path: What ``save`` wrote.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        line, theirs = socket.socketpair()
+        command = [sys.executable, "-m", MODULE, str(path), str(theirs.fileno())]
+        with theirs:
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        super().__init__(str(path), line)
+
+    def close(self) -> None:
+        """End the process."""
+        super().close()
         self.process.kill()
         self.process.wait()
+
+
+class RemoteShard(_Process):
+    """A process that was started somewhere and has the index at ``path`` there open.
+
+    Args:
+        path: What ``save`` wrote, as that machine names it.
+        start: Starts it.
+
+    Raises:
+        ShardLost: it started and cannot be reached.
+        Unavailable: as ``start``.
+    """
+
+    def __init__(self, path: str | Path, start: Start) -> None:
+        key = secrets.token_hex(32)
+        address = start(MODULE, (str(path), "{host}"), {KEY_VARIABLE: key})
+        try:
+            line = connect(address, key, CONNECT_SECONDS)
+        except (OSError, ValueError) as error:
+            raise ShardLost(f"{path}: nobody answers at {address!r}") from error
+        super().__init__(str(path), line)
 
 
 @dataclass(slots=True)
@@ -148,15 +191,21 @@ class ShardedIndex:
         self._number, self._lock = 0, threading.Lock()
 
     @classmethod
-    def open(cls, paths: Sequence[str | Path], timeout_s: float = 10.0) -> Self:
+    def open(cls, paths: Sequence[str | Path], timeout_s: float = 10.0, *, start: Start | None = None) -> Self:
         """One process for each file.
+
+        Args:
+            paths: The files, as the machines name them that the processes run on.
+            timeout_s: As for the class.
+            start: Starts the processes; None for children of this one.
 
         Raises:
             ShardLost: one of them could not be opened.
+            Unavailable: as ``start``.
         """
-        opened: list[LocalShard] = []
+        opened: list[LocalShard | RemoteShard] = []
         try:
-            opened.extend(LocalShard(path) for path in paths)
+            opened.extend(LocalShard(path) if start is None else RemoteShard(path, start) for path in paths)
             for shard in opened:
                 shard.wait()
             return cls(opened, timeout_s)

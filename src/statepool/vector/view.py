@@ -252,7 +252,7 @@ class View(Layered):
                 least: float,
                 turnover: int = turnover,
             ) -> tuple[np.ndarray, np.ndarray, Any, float]:
-                arguments = (ask.query, ask.k, width, ask.deadline_ns, way, allowed, seeds, probe, least)
+                arguments = (ask.query, ask.k, width, ask.deadline_ns, way, ask.ef, allowed, seeds, probe, least)
                 labels, gaps, counts, share = live.search_filtered(*arguments, frozen is not None, turnover)
                 return labels.astype(np.int64), gaps, counts, share
 

@@ -1,9 +1,9 @@
 // Search among the rows a caller allows. One thread. Distances at stored precision, but for `check` over a sealed index,
 // which goes by the codes.
 //
-// `check`: every row leads on, only allowed ones are answers; for filters that most rows pass. `two_hops`: only allowed rows
-// are candidates, and a neighbour that is not is stood in for by its own neighbours (ACORN-1, Patel et al., SIGMOD 2024,
-// section 6). `scan`: all allowed rows.
+// `check`: every row leads on until enough allowed ones did, only these are answers; for filters that most rows pass.
+// `two_hops`: only allowed rows are candidates, and a neighbour that is not is stood in for by its own neighbours (ACORN-1,
+// Patel et al., SIGMOD 2024, section 6). `scan`: all allowed rows.
 #pragma once
 
 #include <algorithm>
@@ -22,6 +22,7 @@ enum class Way : int { scan = 0, check = 1, two_hops = 2 };
 
 struct Filter {
   Way way;
+  int enough;  // allowed rows, a `check` ends when none nearer than so many of them can lead on
   Allowed allowed;
   std::vector<uint32_t> seeds;  // allowed rows that `two_hops` starts from too, for the graph among them may have several parts
   // Before `two_hops`: candidates of a small `check`, and which share of them must be allowed for going on. What it found
@@ -43,7 +44,9 @@ class FilteredSearch {
   float run(const Filter& filter) {
     const int width = query_.request.width;
     const bool probing = filter.way == Way::two_hops && filter.probe > 0;
-    lane_.begin(probing ? filter.probe : width, probing ? std::max(width, query_.request.kept) : query_.request.kept);
+    ends_ = filter.way == Way::check;
+    const int kept = probing ? width : ends_ ? filter.enough : 0;
+    lane_.begin(probing ? filter.probe : width, std::max(kept, query_.request.kept));
     visited_.reset(graph_.size());
     lane_.hits.count = 0;
     if (filter.way == Way::scan) {
@@ -74,6 +77,7 @@ class FilteredSearch {
   void search(Way way, const Allowed& allowed) {
     for (int i = lane_.pool.next(); i < lane_.pool.size() && !query_.late(); i = lane_.pool.next()) {
       const uint32_t node = id_of(lane_.pool.at(i));
+      if (ends_ && lane_.best.full() && lane_.best.bound() < lane_.pool.at(i)) return;
       lane_.pool.mark(i);
       ++lane_.counts.hops;
       if (way == Way::check) expand(node);
@@ -155,6 +159,7 @@ class FilteredSearch {
   Query& query_;
   Visited& visited_;
   Lane& lane_;
+  bool ends_ = false;  // once the candidates before the next one include all of `best`
 };
 
 }  // namespace statepool::graph

@@ -11,7 +11,9 @@ namespace {
 std::atomic<int> busy_threads{0};
 
 struct Busy {
-  explicit Busy(int threads) : threads(threads) { busy_threads.fetch_add(threads, std::memory_order_relaxed); }
+  explicit Busy(const Request& request) : threads(request.lease == nullptr ? request.threads : 0) {
+    busy_threads.fetch_add(threads, std::memory_order_relaxed);
+  }
   ~Busy() { busy_threads.fetch_sub(threads, std::memory_order_relaxed); }
   const int threads;
 };
@@ -24,12 +26,14 @@ int Index::busy() { return busy_threads.load(std::memory_order_relaxed); }
 std::unique_ptr<Context> Index::borrow() {
   const std::lock_guard<std::mutex> lock(contexts_mutex_);
   if (contexts_.empty()) return std::make_unique<Context>();
+  own_last(contexts_);
   std::unique_ptr<Context> context = std::move(contexts_.back());
   contexts_.pop_back();
   return context;
 }
 
 void Index::give_back(std::unique_ptr<Context> context) {
+  context->user = this_thread();
   const std::lock_guard<std::mutex> lock(contexts_mutex_);
   contexts_.push_back(std::move(context));
 }
@@ -71,7 +75,7 @@ Answer Index::search(const float* query, const Request& request) {
   Answer answer;
   const size_t count = size();
   if (count == 0) return answer;
-  const Busy busy(request.threads);
+  const Busy busy(request);
   std::unique_ptr<Context> context = borrow();
   context->vector.resize(static_cast<size_t>(space_.dims));
   space_.prepare(query, context->vector.data(), true);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "query.h"
@@ -28,7 +29,16 @@ struct Context {
   Pool merged;
   std::vector<float> vector, turned;
   std::vector<uint8_t> lookup;
+  const void* user = nullptr;  // the thread that had it last: it lies in the cache of that one's core
 };
+
+// Move to the end the context that this thread had last, if it is there.
+template <class Contexts>
+void own_last(Contexts& contexts) {
+  const void* user = this_thread();
+  for (auto& one : contexts)
+    if (one->user == user) return std::swap(one, contexts.back());
+}
 
 class Index {
  public:
@@ -51,7 +61,7 @@ class Index {
   const SealedSegment* sealed() const { return sealed_.get(); }
   // `query` holds space.dim floats. Both raise DamageError for a file that is damaged where they looked.
   Answer search(const float* query, const Request& request);
-  // Threads that searches of this process use now.
+  // Threads that searches without a lease use now in this process.
   static int busy();
   Answer exact(const float* query, int k);
   // Among allowed rows; `share` of the candidates at the end that were allowed. See filtered.h.

@@ -74,11 +74,13 @@ struct alignas(128) Lane {
   alignas(128) Mailbox mailbox;
   alignas(128) Board board;
 
+  std::atomic<bool> left{false};  // its thread was called back; the open candidates are for whoever runs out
   bool begun = false;
 
   // The caller's part, before there are helpers. The rest is done by the thread that has the lane, in its own cache.
   void reset(uint64_t jitter_seed) {
     begun = false;
+    left.store(false, std::memory_order_relaxed);
     counts = Counts();
     mailbox.state.store(Mailbox::kClosed, std::memory_order_relaxed);
     board.reset();

@@ -31,7 +31,9 @@ LiveSegment::Pin::Pin(LiveSegment& owner) : owner_(owner) {
         floats->resize(dims);
       owner.idle_.back()->vector.resize(dims);
     }
+    own_last(owner.idle_);
     scratch_ = owner.idle_.back();
+    scratch_->user = this_thread();
     owner.idle_.pop_back();
     scratch_->turn.fetch_add(1, std::memory_order_release);
   }

@@ -102,10 +102,10 @@ void bind_live(nb::module_& m) {
            },
            "slot"_a, "What lies in a slot; of use while no repair can free it.")
       .def("search_filtered",
-           [](LiveSegment& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
-              const Seeds& seeds, int probe, float least, bool frozen, uint64_t turnover) {
+           [](LiveSegment& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, int enough,
+              const Mask& allowed, const Seeds& seeds, int probe, float least, bool frozen, uint64_t turnover) {
              check(self, query);
-             const Filter filter = filter_of(way, allowed, seeds, probe, least);
+             const Filter filter = filter_of(way, enough, allowed, seeds, probe, least);
              float share = 1;
              LiveSegment::Found found;
              {
@@ -114,8 +114,8 @@ void bind_live(nb::module_& m) {
              }
              return nb::make_tuple(array_of(found.labels), array_of(found.distances), found.counts, share);
            },
-           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "allowed"_a, "seeds"_a, "probe"_a, "least"_a,
-           "frozen"_a, "turnover"_a)
+           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "enough"_a, "allowed"_a, "seeds"_a, "probe"_a,
+           "least"_a, "frozen"_a, "turnover"_a)
       .def("add",
            [](LiveSegment& self, const Matrix& rows, const Labels& labels, const Seeds& slots) {
              check(self, rows, labels, slots);

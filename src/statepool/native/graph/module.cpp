@@ -67,7 +67,13 @@ NB_MODULE(_graph, m) {
           return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns, found.merge_ns);
         },
         "rounds"_a, "Nanoseconds: one way between two threads, a round of two that hands ids over and back, the start of a spinning helper, an entry merged.");
-  m.def("busy", &Index::busy, "Threads that searches of this process use now.");
+  m.def("busy", &Index::busy, "Threads that searches without a lease use now in this process.");
+  m.def("loops", [] { return Crew::instance().stays(); },
+        "Whether one caller asked for helpers so often in a row that they spin for it.");
+  nb::class_<Lease>(m, "Lease", "How many threads a search may use, while it runs too.")
+      .def(nb::init<int>(), "threads"_a)
+      .def("lower", &Lease::lower, "to"_a, nb::call_guard<nb::gil_scoped_release>(),
+           "Call helpers back for another caller; they are gone when it returns.");
 
   nb::class_<Counts>(m, "Counts")
       .def_ro("ndc", &Counts::distances)
@@ -195,10 +201,10 @@ NB_MODULE(_graph, m) {
            "queries"_a, "width"_a,
            "Nanoseconds, hops and distances of one thread alone, and of one beside another over the same tags.");
   face.def("search_filtered",
-           [](Index& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, const Mask& allowed,
-              const Seeds& seeds, int probe, float least) {
+           [](Index& self, const Vector& query, int k, int width, int64_t deadline_ns, int way, int enough,
+              const Mask& allowed, const Seeds& seeds, int probe, float least) {
              check_width("q", query.shape(0), self.space().dim);
-             const Filter filter = filter_of(way, allowed, seeds, probe, least);
+             const Filter filter = filter_of(way, enough, allowed, seeds, probe, least);
              float share = 1;
              Answer found;
              {
@@ -207,8 +213,8 @@ NB_MODULE(_graph, m) {
              }
              return nb::make_tuple(tuple_of(found), share);
            },
-           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "allowed"_a, "seeds"_a,
-           "probe"_a, "least"_a);
+           "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "enough"_a, "allowed"_a,
+           "seeds"_a, "probe"_a, "least"_a);
   bind_searches(
       face, [](const Index& self, const Vector& query) { check_width("q", query.shape(0), self.space().dim); },
       [](const Answer& found) { return tuple_of(found); });

@@ -102,7 +102,7 @@ class Roles : Together {
       }
       if (desk.quiet()) {
         share(lane, group);
-        if (!rest(lane)) return;
+        if (rest(lane, group) != Rest::kOn) return;
       } else if (measure(group, lane) == 0) {
         patience.wait();
       }

@@ -16,7 +16,7 @@ void bind_searches(nanobind::class_<Searched>& face, Check check, Tuple tuple_of
   using namespace nanobind::literals;
   face.def("search",
            [check, tuple_of](Searched& self, const Vector& query, int k, int width, int threads, int engine,
-                             int64_t deadline_ns, int local_hops, uint64_t jitter) {
+                             int64_t deadline_ns, int local_hops, uint64_t jitter, Lease* lease) {
              check(self, query);
              Request request;
              request.k = k;
@@ -26,6 +26,7 @@ void bind_searches(nanobind::class_<Searched>& face, Check check, Tuple tuple_of
              request.deadline_ns = deadline_ns;
              request.local_hops = local_hops;
              request.jitter = jitter;
+             request.lease = lease;
              decltype(self.search(query.data(), request)) found;
              {
                const nanobind::gil_scoped_release release;
@@ -33,7 +34,8 @@ void bind_searches(nanobind::class_<Searched>& face, Check check, Tuple tuple_of
              }
              return tuple_of(found);
            },
-           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a)
+           "query"_a, "k"_a, "width"_a, "threads"_a, "engine"_a, "deadline_ns"_a, "local_hops"_a, "jitter"_a,
+           "lease"_a.none() = nanobind::none())
       .def("exact",
            [check, tuple_of](Searched& self, const Vector& query, int k) {
              check(self, query);

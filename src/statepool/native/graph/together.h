@@ -26,21 +26,43 @@ class Together {
   }
   Entry bound() const { return threshold_.load(std::memory_order_relaxed); }
 
-  // Without candidates: false when the search is over, true when somebody sent some.
-  bool rest(Lane& lane) {
-    lane.mailbox.state.store(Mailbox::kWanted, std::memory_order_release);
+  // Whether the caller of this search may use fewer threads now than it would take with this one.
+  bool called_back(int self) const {
+    const Lease* lease = query_.request.lease;
+    return lease != nullptr && self > 0 && self >= lease->threads.load();
+  }
+  // Go while others work on. The lane stays counted as active until somebody took its candidates over.
+  void leave(Lane& lane) {
+    lane.jitter.maybe();
+    lane.left.store(true, std::memory_order_release);
+  }
+
+  // How a rest ended: with candidates, with the end of the search or of this thread's part in it, or called off; then it must
+  // touch nothing of the search any more.
+  enum class Rest { kOn, kOver, kOff };
+
+  Rest rest(Lane& lane, int self) {
+    std::atomic<uint32_t>& state = lane.mailbox.state;
+    state.store(Mailbox::kWanted, std::memory_order_release);
     lane.jitter.maybe();
     active_.fetch_sub(1, std::memory_order_acq_rel);
     Patience patience;
-    while (lane.mailbox.state.load(std::memory_order_acquire) != Mailbox::kFull) {
-      if (over()) return false;
-      patience.wait();
-    }
-    const Entry bound = threshold_.load(std::memory_order_relaxed);
-    for (int i = 0; i < lane.mailbox.count; ++i)
-      if (lane.mailbox.items[i] <= bound) lane.pool.reopen(lane.mailbox.items[i]);
-    lane.mailbox.state.store(Mailbox::kClosed, std::memory_order_relaxed);
-    return true;
+    do {
+      if (over()) return Rest::kOver;
+      uint32_t full = Mailbox::kFull;
+      if (state.compare_exchange_strong(full, Mailbox::kClosed, std::memory_order_acq_rel)) {
+        reopen(lane, lane.mailbox);
+        return Rest::kOn;
+      }
+      const bool back = called_back(self);
+      if (!back && !(self == 0 && offered())) continue;
+      uint32_t wanted = Mailbox::kWanted;
+      if (!state.compare_exchange_strong(wanted, Mailbox::kClosed, std::memory_order_acq_rel)) continue;
+      if (back) return Rest::kOver;
+      if (take_over(lane)) return Rest::kOn;
+      state.store(Mailbox::kWanted, std::memory_order_release);
+    } while (patience.linger());
+    return Rest::kOff;
   }
 
   // Hand every second open candidate to one who asked, if that makes `least`.
@@ -48,6 +70,7 @@ class Together {
     for (int step = 1; step < members_; ++step) {
       Mailbox& box = query_.lane((self + step) % members_).mailbox;
       if (box.state.load(std::memory_order_relaxed) != Mailbox::kWanted) continue;
+      if (called_back((self + step) % members_)) continue;
       const Entry bound = threshold_.load(std::memory_order_relaxed);
       const int first = lane.pool.next() + 1;
       if (!lane.pool.holds_open(first, bound, 2 * least - 1)) return;
@@ -91,6 +114,41 @@ class Together {
 
  private:
   static constexpr int kMostHeard = 7;
+
+  void reopen(Lane& lane, const Mailbox& box) const {
+    const Entry bound = threshold_.load(std::memory_order_relaxed);
+    for (int i = 0; i < box.count; ++i)
+      if (box.items[i] <= bound) lane.pool.reopen(box.items[i]);
+  }
+
+  // Whether a helper left candidates, or has not taken up what it was given: whoever needed its core may have stopped it.
+  bool offered() const {
+    for (int i = 1; i < members_; ++i) {
+      const Lane& other = query_.lane(i);
+      if (other.left.load(std::memory_order_relaxed)) return true;
+      if (other.mailbox.state.load(std::memory_order_relaxed) == Mailbox::kFull) return true;
+    }
+    return false;
+  }
+  // The first lane's thread does this, which never leaves. With the candidates comes their place in the count.
+  bool take_over(Lane& lane) {
+    for (int i = 1; i < members_; ++i) {
+      Lane& other = query_.lane(i);
+      if (other.left.exchange(false, std::memory_order_acq_rel)) {
+        const Entry bound = threshold_.load(std::memory_order_relaxed);
+        for (int j = other.pool.next(); j < other.pool.size(); ++j)
+          if (!expanded(other.pool.at(j)) && other.pool.at(j) <= bound) lane.pool.reopen(other.pool.at(j));
+        return true;
+      }
+      uint32_t full = Mailbox::kFull;
+      if (other.mailbox.state.compare_exchange_strong(full, Mailbox::kFilling, std::memory_order_acq_rel)) {
+        reopen(lane, other.mailbox);
+        other.mailbox.state.store(Mailbox::kWanted, std::memory_order_release);
+        return true;
+      }
+    }
+    return false;
+  }
 
   // Samples of the members after `self`, sorted; answers how many.
   int hear(int self, int32_t* samples) const {
