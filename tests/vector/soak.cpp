@@ -59,14 +59,20 @@ int main(int, char** arguments) {
       constexpr Engine kPlain[] = {Engine::async, Engine::roles, Engine::async, Engine::nosync, Engine::roles, Engine::iqan, Engine::edge};
       request.engine = quantised ? (i % 20 == 9 ? Engine::async : Engine::nosync) : kPlain[i / 5 % 7];
       Lease& lease = leases[first];
+      bool wide = false;
       if (i % 6 >= 3) {
         lease.threads = request.threads;
         request.lease = &lease;
+        // So many candidates that no threshold is ever known: then somebody must have expanded every row, and one that a
+        // helper left and nobody took over is missing.
+        wide = request.engine == Engine::async && !quantised;
+        if (wide) request.width = 4 * kRows;
       }
       const Answer found = (quantised ? sealed : plain).search(queries.data() + q * kDim, request);
       const Answer& wanted = truth[static_cast<size_t>(q)];
       helped += found.counts.threads > 1;
-      if (found.nearest == wanted.nearest) continue;
+      const bool all = !wide || found.counts.hops >= static_cast<uint64_t>(kRows);
+      if (found.nearest == wanted.nearest && all) continue;
       ++wrong;
       std::printf("search %ld: engine %d, %d threads, %zu found, ndc %llu\n", i, static_cast<int>(request.engine), request.threads,
                   found.nearest.size(), static_cast<unsigned long long>(found.counts.distances));

@@ -32,7 +32,8 @@ class Pool {
   void insert(const Entry* keys, int count) {
     Entry nearest = kNoBound;
     for (int i = 0; i < count; ++i) nearest = std::min(nearest, keys[i]);
-    if (cursor_ < size_ && nearest < entries_[cursor_]) cursor_ = 0;
+    // Without an open entry the cursor is at the end, and what is inserted comes before it.
+    if (nearest < (cursor_ < size_ ? entries_[cursor_] : bound())) cursor_ = 0;
     size_ = std::min(capacity_, size_ + order_kernels().insert(entries_, capacity_ - 1, keys, count));
   }
   void insert(Entry key) { insert(&key, 1); }

@@ -135,9 +135,13 @@ class Together {
     for (int i = 1; i < members_; ++i) {
       Lane& other = query_.lane(i);
       if (other.left.exchange(false, std::memory_order_acq_rel)) {
-        const Entry bound = threshold_.load(std::memory_order_relaxed);
-        for (int j = other.pool.next(); j < other.pool.size(); ++j)
-          if (!expanded(other.pool.at(j)) && other.pool.at(j) <= bound) lane.pool.reopen(other.pool.at(j));
+        // All of them, and its board no more: nothing may count twice for the threshold.
+        other.board.reset();
+        for (int j = 0; j < other.pool.size(); ++j) {
+          const Entry entry = other.pool.at(j);
+          if (expanded(entry)) lane.pool.insert_once(entry);
+          else lane.pool.reopen(entry);
+        }
         return true;
       }
       uint32_t full = Mailbox::kFull;
