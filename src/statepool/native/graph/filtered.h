@@ -22,7 +22,7 @@ enum class Way : int { scan = 0, check = 1, two_hops = 2 };
 
 struct Filter {
   Way way;
-  int enough;  // allowed rows, a `check` ends when none nearer than so many of them can lead on
+  int enough;  // allowed rows: a `check` ends once so many are nearer than all that could lead on
   Allowed allowed;
   std::vector<uint32_t> seeds;  // allowed rows that `two_hops` starts from too, for the graph among them may have several parts
   // Before `two_hops`: candidates of a small `check`, and which share of them must be allowed for going on. What it found
