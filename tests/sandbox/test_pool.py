@@ -386,6 +386,9 @@ def test_nothing_grows_with_use(pool):
     use(10)
     before = held()
     use(30)
-    after = held()
+    after, end = held(), time.monotonic() + 10
+    while after[2] > before[2] + 4 and time.monotonic() < end:  # a slot that is being made ready has some open
+        time.sleep(0.1)
+        after = held()
     # One of each per use would be 30 here, and seven or more in the fullest slot; which slot that is may differ.
     assert after[0] <= before[0] + 2 and after[1] == pytest.approx(before[1], abs=6) and after[2] <= before[2] + 4
