@@ -37,11 +37,15 @@ class Killer:
         self.path, self.acks = folder / "store", folder / "acks"
         self.last = 0  # number that the store was found to hold
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "kill_child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(HERE / "kill_child.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def kill(self, **how: Any) -> int:
-        """The signal that ended the child: SIGKILL, or the test's point was not reached."""
+        """The signal that ended the child: SIGKILL, or its point was not reached."""
         assert self.process.stdin is not None and self.process.stdout is not None
         request = {"path": str(self.path), "acks": str(self.acks), **how}
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -75,6 +79,7 @@ class Killer:
     def close(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
+        os.killpg(self.process.pid, signal.SIGKILL)  # a child that hangs too
         self.process.wait()
         self.process.stdout.close()
 

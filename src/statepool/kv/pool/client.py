@@ -105,12 +105,13 @@ class Pool:
         """Fill ``rows`` with leading blocks of ``keys``; how many. Rows beyond that may hold anything."""
         done = 0
         first = chain or (keys[0] if keys else b"")
-        for link in self._in_turn(first, self._order(keys, chain)):
+        nodes = self._order(keys, chain)
+        for link in self._in_turn(first, nodes):
             if done == len(keys):
                 break
             good, hot = self._load_from(link, keys[done:], rows[done:])
             if hot and good:
-                self._spread(first, keys[done : done + good], rows[done : done + good])
+                self._spread(first, nodes, keys[done : done + good], rows[done : done + good])
             elif not (good or done):
                 self._copies.pop(first, None)  # the copy is gone
             done += good
@@ -119,14 +120,8 @@ class Pool:
 
     def save(self, keys: Sequence[bytes], rows: Sequence[Row], chain: bytes | None = None) -> int:
         """Give blocks to the pool; how many it did not have."""
-        saved = 0
         chosen = [link for link in self._order(keys, chain) if not link.resting]
-        for link in chosen[: self.replicas]:
-            for at in range(0, len(keys), BATCH):
-                some, from_ = keys[at : at + BATCH], rows[at : at + BATCH]
-                saved += self._try(link, methodcaller("save", some, from_), 0)
-        self.counts.saved += saved
-        return saved
+        return sum(self._save_to(link, keys, rows) for link in chosen[: self.replicas])
 
     def close(self) -> None:
         """End all connections."""
@@ -144,14 +139,19 @@ class Pool:
                 break
         return done, any_hot
 
-    def _spread(self, first: bytes, keys: Sequence[bytes], rows: Sequence[Row]) -> None:
-        """Give what is read very often to one more node, and read it from all of them in turn."""
-        nodes = self._order(keys, first)
+    def _save_to(self, link: Lanes, keys: Sequence[bytes], rows: Sequence[Row]) -> int:
+        saved = 0
+        for at in range(0, len(keys), BATCH):
+            some, from_ = keys[at : at + BATCH], rows[at : at + BATCH]
+            saved += self._try(link, methodcaller("save", some, from_), 0)
+        self.counts.saved += saved
+        return saved
+
+    def _spread(self, first: bytes, nodes: Sequence[Lanes], keys: Sequence[bytes], rows: Sequence[Row]) -> None:
+        """Give what is read very often to one more of ``nodes``, and read it from all of them in turn."""
         copies = self._copies.pop(first, self.replicas)
         if copies < len(nodes):
-            for at in range(0, len(keys), BATCH):
-                some, from_ = keys[at : at + BATCH], rows[at : at + BATCH]
-                self.counts.saved += self._try(nodes[copies], methodcaller("save", some, from_), 0)
+            self._save_to(nodes[copies], keys, rows)
             copies += 1
         self._copies[first] = copies
         if len(self._copies) > _HOT:
