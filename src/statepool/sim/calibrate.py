@@ -36,6 +36,8 @@ _LONG = 512
 _LONG_REPEATS = 3
 _ANSWER = 24
 """Tokens of an answer whose steps are timed; each batch is timed twice, so that a disturbance spoils half of it."""
+_LONG_ANSWER = 512
+"""Tokens of one beside which prompts are computed."""
 _BATCHES = (1, 2, 4, 8, 16)
 _MOST = 4096
 _FEWEST = 4
@@ -81,10 +83,10 @@ def calibrate(
     held_tokens, step_tokens = _shape(url, api_key)
     lengths = _spread(_SHORTEST, longest)
     batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < held_tokens]
-    beside = max((size for size in batches if size <= _BESIDE), default=0)
+    beside = max((size for size in batches if size <= _BESIDE and size * longest < held_tokens), default=0)
     lines = [length for length in lengths if _LINE * length <= step_tokens]
     total = 1 + sum(2 * _repeats(length) for length in lengths) + _REPEATS * (1 + _LINE) * len(lines)
-    total += 2 * (max(batches) + 2 * sum(batches)) + beside
+    total += 2 * (max(batches) + 2 * sum(batches)) + beside + 2 * _REPEATS * bool(beside)
     client.passed = lambda done: passed(done, total)
     client.answer(client.new("warm", longest), 4)
 
@@ -120,10 +122,7 @@ def calibrate(
         reply_s=reply_s,
     )
     if beside:
-        context = longest // 2
-        answers, prompts = client.beside(beside, context)
-        step_s = costs.decode_s(beside, beside * (context + len(answers[0].gaps) // 2))
-        factors = slowdowns(answers, prompts, reply_s + costs.prefill_s(context), step_s)
+        factors = slowdowns(*client.beside(beside, longest // 2, longest // 4))
         costs = replace(costs, prefill_beside=factors[0], decode_beside=factors[1])
     return Calibration(costs, prefill_error, step_error)
 
@@ -208,16 +207,23 @@ class _Client:
                     found.append((length, median(times)))
         return found
 
-    def beside(self, batch: int, context: int) -> tuple[list[Answer], list[Answer]]:
-        """``batch`` answers behind prompts of ``steps``, and what was computed meanwhile, all of ``context`` tokens."""
+    def beside(self, batch: int, context: int, length: int) -> tuple[list[Answer], list[Answer], list[Answer]]:
+        """``batch`` answers behind ``context`` tokens each; prompts of ``length`` beside them, and alone.
+
+        The answers have as long for themselves as each prompt took, and prompts are computed alone before and after
+        them: a machine's speed drifts, so how much one slows the other is told against the same moment.
+        """
         prompts: list[Answer] = []
+        alone = [self.answer(self.new(f"before/{i}", length), 1) for i in range(_REPEATS)]
         with ThreadPoolExecutor(batch) as crowd:
             begun = [self.new(f"{context}/{i}", context) for i in range(batch)]
-            written = [crowd.submit(self.answer, prompt, min(context, 8 * _ANSWER)) for prompt in begun]
+            written = [crowd.submit(self.answer, prompt, min(context, _LONG_ANSWER)) for prompt in begun]
             while not all(answer.done() for answer in written):
-                prompt = self.new(f"beside/{len(prompts)}", context)
-                prompts.append(ask(0, context, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
-        return [answer.result() for answer in written], prompts
+                prompt = self.new(f"beside/{len(prompts)}", length)
+                prompts.append(ask(0, length, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
+                time.sleep(prompts[-1].ttft or 0.0)
+        alone += [self.answer(self.new(f"after/{i}", length), 1) for i in range(_REPEATS)]
+        return [answer.result() for answer in written], prompts, alone
 
     def steps(
         self, batches: Sequence[int], contexts: Sequence[int]
@@ -294,29 +300,23 @@ def fit_steps(steps: Sequence[tuple[int, int, float]]) -> tuple[dict[int, float]
     return written | {_MOST: written[last] + slope * (_MOST - last)}, held
 
 
-def slowdowns(
-    answers: Sequence[Answer], prompts: Sequence[Answer], prefill_s: float, step_s: float
-) -> tuple[float, float]:
+def slowdowns(answers: Sequence[Answer], prompts: Sequence[Answer], alone: Sequence[Answer]) -> tuple[float, float]:
     """How many times as long a prefill and a decode step take while the other goes on; at least 1.
 
     Args:
         answers: written side by side.
-        prompts: computed meanwhile; those that were not while all answers were being written say nothing.
-        prefill_s: what such a prompt takes when nothing else goes on.
-        step_s: what a decode step of that many answers takes then.
+        prompts: some computed meanwhile; those that were not while all answers were being written say nothing.
+        alone: such prompts, computed while nothing else went on.
     """
     times = [_written(answer) for answer in answers]
     begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
-    spans = [(prompt.arrival, prompt.arrival + prompt.ttft) for prompt in prompts if prompt.ttft is not None]
-    spans = [(start, stop) for start, stop in spans if begin <= start and stop <= end]
-    gaps = [
-        after - before
-        for each in times
-        for before, after in pairwise(each.tolist())
-        if any(start <= before and after <= stop for start, stop in spans)
-    ]
-    prefill = median(stop - start for start, stop in spans) / prefill_s if spans else 1.0
-    return max(prefill, 1.0), max(fmean(gaps) / step_s, 1.0) if gaps else 1.0
+    spans = [(prompt.arrival, _first_token(prompt)) for prompt in prompts if prompt.ttft is not None]
+    gaps = [gap for each in times for gap in pairwise(each[(each >= begin) & (each <= end)].tolist())]
+    inside = [after - before for before, after in gaps if any(a <= before and after <= b for a, b in spans)]
+    outside = [after - before for before, after in gaps if all(after <= a or b <= before for a, b in spans)]
+    beside = [stop - start for start, stop in spans if begin <= start and stop <= end]
+    prefill = median(beside) / median(prompt.ttft or 0.0 for prompt in alone) if beside else 1.0
+    return max(prefill, 1.0), max(fmean(inside) / fmean(outside), 1.0) if inside and outside else 1.0
 
 
 def _first_token(answer: Answer) -> float:
