@@ -144,7 +144,7 @@ def again(url: str, costs: NodeCosts, *, longest: int = 2048, api_key: str | Non
     client = _Client(url, costs.name, api_key)
     context = longest // 2
     prefills = []
-    for name, length in enumerate((context // 2, context, context // 4) * 2):
+    for name, length in enumerate((context // 2, context, context // 4) * _LONG_REPEATS):
         seconds = client.answer(client.new(f"again/{name}", length), 1).ttft or 0.0
         prefills.append(seconds / (costs.reply_s + costs.prefill_s(length)))
     steps, _ = client.steps([min(_BESIDE, costs.vram_tokens // (context + _ANSWER))], (context,))
