@@ -12,6 +12,7 @@ import numpy as np
 from statepool.engine.scheduler import SequenceView, Snapshot, schedule
 from statepool.kv.eviction import Eviction
 from statepool.serve.costs import NodeCosts
+from statepool.serve.overload import ROOM
 from statepool.serve.prefixes import PrefixIndex
 from statepool.serve.snapshot import Ask, Decision, Line, worst_tenth
 from statepool.sim.traces import Call
@@ -347,7 +348,7 @@ class DecodeNode:
 
     def _fits(self) -> bool:
         waiting = self._arrivals[0][2]
-        return self.tokens + waiting.ask.tokens <= self.costs.vram_tokens * 0.97
+        return self.tokens + waiting.ask.tokens <= self.costs.vram_tokens * ROOM
 
     def _admit(self) -> None:
         while self._arrivals and self._arrivals[0][0] <= self.clock and (self._fits() or not self.active):
