@@ -40,6 +40,11 @@ _LONG_ANSWER = 512
 """Tokens of one beside which prompts are computed."""
 _BATCHES = (1, 2, 4, 8, 16)
 _MOST = 4096
+_WARMING = 24
+"""Most prompts that are computed and handed over first, so that all memory for keys and values has been used once: a
+page that nobody has used yet costs its first user more than what is written to it."""
+_TAIL = BLOCK_SIZE // 2
+"""Tokens beyond whole blocks, which travel another way than these, of prompts that are handed over."""
 _FEWEST = 4
 """Gaps of an answer that tell a mean."""
 _LINE = 3
@@ -82,13 +87,16 @@ def calibrate(
     client = _Client(url, model, api_key)
     held_tokens, step_tokens = _shape(url, api_key)
     lengths = _spread(_SHORTEST, longest)
-    batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < held_tokens]
+    batches = [size for size in _BATCHES if size * (longest // 2 + _TAIL + _ANSWER) < held_tokens]
     beside = max((size for size in batches if size <= _BESIDE and size * longest < held_tokens), default=0)
     lines = [length for length in lengths if _LINE * length <= step_tokens]
-    total = 1 + sum(2 * _repeats(length) for length in lengths) + _REPEATS * (1 + _LINE) * len(lines)
+    total = sum(2 * _repeats(length) for length in lengths) + _REPEATS * (1 + _LINE) * len(lines)
     total += 2 * (max(batches) + 2 * sum(batches)) + beside + 2 * _REPEATS * bool(beside)
+    warming = min(-(-held_tokens // longest), _WARMING)
+    total += warming
     client.passed = lambda done: passed(done, total)
-    client.answer(client.new("warm", longest), 4)
+    for number in range(warming):
+        client.answer(client.new(f"warm/{number}", longest), 4)
 
     prefills = client.prefills(lengths)
     if lines:
@@ -97,7 +105,7 @@ def calibrate(
         reply_s, prefill, prefill_error = fit_engine(prefills, shared, step_tokens)
     else:
         reply_s, (prefill, prefill_error) = 0.0, fit_prefill(*zip(*prefills, strict=True))
-    steps, handoffs = client.steps(batches, (_SHORTEST, longest // 2))
+    steps, handoffs = client.steps(batches, (_SHORTEST + _TAIL, longest // 2 + _TAIL))
     written, held = fit_steps(steps)
     predicted = np.array([written[batch] + held * tokens for batch, tokens, _ in steps])
     step_error = float(np.abs(predicted / [seconds for _, _, seconds in steps] - 1).max())
