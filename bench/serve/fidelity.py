@@ -110,7 +110,7 @@ def _parts(calls: Sequence[Call]) -> list[list[Call]]:
 
 
 def _slower(costs: NodeCosts, prefill: float, step: float) -> NodeCosts:
-    """The costs where a prefill takes ``prefill`` and a decode step ``step`` times as long."""
+    """The costs where a prefill takes ``prefill`` and a decode step, or a hand-over, ``step`` times as long."""
     c0, c1, c2 = costs.prefill
     return replace(
         costs,
@@ -118,6 +118,8 @@ def _slower(costs: NodeCosts, prefill: float, step: float) -> NodeCosts:
         reply_s=costs.reply_s * prefill,
         linear_us=tuple(each * step for each in costs.linear_us),
         hbm_bytes_s=costs.hbm_bytes_s / step,
+        handoff_base_s=costs.handoff_base_s * step,
+        nic_bytes_s=costs.nic_bytes_s / step,
     )
 
 

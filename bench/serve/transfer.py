@@ -87,8 +87,9 @@ def _store(pairs: int, log: Path) -> Iterator[Row]:
     watch = LoadWatch()
     peer_name = "Mooncake store, TCP, registered memory"
     rows = [
-        Row(name, f"blocks of 1 MiB, verified, {what}", "x", "higher", target, peer=peer_name, peer_unit="GB/s")
-        for name, what, *_, target in cases
+        Row(name, f"blocks of 1 MiB, verified, {what}{over}", "x", "higher", target, peer=peer_name, peer_unit="GB/s")
+        for name, what, _, batch, target in cases
+        for over in (" over 2 connections" if batch > 1 else "",)
     ]
     if python is None:
         for row in rows:
@@ -96,7 +97,7 @@ def _store(pairs: int, log: Path) -> Iterator[Row]:
     else:
         try:
             with (
-                _pool("unix", block, count, log) as ours,
+                _pool("unix", block, count, log, 2) as ours,
                 Worker("mooncake", python, "mooncake_store.py", log, 2) as peer,
             ):
                 peer.load(block=block, count=count)

@@ -21,6 +21,8 @@ SOURCE = Path(__file__).parents[2] / "src"
 CHAT_PAGE = SOURCE / "statepool" / "dashboard" / "chat"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+PATIENCE = 240
+"""Seconds after which what is waited for has failed: a busy machine may take ten times as long as a quiet one."""
 
 
 def write_random_model(path: Path, seed: int = 0) -> Path:
@@ -35,7 +37,8 @@ class Server:
         self.process = process
         self.url = url
         self.start_seconds = seconds
-        self.http = httpx.Client(base_url=url, timeout=60)
+        # A connection of its own for every call: one that is kept may be closed by the server as it is used again.
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0))
 
     def metric(self, name: str) -> float:
         return self.metrics([name])[0]
@@ -55,7 +58,7 @@ class Server:
         task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in task.read_text().split()]
 
-    def wait_until(self, holds, seconds: float = 20.0) -> None:
+    def wait_until(self, holds, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end, "the condition did not come true"
@@ -104,7 +107,7 @@ def run_server(model: Path | str, python: str = sys.executable, **settings):
             url = found[1]
             break
     if url is None:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         complaints.seek(0)
         complaint = complaints.read()
         complaints.close()
@@ -117,7 +120,7 @@ def run_server(model: Path | str, python: str = sys.executable, **settings):
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.communicate(timeout=60)
+                process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
@@ -138,7 +141,15 @@ class House:
         self.vector = re.search(r"vectors at (\S+)", said)[1]
 
     def now(self, page: str) -> dict:
-        return httpx.get(f"{self.url}/dashboard/now/{page}", timeout=60).json()
+        return httpx.get(f"{self.url}/dashboard/now/{page}", timeout=PATIENCE).json()
+
+    def shows(self, page: str, holds) -> dict:
+        """What a page says as soon as it is what ``holds`` asks for: pages are made anew once a second or so."""
+        end = time.monotonic() + PATIENCE
+        while not holds(now := self.now(page)):
+            assert time.monotonic() < end, now
+            time.sleep(0.1)
+        return now
 
 
 @contextmanager
@@ -161,7 +172,7 @@ def run_house(folder: Path, file: dict, *options: str):
             yield House(process, url, said)
             children = descendants(process.pid)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
             process.wait()
@@ -233,7 +244,7 @@ def pages(browser, url):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE * 1000)
         page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda asked: foreign.append(asked.url) if not asked.url.startswith(url) else None)

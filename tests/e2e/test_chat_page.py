@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.e2e.conftest import SIZES, pages
+from tests.e2e.conftest import PATIENCE, SIZES, pages
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +28,7 @@ def wait_for_text(page, turn):
     """Until the first character of an answer is there."""
     from playwright.sync_api import expect
 
-    expect(page.locator(".assistant .body").nth(turn)).not_to_be_empty(timeout=60_000)
+    expect(page.locator(".assistant .body").nth(turn)).not_to_be_empty(timeout=PATIENCE * 1000)
 
 
 def endless(page):
@@ -114,7 +114,7 @@ def test_an_answer_shows_what_its_attention_read(browser, random_model, tmp_path
                 page.wait_for_selector(".assistant:not(.live) .read i", state="attached")
                 facts, bars = page.inner_text(".facts"), page.locator(".read i").count()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
     shares = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from tests.e2e.conftest import PATIENCE
 
 from statepool.engine.config import EngineConfig
 from statepool.engine.engine import Engine
@@ -70,7 +71,7 @@ def server(running, random_model):
 
 @pytest.fixture
 def client(server):
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as found:
         yield found
 
 
@@ -108,7 +109,7 @@ def test_two_hundred_prompts(running, random_model, record_property):
     asked = prompts(reference, 200, seed=3)
     with (
         running(random_model, engine=settings | {"kv_bytes": 16 << 20}, cluster=SHAPE) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as client,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client,
         ThreadPoolExecutor(8) as crowd,
     ):
         answers = list(crowd.map(lambda prompt: ask(client, prompt, max_tokens=24, temperature=0), asked))
@@ -126,7 +127,7 @@ def test_staged_engines_behind_one_server(running, random_model, engine):
     asked = prompts(engine, 12, seed=5)
     with (
         running(random_model, engine={"stages": 2, "max_batched_tokens": 32}, cluster=shape) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client,
+        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client,
         ThreadPoolExecutor(6) as crowd,
     ):
         pending = [crowd.submit(ask, client, prompt, max_tokens=12, temperature=0) for prompt in asked]
@@ -209,12 +210,12 @@ def test_roles_change_and_engines_restart_under_load(server, engine):
 def test_top_shows_engines_and_nodes(server):
     command = [sys.executable, "-m", "statepool.cli", "top", "--once", "--url", server.url]
     shown = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "140"}, check=True
+        command, capture_output=True, text=True, timeout=PATIENCE, env=os.environ | {"COLUMNS": "140"}, check=True
     )
     assert shown.stdout.count("prefill") >= 2
     assert shown.stdout.count("unix:") == 2
     command[-1] = "http://127.0.0.1:9"
-    away = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    away = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert away.returncode == 2
     assert "no server answers" in away.stderr
 
@@ -292,7 +293,7 @@ def strike(server, engine, count, blow, delay=0.15):
 
     asked = [(prompt, i) for i, prompt in enumerate(prompts(engine, count, seed=time.monotonic_ns()))]
     timer = threading.Timer(delay, now)
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
 
         def one(entry):
             prompt, i = entry
@@ -304,10 +305,10 @@ def strike(server, engine, count, blow, delay=0.15):
         ended = time.monotonic()
         timer.join()
     assert answers == [alone(engine, p, max_tokens=60, temperature=(i % 2) * 0.9, seed=i) for p, i in asked]
-    server.wait_until(lambda: all_back(server), 30)
+    server.wait_until(lambda: all_back(server))
     for each in status(server)["engines"]:
         assert each["kv_blocks_free"] == each["kv_blocks_total"]
-    server.wait_until(lambda: not any(node["held"] for node in status(server)["nodes"]), 30)
+    server.wait_until(lambda: not any(node["held"] for node in status(server)["nodes"]))
     return max(ended - struck[0], 0.0)
 
 

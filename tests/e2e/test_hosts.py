@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from openai import APIError, OpenAI
-from tests.e2e.conftest import run_server
+from tests.e2e.conftest import PATIENCE, run_server
 from tests.e2e.test_cluster import alone, ask, prompts, status
 
 from statepool.engine.config import EngineConfig
@@ -125,7 +125,7 @@ def server(hosts, random_model, tmp_path):
 
 @pytest.fixture
 def client(server):
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as found:
         yield found
 
 

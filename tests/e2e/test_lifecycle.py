@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.e2e.conftest import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -25,28 +26,28 @@ def test_sigterm_lets_streams_finish_and_exits_0(running, random_model):
 
         def read():
             body = endless(max_tokens=200)
-            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=PATIENCE) as response:
                 for line in response.iter_lines():
                     lines.append(line)
                     started.set()
 
         reader = threading.Thread(target=read)
         reader.start()
-        with httpx.Client(base_url=server.url) as kept:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as kept:
             kept.get("/health")
-            assert started.wait(30)
+            assert started.wait(PATIENCE)
             server.process.send_signal(signal.SIGTERM)
             server.wait_until(lambda: not reader.is_alive() or kept.get("/health").status_code == 503)
-        reader.join(60)
+        reader.join(PATIENCE)
         assert "data: [DONE]" in lines
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE) == 0
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{server.url}/health")
 
 
 def test_a_killed_engine_is_503_for_everyone(running, random_model):
     with running(random_model) as server:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless(), timeout=60) as response:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=endless(), timeout=PATIENCE) as response:
             lines = response.iter_lines()
             next(lines)
             (engine,) = server.children()
@@ -55,24 +56,24 @@ def test_a_killed_engine_is_503_for_everyone(running, random_model):
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2][6:])["error"]["type"] == "service_unavailable_error"
         for response in (
-            httpx.get(f"{server.url}/health"),
-            httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}),
-            httpx.post(f"{server.url}/v1/messages", json={}),
+            server.http.get("/health"),
+            server.http.post("/v1/completions", json={"prompt": "x"}),
+            server.http.post("/v1/messages", json={}),
         ):
             assert response.status_code in (503, 400)
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
+        answer = server.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "x"}]})
         assert answer.status_code == 503
         assert "engine process ended" in answer.json()["error"]["message"]
-        assert httpx.get(f"{server.url}/metrics").status_code == 200
+        assert server.http.get("/metrics").status_code == 200
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE) == 0
 
 
 def test_the_engine_leaves_when_the_gateway_is_killed(running, random_model):
     with running(random_model) as server:
         (engine,) = server.children()
         server.process.kill()
-        server.process.wait(10)
+        server.process.wait(PATIENCE)
 
         def gone():
             try:
@@ -86,8 +87,8 @@ def test_the_engine_leaves_when_the_gateway_is_killed(running, random_model):
 
 def test_a_full_queue_and_a_key(running, random_model):
     with running(random_model, api_key="secret", max_in_flight=1) as server:
-        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "x"}).status_code == 401
-        with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
+        assert server.http.post("/v1/completions", json={"prompt": "x"}).status_code == 401
+        with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer secret"}, timeout=PATIENCE) as client:
             # A paused engine keeps what it has, so the queue stays full for as long as the test looks.
             assert client.post("/pause").status_code == 200
             body = {"prompt": "x", "max_tokens": 2, "stream": True}
@@ -106,18 +107,18 @@ def test_a_trainer_hands_over_new_weights(running, random_model, write_checkpoin
     body = {"prompt": "hello", "max_tokens": 8, "logprobs": 0, "temperature": 0, "ignore_eos": True}
 
     def answer(url):
-        return httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["logprobs"]
+        return httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE).json()["choices"][0]["logprobs"]
 
     with running(random_model) as server:
         old = answer(server.url)
         with httpx.stream(
-            "POST", f"{server.url}/v1/completions", json=endless(max_tokens=400), timeout=120
+            "POST", f"{server.url}/v1/completions", json=endless(max_tokens=400), timeout=PATIENCE
         ) as response:
             lines = response.iter_lines()
             next(lines)
 
             def post(path, **fields):
-                assert httpx.post(f"{server.url}{path}", timeout=60, **fields).status_code == 200, path
+                assert httpx.post(f"{server.url}{path}", timeout=PATIENCE, **fields).status_code == 200, path
 
             post("/init_weight_transfer_engine", json={"init_info": {"backend": "files"}})
             post("/pause", params={"mode": "keep"})
@@ -126,10 +127,10 @@ def test_a_trainer_hands_over_new_weights(running, random_model, write_checkpoin
             post("/finish_weight_update")
             post("/resume")
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert httpx.get(f"{server.url}/server_info").json()["weight_version"] == "7"
+        assert server.http.get("/server_info").json()["weight_version"] == "7"
         updated = answer(server.url)
         wrong = {"update_info": {"path": str(tmp_path)}}
-        assert httpx.post(f"{server.url}/update_weights", json=wrong).status_code == 400
+        assert server.http.post("/update_weights", json=wrong).status_code == 400
         assert answer(server.url) == updated
     with running(new_model) as server:
         assert answer(server.url) == updated

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
-from tests.e2e.conftest import descendants, run_house
+from tests.e2e.conftest import PATIENCE, descendants, run_house
 from tests.e2e.test_cluster import alone, ask, prompts, status
 
 from statepool.engine.config import EngineConfig
@@ -65,7 +65,7 @@ def server(running, random_model, ray_address):
 
 @pytest.fixture
 def client(server):
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as found:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as found:
         yield found
 
 
@@ -88,7 +88,7 @@ def test_tokens_are_those_of_one_engine_whatever_is_killed(server, client, engin
         answers = list(crowd.map(one, asked))
     striking.join()
     assert answers == [alone(engine, p, max_tokens=64, temperature=(i % 2) * 0.9, seed=i) for p, i in asked]
-    server.wait_until(lambda: all(e["usable"] for e in status(server)["engines"]), seconds=60)
+    server.wait_until(lambda: all(e["usable"] for e in status(server)["engines"]))
     assert sum(e["replaced"] for e in status(server)["engines"]) == 2
 
 
@@ -96,7 +96,7 @@ def test_a_killed_gateway_leaves_no_process_behind(server):
     pids = [each["pid"] for each in status(server)["engines"]]
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
     server.process.kill()
-    server.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=30)
+    server.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_the_whole_platform_on_the_cluster(random_model, ray_address, engine, tmp_path):
@@ -119,13 +119,13 @@ def test_the_whole_platform_on_the_cluster(random_model, ray_address, engine, tm
             placed = [each["pid"] for each in serving["engines"]]
             assert placed and not set(placed) & set(here)  # children of Ray
             assert all(each["address"].startswith("tcp://") for each in serving["nodes"])
-            with OpenAI(base_url=f"{house.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+            with OpenAI(base_url=f"{house.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
                 for i, prompt in enumerate(prompts(engine, 6)):
                     given = {"max_tokens": 16, "temperature": (i % 2) * 0.9, "seed": i}
                     assert ask(client, prompt, **given) == alone(engine, prompt, **given)
             with RemoteIndex(house.vector) as remote:
                 assert remote.search(rows[3], 1).ids.tolist() == [3]
-            assert httpx.get(f"{house.sandbox}/health", timeout=60).json()["status"] == "ok"
+            assert httpx.get(f"{house.sandbox}/health", timeout=PATIENCE).json()["status"] == "ok"
             assert house.now("storage")["store"]["state"] == "live"
         assert not any(Path(f"/proc/{pid}").exists() for pid in placed)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.e2e.conftest import PATIENCE
 
 from statepool.sim.replay import Answer, summary, tokens_of
 from statepool.sim.traces import Call
@@ -12,7 +13,7 @@ from statepool.sim.traces import Call
 
 def replay(*arguments):
     command = [sys.executable, "-m", "statepool.cli", "replay", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.fixture
@@ -65,6 +66,7 @@ def test_figures_of_answers():
     ]
     found = summary(answers, ttft_s=2.0, tbt_s=1.5)
     assert answers[0].tbt == 1.0
+    assert Answer(4, 0.0, 1, 20, 200, 1.0, (0.1,) * 17 + (0.5, 1.5)).tbt == 1.0, "two of nineteen"
     assert (found.answered, found.refused, found.failed, found.effective) == (0.5, 0.25, 0.25, 0.25)
     assert found.effective_tokens == 0.05
     assert found.tokens_s == pytest.approx(22 / 4.5)

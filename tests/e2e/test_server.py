@@ -7,6 +7,7 @@ import socket
 
 import httpx
 import pytest
+from tests.e2e.conftest import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -149,10 +150,10 @@ def test_lm_eval_needs_no_tokenizer_of_its_own(server):
 def test_scoring_as_lm_eval_does(server):
     """Prompt log-probabilities equal those reported when the same tokens were generated."""
     body = {"prompt": "hello", "max_tokens": 12, "logprobs": 1, "return_token_ids": True, "seed": 1, "ignore_eos": True}
-    made = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"][0]
+    made = server.http.post("/v1/completions", json=body).json()["choices"][0]
     tokens = made["prompt_token_ids"] + made["token_ids"]
     body = {"prompt": tokens, "max_tokens": 0, "echo": True, "logprobs": 1}
-    scored = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()["choices"][0]
+    scored = server.http.post("/v1/completions", json=body).json()["choices"][0]
     assert scored["logprobs"]["token_logprobs"][-12:] == made["logprobs"]["token_logprobs"]
     assert scored["logprobs"]["token_logprobs"][0] is None
     for token, top in zip(scored["logprobs"]["tokens"][1:], scored["logprobs"]["top_logprobs"][1:], strict=True):
@@ -191,7 +192,7 @@ def endless(**changes):
 
 
 def test_a_client_that_leaves_frees_its_blocks(server):
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=endless(n=2), timeout=60) as response:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=endless(n=2), timeout=PATIENCE) as response:
         lines = response.iter_lines()
         next(lines)
         server.wait_until(lambda: server.metric("requests_running") == 2)
@@ -277,7 +278,7 @@ BAD_BODIES = {
 @pytest.mark.parametrize("name", BAD_BODIES)
 def test_bad_input_is_one_clear_error(server, name):
     headers = {"content-type": "application/json"}
-    response = httpx.post(f"{server.url}/v1/completions", content=BAD_BODIES[name], headers=headers, timeout=60)
+    response = server.http.post("/v1/completions", content=BAD_BODIES[name], headers=headers)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["type"] == "invalid_request_error"
@@ -288,42 +289,40 @@ def test_bad_input_is_one_clear_error(server, name):
 def test_odd_but_valid_input_is_answered(server):
     for change in ({"stop": ["a", "a"]}, {"n": 3}, {"prompt": "\x00\U0001f600"}, {"min_tokens": 5}, {"top_k": -1}):
         body = {"prompt": "x", "max_tokens": 3, **change}
-        response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        response = server.http.post("/v1/completions", json=body)
         assert response.status_code == 200, response.text
 
 
 def test_a_prompt_of_10_mb_is_refused(server):
     body = {"prompt": "x" * (10 << 20)}
-    response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    response = server.http.post("/v1/completions", json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "payload_too_large")
 
 
 def test_the_longest_prompt_is_served_and_one_more_token_is_not(server):
     exact = {"prompt": [5] * 4095, "max_tokens": 5, "ignore_eos": True}
-    choice = httpx.post(f"{server.url}/v1/completions", json=exact, timeout=120).json()["choices"][0]
+    choice = server.http.post("/v1/completions", json=exact).json()["choices"][0]
     assert choice["finish_reason"] == "length"
-    over = httpx.post(f"{server.url}/v1/completions", json={"prompt": [5] * 4096}, timeout=60)
+    over = server.http.post("/v1/completions", json={"prompt": [5] * 4096})
     assert over.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_a_session_goes_on_where_it_was(server):
     first = {"messages": HELLO, "max_tokens": 20, "seed": 1, "session": "s1", "return_token_ids": True}
-    made = httpx.post(f"{server.url}/v1/chat/completions", json=first, timeout=60).json()
-    assert [s["id"] for s in httpx.get(f"{server.url}/v1/sessions").json()["data"]] == ["s1"]
+    made = server.http.post("/v1/chat/completions", json=first).json()
+    assert [s["id"] for s in server.http.get("/v1/sessions").json()["data"]] == ["s1"]
     tokens = made["prompt_token_ids"] + made["choices"][0]["token_ids"]
     again = {"prompt": [*tokens, 65], "max_tokens": 1, "session": "s1"}
-    usage = httpx.post(f"{server.url}/v1/completions", json=again, timeout=60).json()["usage"]
+    usage = server.http.post("/v1/completions", json=again).json()["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] >= len(tokens) - 1
-    assert httpx.delete(f"{server.url}/v1/sessions/s1").json()["deleted"]
+    assert server.http.delete("/v1/sessions/s1").json()["deleted"]
 
 
 def test_salt_keeps_tenants_apart(server):
     body = {"prompt": "a prompt that is longer than one block of tokens", "max_tokens": 1}
 
     def cached(salt):
-        usage = httpx.post(f"{server.url}/v1/completions", json={**body, "cache_salt": salt}, timeout=60).json()[
-            "usage"
-        ]
+        usage = server.http.post("/v1/completions", json={**body, "cache_salt": salt}).json()["usage"]
         return usage["prompt_tokens_details"]["cached_tokens"]
 
     assert [cached("a"), cached("a") > 0, cached("b")] == [0, True, 0]

@@ -22,7 +22,7 @@ KEY = "e2b_" + "0" * 40
 
 
 def _wait(url, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         try:
             with urllib.request.urlopen(url + "/health", timeout=5):
@@ -50,7 +50,7 @@ def url(tmp_path_factory):
             yield url
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) in (0, -signal.SIGTERM)
+            assert process.wait(240) in (0, -signal.SIGTERM)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ between ``{{`` and ``}}`` in its prompt, so a cell that prints such marks writes
 
 import asyncio
 import json
+from dataclasses import replace
 
 import openai
 import pytest
@@ -29,6 +30,20 @@ def say(text):
     return f"print(chr(123) * 2 + {text!r} + chr(125) * 2)"
 
 
+async def until(holds):
+    """Wait for what a busy machine takes long to do."""
+    for _ in range(6000):
+        if await asyncio.to_thread(holds):
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("it never did")
+
+
+def made_file(state, container, name):
+    """Whether the cell that runs has come so far."""
+    return state.containers.get(container).sandbox.files.exists(name)
+
+
 def cell(code):
     """A turn that calls the interpreter. The space keeps the braces of JSON apart from the marks."""
     call = json.dumps({"name": "code_interpreter", "arguments": {"code": code}})[:-1]
@@ -37,7 +52,7 @@ def cell(code):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served_code(start_gateway):
-    async with start_gateway(code=CodeConfig(code_containers=3, code_seconds=5)) as (client, state):
+    async with start_gateway(code=CodeConfig(code_containers=3, code_seconds=60)) as (client, state):
         yield openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=client, max_retries=0), state
 
 
@@ -119,7 +134,7 @@ async def test_errors_of_a_cell_are_the_models_to_see(served_code):
     container = answer.output[0].container_id
     named = {"type": "code_interpreter", "container": container}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state.containers, "config", CodeConfig(code_containers=3, code_seconds=0.3))
+        patch.setattr(state.containers, "config", CodeConfig(code_containers=3, code_seconds=2))
         endless = say("late") + "\nwhile True: pass"
         slow = await client.responses.create(model="echo", input=cell(endless), tools=[named], include=OUTPUTS)
     assert "KeyboardInterrupt" in slow.output[0].outputs[0].logs and slow.output_text == "late"
@@ -216,11 +231,15 @@ async def test_containers_and_their_files(served_code):
 async def test_who_leaves_interrupts_the_cell(served_code):
     client, state = served_code
     made = await client.containers.create(name="slow")
-    running = asyncio.ensure_future(state.containers.run(made.id, "import time\nx = 1\ntime.sleep(60)"))
-    await asyncio.sleep(0.3)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 10)
+    code = "import time\nx = 1\nopen('begun', 'w').close()\nwhile True: time.sleep(1)"
+    patient = replace(state.containers.config, code_seconds=600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state.containers, "config", patient)
+        running = asyncio.ensure_future(state.containers.run(made.id, code))
+        await until(lambda: made_file(state, made.id, "begun"))
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, 120)
     assert (await state.containers.run(made.id, "x")).logs == "1"
     await client.containers.delete(made.id)
 
@@ -228,20 +247,22 @@ async def test_who_leaves_interrupts_the_cell(served_code):
 async def test_an_idle_container_expires(start_gateway):
     async with start_gateway(code=CodeConfig(code_containers=1, code_idle_seconds=0.4)) as (client, state):
         made = (await client.post("/v1/containers", json={"name": "brief"})).json()
-        await asyncio.sleep(1.5)  # the pool looks four times a second
+        await until(lambda: not state.containers.alive(made["id"]))
         gone = await client.get(f"/v1/containers/{made['id']}")
         assert gone.status_code == 404 and "expired" in gone.json()["error"]["message"]
+        state.containers.config = CodeConfig(code_containers=1)
         again = await asyncio.to_thread(state.containers.create)  # its place is free again
         assert state.containers.all() == [again]
 
 
 async def test_a_server_that_stops_waits_for_no_cell(start_gateway):
-    async with start_gateway(code=CodeConfig(code_containers=1, code_seconds=60)) as (_, state):
+    async with start_gateway(code=CodeConfig(code_containers=1, code_seconds=600)) as (_, state):
         made = await asyncio.to_thread(state.containers.create)
-        stubborn = "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass"
+        loop = "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass"
+        stubborn = f"open('begun', 'w').close()\n{loop}"
         running = asyncio.ensure_future(state.containers.run(made.id, stubborn))
-        await asyncio.sleep(0.3)
-        await asyncio.wait_for(state.containers.aclose(), 20)
+        await until(lambda: made_file(state, made.id, "begun"))
+        await asyncio.wait_for(state.containers.aclose(), 120)
         assert "KernelDied" in (await running).logs
         with pytest.raises(StatepoolError):
             await state.containers.run("cntr_late", "1")

@@ -152,6 +152,7 @@ def test_what_work_side_by_side_costs_is_found(costs):
     prefill_s = slow.prefill_s(8192)
     calls = [Call(0.001 * i, 8192, 1500, (i,)) for i in range(4)]
     calls += [Call(6 * prefill_s + 3 * i * prefill_s, 8192, 1, (9 + i,)) for i in range(12)]
+    calls += [Call(1000.0 + 3 * i * prefill_s, 8192, 1, (99 + i,)) for i in range(3)]
     cluster = Cluster(slow, Shape(1, 1), conductor("global", "none", slow, SLO()), SLO())
     jobs = cluster.run(calls)
     ends = cluster.decode[0].ends
@@ -159,10 +160,9 @@ def test_what_work_side_by_side_costs_is_found(costs):
     for job in jobs[:4]:
         written = [job.first_token, *ends[job.join_index : job.join_index + job.call.output - 1]]
         answers.append(_answer(job, tuple(np.diff(written))))
-    prompts = [_answer(job, ()) for job in jobs[4:]]
-    step_s = slow.decode_s(4, 4 * (8192 + 700))
-    assert room.slowdowns(answers, prompts, prefill_s, step_s) == pytest.approx((1.3, 1.5), rel=0.05)
-    assert room.slowdowns(answers, [], prefill_s, step_s) == (1.0, 1.0)
+    prompts, alone = ([_answer(job, ()) for job in some] for some in (jobs[4:-3], jobs[-3:]))
+    assert room.slowdowns(answers, prompts, alone) == pytest.approx((1.3, 1.5), rel=0.05)
+    assert room.slowdowns(answers, [], alone) == (1.0, 1.0)
 
 
 def _answer(job, gaps):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from statepool.kv.eviction import LeastRecent
 from statepool.serve.costs import NODES
 from statepool.serve.prefixes import PrefixIndex
-from statepool.serve.snapshot import Ask, Decision
-from statepool.sim.nodes import BlockCache, DecodeNode, Job, PrefillNode, worst_tenth
+from statepool.serve.snapshot import Ask, Decision, worst_tenth
+from statepool.sim.nodes import BlockCache, DecodeNode, Job, PrefillNode
 from statepool.sim.traces import Call
 
 COSTS = NODES["a800"]

@@ -1,25 +1,25 @@
 """A running request as bytes, so that it can go on in another engine, process or machine.
 
-Format: 8 bytes magic, 8 bytes header length, JSON header, raw KV blocks, 16 bytes BLAKE2b of all before it.
+Format: 8 bytes magic, 8 bytes header length, JSON header, raw KV blocks, 16 bytes XXH3-128 of all before it.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from statepool.core.errors import Corruption, InvalidRequest
 from statepool.engine.request import GrammarSpec, Request, SamplingParams, TokenLogprob
 from statepool.engine.sampler import Sampled
 from statepool.engine.sequence import Sequence
 
-_MAGIC = b"spstate2"
+_MAGIC = b"spstate3"
 _SUM = 16
 
 
@@ -56,7 +56,7 @@ def pack(identity: str, sequence: Sequence, skipped: int, blocks: npt.NDArray[An
     }
     raw = json.dumps(header).encode()
     body = _MAGIC + len(raw).to_bytes(8, "little") + raw + np.ascontiguousarray(blocks).tobytes()
-    return body + blake2b(body, digest_size=_SUM).digest()
+    return body + xxhash.xxh3_128_digest(body)
 
 
 def unpack(data: bytes, identity: str) -> State:
@@ -66,7 +66,7 @@ def unpack(data: bytes, identity: str) -> State:
         Corruption: damaged or not such a state. InvalidRequest: made with another model or weights.
     """
     body, checksum = data[:-_SUM], data[-_SUM:]
-    if not data.startswith(_MAGIC) or blake2b(body, digest_size=_SUM).digest() != checksum:
+    if not data.startswith(_MAGIC) or xxhash.xxh3_128_digest(body) != checksum:
         raise Corruption("the exported state is damaged or not one; export it again")
     start = 16 + int.from_bytes(data[8:16], "little")
     header = json.loads(data[16:start])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = [
     "SLO",
@@ -22,6 +23,7 @@ __all__ = [
     "PrefillPool",
     "Snapshot",
     "Underway",
+    "worst_tenth",
 ]
 
 
@@ -33,6 +35,12 @@ class SLO:
     """Seconds from arrival to the first token."""
     tbt_s: float = 0.1
     """Seconds between tokens: the mean of the longest tenth of a request's gaps."""
+
+
+def worst_tenth(gaps: npt.ArrayLike) -> float:
+    """The mean of the longest tenth of ``gaps``, at least one of them; 0 without gaps (FAST'25, section 5.2)."""
+    ordered = np.sort(np.asarray(gaps, np.float64))
+    return float(ordered[-max(1, round(len(ordered) / 10)) :].mean()) if len(ordered) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

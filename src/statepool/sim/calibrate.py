@@ -36,8 +36,15 @@ _LONG = 512
 _LONG_REPEATS = 3
 _ANSWER = 24
 """Tokens of an answer whose steps are timed; each batch is timed twice, so that a disturbance spoils half of it."""
+_LONG_ANSWER = 512
+"""Tokens of one beside which prompts are computed."""
 _BATCHES = (1, 2, 4, 8, 16)
 _MOST = 4096
+_WARMING = 24
+"""Most prompts that are computed and handed over first, so that all memory for keys and values has been used once: a
+page that nobody has used yet costs its first user more than what is written to it."""
+_TAIL = BLOCK_SIZE // 2
+"""Tokens beyond whole blocks, which travel another way than these, of prompts that are handed over."""
 _FEWEST = 4
 """Gaps of an answer that tell a mean."""
 _LINE = 3
@@ -80,13 +87,16 @@ def calibrate(
     client = _Client(url, model, api_key)
     held_tokens, step_tokens = _shape(url, api_key)
     lengths = _spread(_SHORTEST, longest)
-    batches = [size for size in _BATCHES if size * (longest // 2 + _ANSWER) < held_tokens]
-    beside = max((size for size in batches if size <= _BESIDE), default=0)
+    batches = [size for size in _BATCHES if size * (longest // 2 + _TAIL + _ANSWER) < held_tokens]
+    beside = max((size for size in batches if size <= _BESIDE and size * longest < held_tokens), default=0)
     lines = [length for length in lengths if _LINE * length <= step_tokens]
-    total = 1 + sum(2 * _repeats(length) for length in lengths) + _REPEATS * (1 + _LINE) * len(lines)
-    total += 2 * (max(batches) + 2 * sum(batches)) + beside
+    total = sum(2 * _repeats(length) for length in lengths) + _REPEATS * (1 + _LINE) * len(lines)
+    total += 2 * (max(batches) + 2 * sum(batches)) + beside + 2 * _REPEATS * bool(beside)
+    warming = min(-(-held_tokens // longest), _WARMING)
+    total += warming
     client.passed = lambda done: passed(done, total)
-    client.answer(client.new("warm", longest), 4)
+    for number in range(warming):
+        client.answer(client.new(f"warm/{number}", longest), 4)
 
     prefills = client.prefills(lengths)
     if lines:
@@ -95,7 +105,7 @@ def calibrate(
         reply_s, prefill, prefill_error = fit_engine(prefills, shared, step_tokens)
     else:
         reply_s, (prefill, prefill_error) = 0.0, fit_prefill(*zip(*prefills, strict=True))
-    steps, handoffs = client.steps(batches, (_SHORTEST, longest // 2))
+    steps, handoffs = client.steps(batches, (_SHORTEST + _TAIL, longest // 2 + _TAIL))
     written, held = fit_steps(steps)
     predicted = np.array([written[batch] + held * tokens for batch, tokens, _ in steps])
     step_error = float(np.abs(predicted / [seconds for _, _, seconds in steps] - 1).max())
@@ -120,10 +130,7 @@ def calibrate(
         reply_s=reply_s,
     )
     if beside:
-        context = longest // 2
-        answers, prompts = client.beside(beside, context)
-        step_s = costs.decode_s(beside, beside * (context + len(answers[0].gaps) // 2))
-        factors = slowdowns(answers, prompts, reply_s + costs.prefill_s(context), step_s)
+        factors = slowdowns(*client.beside(beside, longest // 2, longest // 4))
         costs = replace(costs, prefill_beside=factors[0], decode_beside=factors[1])
     return Calibration(costs, prefill_error, step_error)
 
@@ -145,7 +152,7 @@ def again(url: str, costs: NodeCosts, *, longest: int = 2048, api_key: str | Non
     client = _Client(url, costs.name, api_key)
     context = longest // 2
     prefills = []
-    for name, length in enumerate((context // 2, context, context // 4) * 2):
+    for name, length in enumerate((context // 2, context, context // 4) * _LONG_REPEATS):
         seconds = client.answer(client.new(f"again/{name}", length), 1).ttft or 0.0
         prefills.append(seconds / (costs.reply_s + costs.prefill_s(length)))
     steps, _ = client.steps([min(_BESIDE, costs.vram_tokens // (context + _ANSWER))], (context,))
@@ -208,16 +215,23 @@ class _Client:
                     found.append((length, median(times)))
         return found
 
-    def beside(self, batch: int, context: int) -> tuple[list[Answer], list[Answer]]:
-        """``batch`` answers behind prompts of ``steps``, and what was computed meanwhile, all of ``context`` tokens."""
+    def beside(self, batch: int, context: int, length: int) -> tuple[list[Answer], list[Answer], list[Answer]]:
+        """``batch`` answers behind ``context`` tokens each; prompts of ``length`` beside them, and alone.
+
+        The answers have as long for themselves as each prompt took, and prompts are computed alone before and after
+        them: a machine's speed drifts, so how much one slows the other is told against the same moment.
+        """
         prompts: list[Answer] = []
+        alone = [self.answer(self.new(f"before/{i}", length), 1) for i in range(_REPEATS)]
         with ThreadPoolExecutor(batch) as crowd:
             begun = [self.new(f"{context}/{i}", context) for i in range(batch)]
-            written = [crowd.submit(self.answer, prompt, min(context, 8 * _ANSWER)) for prompt in begun]
+            written = [crowd.submit(self.answer, prompt, min(context, _LONG_ANSWER)) for prompt in begun]
             while not all(answer.done() for answer in written):
-                prompt = self.new(f"beside/{len(prompts)}", context)
-                prompts.append(ask(0, context, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
-        return [answer.result() for answer in written], prompts
+                prompt = self.new(f"beside/{len(prompts)}", length)
+                prompts.append(ask(0, length, 1, body_of(prompt, 1, self._model), self._url, self._api_key))
+                time.sleep(prompts[-1].ttft or 0.0)
+        alone += [self.answer(self.new(f"after/{i}", length), 1) for i in range(_REPEATS)]
+        return [answer.result() for answer in written], prompts, alone
 
     def steps(
         self, batches: Sequence[int], contexts: Sequence[int]
@@ -294,29 +308,23 @@ def fit_steps(steps: Sequence[tuple[int, int, float]]) -> tuple[dict[int, float]
     return written | {_MOST: written[last] + slope * (_MOST - last)}, held
 
 
-def slowdowns(
-    answers: Sequence[Answer], prompts: Sequence[Answer], prefill_s: float, step_s: float
-) -> tuple[float, float]:
+def slowdowns(answers: Sequence[Answer], prompts: Sequence[Answer], alone: Sequence[Answer]) -> tuple[float, float]:
     """How many times as long a prefill and a decode step take while the other goes on; at least 1.
 
     Args:
         answers: written side by side.
-        prompts: computed meanwhile; those that were not while all answers were being written say nothing.
-        prefill_s: what such a prompt takes when nothing else goes on.
-        step_s: what a decode step of that many answers takes then.
+        prompts: some computed meanwhile; those that were not while all answers were being written say nothing.
+        alone: such prompts, computed while nothing else went on.
     """
     times = [_written(answer) for answer in answers]
     begin, end = max(float(each[0]) for each in times), min(float(each[-1]) for each in times)
-    spans = [(prompt.arrival, prompt.arrival + prompt.ttft) for prompt in prompts if prompt.ttft is not None]
-    spans = [(start, stop) for start, stop in spans if begin <= start and stop <= end]
-    gaps = [
-        after - before
-        for each in times
-        for before, after in pairwise(each.tolist())
-        if any(start <= before and after <= stop for start, stop in spans)
-    ]
-    prefill = median(stop - start for start, stop in spans) / prefill_s if spans else 1.0
-    return max(prefill, 1.0), max(fmean(gaps) / step_s, 1.0) if gaps else 1.0
+    spans = [(prompt.arrival, _first_token(prompt)) for prompt in prompts if prompt.ttft is not None]
+    gaps = [gap for each in times for gap in pairwise(each[(each >= begin) & (each <= end)].tolist())]
+    inside = [after - before for before, after in gaps if any(a <= before and after <= b for a, b in spans)]
+    outside = [after - before for before, after in gaps if all(after <= a or b <= before for a, b in spans)]
+    beside = [stop - start for start, stop in spans if begin <= start and stop <= end]
+    prefill = median(beside) / median(prompt.ttft or 0.0 for prompt in alone) if beside else 1.0
+    return max(prefill, 1.0), max(fmean(inside) / fmean(outside), 1.0) if inside and outside else 1.0
 
 
 def _first_token(answer: Answer) -> float:

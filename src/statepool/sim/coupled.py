@@ -17,8 +17,8 @@ from statepool.kv.eviction import LeastRecent
 from statepool.serve.costs import NodeCosts
 from statepool.serve.overload import ROOM
 from statepool.serve.prefixes import PrefixIndex
-from statepool.serve.snapshot import Ask, Decision
-from statepool.sim.nodes import BlockCache, Job, worst_tenth
+from statepool.serve.snapshot import Ask, Decision, worst_tenth
+from statepool.sim.nodes import BlockCache, Job
 from statepool.sim.traces import BLOCK, Call
 
 __all__ = ["run_coupled"]

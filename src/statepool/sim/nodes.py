@@ -12,8 +12,9 @@ import numpy as np
 from statepool.engine.scheduler import SequenceView, Snapshot, schedule
 from statepool.kv.eviction import Eviction
 from statepool.serve.costs import NodeCosts
+from statepool.serve.overload import ROOM
 from statepool.serve.prefixes import PrefixIndex
-from statepool.serve.snapshot import Ask, Decision, Line
+from statepool.serve.snapshot import Ask, Decision, Line, worst_tenth
 from statepool.sim.traces import Call
 
 __all__ = ["BlockCache", "DecodeNode", "Job", "PrefillNode"]
@@ -347,7 +348,7 @@ class DecodeNode:
 
     def _fits(self) -> bool:
         waiting = self._arrivals[0][2]
-        return self.tokens + waiting.ask.tokens <= self.costs.vram_tokens * 0.97
+        return self.tokens + waiting.ask.tokens <= self.costs.vram_tokens * ROOM
 
     def _admit(self) -> None:
         while self._arrivals and self._arrivals[0][0] <= self.clock and (self._fits() or not self.active):
@@ -368,11 +369,3 @@ class DecodeNode:
         self.batch -= 1
         self.tokens -= job.ask.tokens + job.call.output - 1
         return job
-
-
-def worst_tenth(gaps: np.ndarray) -> float:
-    """The mean of the longest tenth of ``gaps``, at least one of them; 0 without gaps (FAST'25, section 5.2)."""
-    if not len(gaps):
-        return 0.0
-    count = max(1, round(len(gaps) / 10))
-    return float(np.partition(gaps, len(gaps) - count)[-count:].mean())

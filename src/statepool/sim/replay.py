@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from statepool.core.errors import InvalidConfig, Unavailable
+from statepool.serve.snapshot import worst_tenth
 from statepool.sim.traces import Call
 from statepool.web import get_json, open_url
 
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 _TIMEOUT_SECONDS = 120.0
-_WORST_SHARE = 0.1
 _FIRST_ID, _LAST_ID = 10, 250
 """Every vocabulary has these, and few special tokens are among them."""
 
@@ -57,11 +57,8 @@ class Answer:
 
     @property
     def tbt(self) -> float:
-        """Mean of the longest tenth of the gaps, as in Mooncake (FAST'25); 0 without any."""
-        if not self.gaps:
-            return 0.0
-        worst = sorted(self.gaps, reverse=True)[: max(1, int(len(self.gaps) * _WORST_SHARE))]
-        return sum(worst) / len(worst)
+        """Mean of the longest tenth of the gaps."""
+        return worst_tenth(self.gaps)
 
 
 @dataclass(frozen=True, slots=True)
