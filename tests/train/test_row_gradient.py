@@ -1,4 +1,4 @@
-"""Norms, rotation and gated products there and back, against torch's own derivatives in float64, on drawn rows."""
+"""Norms, rotation, gated products and softmax there and back, against torch's own derivatives in float64, on drawn rows."""
 
 import pytest
 import torch
@@ -80,11 +80,35 @@ def test_a_gated_product_and_its_gradients(dtype, seed, tokens, inner, size):
     assert close(above / size, product.detach() / size, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 20), st.integers(1, 3), st.integers(0, 40), st.booleans()
+)
+def test_a_causal_softmax_and_its_gradient(dtype, seed, rows, width, group, above, padded):
+    shape = (rows, width * group, above + width)
+    scores, up = drawn(seed, *shape) * 10, drawn(seed + 1, *shape)
+    hidden = drawn(seed + 2, rows, above) > 0 if padded else None
+    allowed = torch.zeros(shape, dtype=torch.bool)
+    for query in range(width * group):
+        allowed[:, query, : above + query // group + 1] = True
+    if hidden is not None:
+        allowed[:, :, :above] &= ~hidden[:, None]
+    scores.requires_grad_()
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    weights.backward(up)
+    along = (weights * up).sum(-1).detach()
+    value, below = scores.detach().to(dtype), up.to(dtype)
+    row_gradient.softmax_back(value, below, along.to(dtype), hidden, width)
+    assert close(value, weights.detach(), dtype)
+    assert close(below, scores.grad, dtype)
+
+
 @pytest.mark.skipif(kernels is None, reason="needs the native module")
 def test_threads_and_instruction_sets_change_no_bit():
     x, up, angles = (drawn(i, 1000, columns).float() for i, columns in enumerate((96, 96, 16)))
     weight, turn = drawn(3, 32).float(), (angles.cos(), angles.sin())
-    both = drawn(4, 1000, 96).float()
+    both, scores, along = drawn(4, 1000, 96).float(), drawn(5, 30, 12, 27).float(), drawn(6, 30, 12).float()
     found, before = [], (kernels.threads(), kernels.isa())
     try:
         for threads, isa in ((1, before[1]), (3, before[1]), (1, "generic")):
@@ -93,7 +117,10 @@ def test_threads_and_instruction_sets_change_no_bit():
             own, below, gates, above = torch.zeros(32), up.clone(), both.clone(), up[:, :48].clone()
             row_gradient.norm_back(x, weight, EPS, below, own, turn)
             row_gradient.gated_back(gates, above)
-            found.append((own, below, gates, above, row_gradient.norm(x, weight, EPS, turn)))
+            weights, below_scores = scores.clone(), scores.clone()
+            row_gradient.softmax_back(weights, below_scores, along, None, 6)
+            normed = row_gradient.norm(x, weight, EPS, turn)
+            found.append((own, below, gates, above, normed, weights, below_scores))
     finally:
         kernels.set_threads(before[0])
         kernels.set_isa(before[1])
@@ -110,5 +137,8 @@ def test_rows_that_do_not_fit_are_named():
         row_gradient.norm(x, weight, EPS, tables)
     with pytest.raises(ValueError, match="own: must be as w"):
         row_gradient.norm_back(x, weight, EPS, x.clone(), weight[:4].clone())
+    scores = drawn(3, 2, 3, 5).float()
+    with pytest.raises(ValueError, match="width: must divide"):
+        row_gradient.softmax_back(scores, scores.clone(), scores[:, :, 0].contiguous(), None, 2)
     with pytest.raises(ValueError, match="both: must be"):
         row_gradient.gated_back(x, x.clone())

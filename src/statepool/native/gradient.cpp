@@ -1,4 +1,4 @@
-// Binds the gradients of norms, rotation and silu * up, over rows that may be parts of wider ones.
+// Binds the gradients of norms, rotation, softmax and silu * up, over rows that may be parts of wider ones.
 #include "gradient.h"
 
 #include <nanobind/stl/optional.h>
@@ -104,6 +104,23 @@ void silu_mul_back(RowsOut both, RowsOut above) {
   });
 }
 
+void softmax_back(Array<float, 3> scores, Array<float, 3> up, Array<const float, 2> along,
+                  std::optional<Array<const bool, 2>> hidden, int64_t width) {
+  const int64_t count = extent(scores, 0), queries = extent(scores, 1), n = extent(scores, 2), above = n - width;
+  require(extent(up, 0) == count && extent(up, 1) == queries && extent(up, 2) == n, "up: must be as scores");
+  require(extent(along, 0) == count && extent(along, 1) == queries, "along: must have an item per row of scores");
+  require(width > 0 && above >= 0 && queries % width == 0, "width: must divide the queries and be at most their keys");
+  require(!hidden || (extent(*hidden, 0) == count && extent(*hidden, 1) == above), "hidden: must be [N, keys - width]");
+  const int64_t group = queries / width;
+  parallel_for(count * queries, kChunk, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const bool* mask = hidden ? hidden->data() + row / queries * above : nullptr;
+      gradient_kernels().softmax(scores.data() + row * n, up.data() + row * n, above + row % queries / group + 1, n, mask,
+                                 above, along.data()[row]);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace statepool
 
@@ -116,6 +133,10 @@ void bind_gradient(nb::module_& m) {
   m.def("norm_rows_back", &norm_rows_back, "x"_a.noconvert(), "w"_a.noconvert(), "eps"_a, "up"_a.noconvert(),
         "own"_a.noconvert(), "cos"_a.noconvert() = nb::none(), "sin"_a.noconvert() = nb::none(), Release(),
         "up, the gradient at out of norm_rows, becomes that at x; own gains that at w.");
+  m.def("softmax_back", &softmax_back, "scores"_a.noconvert(), "up"_a.noconvert(), "along"_a.noconvert(),
+        "hidden"_a.noconvert().none(), "width"_a, Release(),
+        "Causal attention [N, group * width, keys], a query's group beside each other, the last `width` keys their own: scores "
+        "become weights, up the gradient at scores: weights * (up - along [N, queries]). hidden bool [N, keys - width] or None.");
   m.def("silu_mul_back", &silu_mul_back, "both"_a.noconvert(), "above"_a.noconvert(), Release(),
         "both = gate, other [T, 2 * n]; above [T, n] is the gradient at silu(gate) * other and becomes that product, and "
         "both becomes the gradients at gate and other.");

@@ -48,9 +48,31 @@ void silu_mul(float* gate, float* other, int64_t n, float* above) {
   }
 }
 
+void softmax(float* scores, float* up, int64_t seen, int64_t n, const bool* hidden, int64_t above, float along) {
+  const float none = -__builtin_inff();
+  if (hidden)
+    for (int64_t i = 0; i < above; ++i)
+      if (hidden[i]) scores[i] = none;
+  F16 top = set1(none), sum = zero();
+  const auto at = [&](int64_t i) { return keep_first(some(scores + i, n - i), static_cast<int>(seen - i), none); };
+  for (int64_t i = 0; i < seen; i += 16) top = max(at(i), top);
+  const F16 most = set1(tree_max(top));
+  for (int64_t i = 0; i < seen; i += 16) {
+    const F16 power = exp16(sub(at(i), most));
+    sum = add(sum, power);
+    put(scores + i, n - i, power);
+  }
+  const F16 scale = set1(1.0f / tree_sum(sum)), less = set1(along);
+  for (int64_t i = 0; i < n; i += 16) {
+    const F16 p = i < seen ? mul(some(scores + i, n - i), scale) : zero();
+    put(scores + i, n - i, p);
+    put(up + i, n - i, mul(p, sub(some(up + i, n - i), less)));
+  }
+}
+
 }  // namespace
 
 extern const GradientKernels gradient_kernels;
-const GradientKernels gradient_kernels = {&rms_norm, &silu_mul};
+const GradientKernels gradient_kernels = {&rms_norm, &silu_mul, &softmax};
 
 }  // namespace statepool::STATEPOOL_NS

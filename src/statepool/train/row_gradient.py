@@ -1,4 +1,4 @@
-"""Norms, rotation, gated products and softmax, there and back: one pass each in native code, else by torch's operations.
+"""Norms, rotation, gated products, softmax, there and back: one pass each in native code, else by torch's operations.
 
 Rows are ``[tokens, heads * len(weight)]`` and may be parts of wider ones. Gradients are written in place: a part of the
 tokens then stays in the cache of a core.
@@ -60,6 +60,30 @@ def gated_back(both: Tensor, above: Tensor) -> None:
     torch.mul(above, passed, out=other)
     gate.copy_(below)
     above.copy_(product)
+
+
+def softmax_back(scores: Tensor, up: Tensor, along: Tensor, hidden: Tensor | None, width: int) -> None:
+    """Of causal attention: ``scores`` become weights, and ``up``, the gradient at the weights, becomes that at the scores.
+
+    Args:
+        scores: ``[n, width * group, keys]``; queries of one token stand together, the last ``width`` keys are theirs.
+        up: the same shape.
+        along: ``[n, width * group]``, the weighted mean of ``up`` over the keys.
+        hidden: bool ``[n, keys - width]``, keys that are padding.
+        width: tokens that ask.
+    """
+    if _native(scores):
+        assert kernels is not None
+        padding = None if hidden is None else hidden.numpy()
+        kernels.softmax_back(scores.numpy(), up.numpy(), along.numpy(), padding, width)
+        return
+    above = scores.shape[2] - width
+    later = torch.ones(width, width, dtype=torch.bool).triu(1).repeat_interleave(scores.shape[1] // width, 0)
+    scores[:, :, above:].masked_fill_(later, -torch.inf)
+    if hidden is not None:
+        scores[:, :, :above].masked_fill_(hidden[:, None], -torch.inf)
+    scores.copy_(scores.softmax(-1))
+    up.sub_(along[:, :, None]).mul_(scores)
 
 
 def _native(x: Tensor) -> bool:

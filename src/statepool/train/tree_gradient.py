@@ -231,18 +231,15 @@ def _scores_back(
     up_keys, up_values = (one.flatten(0, 1) for one in ups)
     heads, width, context = seen[0].shape[1], level.ids.shape[1], keys.shape[1]
     scale, below = float(q.shape[-1]) ** -0.5, torch.empty_like(q)
-    later = torch.ones(width, width, dtype=torch.bool).triu(1).repeat_interleave(q.shape[1] // width, 0)
-    padded = hidden.repeat_interleave(heads, 0)[:, None] if bool(hidden.any()) else None
+    padded = hidden.repeat_interleave(heads, 0) if bool(hidden.any()) else None
     for part in _parts(len(q), _SCORES // (q.shape[1] * context)):
         weights = torch.bmm(q[part] * scale, keys[part].transpose(1, 2))
-        weights[:, :, context - width :].masked_fill_(later, -torch.inf)
-        if padded is not None:
-            weights[:, :, : context - width].masked_fill_(padded[part], -torch.inf)
-        weights = weights.softmax(-1)
-        up_values[part] += weights.transpose(1, 2) @ up[part]
-        weights *= torch.bmm(up[part], values[part].transpose(1, 2)).sub_(along[part])
-        torch.bmm(weights, keys[part], out=below[part]).mul_(scale)
-        up_keys[part] += (weights.transpose(1, 2) @ q[part]).mul_(scale)
+        up_scores = torch.bmm(up[part], values[part].transpose(1, 2))
+        padding = None if padded is None else padded[part]
+        row_gradient.softmax_back(weights, up_scores, along[part, :, 0], padding, width)
+        up_values[part].baddbmm_(weights.transpose(1, 2), up[part])
+        torch.bmm(up_scores, keys[part], out=below[part]).mul_(scale)
+        up_keys[part].baddbmm_(up_scores.transpose(1, 2), q[part], alpha=scale)
     out: Tensor = below.unflatten(0, (-1, heads))
     return out
 
