@@ -1,4 +1,4 @@
-"""Norms, rotation, gated products and softmax there and back, against torch's own derivatives in float64, on drawn rows."""
+"""Norms, rotation, gated products, softmax there and back, against torch's derivatives in float64, on drawn rows."""
 
 import pytest
 import torch

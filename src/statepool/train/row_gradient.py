@@ -63,7 +63,7 @@ def gated_back(both: Tensor, above: Tensor) -> None:
 
 
 def softmax_back(scores: Tensor, up: Tensor, along: Tensor, hidden: Tensor | None, width: int) -> None:
-    """Of causal attention: ``scores`` become weights, and ``up``, the gradient at the weights, becomes that at the scores.
+    """Of causal attention: ``scores`` become weights; ``up``, the gradient at the weights, that at the scores.
 
     Args:
         scores: ``[n, width * group, keys]``; queries of one token stand together, the last ``width`` keys are theirs.

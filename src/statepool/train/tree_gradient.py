@@ -164,10 +164,8 @@ class _Layer:
             torch.mm(row_gradient.norm(x[part], norms[0], eps), matrix.t(), out=qkv[part])
             for one, norm, out in zip(qkv[part].split(sizes, 1), norms[1:], turned, strict=False):
                 row_gradient.norm(one, norm, eps, places.turn(part), out[part])
-        self._attend(
-            *(one.unflatten(1, (-1, dim)) for one in (*turned, qkv.split(sizes, 1)[2], mixed, up)),
-            [one.unflatten(1, (-1, dim)) for one in up_qkv.split(sizes, 1)],
-        )
+        given = [one.unflatten(1, (-1, dim)) for one in (*turned, qkv.split(sizes, 1)[2], mixed, up)]
+        self._attend(given, [one.unflatten(1, (-1, dim)) for one in up_qkv.split(sizes, 1)])
         own, own_norms, below = (
             torch.zeros_like(matrix),
             [torch.zeros_like(norm) for norm in norms],
@@ -186,8 +184,12 @@ class _Layer:
             self._put(f"{name}norm", found)
         return below
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, up: Tensor, out: Sequence[Tensor]) -> None:
-        """Puts the gradients of queries, keys and values ``[computed, heads, dim]`` into ``out``."""
+    def _attend(self, given: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """Puts the gradients of queries, keys and values ``[computed, heads, dim]`` into ``out``.
+
+        ``given`` are these, what attention made of them, and the gradient at that.
+        """
+        q, k, v, mixed, up = given
         heads = k.shape[1]
         along = (up * mixed).sum(-1)
         seen: list[tuple[Tensor, Tensor]] = []
