@@ -15,6 +15,7 @@ void bind_linear(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_layer(nb::module_& m);
 void bind_sample(nb::module_& m);
+void bind_gradient(nb::module_& m);
 void bind_moba(nb::module_& m);
 void bind_blocks(nb::module_& m);
 void bind_wave(nb::module_& m);
@@ -47,6 +48,7 @@ NB_MODULE(_kernels, m) {
   bind_attention(m);
   bind_layer(m);
   bind_sample(m);
+  bind_gradient(m);
   bind_moba(m);
   bind_blocks(m);
   bind_wave_buffer(m);

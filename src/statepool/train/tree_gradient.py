@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from statepool.train import row_gradient
 from statepool.train.prefix_tree import Level, Tree
 from statepool.train.torch_model import Shape, rotary_table
 
@@ -54,7 +54,7 @@ class _Learned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *ups: Tensor) -> tuple[Tensor | None, ...]:
         names, shape, tree, computed = ctx.rest
-        weights = dict(zip(names, ctx.saved_tensors, strict=True))
+        weights = {name: one.detach() for name, one in zip(names, ctx.saved_tensors, strict=True)}
         found = gradients(ups[0], weights, shape, tree, computed)
         return None, None, *(found[name] for name in names)
 
@@ -65,9 +65,10 @@ def gradients(
     """Gradients by name, of a loss whose gradient at the predictors' logits ``[learned, vocab]`` is ``up``."""
     found: dict[str, Tensor] = {}
     embedding, last = weights["model.embed_tokens.weight"], computed.states[-1]
-    normed = _Normed(last.index_select(0, tree.predictors), weights["model.norm.weight"], shape.rms_norm_eps)
-    found["model.embed_tokens.weight"] = up.t() @ normed.value
-    below, found["model.norm.weight"] = normed.back(up @ embedding)
+    norm, chosen = weights["model.norm.weight"], last.index_select(0, tree.predictors)
+    found["model.norm.weight"] = torch.zeros_like(norm)
+    found["model.embed_tokens.weight"] = up.t() @ row_gradient.norm(chosen, norm, shape.rms_norm_eps)
+    below = row_gradient.norm_back(chosen, norm, shape.rms_norm_eps, up @ embedding, found["model.norm.weight"])
     flow = torch.zeros_like(last).index_add_(0, tree.predictors, below)
     places = _Places(tree, shape, last.dtype)
     for number in reversed(range(shape.num_hidden_layers)):
@@ -75,24 +76,6 @@ def gradients(
         flow = layer.back(computed.states[number], computed.mixed[number], flow)
     found["model.embed_tokens.weight"].index_add_(0, places.tokens, flow)
     return found
-
-
-class _Normed:
-    """RMSNorm of the last dimension."""
-
-    def __init__(self, x: Tensor, weight: Tensor, eps: float) -> None:
-        self._weight = weight
-        self._scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        self._unit = x * self._scale
-        self.value = self._unit * weight
-
-    def back(self, up: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of x, and of the weight."""
-        along = up * self._unit
-        own = along.flatten(0, -2).sum(0)
-        below = up * self._weight
-        share = along.mul_(self._weight).mean(-1, keepdim=True)
-        return below.sub_(self._unit * share).mul_(self._scale), own
 
 
 class _Places:
@@ -104,7 +87,7 @@ class _Places:
         flat = torch.cat(positions)
         tables = rotary_table(int(flat.max()) + 1, shape.head_dim, shape.rope_theta)
         half = shape.head_dim // 2
-        self.cos, self.sin = (table[:, :half].to(dtype)[flat][:, None] for table in tables)
+        self.cos, self.sin = (table[:, :half].to(dtype)[flat] for table in tables)
         self.levels = tree.levels
         self.spans: list[slice] = []
         self.hidden: list[Tensor] = []
@@ -119,12 +102,9 @@ class _Places:
             self.hidden.append(above)
             padding.append(torch.cat((above, torch.arange(level.ids.shape[1]) >= level.lengths[:, None]), 1))
 
-    def turn(self, x: Tensor, part: slice, back: bool = False) -> Tensor:
-        """Heads ``[tokens, heads, dim]`` of a part turned by their positions' angles, or back."""
-        half = x.shape[-1] // 2
-        a, b, cos = x[..., :half], x[..., half:], self.cos[part]
-        sin = -self.sin[part] if back else self.sin[part]
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    def turn(self, part: slice) -> row_gradient.Turn:
+        """The angles of a part's positions."""
+        return self.cos[part], self.sin[part]
 
 
 class _Layer:
@@ -148,22 +128,17 @@ class _Layer:
         """Through MLP and output projection: gradients of what is behind attention, and of ``mixed``."""
         o, down = self._weight("self_attn.o_proj"), self._weight("mlp.down_proj")
         wide = torch.cat((self._weight("mlp.gate_proj"), self._weight("mlp.up_proj")))
-        norm, inner = self._weight("post_attention_layernorm"), down.shape[1]
+        norm, inner, eps = self._weight("post_attention_layernorm"), down.shape[1], self._shape.rms_norm_eps
         own_o, own_down, own_wide = (torch.zeros_like(one) for one in (o, down, wide))
         own_norm, ups, up_mixed = torch.zeros_like(norm), torch.empty_like(up), torch.empty_like(mixed)
         for part in _parts(len(x), _ROWS):
-            normed = _Normed(torch.addmm(x[part], mixed[part], o.t()), norm, self._shape.rms_norm_eps)
-            both = normed.value @ wide.t()
-            gate, other = both[:, :inner], both[:, inner:]
-            passed = functional.silu(gate)
-            own_down.addmm_(up[part].t(), passed * other)
-            above = up[part] @ down
-            turned = torch.ops.aten.silu_backward(above * other, gate)
-            torch.mul(above, passed, out=both[:, inner:])
-            both[:, :inner] = turned
-            own_wide.addmm_(both.t(), normed.value)
-            below, own = normed.back(both @ wide)
-            own_norm += own
+            middle = torch.addmm(x[part], mixed[part], o.t())
+            normed = row_gradient.norm(middle, norm, eps)
+            both, product = normed @ wide.t(), up[part] @ down
+            row_gradient.gated_back(both, product)
+            own_down.addmm_(up[part].t(), product)
+            own_wide.addmm_(both.t(), normed)
+            below = row_gradient.norm_back(middle, norm, eps, both @ wide, own_norm)
             torch.add(up[part], below, out=ups[part])
             own_o.addmm_(ups[part].t(), mixed[part])
             torch.mm(ups[part], o, out=up_mixed[part])
@@ -181,41 +156,40 @@ class _Layer:
         sizes = [n * dim for n in (shape.num_attention_heads, shape.num_key_value_heads, shape.num_key_value_heads)]
         matrix = torch.cat([self._weight(f"self_attn.{name}_proj") for name in "qkv"])
         norms = [self._weight(f"{name}norm") for name in ("input_layer", "self_attn.q_", "self_attn.k_")]
+        eps = shape.rms_norm_eps
         qkv = x.new_empty(len(x), len(matrix))
-        q, k, v = (one.unflatten(1, (-1, dim)) for one in qkv.split(sizes, 1))
-        turned = torch.empty_like(q), torch.empty_like(k)
-
-        def normed(part: slice) -> list[_Normed]:
-            return [_Normed(one[part], norm, shape.rms_norm_eps) for one, norm in zip((q, k), norms[1:], strict=True)]
-
+        up_qkv = torch.empty_like(qkv)
+        turned = [x.new_empty(len(x), size) for size in sizes[:2]]
         for part in _parts(len(x), _ROWS):
-            torch.mm(_Normed(x[part], norms[0], shape.rms_norm_eps).value, matrix.t(), out=qkv[part])
-            for one, target in zip(normed(part), turned, strict=True):
-                target[part] = places.turn(one.value, part)
-        ups = self._attend(*turned, v, mixed.unflatten(1, (-1, dim)), up.unflatten(1, (-1, dim)))
+            torch.mm(row_gradient.norm(x[part], norms[0], eps), matrix.t(), out=qkv[part])
+            for one, norm, out in zip(qkv[part].split(sizes, 1), norms[1:], turned, strict=False):
+                row_gradient.norm(one, norm, eps, places.turn(part), out[part])
+        given = [one.unflatten(1, (-1, dim)) for one in (*turned, qkv.split(sizes, 1)[2], mixed, up)]
+        self._attend(given, [one.unflatten(1, (-1, dim)) for one in up_qkv.split(sizes, 1)])
         own, own_norms, below = (
             torch.zeros_like(matrix),
             [torch.zeros_like(norm) for norm in norms],
             torch.empty_like(x),
         )
         for part in _parts(len(x), _ROWS):
-            heads = [
-                one.back(places.turn(up[part], part, back=True)) for one, up in zip(normed(part), ups, strict=False)
-            ]
-            up_qkv = torch.cat([one.flatten(1) for one in (heads[0][0], heads[1][0], ups[2][part])], 1)
-            first = _Normed(x[part], norms[0], shape.rms_norm_eps)
-            own.addmm_(up_qkv.t(), first.value)
-            below[part], more = first.back(up_qkv @ matrix)
-            for total, step in zip(own_norms, (more, heads[0][1], heads[1][1]), strict=True):
-                total += step
+            heads = zip(qkv[part].split(sizes, 1), up_qkv[part].split(sizes, 1), strict=True)
+            for (one, above), norm, total in zip(heads, norms[1:], own_norms[1:], strict=False):
+                row_gradient.norm_back(one, norm, eps, above, total, places.turn(part))
+            own.addmm_(up_qkv[part].t(), row_gradient.norm(x[part], norms[0], eps))
+            torch.mm(up_qkv[part], matrix, out=below[part])
+            row_gradient.norm_back(x[part], norms[0], eps, below[part], own_norms[0])
         for name, found in zip("qkv", own.split(sizes), strict=True):
             self._put(f"self_attn.{name}_proj", found)
         for name, found in zip(("input_layer", "self_attn.q_", "self_attn.k_"), own_norms, strict=True):
             self._put(f"{name}norm", found)
         return below
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mixed: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of queries, keys and values ``[computed, heads, dim]``."""
+    def _attend(self, given: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+        """Puts the gradients of queries, keys and values ``[computed, heads, dim]`` into ``out``.
+
+        ``given`` are these, what attention made of them, and the gradient at that.
+        """
+        q, k, v, mixed, up = given
         heads = k.shape[1]
         along = (up * mixed).sum(-1)
         seen: list[tuple[Tensor, Tensor]] = []
@@ -225,7 +199,7 @@ class _Layer:
                 own = [torch.cat((a[level.parents], b), 2) for a, b in zip(seen[level.above], own, strict=True)]
             seen.append((own[0], own[1]))
         ups = [(keys.new_zeros(keys.shape), values.new_zeros(values.shape)) for keys, values in seen]
-        up_q, up_k, up_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        up_q, up_k, up_v = out
         for number in reversed(range(len(seen))):  # a level's own come after those that continue it
             level, span = self._places.levels[number], self._places.spans[number]
             grouped = [_rows(one[span], level, heads) for one in (q, up, along[:, :, None])]
@@ -237,7 +211,6 @@ class _Layer:
             if level.above >= 0:
                 for target, whole in zip(ups[level.above], ups[number], strict=True):
                     target.index_add_(0, level.parents, whole[:, :, :-width])
-        return up_q, up_k, up_v
 
     def _weight(self, name: str) -> Tensor:
         return self._weights[f"{self._at}.{name}.weight"]
@@ -260,18 +233,15 @@ def _scores_back(
     up_keys, up_values = (one.flatten(0, 1) for one in ups)
     heads, width, context = seen[0].shape[1], level.ids.shape[1], keys.shape[1]
     scale, below = float(q.shape[-1]) ** -0.5, torch.empty_like(q)
-    later = torch.ones(width, width, dtype=torch.bool).triu(1).repeat_interleave(q.shape[1] // width, 0)
-    padded = hidden.repeat_interleave(heads, 0)[:, None] if bool(hidden.any()) else None
+    padded = hidden.repeat_interleave(heads, 0) if bool(hidden.any()) else None
     for part in _parts(len(q), _SCORES // (q.shape[1] * context)):
         weights = torch.bmm(q[part] * scale, keys[part].transpose(1, 2))
-        weights[:, :, context - width :].masked_fill_(later, -torch.inf)
-        if padded is not None:
-            weights[:, :, : context - width].masked_fill_(padded[part], -torch.inf)
-        weights = weights.softmax(-1)
-        up_values[part] += weights.transpose(1, 2) @ up[part]
-        weights *= torch.bmm(up[part], values[part].transpose(1, 2)).sub_(along[part])
-        torch.bmm(weights, keys[part], out=below[part]).mul_(scale)
-        up_keys[part] += (weights.transpose(1, 2) @ q[part]).mul_(scale)
+        up_scores = torch.bmm(up[part], values[part].transpose(1, 2))
+        padding = None if padded is None else padded[part]
+        row_gradient.softmax_back(weights, up_scores, along[part, :, 0], padding, width)
+        up_values[part].baddbmm_(weights.transpose(1, 2), up[part])
+        torch.bmm(up_scores, keys[part], out=below[part]).mul_(scale)
+        up_keys[part].baddbmm_(up_scores.transpose(1, 2), q[part], alpha=scale)
     out: Tensor = below.unflatten(0, (-1, heads))
     return out
 
