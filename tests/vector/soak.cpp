@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -38,6 +39,7 @@ int main(int, char** arguments) {
 
   std::atomic<long> wrong{0}, helped{0};
   Lease leases[2] = {Lease(1), Lease(1)};
+  Cores cores(3, 1000);
   std::atomic<bool> done{false};
   std::thread lender([&] {  // calls helpers back at any moment
     for (uint64_t i = 0; !done; ++i) {
@@ -60,7 +62,13 @@ int main(int, char** arguments) {
       request.engine = quantised ? (i % 20 == 9 ? Engine::async : Engine::nosync) : kPlain[i / 5 % 7];
       Lease& lease = leases[first];
       bool wide = false;
-      if (i % 6 >= 3) {
+      std::optional<Cores::Grant> grant;  // of cores that the callers lend each other
+      if (i % 7 < 2) {
+        grant.emplace(cores, request.threads, i % 7 == 0, request.engine == Engine::async);
+        request.threads = grant->threads();
+        request.lease = grant->lease();
+        request.granted = true;
+      } else if (i % 6 >= 3) {
         lease.threads = request.threads;
         request.lease = &lease;
         // So many candidates that no threshold is ever known: then somebody must have expanded every row, and one that a

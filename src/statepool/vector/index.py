@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from copy import copy
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,17 +27,25 @@ from .filters import mask
 from .log import Lock, log_path
 from .names import Ids, Names, are_texts
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
-from .policy import choose_engine, choose_period, most_worth
+from .policy import MOMENT_NS, choose_engine, choose_period, most_worth
 from .searching import Filter, Searching
 from .settings import ColumnType, Settings
-from .turns import Turns
 
 __all__ = ["MOST_THREADS", "Index", "check_search"]
 
 MOST_THREADS = 64
 """Most threads of one query."""
 
-_TURNS = Turns(cores(0))
+_PERIODS = [bytes(choose_period(max(1, n), sealed) for n in range(MOST_THREADS + 1)) for sealed in (False, True)]
+
+
+@cache
+def _cores() -> Any:
+    """The cores of this process, which all indices share."""
+    return core.Cores(cores(0), MOMENT_NS)
+
+
+os.register_at_fork(after_in_child=_cores.cache_clear)  # none of the searches of its parent run there
 
 _MASKS = 16
 """Filters whose rows are remembered."""
@@ -204,37 +214,23 @@ class Index(Searching):
         query = self._query(q)
         if filter is not None:
             return self.among(Ask(query, k, width, deadline), self.passing(filter))
-        if threads != "auto":
-            return self._ask(query, k, width, threads, engine, deadline)
-        most = min(MOST_THREADS, most_worth(self.dim, width, self._sealed))
-        lends = engine in ("auto", "async")
-        turns = _TURNS
-        grant = turns.take(most, wait=not deadline, lends=lends)
-        try:
-            return self._ask(query, k, width, grant.threads, engine, deadline, grant.lease)
-        finally:
-            turns.give_back(grant)
+        if threads == "auto":
+            most = min(MOST_THREADS, most_worth(self.dim, width, self._sealed))
+            number = ENGINES["async" if engine == "auto" else engine]
+            arguments = (query, k, width, most, number, deadline, _PERIODS[self._sealed], _cores())
+            return self._result(self._run(self._core.search_auto, *arguments))
+        number = ENGINES[choose_engine(threads) if engine == "auto" else engine]
+        period = choose_period(threads, self._sealed)
+        return self._result(self._run(self._core.search, query, k, width, threads, number, deadline, period, 0))
 
-    def _ask(
-        self,
-        query: np.ndarray,
-        k: int,
-        width: int,
-        threads: int,
-        engine: EngineName,
-        deadline: int,
-        lease: Any = None,
-    ) -> Result:
-        if engine == "auto":
-            engine = choose_engine(threads)
+    def _run(self, search: Callable[..., Any], *arguments: Any) -> Any:
+        """What a search of the core answers, its errors as ours."""
         try:
-            period = choose_period(threads, self._sealed)
-            found = self._core.search(query, k, width, threads, ENGINES[engine], deadline, period, 0, lease)
+            return search(*arguments)
         except ValueError as error:
             raise InvalidRequest(f"q: {error}", param="q") from None
         except core.DamageError:
             raise self._damage() from None
-        return self._result(found)
 
     def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
         """The ``k`` rows nearest to ``q``, by looking at every row, or at every row that passes.
@@ -247,13 +243,7 @@ class Index(Searching):
         within("k", k, 1, 2**31 - 1)
         if filter is not None:
             return self.among(Ask(self._query(q), k, k), self.passing(filter), exact=True)
-        try:
-            found = self._core.exact(self._query(q), k)
-        except ValueError as error:
-            raise InvalidRequest(f"q: {error}", param="q") from None
-        except core.DamageError:
-            raise self._damage() from None
-        return self._result(found)
+        return self._result(self._run(self._core.exact, self._query(q), k))
 
     def passing(self, filter: Filter) -> Passing:  # noqa: A002
         """The rows that pass, in the order they were built in.
@@ -280,12 +270,9 @@ class Index(Searching):
             )
             return self._named(places), gaps, counts, share
 
-        try:
-            return search_among(search, ask, passing, len(self), exact=exact, sealed=self._sealed)
-        except ValueError as error:
-            raise InvalidRequest(f"q: {error}", param="q") from None
-        except core.DamageError:
-            raise self._damage() from None
+        found = self._run(partial(search_among, exact=exact, sealed=self._sealed), search, ask, passing, len(self))
+        assert isinstance(found, Result)
+        return found
 
     def bare(self) -> Self:
         """The same index with numbers for text ids, see ``statepool.vector.names``."""

@@ -22,6 +22,10 @@ __all__ = [
 SCANNED = 100
 """Rows that are measured in the time of one candidate of a two-hop search, its probe included."""
 
+MOMENT_NS = 30_000
+"""So long after its search a caller counts as busy, longer than Python takes from one search to the next. One in a loop
+asks again at once: a core that were lent meanwhile had to be called back from a helper that has hardly begun."""
+
 SEALED_REST = 384
 """Bytes of a sealed row beyond eight bits per dimension and 32 codes: ids, factors, its own norm."""
 
@@ -36,7 +40,7 @@ class Load:
     cores: int
     """Cores of the machine."""
     busy: int
-    """Threads that work on other queries now."""
+    """Threads that work on other queries now, or will at once, see ``MOMENT_NS``."""
     waiting: int
     """Queries that wait behind this one, since every core has one."""
 

@@ -5,6 +5,8 @@
 
 #include <chrono>
 
+#include "cores.h"
+
 namespace statepool::graph {
 namespace {
 
@@ -27,7 +29,10 @@ void step_back() {
 }
 
 // A fork copies no threads: the child starts over. The crew of the parent stays where it is, since nothing may touch it.
-void forget() { current.store(nullptr, std::memory_order_release); }
+void forget() {
+  current.store(nullptr, std::memory_order_release);
+  Cores::others.store(0);
+}
 
 }  // namespace
 

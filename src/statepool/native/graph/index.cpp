@@ -8,20 +8,19 @@
 namespace statepool::graph {
 namespace {
 
-std::atomic<int> busy_threads{0};
-
 struct Busy {
-  explicit Busy(const Request& request) : threads(request.lease == nullptr ? request.threads : 0) {
-    busy_threads.fetch_add(threads, std::memory_order_relaxed);
+  explicit Busy(const Request& request) : threads(request.granted ? 0 : request.threads) {
+    if (threads > 0) Cores::others.fetch_add(threads, std::memory_order_relaxed);
   }
-  ~Busy() { busy_threads.fetch_sub(threads, std::memory_order_relaxed); }
+  ~Busy() {
+    if (threads > 0) Cores::others.fetch_sub(threads, std::memory_order_relaxed);
+  }
   const int threads;
 };
 
 constexpr int kSpare = 8;  // candidates beyond k that are measured at stored precision
 
 }  // namespace
-int Index::busy() { return busy_threads.load(std::memory_order_relaxed); }
 
 std::unique_ptr<Context> Index::borrow() {
   const std::lock_guard<std::mutex> lock(contexts_mutex_);

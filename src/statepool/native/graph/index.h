@@ -61,8 +61,6 @@ class Index {
   const SealedSegment* sealed() const { return sealed_.get(); }
   // `query` holds space.dim floats. Both raise DamageError for a file that is damaged where they looked.
   Answer search(const float* query, const Request& request);
-  // Threads that searches without a lease use now in this process.
-  static int busy();
   Answer exact(const float* query, int k);
   // Among allowed rows; `share` of the candidates at the end that were allowed. See filtered.h.
   Answer search_filtered(const float* query, Request request, const Filter& filter, float& share);

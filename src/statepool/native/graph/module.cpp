@@ -67,13 +67,22 @@ NB_MODULE(_graph, m) {
           return nb::make_tuple(found.one_way_ns, found.round_ns, found.start_ns, found.merge_ns);
         },
         "rounds"_a, "Nanoseconds: one way between two threads, a round of two that hands ids over and back, the start of a spinning helper, an entry merged.");
-  m.def("busy", &Index::busy, "Threads that searches without a lease use now in this process.");
   m.def("loops", [] { return Crew::instance().stays(); },
         "Whether one caller asked for helpers so often in a row that they spin for it.");
   nb::class_<Lease>(m, "Lease", "How many threads a search may use, while it runs too.")
       .def(nb::init<int>(), "threads"_a)
       .def("lower", &Lease::lower, "to"_a, nb::call_guard<nb::gil_scoped_release>(),
            "Call helpers back for another caller; they are gone when it returns.");
+  nb::class_<Cores>(m, "Cores", "The cores that searches use which choose their threads.")
+      .def(nb::init<int, int64_t>(), "count"_a, "moment_ns"_a)
+      .def_prop_ro("threads", &Cores::threads, "Of all searches that took theirs here.")
+      .def_prop_ro("searches", &Cores::searches, "That took threads here.")
+      .def_prop_ro("waiting", &Cores::waiting, "Searches that wait for a core.");
+  nb::class_<Cores::Grant>(m, "Grant", "Threads of one search, until `end`.")
+      .def(nb::init<Cores&, int, bool, bool>(), "cores"_a, "most"_a, "waits"_a, "lends"_a, nb::keep_alive<1, 2>(),
+           nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("threads", &Cores::Grant::threads, "Fewer once others needed the cores.")
+      .def("end", &Cores::Grant::end);
 
   nb::class_<Counts>(m, "Counts")
       .def_ro("ndc", &Counts::distances)
@@ -215,6 +224,28 @@ NB_MODULE(_graph, m) {
            },
            "query"_a, "k"_a, "width"_a, "deadline_ns"_a, "way"_a, "enough"_a, "allowed"_a,
            "seeds"_a, "probe"_a, "least"_a);
+  face.def("search_auto",
+           [](Index& self, const Vector& query, int k, int width, int most, int engine, int64_t deadline_ns,
+              const nb::bytes& periods, Cores& cores) {
+             check_width("q", query.shape(0), self.space().dim);
+             if (periods.size() <= static_cast<size_t>(most)) throw nb::value_error("periods: needs one for every number of threads");
+             const char* local_hops = periods.c_str();
+             Request request = request_of(k, width, deadline_ns);
+             request.engine = static_cast<Engine>(engine);
+             request.granted = true;
+             Answer found;
+             {
+               const nb::gil_scoped_release release;
+               Cores::Grant grant(cores, most, deadline_ns == 0, request.engine == Engine::async);
+               request.threads = grant.threads();
+               request.lease = grant.lease();
+               request.local_hops = local_hops[request.threads];
+               found = self.search(query.data(), request);
+             }
+             return tuple_of(found);
+           },
+           "query"_a, "k"_a, "width"_a, "most"_a, "engine"_a, "deadline_ns"_a, "periods"_a, "cores"_a,
+           "`search` with at most so many of `cores`; `periods` has the `local_hops` of every number of threads.");
   bind_searches(
       face, [](const Index& self, const Vector& query) { check_width("q", query.shape(0), self.space().dim); },
       [](const Answer& found) { return tuple_of(found); });

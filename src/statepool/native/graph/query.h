@@ -8,27 +8,12 @@
 #include <memory>
 #include <vector>
 
+#include "cores.h"
 #include "lane.h"
 
 namespace statepool::graph {
 
 enum class Engine : int { sequential = 0, edge = 1, iqan = 2, nosync = 3, async = 4, roles = 5 };
-
-// How many threads a search may use. It may be lowered while the search runs: helpers beyond it leave what they have to the
-// others and go.
-struct Lease {
-  explicit Lease(int threads) : threads(threads) {}
-  // Another caller needs the cores. They are free when this returns: a helper that were stopped amid its work would stop the
-  // whole search.
-  void lower(int to) {
-    threads.store(to);
-    Crew& crew = Crew::instance();
-    crew.note_caller();
-    if (helpers.load() >= to) crew.wait_for_helpers([&] { return helpers.load() < to; });
-  }
-  std::atomic<int> threads;
-  std::atomic<int> helpers{0};  // that are at work
-};
 
 struct Request {
   int k = 10;
@@ -39,12 +24,9 @@ struct Request {
   int64_t deadline_ns = 0;  // 0: none
   int local_hops = 8;       // iQAN: most expansions of a thread between two joins; async: between two looks at the others
   uint64_t jitter = 0;      // test only: seed of the naps
-  Lease* lease = nullptr;  // of a search that chose its threads by what was free; null: they are its own
+  Lease* lease = nullptr;   // how many of the threads it may use by now; null: all
+  bool granted = false;     // whether Cores counts the threads
 };
-
-inline int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // The lanes of a query; kept from one query to the next.
 struct Query {

@@ -27,6 +27,7 @@ void bind_searches(nanobind::class_<Searched>& face, Check check, Tuple tuple_of
              request.local_hops = local_hops;
              request.jitter = jitter;
              request.lease = lease;
+             request.granted = lease != nullptr;
              decltype(self.search(query.data(), request)) found;
              {
                const nanobind::gil_scoped_release release;
