@@ -43,7 +43,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     for row in rows:
         name = {"A4a": "iso2", "A4b": "diag2"}[row.id]
         ours, rest = found[name], found[f"{name}, all"].sum() / found["mean, all"].sum()
-        row.value = ours.sum() / mean.sum()
+        row.value = float(ours.sum() / mean.sum())
         row.own, row.peer, row.peer_value = f"{ours.mean():.3g}", "the paper's estimate", float(mean.mean())
         row.note = (
             f"{len(mean):,} answers of heads in the probe model, {_LENGTH:,} tokens; the same 1.8 % of the clusters "

@@ -24,7 +24,7 @@ def run(only: Sequence[str], quick: bool) -> Iterator[Row]:
     rng, config = np.random.default_rng(5), WaveConfig(update_segment=256, segment=1024, least=0)
     pairs = broken = 0
     tight: list[float] = []
-    while pairs < (20_000 if quick else 250_000):
+    while pairs < (20_000 if quick else 1_000_000):
         keys = _keys(_KINDS[pairs // (_QUERIES * _HEADS * _GROUP) % len(_KINDS)], rng)
         values = rng.standard_normal(keys.shape).astype(np.float32)
         index = WaveIndex.build(keys, values, config)

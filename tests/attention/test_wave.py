@@ -240,7 +240,7 @@ def test_growing_anyhow_and_going_back_changes_no_bit(steps, seed, bf16):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8])
 def test_the_same_bits_on_every_instruction_set_and_any_threads(bf16, group):
     keys, values = tokens(9, 2, 600, 80, bf16)
     query = queries(10, 2 * group, 80)
@@ -407,13 +407,15 @@ class TestOddInput:
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("bf16", [False, True])
-    def test_a_number_that_is_none_is_refused_by_its_token(self, bad, bf16):
+    @pytest.mark.parametrize("where", ["keys", "values"])
+    def test_a_number_that_is_none_is_refused_by_its_token(self, bad, bf16, where):
         keys, values = tokens(16, 2, 300, 16)
-        values[1, 123, 5] = bad
+        spoiled = keys if where == "keys" else values
+        spoiled[1, 123, 5] = spoiled[0, 200, 0] = bad
         if bf16:
             keys, values = bits(keys), bits(values)
         index = WaveIndex.build(keys[:, :100], values[:, :100], WaveConfig(**SMALL))
-        with pytest.raises(InvalidRequest, match="values: token 123 holds NaN or infinity"):
+        with pytest.raises(InvalidRequest, match=f"{where}: token 123 holds NaN or infinity"):
             index.append(keys[:, 100:], values[:, 100:])
         assert len(index) == 100
 

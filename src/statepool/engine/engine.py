@@ -458,17 +458,19 @@ def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runn
         return None
     from statepool.kv.pool import Pool
 
-    inward, outward = (
+    wave = config.attention.startswith("wave")
+    inward, outward, *more = (
         Pool(
             config.pool_addresses,
             layout.block_bytes,
             config.pool_replicas,
             connections=config.pool_connections,
         )
-        for _ in range(2)
+        for _ in range(4 if wave else 2)
     )
     inward.check()
-    return SharedBlocks(inward, outward, own, runner)
+    clusters = AttentionSpec.parse(config.attention).share(runner, layout.block_bytes, *more) if wave else None
+    return SharedBlocks(inward, outward, own, runner, clusters)
 
 
 def _cuda_runs() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from statepool.engine.attention.wave.shared import SharedClusters
 from statepool.engine.runner import Runner
 from statepool.kv import BlockPool
 from statepool.kv.layout import BLOCK_SIZE
@@ -49,9 +50,13 @@ class SharedBlocks:
         outward: the pool again, through connections of its own, for what goes.
         own: bookkeeping of the engine's blocks.
         runner: owner of their bytes.
+        clusters: what wave attention gives the same pool.
     """
 
-    def __init__(self, inward: Pool, outward: Pool, own: BlockPool, runner: Runner) -> None:
+    def __init__(
+        self, inward: Pool, outward: Pool, own: BlockPool, runner: Runner, clusters: SharedClusters | None = None
+    ) -> None:
+        self._clusters = clusters
         self._inward = inward
         self._outward = outward
         self._own = own
@@ -129,6 +134,8 @@ class SharedBlocks:
         self.flush()
         while self._saves:
             self._saved()
+        if self._clusters is not None:
+            self._clusters.drain()
         return found
 
     def forget(self) -> None:
@@ -144,6 +151,8 @@ class SharedBlocks:
         for lane, pool in ((self._loader, self._inward), (self._saver, self._outward)):
             lane.shutdown()
             pool.close()
+        if self._clusters is not None:
+            self._clusters.close()
 
     def counts(self) -> dict[str, int]:
         """What came, what went and what failed, as ``EngineStats`` has it."""

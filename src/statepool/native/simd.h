@@ -76,6 +76,30 @@ STATEPOOL_INLINE float tree_max(F16 a) {
 }
 #endif
 
+// tree_sum of sixteen vectors [16][16], sixteen at a time where lanes can be moved cheaply.
+STATEPOOL_INLINE F16 tree_sums(const float* v) {
+#if defined(STATEPOOL_ISA_avx512) && !defined(STATEPOOL_SIMDE)
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 x = _mm512_loadu_ps(v + 16 * i), y = _mm512_loadu_ps(v + 16 * (i + 8));
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+  }
+  for (int i = 0; i < 4; ++i)
+    b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+  for (int i = 0; i < 2; ++i) {
+    const __m512d x = _mm512_castps_pd(b[i]), y = _mm512_castps_pd(b[i + 2]);
+    c[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  const __m512 mixed = _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+  return {_mm512_permutexvar_ps(order, mixed)};
+#else
+  float sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = tree_sum(load(v + 16 * i));
+  return load(sums);
+#endif
+}
+
 // e^x to 1 ulp; 0 below -87.3, held at e^88 above 88, NaN stays NaN. Every softmax, silu and logsumexp uses it.
 STATEPOOL_INLINE F16 exp16(F16 x) {
   const F16 low = set1(-87.3f), high = set1(88.0f), magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer

@@ -11,8 +11,11 @@ from statepool.engine.attention.wave.config import WaveConfig
 
 if TYPE_CHECKING:
     from statepool.engine.attention import Backend
+    from statepool.engine.attention.wave.backend import WaveAttention
     from statepool.engine.attention.wave.buffer import WaveBuffer
+    from statepool.engine.attention.wave.shared import SharedClusters
     from statepool.engine.runner import Runner
+    from statepool.kv.pool import Pool
 
 _KINDS: dict[str, Any] = {"wave": WaveConfig, "moba": MobaConfig}
 _LAYERS = ("first", "last")
@@ -108,6 +111,14 @@ class AttentionSpec:
         chosen = list(runner.backends)
         chosen[self.first : layers - self.last] = [sparse] * (layers - self.first - self.last)
         return chosen
+
+    def share(self, runner: Any, block_bytes: int, inward: Pool, outward: Pool) -> SharedClusters | None:
+        """Let the wave layers of ``runner`` have clusters from the pool; None if there are none."""
+        layers = range(self.first, len(runner.backends) - self.last)
+        if not layers:
+            return None
+        wave: WaveAttention = runner.backends[self.first]
+        return wave.share(inward, outward, block_bytes, layers)
 
 
 def _value(name: str, text: str, kind: str) -> Any:

@@ -104,8 +104,8 @@ int64_t moba_choose(Array<const float, 3> q, Array<const int32_t, 1> query_start
         const int64_t current = part.position(row) / block;
         if (slots - 1 < current) {
           const float* mean = means[r].data() + kv * blocks * hd;
-          wave_kernels().dot_float(q.data() + first * hd, static_cast<int>(group), mean, mean, current, static_cast<int>(hd), 1.0f,
-                                   s.memory.data(), blocks);
+          wave_kernels().dot_stretch(q.data() + first * hd, static_cast<int>(group), mean, current, static_cast<int>(hd), 1.0f,
+                                     s.memory.data(), blocks);
           mine += group * current;
         }
         for (int64_t g = 0; g < group; ++g)

@@ -31,37 +31,11 @@ struct Segment {
   Array<const int32_t, 2> offsets;
   Array<const float, 2> log_size, spread;
   std::shared_ptr<StoredRows> stored;  // then `rows` holds the first offsets[0] tokens alone
+  std::vector<int64_t> filled;         // clusters of each head that are not empty
   int64_t clusters() const { return extent(means, 1); }
 };
 
-// Bits of a float that is not negative: they sort as the float does.
-uint32_t key_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-
-// The k-th largest of n keys (1 <= k <= n): a histogram of the leading bits, then a choice within one bucket.
-// `above` becomes how many are larger.
-uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, std::vector<uint32_t>& bucket, int64_t* above) {
-  constexpr int kShift = 20, kBuckets = 4096;
-  int32_t histogram[kBuckets] = {};
-  for (int64_t i = 0; i < n; ++i) ++histogram[keys[i] >> kShift];
-  int64_t larger = 0;
-  uint32_t at = kBuckets - 1;
-  while (larger + histogram[at] < k) larger += histogram[at--];
-  bucket.resize(static_cast<size_t>(n));
-  size_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    bucket[count] = keys[i];
-    count += keys[i] >> kShift == at;
-  }
-  const auto wanted = bucket.begin() + (k - larger - 1), end = bucket.begin() + static_cast<int64_t>(count);
-  std::nth_element(bucket.begin(), wanted, end, std::greater<>());
-  *above = larger + std::count_if(bucket.begin(), end, [&](uint32_t key) { return key > *wanted; });
-  return *wanted;
-}
-
+// Rows that follow each other: those of a cluster, or of a page of one in a file.
 struct Run {
   const char *keys, *values;
   int64_t count;
@@ -70,12 +44,16 @@ struct Run {
 
 struct Scratch {
   Buffer<float> scores, biased, weights, rank, exact, squares;
-  std::vector<uint32_t> keys, bucket;
+  Buffer<uint32_t> keys, some, room;
+  Buffer<int32_t> chosen, best;  // clusters that are read or estimated; which of these are read
+  int64_t chosen_count = 0, best_count = 0;
+  Buffer<int32_t> estimated;
+  Buffer<float> log_sizes;
+  Buffer<const void*> means, row_keys, row_values;  // addresses; behind the values of rows come the means again
   std::vector<Run> runs;
-  std::vector<const void*> means;
-  std::vector<float> log_sizes;
-  std::vector<int32_t> zones, read, estimated;
   int64_t exact_rows = 0;
+
+  int64_t estimates() const { return chosen_count - best_count; }
 };
 
 Scratch& scratch_of_thread() {
@@ -125,10 +103,17 @@ class WaveIndex {
     require(extent(offsets, 0) == kv_heads_ && extent(offsets, 1) == clusters + 1, "offsets: must be [kv_heads, clusters + 1]");
     for (const auto* each : {&log_size, &spread})
       require(extent(*each, 0) == kv_heads_ && extent(*each, 1) == clusters, "log_size, spread: must be [kv_heads, clusters]");
+    std::vector<int64_t> filled(static_cast<size_t>(kv_heads_), 0);
     for (int64_t h = 0; h < kv_heads_; ++h) {
       const int32_t* at = offsets.data() + h * (clusters + 1);
       require(at[0] >= 0 && (stored ? at[0] : at[clusters]) <= tokens, "offsets: lie outside of rows");
-      for (int64_t c = 0; c < clusters; ++c) require(at[c] <= at[c + 1], "offsets: must not decrease");
+      for (int64_t c = 0; c < clusters; ++c) {
+        require(at[c] <= at[c + 1], "offsets: must not decrease");
+        const bool some = at[c] < at[c + 1];
+        require(some == (log_size.data()[h * clusters + c] > -std::numeric_limits<float>::infinity()),
+                "log_size: must be -inf for empty clusters and for no others");
+        filled[static_cast<size_t>(h)] += some;
+      }
     }
     if (stored) {
       require(stored->heads() == kv_heads_ && stored->clusters() == clusters, "stored: must have the segment's heads and clusters");
@@ -143,7 +128,7 @@ class WaveIndex {
     require(segments_.empty() || (cache_ != nullptr) == (stored != nullptr), "stored: all segments or none");
     cache_ = stored ? stored->cache().get() : nullptr;
     segments_.push_back({std::move(centroids), std::move(variances), std::move(means), std::move(rows), std::move(offsets),
-                         std::move(log_size), std::move(spread), std::move(stored)});
+                         std::move(log_size), std::move(spread), std::move(stored), std::move(filled)});
     clusters_ += clusters;
   }
 
@@ -240,36 +225,40 @@ class WaveIndex {
     }
   }
 
-  // Which clusters are read (zone 2), which estimated (1): the best by the sum of the group's softmaxes, ties to the first.
+  // Which clusters are read, which estimated: the best by the sum of the group's softmaxes, ties to the first.
   void choose(const Query& query, int64_t head, int64_t group, Scratch& s) const {
+    const WaveKernels& ops = wave_kernels();
     std::fill_n(s.rank.data(), clusters_, 0.0f);
     for (int64_t v = 0; v < group; ++v)
-      wave_kernels().add_softmax(s.biased.data() + v * clusters_, clusters_, s.weights.data(), s.rank.data());
-    s.keys.resize(static_cast<size_t>(clusters_));
-    s.zones.resize(static_cast<size_t>(clusters_));
+      ops.add_softmax(s.biased.data() + v * clusters_, clusters_, s.weights.data(), s.rank.data());
     int64_t at = 0, filled = 0;
     for (const Segment& segment : segments_) {
-      const int32_t* offsets = segment.offsets.data() + head * (segment.clusters() + 1);
-      for (int64_t c = 0; c < segment.clusters(); ++c, ++at) {
-        const uint32_t some = offsets[c] < offsets[c + 1];
-        s.keys[static_cast<size_t>(at)] = some * (key_of(s.rank.data()[at]) + 1);
-        filled += some;
-      }
+      const int64_t clusters = segment.clusters();
+      ops.keys_of(s.rank.data() + at, segment.log_size.data() + head * clusters, clusters, s.keys.data() + at);
+      filled += segment.filled[static_cast<size_t>(head)];
+      at += clusters;
     }
-    std::fill(s.zones.begin(), s.zones.end(), 0);
-    raise_best(std::min(query.retrieve + query.estimate, filled), s);
-    raise_best(std::min(query.retrieve, filled), s);
-    if (query.ids) std::copy_n(s.zones.data(), clusters_, query.ids + head * clusters_);
+    s.chosen_count = take(s.keys.data(), clusters_, std::min(query.retrieve + query.estimate, filled), s, s.chosen.data());
+    for (int64_t i = 0; i < s.chosen_count; ++i) s.some.data()[i] = s.keys.data()[s.chosen.data()[i]];
+    s.best_count = take(s.some.data(), s.chosen_count, std::min(query.retrieve, filled), s, s.best.data());
+    if (query.ids == nullptr) return;
+    int32_t* zones = query.ids + head * clusters_;
+    std::fill_n(zones, clusters_, 0);
+    for (int64_t i = 0; i < s.chosen_count; ++i) zones[s.chosen.data()[i]] = 1;
+    for (int64_t i = 0; i < s.best_count; ++i) zones[s.chosen.data()[s.best.data()[i]]] = 2;
   }
 
-  // Adds 1 to the zone of the `count` largest keys.
-  void raise_best(int64_t count, Scratch& s) const {
-    if (count <= 0) return;
+  // The places of the `count` largest of n keys, in order; of equal ones the first.
+  static int64_t take(const uint32_t* keys, int64_t n, int64_t count, Scratch& s, int32_t* places) {
+    if (count <= 0) return 0;
     int64_t above = 0;
-    const uint32_t least = kth_largest(s.keys.data(), clusters_, count, s.bucket, &above);
-    for (size_t c = 0; c < static_cast<size_t>(clusters_); ++c) s.zones[c] += s.keys[c] > least;
-    for (size_t c = 0; above < count; ++c)
-      if (s.keys[c] == least) ++s.zones[c], ++above;
+    const uint32_t least = wave_kernels().kth_largest(keys, n, count, s.room.data(), &above);
+    const int64_t found = wave_kernels().at_least(keys, n, least, places);
+    if (found == count) return count;
+    int64_t ties = count - above, kept = 0;
+    for (int64_t i = 0; i < found; ++i)
+      if (keys[places[i]] > least || ties-- > 0) places[kept++] = places[i];
+    return kept;
   }
 
   // As above, but the heads' reads are all under way before the first head needs its rows.
@@ -302,6 +291,7 @@ class WaveIndex {
             page += cache_->page_bytes();
           }
         }
+        list_rows(query, each[at]);
         cache_->wait(head);
         score(query, head, each[at], true);
         attend(query, head, each[at]);
@@ -324,43 +314,39 @@ class WaveIndex {
     }
   }
 
-  // Turns zones into runs of rows and a list of means, in order of position; tells how many rows there are.
+  // Turns what was chosen into runs of rows and a list of means, in order of position; tells how many rows there are.
   int64_t collect(const Query& query, int64_t head, Scratch& s, Wanted* wanted) const {
     const int64_t row = head_dim_ * item();
     s.runs.clear();
-    s.means.clear();
-    s.log_sizes.clear();
-    s.read.resize(static_cast<size_t>(clusters_));
-    s.estimated.resize(static_cast<size_t>(clusters_));
-    int64_t at = 0, rows = 0;
-    size_t all_estimated = 0;
+    s.best.data()[s.best_count] = -1;
+    int64_t at = 0, rows = 0, next = 0, read = 0, marked = 0, estimated = 0;
     for (const Segment& segment : segments_) {
       const int64_t clusters = segment.clusters();
       const int32_t* offsets = segment.offsets.data() + head * (clusters + 1);
       const char* first = static_cast<const char*>(segment.rows.data()) + head * extent(segment.rows, 1) * row;
-      const char* means = static_cast<const char*>(segment.means.data()) + head * clusters * head_dim_ * item();
+      const char* means = static_cast<const char*>(segment.means.data()) + head * clusters * row;
+      const float* log_size = segment.log_size.data() + head * clusters;
       if (offsets[0] > 0) s.runs.push_back({first, first + offsets[0] * row, offsets[0]});
       rows += offsets[0];
-      size_t read = 0;
-      const size_t known = all_estimated;
-      for (int64_t c = 0; c < clusters; ++c) {
-        const int32_t zone = s.zones[static_cast<size_t>(at + c)];
-        s.read[read] = static_cast<int32_t>(c);
-        s.estimated[all_estimated] = static_cast<int32_t>(at + c);
-        read += zone == 2;
-        all_estimated += zone == 1;
-      }
-      for (size_t i = 0; i < read; ++i) {
-        const int32_t begin = offsets[s.read[i]], end = offsets[s.read[i] + 1];
+      // Their borders are in no cache: nothing between these reads hinders the next one.
+      for (; read < s.best_count; ++read) {
+        const int64_t c = s.chosen.data()[s.best.data()[read]] - at;
+        if (c >= clusters) break;
+        const int32_t begin = offsets[c], end = offsets[c + 1];
         if (wanted != nullptr)
-          add_stored(segment.stored->slot(head, s.read[i]), s, *wanted);
+          add_stored(segment.stored->slot(head, c), s, *wanted);
         else
           s.runs.push_back({first + 2 * begin * row, first + (begin + end) * row, end - begin});
         rows += end - begin;
       }
-      for (size_t i = known; i < all_estimated; ++i) {
-        s.means.push_back(means + (s.estimated[i] - at) * head_dim_ * item());
-        s.log_sizes.push_back(segment.log_size.data()[head * clusters + s.estimated[i] - at]);
+      for (; next < s.chosen_count && s.chosen.data()[next] < at + clusters; ++next) {
+        const int64_t c = s.chosen.data()[next] - at;
+        s.estimated.data()[estimated] = static_cast<int32_t>(at + c);
+        s.means.data()[estimated] = means + c * row;
+        s.log_sizes.data()[estimated] = log_size[c];
+        const bool whole = s.best.data()[marked] == next;
+        marked += whole;
+        estimated += !whole;
       }
       at += clusters;
     }
@@ -371,12 +357,35 @@ class WaveIndex {
     return rows + query.tail_rows;
   }
 
+  // Addresses of all rows and means, and behind the last one what is only fetched.
+  void list_rows(const Query& query, Scratch& s) const {
+    const int64_t row = head_dim_ * item(), estimated = s.estimates();
+    s.row_keys.reserve(static_cast<size_t>(s.exact_rows + kRowsAhead));
+    s.row_values.reserve(static_cast<size_t>(s.exact_rows + estimated + kRowsAhead));
+    const void **keys = s.row_keys.data(), **values = s.row_values.data();
+    for (const Run& run : s.runs) {
+      const bool there = run.keys != nullptr;
+      for (int64_t i = 0; i < run.count; ++i) {
+        *keys++ = there ? run.keys + i * row : static_cast<const void*>(query.q);
+        *values++ = there ? run.values + i * row : static_cast<const void*>(query.q);
+      }
+    }
+    values = std::copy_n(s.means.data(), estimated, values);
+    std::fill_n(keys, kRowsAhead, s.exact_rows > 0 ? keys[-1] : query.q);
+    std::fill_n(values, kRowsAhead, s.exact_rows + estimated > 0 ? values[-1] : query.q);
+  }
+
   void select(const Query& query, int64_t head, Scratch& s, Wanted* wanted) const {
     const int64_t group = query.heads / kv_heads_;
     s.scores.reserve(static_cast<size_t>(group * clusters_));
     s.biased.reserve(static_cast<size_t>(group * clusters_));
     s.weights.reserve(static_cast<size_t>(group * clusters_));
     s.rank.reserve(static_cast<size_t>(clusters_));
+    for (auto* keys : {&s.keys, &s.some, &s.room}) keys->reserve(static_cast<size_t>(clusters_ + 16));
+    for (auto* places : {&s.chosen, &s.best, &s.estimated}) places->reserve(static_cast<size_t>(clusters_ + 16));
+    s.log_sizes.reserve(static_cast<size_t>(clusters_ + 1));
+    s.means.reserve(static_cast<size_t>(clusters_ + 1));
+    s.chosen_count = s.best_count = 0;
     s.squares.reserve(static_cast<size_t>(group * head_dim_));
     if (clusters_ > 0) {
       scan(query, head, group, s);
@@ -385,22 +394,25 @@ class WaveIndex {
     }
     if (wanted != nullptr) cache_->settle();
     s.exact_rows = collect(query, head, s, wanted);
+    list_rows(query, s);
   }
 
-  int64_t stride_of(const Scratch& s) const { return (s.exact_rows + static_cast<int64_t>(s.means.size()) + 15) / 16 * 16; }
+  int64_t stride_of(const Scratch& s) const { return (s.exact_rows + s.estimates() + 15) / 16 * 16; }
 
   // Scores of the rows that are there, or of those that came late: each has its place, so the order is free.
   void score(const Query& query, int64_t head, Scratch& s, bool late) const {
     const int64_t group = query.heads / kv_heads_, stride = stride_of(s);
     s.exact.reserve(static_cast<size_t>(group * stride));
     const auto dot = bf16_ ? wave_kernels().dot_bf16 : wave_kernels().dot_float;
-    float* p = s.exact.data();
-    for (size_t i = 0; i < s.runs.size(); p += s.runs[i++].count) {
-      const Run& run = s.runs[i];
-      if (run.late != late) continue;
-      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].keys;
-      dot(query.q + head * group * head_dim_, static_cast<int>(group), run.keys, ahead, run.count, static_cast<int>(head_dim_),
-          query.scale, p, stride);
+    const float* q = query.q + head * group * head_dim_;
+    int64_t at = 0;
+    for (size_t i = 0; i < s.runs.size();) {
+      const bool skip = s.runs[i].late != late;
+      const int64_t first = at;
+      for (; i < s.runs.size() && (s.runs[i].late != late) == skip; ++i) at += s.runs[i].count;
+      if (skip) continue;
+      dot(q, static_cast<int>(group), s.row_keys.data() + first, at - first, static_cast<int>(head_dim_), query.scale,
+          s.exact.data() + first, stride);
     }
   }
 
@@ -408,12 +420,12 @@ class WaveIndex {
     const WaveKernels& ops = wave_kernels();
     const int64_t group = query.heads / kv_heads_, exact = s.exact_rows;
     const int hd = static_cast<int>(head_dim_), vectors = static_cast<int>(group);
-    const int64_t estimated = static_cast<int64_t>(s.means.size()), all = exact + estimated, stride = stride_of(s);
+    const int64_t estimated = s.estimates(), all = exact + estimated, stride = stride_of(s);
     float* p = s.exact.data();
     for (int64_t v = 0; v < group; ++v) {
       const float* scores = s.scores.data() + v * clusters_;
-      for (size_t i = 0; i < s.means.size(); ++i)
-        p[v * stride + exact + static_cast<int64_t>(i)] = scores[s.estimated[i]] + s.log_sizes[i];
+      float* estimates = p + v * stride + exact;
+      for (int64_t i = 0; i < estimated; ++i) estimates[i] = scores[s.estimated.data()[i]] + s.log_sizes.data()[i];
       const int64_t to = head * group + v;
       query.m[to] = -std::numeric_limits<float>::infinity();
       query.l[to] = all > 0 ? ops.soften(p + v * stride, all, query.m + to) : 0.0f;
@@ -421,16 +433,7 @@ class WaveIndex {
     float* acc = query.acc + head * group * head_dim_;
     std::fill_n(acc, group * head_dim_, 0.0f);
     const auto weigh = bf16_ ? ops.weigh_bf16 : ops.weigh_float;
-    int64_t at = 0;
-    for (size_t i = 0; i < s.runs.size(); ++i) {
-      const char* ahead = s.runs[std::min(i + 1, s.runs.size() - 1)].values;
-      weigh(p + at, stride, vectors, s.runs[i].values, ahead, s.runs[i].count, hd, acc);
-      at += s.runs[i].count;
-    }
-    if (estimated == 0) return;
-    const auto gather = bf16_ ? ops.gather_bf16 : ops.gather_float;
-    s.means.insert(s.means.end(), kScatterAhead, s.means.back());
-    gather(p + exact, stride, vectors, s.means.data(), estimated, hd, acc);
+    weigh(p, stride, vectors, s.row_values.data(), all, hd, acc);
   }
 
   int64_t kv_heads_, head_dim_, clusters_ = 0;

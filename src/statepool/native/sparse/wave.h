@@ -10,7 +10,7 @@
 
 namespace statepool {
 
-constexpr int kScatterAhead = 16;  // rows of `gather` between what is read and what is fetched
+constexpr int kRowsAhead = 32;  // rows of a list between what is read and what is fetched
 
 struct WaveKernels {
   // best[i] = the first c with the largest y[i] . centroid[c] + bias[c]; float tiles.
@@ -30,23 +30,27 @@ struct WaveKernels {
   void (*add_variance)(const float* v, const float* log_size, float factor, int64_t count, float* scores);
   // out = s + log_size, or s where not `mass`; -inf for empty clusters either way.
   void (*add_size)(const float* scores, const float* log_size, bool mass, int64_t count, float* out);
-  // scores[v][i] = scale * q[v] . key i. The keys at `ahead` are fetched meanwhile.
-  void (*dot_bf16)(const float* q, int vectors, const void* keys, const void* ahead, int64_t count, int head_dim,
-                   float scale, float* scores, int64_t stride);
-  void (*dot_float)(const float* q, int vectors, const void* keys, const void* ahead, int64_t count, int head_dim,
-                    float scale, float* scores, int64_t stride);
+  // What a rank sorts by, 0 for an empty cluster.
+  void (*keys_of)(const float* rank, const float* log_size, int64_t count, uint32_t* keys);
+  // The k-th largest of n keys (1 <= k <= n); `above` becomes how many are larger. Room for n + 16 keys in `room`.
+  uint32_t (*kth_largest)(const uint32_t* keys, int64_t n, int64_t k, uint32_t* room, int64_t* above);
+  // The places of all keys that are not below `least`, in order, and how many; room for n + 16 in `at`.
+  int64_t (*at_least)(const uint32_t* keys, int64_t n, uint32_t least, int32_t* at);
+  // scores[v][i] = scale * q[v] . key i. Keys lie anywhere; the list has kRowsAhead more addresses, which are fetched only.
+  void (*dot_bf16)(const float* q, int vectors, const void* const* keys, int64_t count, int head_dim, float scale,
+                   float* scores, int64_t stride);
+  void (*dot_float)(const float* q, int vectors, const void* const* keys, int64_t count, int head_dim, float scale,
+                    float* scores, int64_t stride);
+  // The same for keys that follow each other.
+  void (*dot_stretch)(const float* q, int vectors, const float* keys, int64_t count, int head_dim, float scale,
+                      float* scores, int64_t stride);
   // p = exp(s - m) in place, m the largest of `count`; returns the sum in a fixed order. Lanes past count are not read.
   float (*soften)(float* scores, int64_t count, float* m);
-  // acc[v] += sum of p[v][i] * row i. The rows at `ahead` are fetched meanwhile.
-  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead,
-                     int64_t count, int head_dim, float* acc);
-  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead,
-                      int64_t count, int head_dim, float* acc);
-  // The same for rows that lie anywhere; `rows` has kScatterAhead more addresses, whose rows are fetched only.
-  void (*gather_bf16)(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim,
+  // acc[v] += sum of p[v][i] * row i, in order; the list as above.
+  void (*weigh_bf16)(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim,
+                     float* acc);
+  void (*weigh_float)(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim,
                       float* acc);
-  void (*gather_float)(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim,
-                       float* acc);
 };
 
 }  // namespace statepool

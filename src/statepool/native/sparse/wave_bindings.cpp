@@ -3,6 +3,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -22,7 +23,7 @@ namespace {
 void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, int64_t iterations, Stored<4> centroids,
            std::optional<Stored<4>> variances, Stored<3> means, Stored<3> rows, Array<int32_t, 2> order,
            Array<int32_t, 2> offsets, Array<float, 2> log_size, Array<float, 2> spread, Array<float, 2> reach,
-           Array<float, 2> value_reach) {
+           Array<float, 2> value_reach, std::optional<Array<const uint16_t, 2>> labels) {
   WaveShape shape{extent(keys, 0), extent(keys, 1), extent(keys, 2), pinned, clusters, extent(means, 1), iterations};
   const bool bf16 = is_bf16(keys, "keys: must be uint16 or float32");
   require(is_bf16(values, "values: must be uint16 or float32") == bf16, "values: must have the dtype of keys");
@@ -46,10 +47,15 @@ void build(Stored<3> keys, Stored<3> values, int64_t pinned, int64_t clusters, i
   require(extent(offsets, 0) == shape.heads && extent(offsets, 1) == shape.padded + 1, "offsets: must be [heads, padded + 1]");
   for (const auto* each : {&log_size, &spread, &reach, &value_reach})
     require(extent(*each, 0) == shape.heads && extent(*each, 1) == shape.padded, "log_size, spread, reach, value_reach: must be [heads, padded]");
+  if (labels) {
+    require(extent(*labels, 0) == shape.heads && extent(*labels, 1) == shape.tokens - pinned, "labels: must be [heads, tokens - pinned]");
+    const uint16_t *first = labels->data(), *last = first + shape.heads * (shape.tokens - pinned);
+    require(*std::max_element(first, last) < clusters, "labels: name a cluster beyond the last");
+  }
   const WaveArrays out{centroids.data(), variances ? variances->data() : nullptr, means.data(),    rows.data(),
                        order.data(),     offsets.data(),                          log_size.data(), spread.data(),
                        reach.data(),     value_reach.data()};
-  wave_build(keys.data(), values.data(), bf16, shape, out);
+  wave_build(keys.data(), values.data(), bf16, shape, labels ? labels->data() : nullptr, out);
 }
 
 std::shared_ptr<StoredRows> store_rows(std::shared_ptr<ClusterCache> cache, Stored<3> rows, Array<const int32_t, 2> offsets) {
@@ -98,7 +104,7 @@ void bind_wave_buffer(nb::module_& m) {
   m.def("wave_build", &build, "keys"_a.noconvert(), "values"_a.noconvert(), "pinned"_a, "clusters"_a, "iterations"_a,
         "centroids"_a.noconvert(), "variances"_a.noconvert().none(), "means"_a.noconvert(), "rows"_a.noconvert(),
         "order"_a.noconvert(), "offsets"_a.noconvert(), "log_size"_a.noconvert(), "spread"_a.noconvert(),
-        "reach"_a.noconvert(), "value_reach"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
+        "reach"_a.noconvert(), "value_reach"_a.noconvert(), "labels"_a.noconvert().none() = nb::none(), nb::call_guard<nb::gil_scoped_release>(),
         "Cluster the keys [heads, tokens, head_dim] of one segment, head by head; fills the arrays of a segment.");
   m.def("checksums", &checksums, "rows"_a.noconvert(), "out"_a.noconvert(), nb::call_guard<nb::gil_scoped_release>(),
         "CRC-32C of each row of bytes.");

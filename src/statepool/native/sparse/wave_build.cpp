@@ -71,9 +71,9 @@ void assign_roughly(int64_t n, int64_t clusters, int64_t padded, int64_t hd, Scr
 }
 
 // Centres `n` keys of one head, clusters them, leaves cluster numbers in s.best and plain means (centred) in s.centroids.
-// Returns nothing; the mean that was taken off is in `mean`.
+// Returns nothing; the mean that was taken off is in `mean`. With `labels` only the last round's sums are left to do.
 template <class T>
-void cluster(const T* keys, const WaveShape& shape, Scratch& s, std::vector<float>& mean) {
+void cluster(const T* keys, const WaveShape& shape, const uint16_t* labels, Scratch& s, std::vector<float>& mean) {
   const int64_t n = shape.tokens - shape.pinned, hd = shape.head_dim, clusters = shape.clusters, padded = shape.padded;
   s.keys.reserve(static_cast<size_t>(n * hd));
   s.centroids.reserve(static_cast<size_t>(padded * hd));
@@ -95,9 +95,12 @@ void cluster(const T* keys, const WaveShape& shape, Scratch& s, std::vector<floa
     std::copy_n(y + ((2 * c + 1) * n / (2 * clusters)) * hd, hd, centroids + c * hd);
   for (int64_t c = 0; c < padded; ++c)
     s.bias.data()[c] = c < clusters ? 0.0f : -std::numeric_limits<float>::infinity();
-  if (shape.iterations > 1) quantize(y, n, hd, s);
-  for (int64_t round = 0; round < shape.iterations; ++round) {
-    if (round + 1 < shape.iterations) {
+  const int64_t first = labels != nullptr ? shape.iterations - 1 : 0;
+  if (first + 1 < shape.iterations) quantize(y, n, hd, s);
+  for (int64_t round = first; round < shape.iterations; ++round) {
+    if (labels != nullptr) {
+      std::copy_n(labels, n, s.best.data());
+    } else if (round + 1 < shape.iterations) {
       assign_roughly(n, clusters, padded, hd, s);
     } else {
       to_tiles(centroids, padded, clusters, hd, s.tiles.data());
@@ -125,10 +128,11 @@ void cluster(const T* keys, const WaveShape& shape, Scratch& s, std::vector<floa
 }
 
 template <class T>
-void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t head, const WaveArrays& out) {
+void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t head, const uint16_t* labels,
+                const WaveArrays& out) {
   Scratch& s = scratch_of_thread();
   std::vector<float> mean;
-  cluster(keys, shape, s, mean);
+  cluster(keys, shape, labels != nullptr ? labels + head * (shape.tokens - shape.pinned) : nullptr, s, mean);
   const int64_t hd = shape.head_dim, padded = shape.padded, pinned = shape.pinned, n = shape.tokens;
   int32_t* offsets = out.offsets + head * (padded + 1);
   int32_t* order = out.order + head * n;
@@ -198,16 +202,17 @@ void build_head(const T* keys, const T* values, const WaveShape& shape, int64_t 
 
 }  // namespace
 
-void wave_build(const void* keys, const void* values, bool bf16, const WaveShape& shape, const WaveArrays& out) {
+void wave_build(const void* keys, const void* values, bool bf16, const WaveShape& shape, const uint16_t* labels,
+                const WaveArrays& out) {
   const int64_t one = shape.tokens * shape.head_dim;
   parallel_for(shape.heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head) {
       if (bf16)
         build_head(static_cast<const uint16_t*>(keys) + head * one, static_cast<const uint16_t*>(values) + head * one,
-                   shape, head, out);
+                   shape, head, labels, out);
       else
         build_head(static_cast<const float*>(keys) + head * one, static_cast<const float*>(values) + head * one, shape,
-                   head, out);
+                   head, labels, out);
     }
   });
 }

@@ -27,6 +27,8 @@ struct WaveArrays {
   float* value_reach;  // largest distance of a value from the stored mean, rounded up
 };
 
-void wave_build(const void* keys, const void* values, bool bf16, const WaveShape& shape, const WaveArrays& out);
+// `labels` [heads][tokens - pinned]: the cluster of each token, as an earlier build found it; null looks for it.
+void wave_build(const void* keys, const void* values, bool bf16, const WaveShape& shape, const uint16_t* labels,
+                const WaveArrays& out);
 
 }  // namespace statepool

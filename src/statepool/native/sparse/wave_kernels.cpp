@@ -9,11 +9,11 @@ STATEPOOL_INLINE F16 lanes(const uint16_t* p) { return load_bf16(p); }
 
 const float kInfinity = __builtin_inff();
 
-// Rows and tiles that one pass of `assign` holds in registers.
+// Rows and tiles that one pass of `assign` holds in registers, and keys that one of `dot` does.
 #if defined(STATEPOOL_ISA_avx512)
-constexpr int kRows = 6, kTiles = 4;
+constexpr int kRows = 6, kTiles = 4, kTogether = 4;
 #else
-constexpr int kRows = 2, kTiles = 2;
+constexpr int kRows = 2, kTiles = 2, kTogether = 1;
 #endif
 
 template <int N, int W>
@@ -179,34 +179,170 @@ void add_size(const float* scores, const float* log_size, bool mass, int64_t cou
   }
 }
 
-template <int N, class T>
-STATEPOOL_INLINE void dot_vectors(const float* q, const T* keys, const T* ahead, int64_t count, int head_dim, float scale,
-                                  float* scores, int64_t stride) {
-  for (int64_t r = 0; r < count; ++r) {
-    const T* key = keys + r * head_dim;
-    // A cluster is too short for the hardware to see the stream: fetch the next one line by line meanwhile.
-    const char* later = reinterpret_cast<const char*>(ahead + r * head_dim);
-    for (int b = 0; b < static_cast<int>(sizeof(T)) * head_dim; b += 64) fetch(later + b);
-    F16 sum[N];
-    for (int i = 0; i < N; ++i) sum[i] = zero();
-    for (int d = 0; d < head_dim; d += 16) {
-      const F16 k = lanes(key + d);
-      for (int i = 0; i < N; ++i) sum[i] = fma(load(q + i * head_dim + d), k, sum[i]);
-    }
-    for (int i = 0; i < N; ++i) scores[i * stride + r] = tree_sum(sum[i]) * scale;
+void keys_of(const float* rank, const float* log_size, int64_t count, uint32_t* keys) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;  // those of a float that is not negative sort as it does
+    std::memcpy(&bits, rank + i, sizeof bits);
+    keys[i] = log_size[i] > -kInfinity ? bits + 1 : 0;
   }
 }
 
+// `keep` copies the keys of [least, last] in order, also over themselves.
+#if defined(STATEPOOL_ISA_avx512) && !defined(STATEPOOL_SIMDE)
+template <class Put>
+STATEPOOL_INLINE int64_t sift(const uint32_t* keys, int64_t n, uint32_t least, uint32_t last, const Put& put) {
+  const __m512i low = _mm512_set1_epi32(static_cast<int>(least)), high = _mm512_set1_epi32(static_cast<int>(last));
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 there = static_cast<__mmask16>(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1u);
+    const __m512i each = _mm512_maskz_loadu_epi32(there, keys + i);
+    const __mmask16 hit = _mm512_mask_cmple_epu32_mask(_mm512_mask_cmpge_epu32_mask(there, each, low), each, high);
+    put(i, each, hit, count);
+    count += __builtin_popcount(hit);
+  }
+  return count;
+}
+int64_t keep(const uint32_t* keys, int64_t n, uint32_t least, uint32_t last, uint32_t* out) {
+  return sift(keys, n, least, last, [&](int64_t, __m512i each, __mmask16 hit, int64_t count) {
+    _mm512_storeu_si512(out + count, _mm512_maskz_compress_epi32(hit, each));
+  });
+}
+int64_t at_least(const uint32_t* keys, int64_t n, uint32_t least, int32_t* at) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return sift(keys, n, least, 0xffffffffu, [&](int64_t i, __m512i, __mmask16 hit, int64_t count) {
+    const __m512i places = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(i)));
+    _mm512_storeu_si512(at + count, _mm512_maskz_compress_epi32(hit, places));
+  });
+}
+#else
+int64_t keep(const uint32_t* keys, int64_t n, uint32_t least, uint32_t last, uint32_t* out) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t key = keys[i];
+    out[count] = key;
+    count += key >= least && key <= last;
+  }
+  return count;
+}
+int64_t at_least(const uint32_t* keys, int64_t n, uint32_t least, int32_t* at) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    at[count] = static_cast<int32_t>(i);
+    count += keys[i] >= least;
+  }
+  return count;
+}
+#endif
+
+// Halves the values between which it lies, and every few halvings leaves behind the keys that are not between.
+uint32_t kth_largest(const uint32_t* keys, int64_t n, int64_t k, uint32_t* room, int64_t* above) {
+  uint64_t low = 0, high = uint64_t{1} << 32;  // count(>= low) >= k > count(>= high)
+  int64_t larger = 0, outside = 0;             // count(>= high), and those of them no longer among the keys
+  for (int halvings = 1; high - low > 1; ++halvings) {
+    const uint64_t middle = low + (high - low) / 2;
+    const uint32_t least = static_cast<uint32_t>(middle);
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; ++i) count += keys[i] >= least;
+    if (outside + count >= k) {
+      low = middle;
+    } else {
+      high = middle;
+      larger = outside + count;
+    }
+    if (halvings % 7 == 0 && n > 16) {
+      n = keep(keys, n, static_cast<uint32_t>(low), static_cast<uint32_t>(high - 1), room);
+      keys = room;
+      outside = larger;
+    }
+  }
+  *above = larger;
+  return static_cast<uint32_t>(low);
+}
+
+// Rows anywhere; a list of their addresses.
 template <class T>
-void dot(const float* q, int vectors, const void* keys, const void* ahead, int64_t count, int head_dim, float scale,
-         float* scores, int64_t stride) {
-  const T *at = static_cast<const T*>(keys), *later = static_cast<const T*>(ahead);
+struct Rows {
+  const void* const* at;
+  STATEPOOL_INLINE const T* row(int64_t r) const { return static_cast<const T*>(at[r]); }
+  STATEPOOL_INLINE const T* later(int64_t r) const { return row(r + kRowsAhead); }
+};
+
+// Rows that follow each other: the hardware sees them coming.
+struct Stretch {
+  const float* rows;
+  int head_dim;
+  STATEPOOL_INLINE const float* row(int64_t r) const { return rows + r * head_dim; }
+};
+STATEPOOL_INLINE void fetch_row(const Stretch&, int64_t, int) {}
+// Clusters are too short for it to see a stream: every line is fetched by name.
+template <class T>
+STATEPOOL_INLINE void fetch_row(const Rows<T>& rows, int64_t r, int head_dim) {
+  const char* later = reinterpret_cast<const char*>(rows.later(r));
+  for (int b = 0; b < static_cast<int>(sizeof(T)) * head_dim; b += 64) fetch(later + b);
+}
+
+// R keys at once, so that a query is loaded for all of them; each product ascends over d on its own.
+template <int N, int R, class Keys>
+STATEPOOL_INLINE void dot_rows(const float* q, const Keys& keys, int64_t r, int head_dim, F16 (*sum)[R]) {
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < R; ++j) sum[i][j] = zero();
+  const auto chunk = [&](int d) {
+    F16 k[R];
+    for (int j = 0; j < R; ++j) k[j] = lanes(keys.row(r + j) + d);
+    for (int i = 0; i < N; ++i) {
+      const F16 x = load(q + i * head_dim + d);
+      for (int j = 0; j < R; ++j) sum[i][j] = fma(x, k[j], sum[i][j]);
+    }
+  };
+  int d = 0;
+  for (; d + 64 <= head_dim; d += 64)
+    for (int e = 0; e < 64; e += 16) chunk(d + e);
+  for (; d < head_dim; d += 16) chunk(d);
+}
+
+template <int N, class Keys>
+STATEPOOL_INLINE void dot_vectors(const float* q, const Keys& keys, bool first, int64_t count, int head_dim, float scale,
+                                  float* scores, int64_t stride) {
+  int64_t r = 0;
+  for (; r + 16 <= count; r += 16) {
+    alignas(64) float sums[N][16 * 16];
+    for (int j = 0; j < 16; j += kTogether) {
+      F16 sum[N][kTogether];
+      for (int k = 0; first && k < kTogether; ++k) fetch_row(keys, r + j + k, head_dim);
+      dot_rows<N, kTogether>(q, keys, r + j, head_dim, sum);
+      for (int i = 0; i < N; ++i)
+        for (int k = 0; k < kTogether; ++k) store(sums[i] + 16 * (j + k), sum[i][k]);
+    }
+    for (int i = 0; i < N; ++i) store(scores + i * stride + r, mul(tree_sums(sums[i]), set1(scale)));
+  }
+  for (; r < count; ++r) {
+    F16 sum[N][1];
+    if (first) fetch_row(keys, r, head_dim);
+    dot_rows<N, 1>(q, keys, r, head_dim, sum);
+    for (int i = 0; i < N; ++i) scores[i * stride + r] = tree_sum(sum[i][0]) * scale;
+  }
+}
+
+template <class Keys>
+STATEPOOL_INLINE void dot_keys(const float* q, int vectors, const Keys& keys, int64_t count, int head_dim, float scale,
+                               float* scores, int64_t stride) {
   int i = 0;
   for (; i + 4 <= vectors; i += 4)
-    dot_vectors<4>(q + i * head_dim, at, i == 0 ? later : at, count, head_dim, scale, scores + i * stride, stride);
+    dot_vectors<4>(q + i * head_dim, keys, i == 0, count, head_dim, scale, scores + i * stride, stride);
   for (; i + 2 <= vectors; i += 2)
-    dot_vectors<2>(q + i * head_dim, at, i == 0 ? later : at, count, head_dim, scale, scores + i * stride, stride);
-  if (i < vectors) dot_vectors<1>(q + i * head_dim, at, i == 0 ? later : at, count, head_dim, scale, scores + i * stride, stride);
+    dot_vectors<2>(q + i * head_dim, keys, i == 0, count, head_dim, scale, scores + i * stride, stride);
+  if (i < vectors) dot_vectors<1>(q + i * head_dim, keys, i == 0, count, head_dim, scale, scores + i * stride, stride);
+}
+
+template <class T>
+void dot(const float* q, int vectors, const void* const* keys, int64_t count, int head_dim, float scale, float* scores,
+         int64_t stride) {
+  dot_keys(q, vectors, Rows<T>{keys}, count, head_dim, scale, scores, stride);
+}
+
+void dot_stretch(const float* q, int vectors, const float* keys, int64_t count, int head_dim, float scale, float* scores,
+                 int64_t stride) {
+  dot_keys(q, vectors, Stretch{keys, head_dim}, count, head_dim, scale, scores, stride);
 }
 
 float soften(float* scores, int64_t count, float* m) {
@@ -230,25 +366,8 @@ float soften(float* scores, int64_t count, float* m) {
   return tree_sum(sum);
 }
 
-// Rows that follow each other, and the ones to fetch meanwhile.
-template <class T>
-struct Stretch {
-  const T *rows, *ahead;
-  int head_dim;
-  STATEPOOL_INLINE const T* row(int64_t r) const { return rows + r * head_dim; }
-  STATEPOOL_INLINE const T* later(int64_t r) const { return ahead + r * head_dim; }
-};
-
-// Rows anywhere; the list goes on for kScatterAhead rows that are fetched only.
-template <class T>
-struct Scattered {
-  const void* const* rows;
-  STATEPOOL_INLINE const T* row(int64_t r) const { return static_cast<const T*>(rows[r]); }
-  STATEPOOL_INLINE const T* later(int64_t r) const { return row(r + kScatterAhead); }
-};
-
-template <int N, int D, class Rows>
-STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const Rows& rows, int d, int64_t count, int head_dim,
+template <int N, int D, class T>
+STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const Rows<T>& rows, int d, int64_t count, int head_dim,
                                  float* acc) {
   F16 sum[N][D];
   for (int i = 0; i < N; ++i)
@@ -267,8 +386,8 @@ STATEPOOL_INLINE void weigh_tile(const float* p, int64_t stride, const Rows& row
     for (int t = 0; t < D; ++t) store(acc + i * head_dim + d + 16 * t, sum[i][t]);
 }
 
-template <int N, class Rows>
-STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const Rows& rows, int64_t count, int head_dim, float* acc) {
+template <int N, class T>
+STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const Rows<T>& rows, int64_t count, int head_dim, float* acc) {
   int d = 0;
 #if defined(STATEPOOL_ISA_avx512)
   if constexpr (N <= 2)
@@ -278,32 +397,20 @@ STATEPOOL_INLINE void weigh_vectors(const float* p, int64_t stride, const Rows& 
   for (; d < head_dim; d += 16) weigh_tile<N, 1>(p, stride, rows, d, count, head_dim, acc);
 }
 
-template <class Rows>
-STATEPOOL_INLINE void weigh_rows(const float* p, int64_t stride, int vectors, const Rows& rows, int64_t count, int head_dim,
-                                 float* acc) {
+template <class T>
+void weigh(const float* p, int64_t stride, int vectors, const void* const* list, int64_t count, int head_dim, float* acc) {
+  const Rows<T> rows{list};
   int i = 0;
   for (; i + 4 <= vectors; i += 4) weigh_vectors<4>(p + i * stride, stride, rows, count, head_dim, acc + i * head_dim);
   for (; i + 2 <= vectors; i += 2) weigh_vectors<2>(p + i * stride, stride, rows, count, head_dim, acc + i * head_dim);
   if (i < vectors) weigh_vectors<1>(p + i * stride, stride, rows, count, head_dim, acc + i * head_dim);
 }
 
-template <class T>
-void weigh(const float* p, int64_t stride, int vectors, const void* rows, const void* ahead, int64_t count, int head_dim,
-           float* acc) {
-  const Stretch<T> stretch{static_cast<const T*>(rows), static_cast<const T*>(ahead), head_dim};
-  weigh_rows(p, stride, vectors, stretch, count, head_dim, acc);
-}
-
-template <class T>
-void gather(const float* p, int64_t stride, int vectors, const void* const* rows, int64_t count, int head_dim, float* acc) {
-  weigh_rows(p, stride, vectors, Scattered<T>{rows}, count, head_dim, acc);
-}
-
 }  // namespace
 
 extern const WaveKernels wave_kernels;
 const WaveKernels wave_kernels = {
-    &assign,    &best_of, &scan<uint16_t>,  &scan<float>,  &add_softmax,      &add_variance, &add_size, &dot<uint16_t>,
-    &dot<float>, &soften, &weigh<uint16_t>, &weigh<float>, &gather<uint16_t>, &gather<float>};
+    &assign,       &best_of,   &scan<uint16_t>, &scan<float>,   &add_softmax, &add_variance, &add_size, &keys_of,
+    &kth_largest,  &at_least,  &dot<uint16_t>,  &dot<float>,    &dot_stretch, &soften,      &weigh<uint16_t>, &weigh<float>};
 
 }  // namespace statepool::STATEPOOL_NS

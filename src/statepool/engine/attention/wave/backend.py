@@ -21,9 +21,11 @@ from statepool.engine.attention.wave.certificate import lengths
 from statepool.engine.attention.wave.config import WaveConfig
 from statepool.engine.attention.wave.index import Partial, SegmentView
 from statepool.engine.attention.wave.segment import Segment
+from statepool.engine.attention.wave.shared import SharedClusters
 from statepool.engine.attention.wave.trace import SelectionTrace
 from statepool.engine.batch import Batch, Context
 from statepool.kv.layout import BLOCK_SIZE, tokens_of
+from statepool.kv.pool import Pool
 from statepool.kv.tiers import Resident, TieredBlocks
 from statepool.native import kernels
 
@@ -69,6 +71,12 @@ class WaveAttention:
         self._config = config
         self._scale = head_dim**-0.5
         self.segments = SegmentCache(cache_bytes)
+        self.shared: SharedClusters | None = None
+
+    def share(self, inward: Pool, outward: Pool, block_bytes: int, layers: range) -> SharedClusters:
+        """Take clusters from a pool of several engines, and give it those found here; see ``SharedClusters``."""
+        self.shared = SharedClusters(inward, outward, block_bytes, layers, self._config)
+        return self.shared
 
     def attend(self, layer: int, query: F32, batch: Batch, out: F32) -> None:
         """See ``Backend.attend``."""
@@ -179,10 +187,25 @@ class WaveAttention:
         segment = self.segments.get(key)
         if segment is None:
             pool, at, pages = self._blocks.place(layer, blocks[start // BLOCK_SIZE : stop // BLOCK_SIZE])
-            segment = Segment.build(*tokens_of(pool, at, pages), start, self._config)
+            segment = self._build(key, *tokens_of(pool, at, pages), start, stop)
             if self.buffer is not None:
                 segment = self.buffer.store(segment)
             self.segments.put(key, segment)
+        return segment
+
+    def _build(
+        self, key: _Key | None, keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int, stop: int
+    ) -> Segment:
+        """Only what follows from the tokens alone is the pool's, so that anybody who has the prompt finds it."""
+        clusters = self._config.clusters(start, stop)
+        if self.shared is None or key is None or key[3] != stop or clusters >= 1 << 16:
+            return Segment.build(keys, values, start, self._config)
+        pinned = self._config.pinned(start, stop)
+        name, layer = key[0] + start.to_bytes(8, "little"), key[1]
+        labels = self.shared.get(name, layer, (len(keys), stop - start - pinned), clusters)
+        segment = Segment.build(keys, values, start, self._config, labels)
+        if labels is None:
+            self.shared.put(name, layer, segment.labels())
         return segment
 
 

@@ -110,6 +110,10 @@ class WaveConfig:
         read = min(max(round(self.retrieve * clusters), self.least), clusters)
         return read, min(round(self.estimate * clusters), clusters - read)
 
+    def pinned(self, start: int, stop: int) -> int:
+        """First tokens of one segment that are in no cluster: the sink, if it is the first."""
+        return min(self.sink, stop - start - 1) if start == 0 else 0
+
     def clusters(self, start: int, stop: int) -> int:
         """Clusters of one segment."""
         return max((stop - start) // self.tokens_per_cluster, 1)

@@ -53,7 +53,14 @@ class Segment:
     stored: Any = None
 
     @classmethod
-    def build(cls, keys: npt.NDArray[Any], values: npt.NDArray[Any], start: int, config: WaveConfig) -> Segment:
+    def build(
+        cls,
+        keys: npt.NDArray[Any],
+        values: npt.NDArray[Any],
+        start: int,
+        config: WaveConfig,
+        labels: npt.NDArray[np.uint16] | None = None,
+    ) -> Segment:
         """Cluster the tokens that begin at position ``start``.
 
         Deterministic: equal keys, values and settings give equal bytes, on every machine and with any threads.
@@ -62,13 +69,14 @@ class Segment:
             keys, values: T ``[heads][tokens][head_dim]``, rotated, finite.
             start: position of the first token.
             config: settings.
+            labels: of the same segment built before, which are then not looked for again; the bytes are the same.
 
         Raises:
             InvalidRequest: a key or value is NaN or infinite, or the shapes do not fit.
         """
         check(keys, values, start)
         heads, tokens, width = keys.shape
-        pinned = min(config.sink, tokens - 1) if start == 0 else 0
+        pinned = config.pinned(start, start + tokens)
         clusters = min(config.clusters(start, start + tokens), tokens - pinned)
         padded = -(-clusters // LANES) * LANES
         tiles, each = ((heads, padded // LANES, width, LANES), keys.dtype), ((heads, padded), np.float32)
@@ -113,8 +121,18 @@ class Segment:
             segment.spread,
             segment.reach,
             segment.value_reach,
+            labels,
         )
         return segment
+
+    def labels(self) -> npt.NDArray[np.uint16]:
+        """The cluster of every token behind the pinned ones, ``[heads][tokens - pinned]``; clusters are in memory."""
+        found = np.empty((len(self.order), self.order.shape[1] - self.pinned), np.uint16)
+        for head, order in enumerate(self.order):
+            found[head, order[self.pinned :] - self.pinned] = np.repeat(
+                np.arange(self.clusters, dtype=np.uint16), np.diff(self.offsets[head])
+            )
+        return found
 
     @property
     def clusters(self) -> int:
