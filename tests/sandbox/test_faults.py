@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.sandbox.conftest import USABLE
 from statepool.core.errors import InvalidRequest, NotFound
 from statepool.sandbox import Pool, Sandbox, Template, cgroup
 from statepool.sandbox.errors import SandboxError
+from statepool.sandbox.slots import Slot
 from statepool.sandbox.template import HOME, Limits
 
 HEAD = """
@@ -311,6 +313,43 @@ def test_a_template_that_is_rebuilt_while_it_is_used(pool):
     pool.settle()
     with Sandbox("again", pool=pool) as later:
         assert later.run_code(code).text == "'new'"
+
+
+def test_a_slot_that_is_made_while_its_template_is_replaced_or_its_pool_closed_ends(pool, monkeypatch):
+    made, begun, go, start = [], threading.Event(), threading.Event(), Slot.start
+
+    def slow(slot, born):
+        made.append(slot)
+        begun.set()
+        assert go.wait(100)
+        start(slot, born)
+
+    monkeypatch.setattr(Slot, "start", slow)
+    with ThreadPoolExecutor(2) as crowd, Pool([Template("again", env={"KIND": "old"})], low=0) as small:
+        filling = crowd.submit(small.fill, "again", 1)
+        assert begun.wait(100)
+        small.add(Template("again", env={"KIND": "new"}))
+        go.set()
+        filling.result(100)
+        assert not made[0].alive
+        with Sandbox("again", pool=small) as new:
+            assert new.run_code("import os\nos.environ['KIND']").text == "'new'"
+        begun.clear()
+        go.clear()
+        filling = crowd.submit(small.fill, "again", 8)
+        assert begun.wait(100)
+        closing = crowd.submit(small.close)
+        while not small.closed:
+            time.sleep(0.001)
+        go.set()
+        with pytest.raises(SandboxError, match="closed"):
+            filling.result(100)
+        closing.result(100)
+    assert not any(slot.alive for slot in made)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{slot.pid}").exists() for slot in made):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 SWAP = """

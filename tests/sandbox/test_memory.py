@@ -69,10 +69,10 @@ def test_large_data_needs_no_tables_of_small_pages(numeric):
         inode = os.fstat(dataset.fd).st_ino
         if not (here := _in_large_pages("self", inode)):
             pytest.skip("this Linux makes no large pages of memory that is there")
-        slot = sandbox.lease.slot
-        (pid,) = slot.cgroup.members() - slot.own
         dataset.attach(sandbox)
         assert sandbox.run_code("int(big[:: 1 << 20].sum())").text == "8"
+        slot = sandbox.lease.slot
+        (pid,) = slot.cgroup.members() - slot.own  # now that it has been forked
         assert _in_large_pages(pid, inode) == here == 8 << 20
     dataset.close()
 

@@ -224,7 +224,10 @@ def sums():
     return hashlib.sha256(b"".join(data)).digest()
 before = sums()
 _sandbox.seal()
-assert sums() == before and open("/proc/self/maps").read().count("/memfd:template") > 10
+maps = open("/proc/self/maps").read()
+assert sums() == before and maps.count("/memfd:template") > 10
+rights = {line.split()[1] for line in maps.splitlines() if "/lib-dynload/" in line}
+assert rights == {"r-xp"}, "constants and code are one mapping"
 pid = os.fork()
 if pid == 0:
     data[7] = b"mine"

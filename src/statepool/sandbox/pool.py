@@ -140,20 +140,14 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         Raises:
             SlotFailed: one could not be made.
         """
-        shelf = self._shelf(template)
         while True:
             with self._lock:
+                shelf = self._shelf(template)
                 waiting = sum(len(other.parked) for other in self._shelves.values())
                 if len(shelf.parked) >= count or waiting + len(self._busy) + self._making >= self.most:
                     return
                 self._making += 1
-            try:
-                slot = self._make(shelf)
-            finally:
-                with self._lock:
-                    self._making -= 1
-            with self._lock:
-                shelf.parked.append((slot, policy.Parked(template, None, time.monotonic(), 0)))
+            self._make(shelf, self._shelve)
 
     def acquire(self, template: str = "py", domain: str | None = None) -> Slot:
         """A clean slot of this template.
@@ -171,15 +165,15 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
             return self._cross(taken, template, domain) if choice.fresh_network else taken
         if taken is not None:
             self._destroy(taken)
-        try:
-            slot = self._make(shelf)
-        finally:
-            with self._lock:
-                self._making -= 1
-        with self._lock:
-            slot.taken = time.monotonic()
-            self._busy.add(slot)
-        return slot
+        return self._make(shelf, self._take) or self.acquire(template, domain)
+
+    def _take(self, slot: Slot) -> None:
+        slot.taken = time.monotonic()
+        self._busy.add(slot)
+
+    def _shelve(self, slot: Slot, domain: str | None = None) -> None:
+        about = policy.Parked(slot.zygote.template.name, domain, time.monotonic(), slot.uses)
+        self._shelves[about.template].parked.append((slot, about))
 
     def _wait_for(self, shelf: _Shelf, domain: str | None) -> tuple[policy.Choice, Slot | None]:
         """A choice. Where nothing waits, the caller cleans what lies there: that is quicker than making another."""
@@ -229,8 +223,7 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
                 other, taken, about = waiting[choice.index]
                 other.parked.remove((taken, about))
             if choice.kind == "reuse" and taken is not None:
-                taken.taken = time.monotonic()
-                self._busy.add(taken)
+                self._take(taken)
             else:
                 self._making += 1
             return choice, taken
@@ -322,9 +315,9 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
             return len(self._busy)
 
     def settle(self, timeout: float = 30.0) -> None:
-        """Wait until everything given back is clean again."""
+        """Wait until everything given back is clean again, and nothing is being made."""
         deadline = time.monotonic() + timeout
-        while (self._dirty or self._cleaning) and time.monotonic() < deadline:
+        while (self._dirty or self._cleaning or self._making) and time.monotonic() < deadline:
             if not self._clean_one(None):
                 time.sleep(0.001)
 
@@ -336,6 +329,7 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         self._work.put(None)
         self._thread.join(30)
         self._dirty.clear()
+        self.settle()
         with self._lock:
             slots = [*self._busy, *(slot for shelf in self._shelves.values() for slot, _ in shelf.parked)]
             self._busy.clear()
@@ -356,24 +350,35 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
             raise SandboxError("the pool is closed")
         return shelf
 
-    def _make(self, shelf: _Shelf) -> Slot:
-        name = f"{os.getpid()}-{next(_NAMES)}"
+    def _make(self, shelf: _Shelf, keep: Callable[[Slot], None]) -> Slot | None:
+        """Make a slot that was counted, and keep it; None if another template has come in place of its own."""
+        name, made, slot = f"{os.getpid()}-{next(_NAMES)}", None, None
         try:
             shelf.zygote.start()  # before anything is made that a failure would leave
             began = time.monotonic()
-            slot = Slot(name, shelf.zygote, Cgroup(name, self._cgroups), self._reactor)
-            try:
-                self._ledger.write(cgroup=name)
-                slot.cgroup.create()
-                slot.start(self._journal)
-                self._park(slot)
-            except BaseException:
-                self._destroy(slot)
-                raise
-        except OSError as error:
-            raise SlotFailed(f"a slot could not be made: {error}") from error
-        shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
+            made = Slot(name, shelf.zygote, Cgroup(name, self._cgroups), self._reactor)
+            self._ledger.write(cgroup=name)
+            made.cgroup.create()
+            made.start(self._journal)
+            self._park(made)
+            shelf.start_seconds += _SMOOTH * (time.monotonic() - began - shelf.start_seconds)
+            slot = made
+        except (OSError, StatepoolError) as error:
+            if not self._replaced(shelf):
+                told = isinstance(error, StatepoolError)
+                raise error if told else SlotFailed(f"a slot could not be made: {error}") from error
+        finally:
+            with self._lock:  # at once, so that who closes the pool, or puts another template here, finds it
+                self._making -= 1
+                slot = None if self._replaced(shelf) else slot
+                if slot is not None:
+                    keep(slot)
+            if made is not None and slot is None:
+                self._destroy(made)
         return slot
+
+    def _replaced(self, shelf: _Shelf) -> bool:
+        return self._shelves.get(shelf.zygote.template.name) is not shelf
 
     def _journal(self, pid: int) -> None:
         self._ledger.write(pid=pid, started=ledger.started(pid))
@@ -432,17 +437,15 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
                 self._park(slot)
             except (SandboxError, OSError) as error:
                 problem = str(error)
-        if problem is not None or self.closed:
-            self.discard(slot, problem or "the pool is closed")
-            return
-        assert shelf is not None
         with self._lock:
-            self.counters["resets"] += 1
-            self._busy.discard(slot)
-            now = time.monotonic()
-            shelf.lease_seconds += _SMOOTH * (slot.held + now - began - shelf.lease_seconds)
-            shelf.parked.append((slot, policy.Parked(shelf.zygote.template.name, domain, now, slot.uses)))
-            self._news.notify_all()
+            if problem is None and shelf is not None and not self.closed and not self._replaced(shelf):
+                self.counters["resets"] += 1
+                self._busy.discard(slot)
+                shelf.lease_seconds += _SMOOTH * (slot.held + time.monotonic() - began - shelf.lease_seconds)
+                self._shelve(slot, domain)
+                self._news.notify_all()
+                return
+        self.discard(slot, problem or "the pool is closed")
 
     def _refill(self, template: str) -> None:
         shelf = self._shelves[template]

@@ -404,8 +404,10 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     def start_kernel(self) -> Link:
         """A kernel without a tenant's state, in this sandbox's files."""
         link, ends = Link.make()
-        with ends:
+        with contextlib.ExitStack() as undo, ends:
+            undo.callback(link.close)
             link.pid = self.lease.slot.post("kernel", self._root, fds=ends.fds)
+            undo.pop_all()
         return link
 
     def _forget_files(self) -> None:

@@ -110,6 +110,7 @@ class Zygote:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -123,9 +124,10 @@ class Zygote:
             SlotFailed: the preload failed; the message has the reason.
         """
         with self._lock:
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._start()
+            if self._closed:
+                raise SlotFailed(f"template {self.template.name}: it is closed")
+            if self._process is None or self._process.poll() is not None:
+                self._start()
 
     def fork(self, control: Channel, cgroups: Iterable[Path]) -> None:
         """Ask for a slot in these cgroups; its first words come on the other end of ``control``."""
@@ -144,12 +146,14 @@ class Zygote:
                 assert self._channel is not None
                 self._channel.order(order, fds)
                 return
-            self.close()
+            with self._lock:
+                self._end()
         raise SlotFailed(f"template {self.template.name}: its zygote ends as soon as it is asked for a slot")
 
     def close(self) -> None:
-        """End the process; its slots live on."""
+        """End the process for good; its slots live on."""
         with self._lock:
+            self._closed = True
             self._end()
 
     def _end(self) -> None:
@@ -258,9 +262,9 @@ class Slot:
         """Make a kernel wait for a tenant of this user id: confined already, with nothing of the tenant's yet."""
         link, ends = Link.make()
         bounds = _rlimits(limits, memory_rlimit)
+        self.tenant = (uid, limits, link)  # before it can fail: who ends the slot closes the link
         with ends:
             link.pid = self.post("start", uid, limits.files_bytes, limits.inodes, *bounds, fds=ends.fds)
-        self.tenant = (uid, limits, link)
 
     def post(self, what: str, *fields: str | int, fds: Iterable[int] = ()) -> Future[Reply]:
         """Send a request; the future has the answer and its descriptors, which the caller closes.

@@ -9,14 +9,11 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from statepool.core.command import Adder, adder
 from statepool.core.errors import InvalidRequest
 from statepool.sandbox import remote_commands
-
-if TYPE_CHECKING:
-    from statepool.sandbox.template import Template
 
 __all__ = ["add"]
 
@@ -25,28 +22,23 @@ _MODULES = "import json as _json, sys as _sys\nprint(_json.dumps(sorted(_sys.mod
 
 def add(command: Adder) -> None:
     """Add the commands to the tree of ``statepool sandbox``."""
-    kinds = command("template", "kinds of sandboxes: list, build, show", None)
-    sub = adder(kinds)
-    listing = sub("list", "kinds that a server offers", _list)
-    remote_commands.add_server(listing)
+    sub = adder(command("template", "kinds of sandboxes: list, build, show", None))
+    remote_commands.add_server(sub("list", "kinds that a server offers", _list))
     build = sub("build", "make a kind from its manifest, run a cell in it, and say what it costs", _build)
     build.add_argument("manifest", type=Path, help="manifest in TOML")
-    build.add_argument(
-        "--trace", type=Path, metavar="FILE", help="run this code and name what it imports beyond preload"
-    )
-    build.add_argument("--driver", default="auto", help="ns (root), userns (any user) or auto (default)")
-    build.add_argument("--json", action="store_true", help="print plain values")
+    build.add_argument("--trace", type=Path, metavar="FILE", help="run this code; name what it imports beyond preload")
     show = sub("show", "a manifest with everything it leaves to the defaults", _show)
     show.add_argument("manifest", type=Path, help="manifest in TOML")
 
     bench = command("bench", "what a kind of sandbox costs here: starts, many at once, forks", _bench)
     bench.add_argument("--template", type=Path, metavar="FILE", help="manifest in TOML (default: plain Python)")
-    bench.add_argument("--driver", default="auto", help="ns (root), userns (any user) or auto (default)")
     bench.add_argument("--starts", type=int, default=100, metavar="N", help="one after the other (default 100)")
     bench.add_argument("--burst", type=int, default=200, metavar="N", help="as fast as they come (default 200)")
     bench.add_argument("--at-once", type=int, default=64, metavar="N", help="callers of the burst (default 64)")
     bench.add_argument("--forks", type=int, default=64, metavar="N", help="of one sandbox (default 64)")
-    bench.add_argument("--json", action="store_true", help="print plain values")
+    for one in (build, bench):
+        one.add_argument("--driver", default="auto", help="ns (root), userns (any user) or auto (default)")
+        one.add_argument("--json", action="store_true", help="print plain values")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -108,11 +100,12 @@ def _build(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from statepool.sandbox import trial
     from statepool.sandbox.pool import Pool
+    from statepool.sandbox.template import Template
 
     for name in ("starts", "burst", "at_once", "forks"):
         if getattr(options, name) < 1:
             raise InvalidRequest(f"--{name.replace('_', '-')}: must be at least 1", param=name)
-    template = _template(options.template)
+    template = Template() if options.template is None else Template.read(options.template)
     crowd = options.at_once
     with Pool([template], driver=options.driver, low=min(8, crowd), high=max(8, crowd), most=4 * crowd + 8) as pool:
         pool.fill(template.name, min(8, crowd))
@@ -144,12 +137,6 @@ def _bench(options: argparse.Namespace) -> int:
         for problem in sorted(set(many.errors)):
             print(problem, file=sys.stderr)
     return 1 if many.errors else 0
-
-
-def _template(path: Path | None) -> Template:
-    from statepool.sandbox.template import Template
-
-    return Template() if path is None else Template.read(path)
 
 
 def _imported(before: set[str], after: set[str]) -> list[str]:

@@ -70,8 +70,7 @@ def _show(kernel: Kernel, space: mmap.mmap, parts: list[list[Any]], begin: int =
         numpy = importlib.import_module("numpy")
     for name, dtype, shape, offset in parts:
         if numpy is not None:
-            count = int(numpy.prod(shape, dtype=numpy.int64))
-            value: Any = numpy.frombuffer(space, dtype=dtype, count=count, offset=begin + offset).reshape(shape)
+            value: Any = numpy.ndarray(shape, dtype, space, begin + offset)
         else:
             value = memoryview(space)[begin + offset :]
         kernel.module.__dict__[sys.intern(name)] = value

@@ -25,6 +25,8 @@ __all__ = ["main"]
 
 _KERNEL = 3
 """Descriptor of a kernel's socket."""
+_SHARED = ["encodings.idna", "encodings.ascii", "encodings.latin_1", "traceback", "linecache", "tokenize", "asyncio"]
+"""Modules of every template."""
 _DRILLS = 100
 """Python 3.11 to 3.13 give up to specialise an instruction after fewer attempts."""
 
@@ -55,16 +57,7 @@ def main(fd: int) -> NoReturn:
 def _load(spec: dict[str, Any]) -> None:
     """Import what sandboxes share, and move it out of the collector's sight, so that it writes to none of it."""
     forked.record()
-    for name in (
-        "encodings.idna",
-        "encodings.ascii",
-        "encodings.latin_1",
-        "traceback",
-        "linecache",
-        "tokenize",
-        "asyncio",
-        *spec["preload"],
-    ):
+    for name in [*_SHARED, *spec["preload"]]:
         importlib.import_module(name)
     if spec["warm"]:
         exec(compile(spec["warm"], "<template>", "exec"), {"__name__": "__main__"})  # noqa: S102  # the operator's code
