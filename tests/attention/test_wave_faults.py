@@ -1,4 +1,4 @@
-"""What can go wrong around segments in a file: clusters larger than the cache, neighbours that leave, a killed process."""
+"""What can go wrong around segments in a file: giant clusters, neighbours that leave, a killed process."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_giant_cluster_in_a_file(pages):
 
 
 def test_a_neighbour_that_frees_shared_segments_changes_nothing():
-    """Two contexts read the same segments through a small cache while a third takes others and leaves, again and again."""
+    """Two contexts read the same segments through a small cache; a third takes others and leaves, again and again."""
     shared, other = segments(*drawn(3)), segments(*drawn(4))
     queries = asked(5, 40)
     wanted = [view(shared).partial(query, 0.3)[2].tobytes() for query in queries]
