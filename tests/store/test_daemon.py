@@ -22,7 +22,7 @@ from statepool.core.errors import (
     Unavailable,
 )
 from statepool.store import sequences
-from statepool.store.net.framing import LIMIT, REPLIES, REQUESTS, Request, Splitter, address, pack
+from statepool.store.net.framing import LIMIT, REPLIES, REQUESTS, Reply, Request, Splitter, address, pack
 from statepool.store.net.link import Link
 from statepool.store.net.remote import RemoteNative
 
@@ -262,6 +262,27 @@ def test_killed_daemon_restarts_under_its_clients(tmp_path: Path) -> None:
             assert done.is_set()
             assert [counter[i] for i in range(300)] == [b"%d" % i for i in range(300)]
             assert len(counter) == 300 and len(entries) == 300
+
+
+def test_a_refusal_is_told_though_nobody_answers_later(tmp_path: Path) -> None:
+    where, listener = unix(tmp_path, "socket"), socket.socket(socket.AF_UNIX)
+    place = address(where)
+    assert isinstance(place, str)
+    listener.bind(place)
+    listener.listen()
+
+    def refuse_once() -> None:
+        with listener.accept()[0] as connection:
+            (body,) = Splitter().feed(connection.recv(1 << 16))
+            refusal = ("Fenced", "term 1 has begun")
+            connection.sendall(pack(REPLIES.encode(Reply(REQUESTS.decode(body).number, error=refusal))))
+
+    refusing = threading.Thread(target=refuse_once)
+    refusing.start()
+    with pytest.raises(Unavailable, match="term 1 has begun"):
+        statepool.store.open(where, timeout=3.0)
+    refusing.join()
+    listener.close()
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

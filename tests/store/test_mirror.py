@@ -78,7 +78,7 @@ def test_a_mirror_copies_follows_and_catches_up(tmp_path: Path) -> None:
         done = promote(copy, "--force", "--of", where)
         assert done.returncode == 0 and done.stdout.startswith("term 1")
         with pytest.raises(StatepoolError, match="term 1 has begun"):
-            statepool.store.open(where, timeout=0.5)
+            statepool.store.open(where, timeout=3.0)
     with statepool.store.open(copy) as store:
         entries = store.dict("d")
         assert len(entries) == 2000 + 1 + 1 + 20 + 100 + 1 + 1 + 1 + (b"lost" in entries)
@@ -145,7 +145,7 @@ def test_the_mirror_takes_over_with_a_witness(tmp_path: Path) -> None:
         # The old primary finds out that its reign is over, and becomes the mirror of the new one.
         primary = start("serve", first, "--listen", first_url, *lease)
         with pytest.raises(StatepoolError, match=r"its term 0 is over|cannot renew"):
-            statepool.store.open(first_url, timeout=1.0)
+            statepool.store.open(first_url, timeout=3.0)
         time.sleep(0.5)
         kill(primary)
         refused = subprocess.run(
@@ -171,7 +171,7 @@ def test_a_primary_cut_off_from_its_witness_stops(tmp_path: Path) -> None:
     with processes() as start:
         witness = start("witness", tmp_path / "w", "--listen", witness_url, "--lease", "1")
         start("serve", tmp_path / "s", "--listen", url, "--capacity", "64MiB", "--witness", witness_url, "--lease", "1")
-        with statepool.store.open(url, timeout=0.5) as store:
+        with statepool.store.open(url, timeout=3.0) as store:
             entries = store.dict("d")
             entries[b"k"] = b"v"
             kill(witness)

@@ -47,6 +47,15 @@ class RemoteSnapshot:
     cache: ReadCache
 
 
+class _Refused(LinkLost):
+    """What a daemon answered to the first message of a connection."""
+
+
+def _telling(before: Exception | None, now: Exception) -> Exception:
+    """The one to be told: a daemon's own words, if there were some, rather than somebody's silence."""
+    return before if isinstance(before, _Refused | Fenced | Unavailable) and not isinstance(now, _Refused) else now
+
+
 class RemoteNative:
     """Calls over a connection that is made again when it breaks. Any thread may call.
 
@@ -78,13 +87,14 @@ class RemoteNative:
             OutcomeUnknown: a write was sent and no answer came in time.
         """
         until, open_ended, link = time.monotonic() + self._timeout, False, None
+        error: Exception | None = None
         while True:
             try:
                 link = self._connected(until)
                 reply = link.call(method, list(arguments), until)
                 if reply.error is None:
                     return reply.result
-                error: Exception = raised(reply.error)
+                error = raised(reply.error)
                 if open_ended and isinstance(error, MirrorLost | StoreReadOnly):
                     break  # this time nothing was changed; the first time it may have been
                 if not isinstance(error, Fenced | Unavailable):
@@ -92,7 +102,7 @@ class RemoteNative:
                 open_ended = open_ended or method == "commit"
                 self._drop(link)
             except LinkLost as lost:
-                error = lost
+                error = _telling(error, lost)
                 open_ended = open_ended or (method == "commit" and link is not None)
             link = None
             if self._closed or time.monotonic() + _PAUSE > until:
@@ -112,7 +122,7 @@ class RemoteNative:
             return self._link
 
     def _connect(self, until: float) -> Link:
-        why = LinkLost("no address")
+        why: Exception = LinkLost("no address")
         for url in list(self._urls):
             left = until - time.monotonic()
             try:
@@ -121,7 +131,7 @@ class RemoteNative:
                     "hello", [self._level, self._term], min(until, time.monotonic() + max(left / 2, 0.01))
                 )
             except LinkLost as lost:
-                why = lost
+                why = _telling(why, lost)
             else:
                 if reply.error is None:
                     if reply.result != self._term:
@@ -129,7 +139,7 @@ class RemoteNative:
                     self._term = max(self._term, reply.result)
                     return link
                 link.close()
-                why = LinkLost(f"{url}: {reply.error[1]}")
+                why = _Refused(f"{url}: {reply.error[1]}")
             self._urls.append(self._urls.pop(0))  # the next one may be the primary now
         raise why
 
