@@ -61,6 +61,8 @@ class Result:
     truncated: bool
     """The deadline came first: better rows may have been missed."""
     stats: Stats
+    vectors: np.ndarray | None = None
+    """float32 ``[<= k, dim]``, if they were asked for."""
 
 
 def union(first: Result, second: Result, k: int) -> Result:

@@ -11,7 +11,7 @@ from statepool.core.errors import InvalidRequest
 
 from .errors import DimensionError
 
-__all__ = ["cores", "floats", "labels", "one_of", "same_width", "within"]
+__all__ = ["check_search", "cores", "floats", "labels", "one_of", "same_width", "within"]
 
 
 def floats(name: str, array: Any, axes: int) -> np.ndarray:
@@ -61,3 +61,15 @@ def within(name: str, value: int, least: int, most: int) -> None:
     """Raise InvalidRequest unless the value is an integer of the range."""
     if not isinstance(value, int) or not least <= value <= most:
         raise InvalidRequest(f"{name}: {value!r} is no integer from {least} to {most}", param=name)
+
+
+def check_search(k: int, ef: int | None) -> int:
+    """How many candidates to keep.
+
+    Raises:
+        InvalidRequest: ``k`` is below 1 or above ``ef``.
+    """
+    width = max(64, 2 * k) if ef is None else ef
+    if not 1 <= k <= width:
+        raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
+    return width

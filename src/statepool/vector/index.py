@@ -18,6 +18,7 @@ import numpy as np
 from statepool.core.errors import InvalidRequest, NotFound
 
 from .answer import Result, Stats
+from .calibration import Calibrated
 from .check import cores, floats, labels, one_of, same_width, within
 from .columns import Columns, Values
 from .errors import IndexCorruptError, ReadOnlyError
@@ -28,10 +29,10 @@ from .log import Lock, log_path
 from .names import Ids, Names, are_texts
 from .native import DTYPES, ENGINES, METRICS, Dtype, EngineName, Metric, core
 from .policy import MOMENT_NS, choose_engine, choose_period, most_worth
-from .searching import Filter, Searching
+from .searching import Filter
 from .settings import ColumnType, Settings
 
-__all__ = ["MOST_THREADS", "Index", "check_search"]
+__all__ = ["MOST_THREADS", "Index"]
 
 MOST_THREADS = 64
 """Most threads of one query."""
@@ -51,7 +52,7 @@ _MASKS = 16
 """Filters whose rows are remembered."""
 
 
-class Index(Searching):
+class Index(Calibrated):
     """Vectors and a graph over them (Vamana), searched best-first.
 
     Args:
@@ -154,6 +155,7 @@ class Index(Searching):
         self.columns = Columns(settings.columns)
         self.columns.put(np.arange(len(rows)), values)
         self._masks.clear()
+        self._widths.clear()
 
     def _build_and_tell(self, arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -176,6 +178,7 @@ class Index(Searching):
             raise InvalidRequest("seal: the index is empty; build it first")
         self._core.seal(cores(threads), self.settings.seed)
         self._sealed = True
+        self._widths.clear()
 
     def search(
         self,
@@ -183,10 +186,12 @@ class Index(Searching):
         k: int = 10,
         ef: int | None = None,
         *,
+        recall: float | None = None,
         threads: int | Literal["auto"] = 1,
         engine: EngineName = "auto",
         deadline_us: float | None = None,
         filter: Filter | None = None,  # noqa: A002 - the name of the literature
+        return_vectors: bool = False,
     ) -> Result:
         """The ``k`` rows nearest to ``q``, approximately.
 
@@ -194,26 +199,40 @@ class Index(Searching):
             q: ``[dim]``, any float dtype.
             k: Rows wanted, at least 1.
             ef: Candidates kept while searching; more find more and take longer. Default ``max(64, 2 k)``.
+            recall: Instead of ``ef``: the share of the true ``k`` nearest to find, between 0 and 1. The first search
+                that asks for it takes as long as 128 exact ones, to calibrate on queries made of the index's own rows;
+                queries farther from the rows find less, and ``calibrate`` with some of them is better then.
             threads: Threads for this one query, 1 to 64, or ``auto``: the cores that are idle now. Only 1, the default,
                 explores the same rows every time; with more, an answer near the edge of recall may vary between runs.
             engine: How they work together; ``auto`` takes what is best for their number.
             deadline_us: Answer with the best so far after this many microseconds.
             filter: Only rows that pass, see ``statepool.vector.filters``; answers then come from one thread, and
-                ``stats.path`` tells how they were looked for.
+                ``stats.path`` tells how they were looked for. ``recall`` then is that of a search without.
+            return_vectors: Whether the answer has the vectors of its rows too, as ``get`` gives them.
 
         Raises:
             DimensionError: ``q`` is not ``[dim]``.
-            InvalidRequest: ``k > ef``, an argument out of its range, or values that are not finite.
+            InvalidRequest: ``k > ef``, a recall that is not reached, an argument out of its range, or values that
+                are not finite.
             FilterError: an unknown column, or a value of another type.
         """
-        width = check_search(k, ef)
+        width = self._width(k, ef, recall)
         one_of("engine", engine, ENGINES)
         if threads != "auto":
             within("threads", threads, 1, MOST_THREADS)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         query = self._query(q)
-        if filter is not None:
-            return self.among(Ask(query, k, width, deadline), self.passing(filter))
+        if filter is None:
+            found = self._nearest(query, k, width, threads, engine, deadline)
+        else:
+            found = self.among(Ask(query, k, width, deadline), self.passing(filter))
+        if return_vectors:
+            found.vectors = self.get(found.ids)
+        return found
+
+    def _nearest(
+        self, query: np.ndarray, k: int, width: int, threads: int | Literal["auto"], engine: EngineName, deadline: int
+    ) -> Result:
         if threads == "auto":
             most = min(MOST_THREADS, most_worth(self.dim, width, self._sealed))
             number = ENGINES["async" if engine == "auto" else engine]
@@ -448,15 +467,3 @@ class Index(Searching):
     def _result(self, found: tuple[np.ndarray, np.ndarray, Any]) -> Result:
         positions, distances, counts = found
         return Result(self._named(positions), distances, counts.truncated, Stats.of(counts))
-
-
-def check_search(k: int, ef: int | None) -> int:
-    """How many candidates to keep.
-
-    Raises:
-        InvalidRequest: ``k`` is below 1 or above ``ef``.
-    """
-    width = max(64, 2 * k) if ef is None else ef
-    if not 1 <= k <= width:
-        raise InvalidRequest(f"k: {k} is outside 1 to ef ({width}); raise ef", param="k")
-    return width

@@ -21,9 +21,9 @@ import numpy as np
 from statepool.core.errors import InvalidRequest, Unavailable
 
 from .answer import Result, Stats
-from .check import floats, labels, same_width, within
+from .check import check_search, floats, labels, same_width, within
 from .columns import Values
-from .index import Index, check_search
+from .index import Index
 from .names import Ids, Names, are_texts
 from .searching import Filter
 from .settings import Settings
@@ -310,7 +310,9 @@ class ShardedIndex:
             stats = stats + part.stats
         # Shards work side by side: the longest is what was waited for.
         stats.ndc_max = max(part.stats.ndc_max for part in parts)
-        return ShardedResult(ids[order], gaps[order], any(part.truncated for part in parts), stats, dict(self._lost))
+        return ShardedResult(
+            ids[order], gaps[order], any(part.truncated for part in parts), stats, lost=dict(self._lost)
+        )
 
 
 def build_shards(

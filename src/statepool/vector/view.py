@@ -12,14 +12,15 @@ import numpy as np
 from statepool.core.errors import InvalidRequest, NotFound
 
 from .answer import Result, Stats, union
+from .calibration import Calibrated
 from .check import one_of, within
 from .columns import Columns
 from .filtered import Ask, Passing, search_among
 from .filters import mask
-from .index import MOST_THREADS, Index, check_search
+from .index import MOST_THREADS, Index
 from .names import Ids, Names
 from .native import ENGINES, core
-from .searching import Filter, Searching
+from .searching import Filter
 
 __all__ = ["Layered", "Parts", "Snapshot", "View"]
 
@@ -63,7 +64,7 @@ class _Frozen:
     alive: np.ndarray
 
 
-class Layered(Searching):
+class Layered(Calibrated):
     """Base and changes, searched as one."""
 
     @abstractmethod
@@ -76,21 +77,34 @@ class Layered(Searching):
         k: int = 10,
         ef: int | None = None,
         *,
+        recall: float | None = None,
         threads: int = 1,
         engine: LiveEngine = "auto",
         deadline_us: float | None = None,
         filter: Filter | None = None,  # noqa: A002 - the name of the literature
+        return_vectors: bool = False,
     ) -> Result:
         """The ``k`` rows nearest to ``q``, approximately; arguments and errors as for ``Index.search``.
 
         The base and the changes are searched one after the other, each with ``ef`` candidates and its own deadline.
+        The width of a ``recall`` is calibrated anew once there are a tenth more or fewer rows. Vectors are those of
+        now: of a row that is replaced meanwhile, perhaps not what the distance was measured to.
         """
-        width = check_search(k, ef)
+        width = self._width(k, ef, recall)
         one_of("engine", engine, {"auto": 0, "sequential": 1, "async": 2, "nosync": 3})
         within("threads", threads, 1, MOST_THREADS)
         deadline = 0 if deadline_us is None else max(1, int(deadline_us * 1000))
         ask = Ask(self._query(q), k, width, deadline)
-        return self._view()._nearest(ask, threads, engine, deadline_us, filter)
+        while True:
+            view = self._view()
+            found = view._nearest(ask, threads, engine, deadline_us, filter)
+            if not return_vectors:
+                return found
+            try:
+                found.vectors = view._rows(found.ids)
+                return found
+            except NotFound:
+                continue  # one was deleted since it was found
 
     def exact(self, q: np.ndarray, k: int = 10, *, filter: Filter | None = None) -> Result:  # noqa: A002
         """The ``k`` rows nearest to ``q``, by looking at every row; errors as for ``Index.exact``."""
