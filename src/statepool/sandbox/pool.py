@@ -451,10 +451,10 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         shelf = self._shelves[template]
         want = policy.wanted(self.low, self.high, round(shelf.peak) - self._out(shelf))
         try:
-            if not self.closed:
-                self.fill(template, want)
+            self.fill(template, want)
         except (StatepoolError, OSError) as error:
-            _log.warning("template %s: %s", template, error)
+            if not self.closed:
+                _log.warning("template %s: %s", template, error)
             shelf.peak = 0.0  # not again before somebody asks
 
     def _keep(self) -> None:
