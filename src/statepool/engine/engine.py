@@ -101,7 +101,7 @@ class Engine:
         self.version = "0"
         self.paused = False
         self._grammars: Any = None
-        shared = _shared(config, layout, self.pool, self.runner)
+        shared = _shared(config, self._attention, layout, self.pool, self.runner)
         self._loop = StepLoop(
             config, self.pool, self.runner, self.sessions, self._root, self._attention, sketcher, shared
         )
@@ -453,12 +453,13 @@ def _runner(
     return DecoderRunner(ops, decoder, checkpoint, config.quant, layout.allocate(blocks), max_len), backend
 
 
-def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runner) -> SharedBlocks | None:
+def _shared(
+    config: EngineConfig, attention: AttentionSpec, layout: KVLayout, own: BlockPool, runner: Runner
+) -> SharedBlocks | None:
     if config.pool is None:
         return None
     from statepool.kv.pool import Pool
 
-    wave = config.attention.startswith("wave")
     inward, outward, *more = (
         Pool(
             config.pool_addresses,
@@ -466,10 +467,10 @@ def _shared(config: EngineConfig, layout: KVLayout, own: BlockPool, runner: Runn
             config.pool_replicas,
             connections=config.pool_connections,
         )
-        for _ in range(4 if wave else 2)
+        for _ in range(4 if attention.exact_prompts else 2)
     )
     inward.check()
-    clusters = AttentionSpec.parse(config.attention).share(runner, layout.block_bytes, *more) if wave else None
+    clusters = attention.share(runner, layout.block_bytes, *more) if more else None
     return SharedBlocks(inward, outward, own, runner, clusters)
 
 
